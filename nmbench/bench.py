@@ -1,0 +1,185 @@
+"""What all jobs of a run share: the dense model, the tokens, the metrics, and how the outside names are looked up."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmbench.data import Pool, calibration_pool, refuse_overlap, test_tokens, tokens_digest
+from nmbench.errors import NMBenchError, unknown
+from nmbench.evaluate import DenseSubject
+from nmbench.events import Progress
+from nmbench.methods import Method
+from nmbench.models import Bundle, DenseWeights
+from nmbench.plugins import Plugins
+from nmbench.registry import Registry
+from nmbench.sources import Dataset, Metric
+from nmbench.spec import RunSpec
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+VERSIONS = ("nmbench", "torch", "transformers", "tokenizers", "safetensors", "pluggy")
+
+
+@dataclass
+class Bench:
+    """The shared state of one run. `reference` holds the dense losses as soon as the dense job has run."""
+
+    spec: RunSpec
+    plugins: Plugins
+    bundle: Bundle
+    dense: DenseWeights
+    metrics: Mapping[str, Metric]
+    texts: Mapping[str, Tensor]
+    pools: Mapping[int, Pool]
+    provenance: Mapping[str, Any]
+    reference: DenseSubject = field(default_factory=lambda: DenseSubject({}))
+
+    def reporter(self, job: str, stage: str) -> Callable[[int, int], None]:
+        """A callback that tells observers how far a stage of a job is."""
+        return lambda done, total: self.plugins.announce("nmbench_progress", event=Progress(job, stage, done, total))
+
+    def learner_reporter(self, job: str, method: Method) -> Callable[[int, Mapping[str, float]], None]:
+        """A callback for `LearnTask.report`; the total is the learner's `steps` option, if it has one."""
+        total = int(getattr(method, "steps", 0))
+        return lambda step, values: self.plugins.announce(
+            "nmbench_progress", event=Progress(job, "learn", step, total, values)
+        )
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and dtypes: what else a number depends on."""
+        device = self.bundle.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+        return {
+            **{package: version(package) for package in VERSIONS},
+            "python": platform.python_version(),
+            "device": device.type,
+            "device_name": name,
+            "threads": torch.get_num_threads(),
+            "dtype": self.spec.dtype,
+            "eval_dtype": self.spec.eval_dtype,
+        }
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run directory says of the run besides its spec."""
+        return {
+            "spec_digest": self.spec.digest,
+            "protocol_digest": self.spec.protocol_digest,
+            "environment": self.environment(),
+            "model": self.bundle.ref,
+            "model_provenance": dict(self.bundle.provenance),
+            "model_digest": self.dense.digest,
+            "coverage": self.bundle.coverage(),
+            "skipped": self.bundle.skipped,
+            "data_provenance": dict(self.provenance),
+            "test_digests": {name: tokens_digest(tokens) for name, tokens in self.texts.items()},
+            "calibration_digests": {str(seed): pool.digest for seed, pool in self.pools.items()},
+            "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
+        }
+
+
+def load_model(spec: RunSpec, plugins: Plugins) -> Bundle:
+    """Load the model of `spec` on its device, without the layers it skips; checks that all weights are finite."""
+    cls, ref = source_of(spec.model, plugins)
+    bundle = cls(dtype=spec.dtype and dtype_of(spec.dtype), trust_remote_code=spec.trust_remote_code).load(ref)
+    bundle.model.to(device_of(spec.device))
+    bundle.check_finite()
+    return bundle.without(spec.skip)
+
+
+def source_of(model: str, plugins: Plugins) -> tuple[type, str]:
+    """The source class and the reference of `--model`: a scheme, a scheme and a reference, or a folder."""
+    registry = plugins.registries.models
+    scheme, _, ref = model.partition(":")
+    if scheme in registry:
+        return registry.get(scheme), ref
+    if Path(model).exists():
+        return plugins.lookup(registry, "folder"), model
+    if "/" in model and ":" not in model:
+        raise NMBenchError(f"model folder {model} does not exist; for a model of the hub write hf:{model}.")
+    raise unknown("model", model, [entry.name for entry in registry], " (and no such folder)")
+
+
+def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle) -> Bench:
+    """Read all texts of a resolved spec. Raises `NMBenchError` if one is too short or if two overlap."""
+    metrics = {name: look_up(plugins, plugins.registries.metrics, name) for name in spec.metrics}
+    names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
+    datasets = {name: look_up(plugins, plugins.registries.datasets, name) for name in names}
+    texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
+    assert spec.calibration is not None  # resolved
+    calibration = look_up(plugins, plugins.registries.datasets, spec.calibration)
+    pools = {seed: pool_of(spec, calibration, bundle, seed) for seed in spec.seeds}
+    for pool in pools.values():
+        for name, tokens in texts.items():
+            refuse_overlap(pool, spec.calibration, tokens, name)
+    provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
+    return Bench(spec, plugins, bundle, DenseWeights(bundle), metrics, texts, pools, provenance)
+
+
+def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int) -> Pool:
+    return calibration_pool(
+        dataset,
+        str(spec.calibration),
+        bundle.tokenizer,
+        given(spec.window_tokens),
+        given(spec.pool_tokens),
+        given(spec.selection_tokens),
+        seed,
+    )
+
+
+def given(value: int | None) -> int:
+    """A length of a resolved spec."""
+    assert value is not None
+    return value
+
+
+def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
+    """Make the data set or metric that `name` or `name:argument` names."""
+    name, _, argument = text.partition(":")
+    return plugins.lookup(registry, name)(argument)
+
+
+def check_names(spec: RunSpec, plugins: Plugins) -> None:
+    """Raise `NMBenchError` for an unknown or ill-formed model, metric, data set or dtype, before anything is loaded."""
+    source_of(spec.model, plugins)
+    if spec.calibration:
+        look_up(plugins, plugins.registries.datasets, spec.calibration)
+    for text in spec.metrics:
+        for name in look_up(plugins, plugins.registries.metrics, text).datasets:
+            look_up(plugins, plugins.registries.datasets, name)
+    for dtype in (spec.dtype, spec.eval_dtype):
+        if dtype:
+            dtype_of(dtype)
+    device_of(spec.device)
+
+
+def dtype_of(name: str) -> str:
+    """`name` if it names a dtype that models are run in."""
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return name
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a run; `auto` is CUDA where there is one, else the CPU. Raises `NMBenchError` if it is missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise unknown("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise NMBenchError("device cuda is not there: torch sees no CUDA GPU; use --device cpu.")
+    return torch.device(name)
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

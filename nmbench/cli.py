@@ -1,0 +1,199 @@
+"""The command line: parse, call, print. No logic lives here, and `nmbench --help` imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nmbench.errors import NMBenchError
+
+if TYPE_CHECKING:
+    from nmbench.plugins import Plugins
+    from nmbench.spec import RunSpec
+
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Turns errors the user can fix into one line and exit status 1, and Ctrl-C into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NMBenchError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted; nothing finished is lost. The same command goes on from here.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="nmbench")
+def main() -> None:
+    """Compare strict N:M pruning methods (keep N of every M consecutive weights) on language models."""
+
+
+plugin_option = click.option(
+    "--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py."
+)
+
+
+@main.command()
+@click.option("--method", "methods", multiple=True, metavar="NAME|LABEL=NAME", help="A method; repeat to compare.")
+@click.option("--set", "settings", multiple=True, metavar="LABEL.OPTION=VALUE", help="An option of a method.")
+@click.option("--model", metavar="REF", help="demo, hf:ORG/NAME[@REVISION], a folder, gguf:FILE, tiny:FAMILY.  [demo]")
+@click.option(
+    "--pattern", "patterns", multiple=True, metavar="N:M", help="Keep N of every M weights; repeatable.  [2:4]"
+)
+@click.option("--pattern-for", multiple=True, metavar="LAYERS=N:M", help="Another pattern for layers, as 'mlp.*=4:8'.")
+@click.option("--skip", multiple=True, metavar="LAYERS", help="Leave layers dense, as 'q_proj' or 'layers.0.*'.")
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Repeatable.  [0]")
+@click.option("--calibration", metavar="DATA", help="demo, c4, wikitext2, text:FILE or jsonl:FILE.")
+@click.option("--windows", type=click.IntRange(min=1), help="Calibration windows for statistics.")
+@click.option("--window-tokens", type=click.IntRange(min=2), help="Tokens in a calibration window.")
+@click.option("--pool-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may learn from.")
+@click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may choose by.")
+@click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="As ppl:wikitext2@2048; repeatable.")
+@click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU where there is one.  [auto]")
+@click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
+@click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
+@click.option("--quiet", is_flag=True, help="No progress, only the table.")
+@plugin_option
+def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> None:
+    """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
+    from nmbench.plugins import load_plugins
+    from nmbench.progress import ProgressPrinter
+
+    spec = spec_from(config, flags)
+    plugins = load_plugins(spec.plugins)
+    if not quiet:
+        plugins.add_observer(ProgressPrinter(), "progress")
+    from nmbench.run import run as run_spec
+    from nmbench.table import render
+
+    results = run_spec(spec, out, plugins)
+    write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
+    click.echo(f"\n{render(results)}\n\n{results.directories[0]}: records.jsonl, report.csv, report.md, masks, losses")
+    if any(record["status"] != "ok" for record in results.records):
+        sys.exit(1)
+
+
+def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
+    """The specification that a TOML file and the flags make together; flags win."""
+    from nmbench.pattern import Pattern
+    from nmbench.spec import MethodSpec, RunSpec, read_toml, with_settings
+
+    content = read_toml(config) if config else {}
+    methods = [MethodSpec.parse(text) for text in flags.pop("methods")]
+    settings, special = flags.pop("settings"), flags.pop("pattern_for")
+    if not methods and not content.get("methods"):
+        raise click.UsageError("give at least one --method NAME; `nmbench methods` lists them.")
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    given = {{"plugin_files": "plugins"}.get(name, name): value for name, value in given.items()}
+    if special:
+        given["pattern_for"] = {text.rpartition("=")[0]: text.rpartition("=")[2] for text in special}
+    if methods:
+        given["methods"] = {m.label: {"method": m.name} for m in methods}
+        if len(given["methods"]) < len(methods):
+            raise NMBenchError("two methods have one label; name them apart with --method LABEL=NAME.")
+    for pattern in flags["patterns"]:
+        Pattern.parse(pattern)
+    spec = RunSpec.from_dict({**content, **given}, str(config) if config else "the flags")
+    return dataclasses.replace(spec, methods=with_settings(spec.methods, settings))
+
+
+@main.command("methods")
+@click.argument("name", required=False)
+@plugin_option
+def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
+    """List the methods, or show the options of one."""
+    from nmbench.plugins import load_plugins
+
+    plugins = load_plugins(plugin_files)
+    if name is None:
+        for entry in plugins.registries.methods:
+            click.echo(f"{entry.name:<12} {kind_of(entry.obj):<13} {summary(entry.obj)}  ({entry.origin})")
+        return
+    cls = plugins.lookup(plugins.registries.methods, name)
+    click.echo(f"{name}: {kind_of(cls)} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")
+    click.echo(options_text(name, cls))
+
+
+def options_text(name: str, cls: Any) -> str:
+    """The options of a method, one a line, as `--set` takes them."""
+    from nmbench.options import describe
+    from nmbench.pattern import Pattern
+
+    lines = []
+    for info in describe(cls):
+        choices = f"; one of {', '.join(map(str, info.choices))}" if info.choices else ""
+        unit = f" [{info.unit}]" if info.unit else ""
+        default = "none" if info.default is None else info.default
+        lines.append(f"  --set {name}.{info.name}={default}  ({info.type}){unit} {info.help}{choices}")
+    for preset, values in cls.presets.items():
+        listed = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"  --set {name}.preset={preset}  sets {listed}")
+    usual = [Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16), Pattern(16, 32)]
+    supported = [str(pattern) for pattern in usual if cls().supports(pattern) is None]
+    return "\n".join([*(lines or ["  no options"]), f"  patterns: {', '.join(supported)} and others alike"])
+
+
+def kind_of(cls: Any) -> str:
+    """The kind of a method, as the documentation names it."""
+    from nmbench.methods import MaskLearner, Scorer, Solver
+
+    kinds = {Scorer: "scorer", Solver: "solver", MaskLearner: "mask learner"}
+    return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
+
+
+def summary(cls: Any) -> str:
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+
+
+@main.command("plugins")
+@plugin_option
+def plugins_command(plugin_files: Sequence[str]) -> None:
+    """List every plugin: where it comes from, its hooks, or why it failed."""
+    from nmbench.plugins import load_plugins
+
+    plugins = load_plugins(plugin_files)
+    for info in plugins.infos:
+        state = f"FAILED at {info.failure}" if info.failure else "disabled" if info.disabled else ", ".join(info.hooks)
+        click.echo(f"{info.name}: {state}")
+    if plugins.failures:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "formats", multiple=True, metavar="NAME", help="Also write report files, as csv or json.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to write them.  [the directory]")
+@plugin_option
+def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None, plugin_files: Sequence[str]) -> None:
+    """Print the table of one or more run directories again, and write it in other formats."""
+    from nmbench.plugins import load_plugins
+    from nmbench.results import load_results
+    from nmbench.table import render
+
+    results = load_results(*directories)
+    click.echo(render(results))
+    for path in write_reports(load_plugins(plugin_files), results, out or directories[0], formats):
+        click.echo(f"wrote {path}")
+
+
+def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
+    """Write the reports named."""
+    return [plugins.lookup(plugins.registries.reporters, name)().write(results, directory) for name in formats]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Text to tokens: the seeded calibration pool, the evaluation windows, and the proof that they do not overlap.
+
+One pool per (model, data set, seed) serves every method of a run. Documents are dealt like cards: in seeded order each
+document long enough gives one random crop, then, round after round, further crops that never overlap the earlier ones.
+The first round is the protocol of the SparseGPT lineage (a document is drawn, kept if longer than the window, a random
+crop is taken). Documents too short for a window are joined, and used when the long ones do not suffice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmbench.errors import NMBenchError
+from nmbench.sources import Dataset
+
+SHINGLE = 64  # two texts overlap if they share this many consecutive tokens
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The tokens a run may read besides the test text: int64 `[windows, window_tokens]` each.
+
+    `calibration` feeds statistics (its first windows) and learners (all of it); `selection` is what a learner may
+    choose by. `notes` says how the windows were made.
+    """
+
+    calibration: Tensor
+    selection: Tensor
+    notes: str
+
+    @property
+    def digest(self) -> str:
+        return tokens_digest(self.calibration, self.selection)
+
+
+def calibration_pool(
+    dataset: Dataset, name: str, tokenizer: Any, window_tokens: int, pool_tokens: int, selection_tokens: int, seed: int
+) -> Pool:
+    """Draw the pool of `dataset` for one seed. Raises `NMBenchError` if its text is too short."""
+    wanted = max(1, pool_tokens // window_tokens)
+    held_back = max(1, selection_tokens // window_tokens)
+    own = list(dataset.texts("selection"))
+    needed = wanted if own else wanted + held_back
+    windows = draw(dataset.texts("calibration"), tokenizer, needed, window_tokens, seed)
+    if len(windows) < needed:
+        raise NMBenchError(
+            f"calibration text {name} gives {len(windows)} windows of {window_tokens} tokens, {needed} are needed; "
+            f"lower --windows, --window-tokens, --pool-tokens or --selection-tokens, or bring more text."
+        )
+    if not own:
+        return Pool(windows[:wanted], windows[wanted:], "selection windows held back from the calibration texts")
+    selection = draw(own, tokenizer, held_back, window_tokens, seed)
+    if not len(selection):
+        raise NMBenchError(f"the selection text of {name} is shorter than one window of {window_tokens} tokens.")
+    return Pool(windows, selection, "selection windows from the data set's own selection texts")
+
+
+def draw(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int) -> Tensor:
+    """Deal up to `count` non-overlapping windows `[n, window_tokens]` int64 from documents, in seeded order."""
+    generator = torch.Generator().manual_seed(seed)
+    documents = list(texts)
+    order = torch.randperm(len(documents), generator=generator).tolist()
+    encoded = (encode(tokenizer, documents[index]) for index in order)
+    windows = []
+    for window in deal(encoded, window_tokens, generator):
+        windows.append(window)
+        if len(windows) == count:
+            break
+    return torch.stack(windows) if windows else torch.empty(0, window_tokens, dtype=torch.int64)
+
+
+def deal(documents: Iterable[Tensor], window_tokens: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield one crop of each document, then further crops round by round, then crops of the short ones joined."""
+    hands: list[list[Tensor]] = []
+    short: list[Tensor] = []
+    for document in documents:
+        if len(document) < window_tokens:
+            short.append(document)
+            continue
+        hand = crops(document, window_tokens, generator)
+        yield hand.pop()
+        hands.append(hand)
+    while hands := [hand for hand in hands if hand]:
+        yield from [hand.pop() for hand in hands]
+    if short and (joined := torch.cat(short)).numel() >= window_tokens:
+        yield from reversed(crops(joined, window_tokens, generator))
+
+
+def crops(document: Tensor, window_tokens: int, generator: torch.Generator) -> list[Tensor]:
+    """Non-overlapping crops of one document in random order; the last in the list starts anywhere, equally likely."""
+    start = int(torch.randint(len(document) - window_tokens + 1, (1,), generator=generator))
+    grid = document[start % window_tokens :]
+    grid = grid[: len(grid) // window_tokens * window_tokens].reshape(-1, window_tokens)  # [crops, window_tokens]
+    first = start // window_tokens
+    others = torch.randperm(len(grid), generator=generator).tolist()
+    return [grid[index] for index in others if index != first] + [grid[first]]
+
+
+def encode(tokenizer: Any, text: str) -> Tensor:
+    """Tokens of a text with the special tokens the tokenizer adds: int64 `[n]`."""
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def test_tokens(dataset: Dataset, tokenizer: Any) -> Tensor:
+    """The test texts joined by the data set's separator and tokenised once: int64 `[n]`."""
+    return encode(tokenizer, dataset.separator.join(dataset.texts("test")))
+
+
+def cut(tokens: Tensor, window_tokens: int, name: str) -> Tensor:
+    """Cut tokens into non-overlapping windows, tail dropped: `[n]` -> `[n // window_tokens, window_tokens]`."""
+    if len(tokens) < window_tokens:
+        raise NMBenchError(
+            f"test text {name} has {len(tokens)} tokens, shorter than one window of {window_tokens}; name a shorter "
+            f"window after the @."
+        )
+    return tokens[: len(tokens) // window_tokens * window_tokens].reshape(-1, window_tokens)
+
+
+def refuse_overlap(pool: Pool, calibration: str, test: Tensor, name: str) -> None:
+    """Raise `NMBenchError` if a calibration or selection window shares `SHINGLE` consecutive tokens with a test text,
+    or if the two share a window themselves.
+    """
+    seen = shingles(test).unique()
+    for split, windows in (("calibration", pool.calibration), ("selection", pool.selection)):
+        shared = int(torch.isin(shingles(windows), seen).any(dim=-1).sum())
+        if shared:
+            raise NMBenchError(
+                f"{shared} of {len(windows)} {split} windows of {calibration} share {SHINGLE} or more consecutive "
+                f"tokens with the test text {name}; calibrate on another text."
+            )
+    if torch.isin(shingles(pool.selection), shingles(pool.calibration)).any():
+        raise NMBenchError(
+            f"the calibration and selection windows of {calibration} overlap; use a text without repeats."
+        )
+
+
+def shingles(tokens: Tensor) -> Tensor:
+    """Hash every run of `SHINGLE` consecutive tokens (of the whole row if it is shorter): `[..., n]` -> `[..., k]`.
+
+    A polynomial over the integers modulo 2^64, built by Horner's rule for all positions at once.
+    """
+    width = min(SHINGLE, tokens.shape[-1])
+    count = tokens.shape[-1] - width + 1
+    total = torch.zeros_like(tokens[..., :count])
+    for offset in range(width):
+        total = total * 6364136223846793005 + tokens[..., offset : offset + count] + 1
+    return total
+
+
+def tokens_digest(*parts: Tensor) -> str:
+    """SHA-256, 16 hex digits, over the shapes and values of token tensors."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(f"{tuple(part.shape)};".encode())
+        total.update(part.to(torch.int64).contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]

@@ -1,0 +1,43 @@
+"""What can go wrong and whom it concerns. Every message is one line: what, where, expected, remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NMBenchError(Exception):
+    """A problem the user can fix; the command line prints it without a traceback and exits with 1."""
+
+
+class UnknownName(NMBenchError):
+    """A method, option, model, data set, metric or reporter that nobody registered."""
+
+
+class NotStrict(NMBenchError):
+    """A mask, or a weight under a mask, that is not strictly N:M; names the first broken group."""
+
+
+class NumericalFailure(NMBenchError):
+    """NaN, Inf or a matrix that cannot be factorised, where going on would mean another algorithm."""
+
+
+class RunMismatch(NMBenchError):
+    """A run directory that holds another run; the message shows the difference."""
+
+
+class PluginError(NMBenchError):
+    """A plugin that failed at a named stage; keeps the original exception as its cause."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UnknownName:
+    """Build the error for an unknown `name` of some `kind`, with the nearest known name and the whole list."""
+    known = sorted(known)
+    listed = ", ".join(known) or "none"
+    return UnknownName(f"unknown {kind} {name!r}{where}.{did_you_mean(name, known)} Known: {listed}")

@@ -1,0 +1,92 @@
+"""Losses of the model as it stands, window by window; metrics are computed from these.
+
+All losses are mean cross-entropies in nats over the `window - 1` targets of a window, computed in float32. Windows
+never see each other, so the batch size changes nothing but speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmbench.data import cut
+from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.models import Bundle
+from nmbench.sources import Metric
+
+LOGIT_BYTES = 256 * 2**20  # a batch is as large as this allows for its float32 logits
+
+
+def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy of each window in nats: int64 `[n, window]` -> float32 `[n]`."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()  # [n, window - 1, vocabulary]
+    targets = tokens[:, 1:].reshape(-1)
+    return F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(tokens), -1).mean(dim=1)
+
+
+def key(dataset: str, window: int) -> str:
+    """How cached losses are named: `wikitext2@2048`."""
+    return f"{dataset}@{window}"
+
+
+class Subject:
+    """The model that a metric measures. `texts` maps a data set name to its test tokens int64 `[n]`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        texts: Mapping[str, Tensor],
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.bundle = bundle
+        self.texts = texts
+        self.cached: dict[str, Tensor] = {}
+        self._report = report
+
+    def losses(self, dataset: str, window: int) -> Tensor:
+        """Per-window losses on the test text of a data set, float64 `[windows]` on the CPU; computed once."""
+        name = key(dataset, window)
+        if name not in self.cached:
+            self.cached[name] = self.measure(cut(self.texts[dataset], window, dataset), name)
+        return self.cached[name]
+
+    @torch.no_grad()
+    def measure(self, windows: Tensor, name: str) -> Tensor:
+        """Losses of all windows, batch by batch. Raises `NumericalFailure` if one is NaN or infinite."""
+        vocabulary = self.bundle.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+        batches = windows.split(max(1, LOGIT_BYTES // (4 * vocabulary * windows.shape[1])))
+        losses = []
+        for index, batch in enumerate(batches):
+            losses.append(window_losses(self.bundle.model, batch.to(self.bundle.device)).double().cpu())
+            self._report(index + 1, len(batches))
+        total = torch.cat(losses)
+        if not total.isfinite().all():
+            raise NumericalFailure(
+                f"the loss on {name} is NaN or infinite, first in window {int((~total.isfinite()).nonzero()[0])}."
+            )
+        return total
+
+
+class DenseSubject:
+    """The dense model's cached losses, for metrics that compare. Raises `NMBenchError` for what was not measured."""
+
+    def __init__(self, cached: Mapping[str, Tensor]) -> None:
+        self.cached = dict(cached)
+
+    def losses(self, dataset: str, window: int) -> Tensor:
+        name = key(dataset, window)
+        if name not in self.cached:
+            raise NMBenchError(f"the dense model was not measured on {name}.")
+        return self.cached[name]
+
+
+def measure_all(metrics: Mapping[str, Metric], subject: Subject, dense: DenseSubject) -> dict[str, dict[str, Any]]:
+    """Every metric's values, by full name."""
+    values: dict[str, dict[str, Any]] = {}
+    for metric in metrics.values():
+        values.update({name: dict(value) for name, value in metric.measure(subject, dense).items()})
+    return values

@@ -1,0 +1,19 @@
+"""What observers are told while a job works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of `stage` (calibrate, prune, learn, evaluate) of the job `job`; `values` are figures
+    such as the loss.
+    """
+
+    job: str
+    stage: str
+    done: int
+    total: int
+    values: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,105 @@
+"""The jobs of a run, in the order in which they are done: dense, then every method at every pattern and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nmbench.errors import NMBenchError
+from nmbench.methods import Baseline, MaskLearner, Method, Solver
+from nmbench.options import PRESET, build, resolved
+from nmbench.pattern import Pattern
+from nmbench.plugins import Plugins
+from nmbench.spec import DENSE, RunSpec, digest
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method of the run under its label, options resolved; `init` is the one-shot method a learner starts from."""
+
+    label: str
+    name: str
+    method: Method
+    options: Mapping[str, Any]
+    init: Contender | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be: a contender at a pattern and a seed, or the dense reference (no contender)."""
+
+    contender: Contender | None
+    pattern: Pattern | None
+    seed: int | None
+    digest: str
+
+    @property
+    def label(self) -> str:
+        return self.contender.label if self.contender else DENSE
+
+    @property
+    def name(self) -> str:
+        """Names the job's files: `maskpro--2-4--seed0`."""
+        if self.pattern is None:
+            return self.label
+        return f"{self.label}--{self.pattern.keep}-{self.pattern.group}--seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """Names the job to people: `maskpro 2:4 seed 0`."""
+        return self.label if self.pattern is None else f"{self.label} {self.pattern} seed {self.seed}"
+
+
+def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
+    """Look up and build every method of `spec`, a learner's initial one before the learner.
+
+    Raises `NMBenchError` for an unknown method, option or initial method; no model is needed.
+    """
+    found = []
+    for asked in spec.methods:
+        cls = plugins.lookup(plugins.registries.methods, asked.name)
+        method = build(cls, asked.options, asked.label)
+        options = resolved(method)
+        if PRESET in asked.options:
+            options = {PRESET: asked.options[PRESET], **options}
+        init = initial(method, asked.label, plugins) if isinstance(method, MaskLearner) else None
+        found += [init] if init else []
+        found.append(Contender(asked.label, asked.name, method, options, init))
+    return found
+
+
+def initial(learner: MaskLearner, label: str, plugins: Plugins) -> Contender:
+    """The one-shot method whose mask `learner` starts from, as the contender `<label>@init`."""
+    cls = plugins.lookup(plugins.registries.methods, learner.init)
+    if not issubclass(cls, Baseline):
+        raise NMBenchError(f"option {label}.init must name a one-shot method; {learner.init!r} is a mask learner.")
+    method = build(cls, {"mask_only": True} if issubclass(cls, Solver) else {}, f"{label}@init")
+    return Contender(f"{label}@init", learner.init, method, resolved(method))
+
+
+def check_supported(found: Sequence[Contender], patterns: Sequence[Pattern]) -> None:
+    """Raise `NMBenchError` if a method cannot do one of the patterns, before anything is computed."""
+    for contender in found:
+        for pattern in patterns:
+            if reason := contender.method.supports(pattern):
+                raise NMBenchError(f"{contender.label} cannot prune to {pattern}: {reason}")
+
+
+def jobs(spec: RunSpec, found: Sequence[Contender]) -> Iterator[Job]:
+    """Every job of a resolved spec."""
+    protocol = spec.protocol_digest
+    yield Job(None, None, None, digest({"protocol": protocol, "label": DENSE}))
+    for pattern in spec.patterns:
+        for seed in spec.seeds:
+            for contender in found:
+                yield Job(contender, pattern, seed, job_digest(spec, contender, pattern, seed))
+
+
+def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int) -> str:
+    """Names everything that decides a row: protocol, label, method, options, patterns, seed."""
+    special = {glob: str(chosen) for glob, chosen in spec.pattern_for}
+    content = {"label": contender.label, "method": contender.name, "options": dict(contender.options)}
+    init = contender.init and {"method": contender.init.name, "options": dict(contender.init.options)}
+    where = {"protocol": spec.protocol_digest, "pattern": str(pattern), "pattern_for": special, "seed": seed}
+    return digest({**content, "init": init, **where})

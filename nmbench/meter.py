@@ -1,0 +1,48 @@
+"""What a job costs: wall-clock seconds and peak memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import psutil
+import torch
+
+
+class Meter:
+    """Measures a `with` block. `seconds` is wall-clock time; `host_bytes` the peak resident memory of the process,
+    sampled every 20 ms; `device_bytes` the peak that torch allocated on a CUDA device, None elsewhere.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+        self.host_bytes = 0
+        self.device_bytes: int | None = None
+
+    def __enter__(self) -> Meter:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.device_bytes = torch.cuda.max_memory_allocated(self.device)
+        self.seconds = time.perf_counter() - self._start
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        while True:
+            self.host_bytes = max(self.host_bytes, process.memory_info().rss)
+            if self._stop.wait(0.02):
+                return

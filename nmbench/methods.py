@@ -1,0 +1,129 @@
+"""What a pruning method is, and what it is handed.
+
+Three kinds, by what they see. A `Scorer` rates the weights of one layer and the host keeps the best of every group. A
+`Solver` sees one layer and its input statistics, chooses the mask and may repair the weights. A `MaskLearner` sees the
+whole model and batches of tokens. All are frozen dataclasses whose fields are their options (`nmbench.option`). A
+method is pure: it reads weights and returns masks; the host applies, checks and evaluates them.
+
+The canonical view of a weight is `[out, in]` with groups along `in`, however the model stores it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from nmbench.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nmbench.learn import LearnTask
+    from nmbench.pattern import Pattern
+
+
+class Stat(enum.Flag):
+    """The statistics of a layer's inputs that a method asks for; combine them with `|`."""
+
+    NONE = 0
+    INPUT_NORM = enum.auto()
+    GRAM = enum.auto()
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """Statistics of the inputs X `[tokens, in]` of one layer over the calibration windows; only what was asked for.
+
+    `input_norm`: `[in]` float32, sqrt of the mean over windows of the sum of squares of each input channel.
+    `gram`: `[in, in]` float32, (2 / windows) * sum X^T X.
+    """
+
+    windows: int
+    tokens: int
+    input_norm: Tensor | None = None
+    gram: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a method made of one layer: bool `mask` `[out, in]` (True = kept) and, if it changed them, the weights.
+
+    A `note` (for example "damping raised to 0.1") goes into the record.
+    """
+
+    mask: Tensor
+    weight: Tensor | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """What a method made of a model: one `Pruned` for every prunable layer, and notes that go into the record."""
+
+    layers: Mapping[str, Pruned]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        return {name: pruned.mask for name, pruned in self.layers.items()}
+
+    @property
+    def weights_changed(self) -> bool:
+        return any(pruned.weight is not None for pruned in self.layers.values())
+
+
+class Method:
+    """Base of all methods. `presets` maps a name to option values; explicit options override them."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def supports(self, pattern: Pattern) -> str | None:
+        """Return why `pattern` cannot be done, or None. Called before any model is loaded."""
+        return None
+
+
+class Baseline(Method):
+    """A one-shot method: one layer at a time, from its weights and the statistics in `needs`."""
+
+    @property
+    def needs(self) -> Stat:
+        """The statistics that `score` or `solve` reads; a class attribute will do where options do not matter."""
+        return Stat.NONE
+
+
+class Scorer(Baseline):
+    """Rates weights; the host keeps the `keep` highest scores of every group (`Pattern.top`)."""
+
+    def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
+        """Rate `weight` `[out, in]` (larger = keep); returns finite scores of the same shape."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Solver(Baseline):
+    """Chooses the mask of a layer and may repair the kept weights."""
+
+    mask_only: bool = option(
+        False, "apply the mask alone to the dense weights (upstream layers are still walked with repaired weights)"
+    )
+
+    def solve(self, weight: Tensor, stats: LayerStats, pattern: Pattern) -> Pruned:
+        """Prune `weight` `[out, in]`; the returned weight must be zero wherever the mask is False."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MaskLearner(Method):
+    """Learns the masks of all layers together from the loss of the whole model.
+
+    It starts from the mask of the one-shot method named by `init`, applied to the dense weights. The host computes that
+    mask, evaluates it as a row of its own (`<label>@init`) and hands it over as `task.initial`.
+    """
+
+    init: str = option("wanda", "registered one-shot method whose mask, on the dense weights, is the starting point")
+
+    def learn(self, task: LearnTask) -> Mapping[str, Tensor]:
+        """Return one bool mask `[out, in]` for every name in `task.layers`."""
+        raise NotImplementedError

@@ -1,0 +1,77 @@
+"""N:M patterns. Here, and nowhere else, a weight matrix is cut into groups.
+
+A pattern N:M keeps N of every M consecutive entries along the input (last) dimension; a group never straddles rows.
+N is the number that is KEPT: 1:4 leaves 75 % zeros.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nmbench.errors import NMBenchError, NumericalFailure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, order=True)
+class Pattern:
+    """Keep `keep` of every `group` consecutive weights of a row. Raises `NMBenchError` unless 1 <= keep < group."""
+
+    keep: int
+    group: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep < self.group:
+            raise NMBenchError(
+                f"pattern {self} is impossible: N:M keeps N of M consecutive weights, so 1 <= N < M, for example 2:4."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Read "2:4". Raises `NMBenchError` with the form expected."""
+        match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text.strip())
+        if match is None:
+            raise NMBenchError(
+                f"pattern {text!r} is not of the form N:M (keep N of every M consecutive weights), for example 2:4."
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.group}"
+
+    @property
+    def density(self) -> float:
+        """The share of weights that is kept."""
+        return self.keep / self.group
+
+    def divides(self, inputs: int) -> bool:
+        """Whether rows of `inputs` weights fall into whole groups."""
+        return inputs % self.group == 0
+
+    def groups(self, tensor: Tensor) -> Tensor:
+        """View `[..., in]` as `[..., in/group, group]`. Raises `NMBenchError` if M does not divide the row."""
+        inputs = tensor.shape[-1]
+        if not self.divides(inputs):
+            raise NMBenchError(f"rows of {inputs} weights do not fall into groups of {self.group} (pattern {self}).")
+        return tensor.reshape(*tensor.shape[:-1], inputs // self.group, self.group)  # [..., in/group, group]
+
+    def top(self, score: Tensor) -> Tensor:
+        """Keep the highest scores of every group; among equals the lower index wins.
+
+        `score` is `[..., in]` of any real dtype, compared as it is; returns a bool mask of the same shape with exactly
+        `keep` True in every group. Raises `NumericalFailure` if a score is NaN or infinite.
+        """
+        if not score.isfinite().all():
+            where = tuple(score.isfinite().logical_not().nonzero()[0].tolist())
+            raise NumericalFailure(f"score at {where} is {score[where].item()}; scores must be finite.")
+        # torch.topk promises no order among equal scores; a stable sort does.
+        order = self.groups(score).sort(dim=-1, descending=True, stable=True).indices
+        rank = order.argsort(dim=-1)  # the inverse permutation: the rank of every entry in its group
+        return (rank < self.keep).reshape(score.shape)
+
+    def kept(self, mask: Tensor) -> Tensor:
+        """Count the kept entries of every group: bool `[..., in]` -> int64 `[..., in/group]`."""
+        return self.groups(mask).sum(dim=-1)

@@ -1,0 +1,85 @@
+"""Names and what they stand for: one registry each for methods, models, data sets, metrics and reporters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nmbench.errors import NMBenchError, unknown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered object and the plugin it came from, as people see it: `nmbench-acme 1.0 [acme]`."""
+
+    name: str
+    obj: Any
+    origin: str
+
+
+@dataclass
+class Registry:
+    """Things of one `kind` by lower-case name."""
+
+    kind: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def register(self, name: str, obj: Any, origin: str) -> None:
+        """Add one entry. Raises `NMBenchError` for an illegal name or one that is taken."""
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_.+-]*", name):
+            raise NMBenchError(
+                f"{self.kind} name {name!r} of {origin} is not legal: lower-case letters, digits and _.+- only."
+            )
+        if name in self.entries:
+            raise NMBenchError(
+                f"{self.kind} {name!r} of {origin} is already provided by {self.entries[name].origin}; rename yours."
+            )
+        self.entries[name] = Entry(name, obj, origin)
+
+    def forget(self, origin: str) -> None:
+        """Remove everything that one plugin registered."""
+        self.entries = {name: entry for name, entry in self.entries.items() if entry.origin != origin}
+
+    def get(self, name: str) -> Any:
+        """The object registered as `name`. Raises `UnknownName` with the nearest name."""
+        if name not in self.entries:
+            raise unknown(self.kind, name, self.entries)
+        return self.entries[name].obj
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(sorted(self.entries.values(), key=lambda entry: entry.name))
+
+
+@dataclass
+class Registries:
+    """All registries of one process; baselines and mask learners share `methods`, so their names are unique."""
+
+    methods: Registry = field(default_factory=lambda: Registry("method"))
+    models: Registry = field(default_factory=lambda: Registry("model"))
+    datasets: Registry = field(default_factory=lambda: Registry("data set"))
+    metrics: Registry = field(default_factory=lambda: Registry("metric"))
+    reporters: Registry = field(default_factory=lambda: Registry("reporter"))
+
+    def by_hook(self) -> Mapping[str, Registry]:
+        """Which registry each announcing hook fills."""
+        return {
+            "nmbench_register_baselines": self.methods,
+            "nmbench_register_mask_learners": self.methods,
+            "nmbench_register_models": self.models,
+            "nmbench_register_datasets": self.datasets,
+            "nmbench_register_metrics": self.metrics,
+            "nmbench_register_reporters": self.reporters,
+        }
+
+    def forget(self, origin: str) -> None:
+        """Roll back everything that one plugin registered."""
+        for registry in (self.methods, self.models, self.datasets, self.metrics, self.reporters):
+            registry.forget(origin)
+
+
+Register = Callable[[str, Any], None]

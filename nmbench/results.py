@@ -1,0 +1,216 @@
+"""The run directory: what is finished, how to repeat it, and its rows as a pandas frame.
+
+`records.jsonl` is the truth: one line per finished job, appended and fsynced before anyone is told. Everything else can
+be made again from it, or by running the same command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import tomli_w
+
+from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.spec import RunSpec, read_toml
+from nmbench.store import cannot_write, write_atomic
+
+if TYPE_CHECKING:
+    import pandas
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of one or more run directories, newest record of each job, in the order of the table."""
+
+    records: Sequence[Record]
+    directories: Sequence[Path]
+
+    def frame(self) -> pandas.DataFrame:
+        """One row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`."""
+        import pandas
+
+        flat = [
+            {**{k: v for k, v in record.items() if k != "metrics"}, **metric_columns(record)} for record in self.records
+        ]
+        return pandas.json_normalize(flat)
+
+
+def metric_columns(record: Record) -> Record:
+    """A metric's value under its name, its other figures under `name.figure`."""
+    return {
+        name if figure == "value" else f"{name}.{figure}": content
+        for name, values in (record.get("metrics") or {}).items()
+        for figure, content in values.items()
+    }
+
+
+def load_results(*directories: str | os.PathLike[str]) -> Results:
+    """Read run directories. Raises `NMBenchError` if one holds no records."""
+    paths = [Path(directory) for directory in directories]
+    records: list[Record] = []
+    for path in paths:
+        if not (path / "records.jsonl").is_file():
+            raise NMBenchError(f"{path} is not a run directory: it has no records.jsonl.")
+        records += newest(read_records(path / "records.jsonl"))
+    return Results(records, paths)
+
+
+def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a row the same row."""
+    return record["label"], record.get("pattern"), record.get("seed")
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """The last record of every row, rows in the order of their first record."""
+    rows: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        rows[identity(record)] = record
+    return list(rows.values())
+
+
+def read_records(path: Path) -> list[Record]:
+    """All whole lines of a records file; a torn last line, the mark of a kill, is left out."""
+    records = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                records.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise NMBenchError(
+                f"{path} line {number} is not JSON; remove that line to go on without its row."
+            ) from None
+    return records
+
+
+class RunDirectory:
+    """One run on disk. Use as a context manager: it is locked while open, so two runs cannot mix."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records_path = path / "records.jsonl"
+        self._lock = filelock.FileLock(path / ".lock")
+
+    def __enter__(self) -> RunDirectory:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise NMBenchError(
+                f"another nmbench run is writing to {self.path}; wait for it or give another --out."
+            ) from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+    def adopt(self, spec: RunSpec, manifest: Mapping[str, Any]) -> None:
+        """Make this the directory of `spec`, or extend the run it holds. Raises `RunMismatch` with the difference."""
+        spec_path = self.path / "spec.toml"
+        if spec_path.exists():
+            earlier = RunSpec.from_dict(read_toml(spec_path), str(spec_path))
+            spec = merged(earlier, spec, self.path)
+            self.check_manifest(manifest)
+        elif self.records_path.exists():
+            raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
+        self.repair()
+        again = f"# Repeat, resume or extend: nmbench run --config {spec_path} --out {self.path}\n"
+        write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
+        write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+    def check_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Raise `RunMismatch` if the same names now stand for other weights or other tokens."""
+        path = self.path / "manifest.json"
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name in ("model_digest", "test_digests"):
+            if name in earlier and earlier[name] != manifest[name]:
+                raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")
+
+    def repair(self) -> None:
+        """Cut off a torn last line, so that the next record starts on a line of its own."""
+        if not self.records_path.exists():
+            return
+        content = self.records_path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            tail = content[len(whole) :]
+            complete = whole + tail + b"\n" if is_json(tail) else whole
+            write_atomic(self.records_path, complete)
+
+    def records(self) -> list[Record]:
+        return newest(read_records(self.records_path))
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is durable when this returns. Raises `NMBenchError` if the disk refuses."""
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            with self.records_path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.records_path, error) from error
+
+    def finished(self, job_digest: str) -> Record | None:
+        """The record of a job that ended well, if there is one."""
+        matching = (r for r in self.records() if r["job_digest"] == job_digest and r["status"] == "ok")
+        return next(matching, None)
+
+    def file(self, kind: str, job_name: str, suffix: str) -> Path:
+        """Where a job keeps a file of a kind: masks, losses, checkpoints, errors."""
+        return self.path / kind / f"{job_name}{suffix}"
+
+
+def is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def merged(earlier: RunSpec, spec: RunSpec, where: Path) -> RunSpec:
+    """The union of two specs of one protocol. Raises `RunMismatch` naming every difference that cannot be joined."""
+    differences = list(differing(earlier.protocol(), spec.protocol()))
+    if earlier.pattern_for != spec.pattern_for:
+        differences.append(f"pattern_for was {dict(earlier.pattern_for)}, now {dict(spec.pattern_for)}")
+    known = {method.label: method for method in earlier.methods}
+    for method in spec.methods:
+        before = known.setdefault(method.label, method)
+        if (before.name, text(before.options)) != (method.name, text(method.options)):
+            differences.append(
+                f"label {method.label!r} was {before.name} {dict(before.options)}, now {method.name} "
+                f"{dict(method.options)} (another label, --method LABEL={method.name}, adds a row instead)"
+            )
+    if differences:
+        raise RunMismatch(f"{where} holds another run: {'; '.join(differences)}. Give another --out.")
+    return dataclasses.replace(
+        spec,
+        methods=tuple(known.values()),
+        patterns=tuple(dict.fromkeys((*earlier.patterns, *spec.patterns))),
+        seeds=tuple(dict.fromkeys((*earlier.seeds, *spec.seeds))),
+    )
+
+
+def text(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options as the command line would give them, so that 500 and "500" are the same."""
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in now:
+        if before.get(name) != now[name]:
+            yield f"{name} was {before.get(name)!r}, now {now[name]!r}"

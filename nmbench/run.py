@@ -1,0 +1,232 @@
+"""A comparison from beginning to end. Read this file first: it is the method section of the paper.
+
+Every method starts from the same dense weights, sees the same calibration tokens, is checked to be strictly N:M, and
+meets the same evaluator. A finished job is never repeated; a record is durable before anyone is told of it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmbench.bench import Bench, check_names, load_model, prepare
+from nmbench.compare import paired
+from nmbench.errors import NMBenchError
+from nmbench.evaluate import DenseSubject, Subject, measure_all
+from nmbench.jobs import Job, check_supported, contenders, jobs
+from nmbench.learn import LearnTask
+from nmbench.meter import Meter
+from nmbench.methods import Baseline, MaskLearner, Pruned, PrunedModel
+from nmbench.models import Bundle
+from nmbench.plugins import Plugins, load_plugins
+from nmbench.prune import Cost, apply, prune_one_shot
+from nmbench.results import Record, Results, RunDirectory
+from nmbench.sandbox import fenced
+from nmbench.spec import RunSpec
+from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
+from nmbench.validate import check_divides, check_masks, check_strict
+
+
+def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
+    """Do every job of `spec` that its run directory does not hold yet, and return all its rows.
+
+    `out` defaults to `runs/<protocol digest>`. Raises `NMBenchError` for what the user can fix; a method that fails is
+    recorded as failed and does not stop the others.
+    """
+    plugins = plugins or load_plugins(spec.plugins)
+    check_names(spec, plugins)
+    methods = contenders(spec, plugins)
+    bundle = load_model(spec, plugins)
+    spec = spec.resolved(bundle.defaults)
+    check_names(spec, plugins)
+    check_supported(methods, [*spec.patterns, *(pattern for _, pattern in spec.pattern_for)])
+    for pattern in spec.patterns:
+        check_divides(spec.layer_patterns(pattern, bundle.layers), shapes(bundle))
+    bench = prepare(spec, plugins, bundle)
+
+    with RunDirectory(out or Path("runs") / spec.protocol_digest) as directory:
+        directory.adopt(spec, bench.manifest())
+        plugins.announce("nmbench_run_started", spec=spec)
+        records = []
+        for job in jobs(spec, methods):
+            record = directory.finished(job.digest)
+            if record is None:
+                record = attempt(job, bench, directory)
+                directory.append(record)
+                plugins.announce("nmbench_method_finished", record=record)
+            elif job.contender is None:
+                bench.reference = DenseSubject(read_tensors(directory.file("losses", job.name, ".safetensors"))[0])
+            records.append(record)
+        plugins.announce("nmbench_run_finished", records=records)
+        return Results(records, [directory.path])
+
+
+def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
+    """Do one job; a method that raises, or calls exit, gives a failed record with the traceback in a file."""
+    try:
+        with fenced():
+            return do(job, bench, directory)
+    except (Exception, SystemExit) as error:
+        if job.contender is None:
+            raise  # nothing can be compared without the reference
+        bench.dense.restore()
+        trace = directory.file("errors", job.name, ".txt")
+        write_atomic(trace, traceback.format_exc().encode())
+        message = str(error) if isinstance(error, NMBenchError) else f"{type(error).__name__}: {error}"
+        failed = {"status": "failed", "error": message, "traceback": str(trace.relative_to(directory.path))}
+        return {**described(job, bench), **failed, "strict": None, "metrics": {}}
+
+
+def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
+    """Prune, prove, evaluate: one row. Raises whatever goes wrong."""
+    cost = Cost()
+    with Meter(bench.bundle.device) as pruning:
+        pruned, earlier_seconds = prune(job, bench, directory, cost) if job.contender else (None, 0.0)
+    with Meter(bench.bundle.device) as evaluating:
+        try:
+            proof, subject, metrics = evaluate(job, bench, pruned)
+        finally:
+            bench.dense.restore()
+    if pruned is None:
+        bench.reference = DenseSubject(subject.cached)
+    keep_files(job, bench, directory, pruned, subject)
+    prune_seconds = earlier_seconds + pruning.seconds if pruned else 0.0
+    return {
+        **described(job, bench),
+        "status": "ok",
+        "strict": True if pruned else None,
+        "proof": proof,
+        "weights_changed": pruned.weights_changed if pruned else False,
+        "metrics": metrics,
+        "against_dense": against_dense(subject, bench.reference) if pruned else {},
+        "seconds": {
+            "prune": round(prune_seconds, 3),
+            "evaluate": round(evaluating.seconds, 3),
+            "total": round(prune_seconds + evaluating.seconds, 3),
+        },
+        "peak_bytes": {
+            "host": max(pruning.host_bytes, evaluating.host_bytes),
+            "device": max(filter(None, (pruning.device_bytes, evaluating.device_bytes)), default=None),
+        },
+        "cost": asdict(cost),
+        "notes": dict(pruned.notes) if pruned else {},
+    }
+
+
+def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[PrunedModel, float]:
+    """The masks (and weights) of one job, and the seconds spent on them in an earlier, interrupted process."""
+    assert job.contender and job.pattern and job.seed is not None
+    method = job.contender.method
+    patterns = bench.spec.layer_patterns(job.pattern, bench.bundle.layers)
+    if isinstance(method, Baseline):
+        return one_shot(job, method, bench, patterns, cost), 0.0
+    assert isinstance(method, MaskLearner)
+    task = LearnTask(
+        bench.bundle,
+        bench.dense,
+        patterns,
+        initial_masks(job, bench, directory),
+        bench.pools[job.seed].calibration,
+        bench.pools[job.seed].selection,
+        job.seed,
+        FileCheckpoints(directory.file("checkpoints", job.name, ".safetensors"), job.digest),
+        job.label,
+        bench.learner_reporter(job.title, method),
+        cost,
+    )
+    masks = method.learn(task)
+    check_masks(masks, patterns, shapes(bench.bundle), job.label)
+    task.settle()
+    return PrunedModel(
+        {name: Pruned(mask) for name, mask in masks.items()}, task.notes
+    ), task.checkpoints.earlier_seconds
+
+
+def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, Any], cost: Cost) -> PrunedModel:
+    """A baseline's result from the first `--windows` windows of the pool."""
+    assert job.seed is not None
+    windows = bench.pools[job.seed].calibration[: bench.spec.windows]
+    report = bench.reporter(job.title, "prune")
+    return prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, job.label, cost, report)
+
+
+def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
+    """The masks of the row `<label>@init`, which was done just before this one."""
+    assert job.contender and job.contender.init
+    path = directory.file("masks", f"{job.contender.init.label}{job.name.removeprefix(job.label)}", ".safetensors")
+    if not path.exists():
+        raise NMBenchError(f"{job.label} has no initial mask, because {job.contender.init.label} failed.")
+    return {name: mask.to(bench.bundle.device) for name, mask in load_masks(path).items()}
+
+
+def evaluate(
+    job: Job, bench: Bench, pruned: PrunedModel | None
+) -> tuple[dict[str, Any] | None, Subject, dict[str, dict[str, Any]]]:
+    """Apply, prove strict, measure, and prove again that the very tensors measured are still the same."""
+    if pruned is not None:
+        apply(bench.bundle, pruned)
+    measured = bench.bundle.in_dtype(getattr(torch, bench.spec.eval_dtype or "float32"))
+    proof = prove(job, bench, measured, pruned)
+    subject = Subject(measured, bench.texts, bench.reporter(job.title, "evaluate"))
+    metrics = measure_all(bench.metrics, subject, bench.reference)
+    if prove(job, bench, measured, pruned) != proof:
+        raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")
+    return proof, subject, metrics
+
+
+def prove(job: Job, bench: Bench, measured: Bundle, pruned: PrunedModel | None) -> dict[str, Any] | None:
+    """The proof of strictness of the weights that are measured; None for the dense model."""
+    if pruned is None or job.pattern is None:
+        return None
+    weights = {name: layer.read() for name, layer in measured.layers.items()}
+    return check_strict(weights, pruned.masks, bench.spec.layer_patterns(job.pattern, weights), job.label)
+
+
+def keep_files(job: Job, bench: Bench, directory: RunDirectory, pruned: PrunedModel | None, subject: Subject) -> None:
+    """Store what the record speaks of: packed masks and per-window losses."""
+    about = {
+        "label": job.label,
+        "job_digest": job.digest,
+        "model": bench.bundle.ref,
+        "model_digest": bench.dense.digest,
+    }
+    write_tensors(directory.file("losses", job.name, ".safetensors"), subject.cached, about)
+    if pruned is not None:
+        assert job.pattern
+        patterns = bench.spec.layer_patterns(job.pattern, pruned.masks)
+        save_masks(directory.file("masks", job.name, ".safetensors"), pruned.masks, patterns, about)
+
+
+def described(job: Job, bench: Bench) -> Record:
+    """What a record says of its job, whether it ends well or not."""
+    return {
+        "label": job.label,
+        "method": job.contender.name if job.contender else None,
+        "options": dict(job.contender.options) if job.contender else {},
+        "pattern": str(job.pattern) if job.pattern else None,
+        "pattern_for": {glob: str(pattern) for glob, pattern in bench.spec.pattern_for} if job.pattern else {},
+        "seed": job.seed,
+        "model": bench.bundle.ref,
+        "coverage": bench.bundle.coverage() if job.contender else None,
+        "calibration": bench.spec.calibration if job.contender else None,
+        "calibration_digest": bench.pools[job.seed].digest if job.seed is not None else None,
+        "job_digest": job.digest,
+        "spec_digest": bench.spec.digest,
+        "protocol_digest": bench.spec.protocol_digest,
+        "environment": bench.environment(),
+    }
+
+
+def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, dict[str, Any]]:
+    """Paired differences of losses to the dense model, by text and window."""
+    return {name: asdict(paired(losses, dense.cached[name])) for name, losses in subject.cached.items()}
+
+
+def shapes(bundle: Bundle) -> dict[str, tuple[int, int]]:
+    return {name: layer.shape for name, layer in bundle.layers.items()}

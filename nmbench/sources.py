@@ -1,0 +1,74 @@
+"""Base classes of what plugins bring besides methods: models, data sets, metrics and reporters.
+
+The text after the first colon of a reference (`text:novel.txt`, `ppl:wikitext2@2048`) reaches the class as `argument`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from nmbench.evaluate import DenseSubject, Subject
+    from nmbench.models import Bundle
+    from nmbench.results import Results
+
+SPLITS = ("calibration", "selection", "test")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Loads models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice."""
+
+    dtype: str | None = None
+    trust_remote_code: bool = False
+
+    def load(self, ref: str) -> Bundle:
+        """Load the model that `ref` (the text after `scheme:`) names. Raises `NMBenchError` with a remedy."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A collection of texts in three splits that are never mixed."""
+
+    argument: str = ""
+    separator: ClassVar[str] = "\n\n"
+
+    def texts(self, split: str) -> Iterable[str]:
+        """The documents of one split (calibration, selection or test).
+
+        A data set without selection texts of its own returns none; selection windows are then held back from its
+        calibration texts.
+        """
+        raise NotImplementedError
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What the manifest says of where the texts came from: a hub revision, a file digest."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured quantity; its whole protocol is in its name, `<registered name>:<argument>`."""
+
+    argument: str = ""
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets whose test texts the metric reads; they must not overlap with calibration texts."""
+        return ()
+
+    def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+        """Return metric name -> {"value", "stderr", "n", "lower_is_better"}. `dense` holds the dense model's losses."""
+        raise NotImplementedError
+
+
+class Reporter:
+    """Writes the results of one or more runs in one format."""
+
+    def write(self, results: Results, directory: Path) -> Path:
+        """Write a file into `directory` and return its path."""
+        raise NotImplementedError

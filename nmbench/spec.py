@@ -1,0 +1,222 @@
+"""A run as plain data: everything that decides the numbers, and nothing else.
+
+Command line flags, a TOML file and the Python API all make one frozen `RunSpec`. `None` and `()` mean "what the model
+source suggests"; `RunSpec.resolved` fills them in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nmbench.errors import NMBenchError, unknown
+from nmbench.pattern import Pattern
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DENSE = "dense"
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One line of the comparison: a registered method under a label, with the options given for it."""
+
+    label: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not LABEL.fullmatch(self.label) or self.label == DENSE:
+            raise NMBenchError(
+                f"label {self.label!r} is not legal: letters, digits and _.+- only, and {DENSE!r} is the reference row."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> MethodSpec:
+        """Read `NAME` or `LABEL=NAME`."""
+        label, equals, name = text.partition("=")
+        return cls(label, name if equals else label)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model source suggests where the user says nothing."""
+
+    pattern: Pattern = field(default_factory=lambda: Pattern(2, 4))
+    calibration: str = "c4"
+    windows: int = 128
+    window_tokens: int = 2048
+    pool_tokens: int = 128 * 2048
+    selection_tokens: int = 32 * 2048
+    metrics: tuple[str, ...] = ("ppl:wikitext2@2048",)
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One comparison. Lengths are in tokens; `windows` windows of `window_tokens` tokens feed the statistics, learners
+    see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load.
+    """
+
+    methods: tuple[MethodSpec, ...]
+    model: str = "demo"
+    patterns: tuple[Pattern, ...] = ()
+    pattern_for: tuple[tuple[str, Pattern], ...] = ()
+    skip: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    calibration: str | None = None
+    windows: int | None = None
+    window_tokens: int | None = None
+    pool_tokens: int | None = None
+    selection_tokens: int | None = None
+    metrics: tuple[str, ...] = ()
+    dtype: str | None = None
+    eval_dtype: str | None = None
+    trust_remote_code: bool = False
+    device: str = "auto"
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_duplicates("label", [method.label for method in self.methods])
+        refuse_duplicates("pattern", [str(pattern) for pattern in self.patterns])
+        refuse_duplicates("seed", [str(seed) for seed in self.seeds])
+        if not self.methods:
+            raise NMBenchError("a run needs at least one method; give --method NAME (see `nmbench methods`).")
+        for name in ("windows", "window_tokens", "pool_tokens", "selection_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise NMBenchError(f"{name} must be at least 1, not {value}.")
+
+    def resolved(self, defaults: Defaults) -> RunSpec:
+        """Fill in what the user left open."""
+        windows = self.windows or defaults.windows
+        window_tokens = self.window_tokens or defaults.window_tokens
+        dtype = self.dtype or defaults.dtype
+        return dataclasses.replace(
+            self,
+            patterns=self.patterns or (defaults.pattern,),
+            calibration=self.calibration or defaults.calibration,
+            windows=windows,
+            window_tokens=window_tokens,
+            pool_tokens=max(self.pool_tokens or defaults.pool_tokens, windows * window_tokens),
+            selection_tokens=self.selection_tokens or defaults.selection_tokens,
+            metrics=self.metrics or defaults.metrics,
+            dtype=dtype,
+            eval_dtype=self.eval_dtype or dtype,
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        """What two rows must share to be comparable: model, texts, windows, dtypes and metrics."""
+        shared = ("model", "skip", "calibration", "windows", "window_tokens", "pool_tokens", "selection_tokens")
+        content = self.to_dict()
+        return {name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}
+
+    def layer_patterns(self, pattern: Pattern, layers: Iterable[str]) -> dict[str, Pattern]:
+        """The pattern of every layer: the last matching `pattern_for`, else `pattern`."""
+        chosen = dict.fromkeys(layers, pattern)
+        for glob, special in self.pattern_for:
+            matched = [name for name in chosen if matches(name, glob)]
+            if not matched:
+                raise NMBenchError(
+                    f"--pattern-for {glob!r} matches no layer; layer names look like {next(iter(chosen))!r}."
+                )
+            chosen.update(dict.fromkeys(matched, special))
+        return chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and TOML; what is left open is left out."""
+        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        content["methods"] = {m.label: {"method": m.name, "options": dict(m.options)} for m in self.methods}
+        content["patterns"] = [str(pattern) for pattern in self.patterns]
+        content["pattern_for"] = {glob: str(pattern) for glob, pattern in self.pattern_for}
+        for name in ("skip", "seeds", "metrics", "plugins"):
+            content[name] = list(content[name])
+        return {name: value for name, value in content.items() if value is not None and value not in ([], {})}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str = "spec") -> RunSpec:
+        """The inverse of `to_dict`. Raises `NMBenchError` for an unknown key or a value of the wrong kind."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        for name in content:
+            if name not in names:
+                raise unknown("key", name, names, f" in {where}")
+        values: dict[str, Any] = dict(content)
+        try:
+            values["methods"] = tuple(
+                MethodSpec(label, m.get("method", label), dict(m.get("options", {})))
+                for label, m in content.get("methods", {}).items()
+            )
+            values["patterns"] = tuple(Pattern.parse(text) for text in content.get("patterns", ()))
+            pairs = content.get("pattern_for", {}).items()
+            values["pattern_for"] = tuple((glob, Pattern.parse(text)) for glob, text in pairs)
+            for name in ("skip", "seeds", "metrics", "plugins"):
+                if name in content:
+                    values[name] = tuple(content[name])
+        except (AttributeError, TypeError) as error:
+            raise NMBenchError(f"{where} is not a run specification: {error}.") from error
+        return cls(**values)
+
+    @property
+    def digest(self) -> str:
+        """Names the run; the order of keys does not matter."""
+        return digest(self.to_dict())
+
+    @property
+    def protocol_digest(self) -> str:
+        """Names the protocol; rows of equal protocol digests are comparable."""
+        return digest(self.protocol())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file as plain data. Raises `NMBenchError` if it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NMBenchError(f"configuration file {path} does not exist.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise NMBenchError(f"configuration file {path} is not TOML: {error}.") from None
+
+
+def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tuple[MethodSpec, ...]:
+    """Give methods their `LABEL.option=value` settings. Raises `NMBenchError` for a bad form or an unknown label."""
+    by_label = {method.label: method for method in methods}
+    for text in settings:
+        match = re.fullmatch(r"(.+?)\.([A-Za-z_][A-Za-z0-9_]*)=(.*)", text, re.DOTALL)
+        if match is None:
+            raise NMBenchError(f"--set {text!r} is not of the form LABEL.option=value, for example maskpro.steps=500.")
+        label, name, value = match.groups()
+        if label not in by_label:
+            raise unknown("label", label, by_label, f" in --set {text!r}")
+        method = by_label[label]
+        by_label[label] = dataclasses.replace(method, options={**method.options, name: value})
+    return tuple(by_label.values())
+
+
+def matches(name: str, glob: str) -> bool:
+    """Whether a layer name, or the end of it after a dot, matches a shell pattern: 'mlp.*', 'q_proj'."""
+    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")
+
+
+def refuse_duplicates(kind: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            remedy = "; give one of them another LABEL=NAME" if kind == "label" else ""
+            raise NMBenchError(f"{kind} {name!r} is given twice{remedy}.")
+
+
+def digest(content: Any) -> str:
+    """A short name for plain data: 16 hex digits of SHA-256 over canonical JSON."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,131 @@
+"""Files that survive a kill: written beside, fsynced, renamed. Packed masks and learner checkpoints live here."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from nmbench.errors import NMBenchError
+from nmbench.pattern import Pattern
+
+FORMAT = "nmbench packed masks 1"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step. Raises `NMBenchError` if the disk refuses, leaving the old file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> NMBenchError:
+    """One line for a full disk, a read-only folder, a path that is a file."""
+    return NMBenchError(
+        f"cannot write {path}: {error.strerror}. Nothing finished is lost; mend that and give the same command again."
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata as one safetensors file, atomically."""
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomic(path, safetensors.torch.save(ready, {name: json.dumps(value) for name, value in metadata.items()}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote. Raises `NMBenchError` for a file that is not such a one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return tensors, {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+    except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise NMBenchError(f"cannot read {path}: {error}. Remove it and run again to make it anew.") from error
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Bits of a bool mask, row by row, lowest bit first: uint8 `[ceil(numel / 8)]`."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=None, bitorder="little"))
+
+
+def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `pack`: bool `shape`. Raises `NMBenchError` if the number of bytes does not fit."""
+    count = int(np.prod(shape))
+    if packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
+        raise NMBenchError(f"a packed mask of shape {tuple(shape)} has {(count + 7) // 8} bytes, not {packed.numel()}.")
+    bits = np.unpackbits(packed.numpy(), count=count, bitorder="little")
+    return torch.from_numpy(bits.astype(bool)).reshape(shape)
+
+
+def save_masks(
+    path: Path, masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], about: Mapping[str, Any]
+) -> None:
+    """Write bit-packed masks with shapes and patterns in the metadata; `about` says whose they are."""
+    layers = {name: {"shape": list(mask.shape), "pattern": str(patterns[name])} for name, mask in masks.items()}
+    write_tensors(
+        path, {name: pack(mask) for name, mask in masks.items()}, {"format": FORMAT, "layers": layers, **about}
+    )
+
+
+def load_masks(path: Path) -> dict[str, Tensor]:
+    """Read masks written by `save_masks`: layer name -> bool `[out, in]`."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise NMBenchError(f"{path} does not hold masks packed by nmbench.")
+    return {name: unpack(tensors[name], tuple(layer["shape"])) for name, layer in metadata["layers"].items()}
+
+
+class FileCheckpoints:
+    """The checkpoint of one job in one file. `job_digest` keeps a checkpoint of other options from being taken up."""
+
+    def __init__(self, path: Path, job_digest: str) -> None:
+        self.path = path
+        self.job_digest = job_digest
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in state.items() if name not in tensors}
+        write_tensors(self.path, tensors, {"job_digest": self.job_digest, "plain": plain})
+
+    def load(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        tensors, metadata = read_tensors(self.path)
+        if metadata.get("job_digest") != self.job_digest:
+            return None
+        return {**tensors, **metadata["plain"]}
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class MemoryCheckpoints:
+    """Checkpoints of a learner that is run outside a run directory; gone with the process."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        self.state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+    def load(self) -> dict[str, Any] | None:
+        return None if self.state is None else dict(self.state)

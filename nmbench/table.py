@@ -1,0 +1,167 @@
+"""The table a run ends in: rows, means over seeds, and which rows can be told apart."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nmbench.results import Record, Results
+from nmbench.spec import DENSE
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import Tensor
+
+    from nmbench.compare import Difference
+
+MEBIBYTE = 2**20
+
+
+def render(results: Results) -> str:
+    """The whole text for a terminal: one row per job, means over seeds, rankings, failures."""
+    parts = [rows(results.records).to_string(index=False)]
+    if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
+        parts.append("Mean over seeds (± standard deviation)\n" + means(results).to_string(index=False))
+    parts += [text for text in (comparisons(results), failures(results.records)) if text]
+    return "\n\n".join(parts)
+
+
+def rows(records: Sequence[Record]) -> pandas.DataFrame:
+    """One row per job, every figure as people read it."""
+    import pandas
+
+    return pandas.DataFrame([row(record) for record in records]).fillna("-")
+
+
+def row(record: Record) -> dict[str, str]:
+    """What the table says of one record. Differences are nats per token, with their paired 95 % interval."""
+    failed = record["status"] != "ok"
+    return {
+        "label": record["label"],
+        "pattern": record["pattern"] or "-",
+        "seed": "-" if record["seed"] is None else str(record["seed"]),
+        "strict": "FAILED" if failed else strictness(record),
+        **{name: f"{value['value']:.4f}" for name, value in record["metrics"].items()},
+        **{f"nats over dense, {name}": interval(value) for name, value in record.get("against_dense", {}).items()},
+        "pruned": "-" if record["coverage"] is None else f"{record['coverage']['share_of_decoder']:.1%}",
+        "weights": "-" if failed else "updated" if record["weights_changed"] else "dense",
+        "seconds": "-" if failed else f"{record['seconds']['total']:.1f}",
+        "peak MiB": "-" if failed else peak(record),
+        "tokens": "-" if failed else str(record["cost"]["forward_tokens"]),
+    }
+
+
+def strictness(record: Record) -> str:
+    """The proof in a few characters: how many groups were checked."""
+    return f"yes, {record['proof']['groups']} groups" if record["strict"] else "-"
+
+
+def interval(value: dict[str, Any]) -> str:
+    return f"{value['mean']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]"
+
+
+def peak(record: Record) -> str:
+    """Host and, where there is one, device memory at its highest."""
+    sizes = [record["peak_bytes"]["host"], record["peak_bytes"]["device"]]
+    return " + ".join(f"{size / MEBIBYTE:.0f}" for size in sizes if size is not None)
+
+
+def means(results: Results) -> pandas.DataFrame:
+    """Mean and standard deviation of every metric over seeds, by label and pattern."""
+    import pandas
+
+    lines = []
+    for (label, pattern), group in grouped(results.records).items():
+        names = dict.fromkeys(name for record in group for name in record["metrics"])
+        values = {name: pandas.Series([r["metrics"][name]["value"] for r in group]) for name in names}
+        shown = {n: f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if len(v) > 1 else "") for n, v in values.items()}
+        lines.append({"label": label, "pattern": pattern or "-", "seeds": str(len(group)), **shown})
+    return pandas.DataFrame(lines)
+
+
+def grouped(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
+    """The records that ended well, by label and pattern, over all seeds."""
+    groups: dict[tuple[str, str | None], list[Record]] = {}
+    for record in records:
+        if record["status"] == "ok":
+            groups.setdefault((record["label"], record["pattern"]), []).append(record)
+    return groups
+
+
+def comparisons(results: Results) -> str:
+    """Rankings by pattern and text, best first: `<` where neighbours can be told apart, `~` where they cannot."""
+    lines = [
+        line
+        for directory in results.directories
+        for pattern in dict.fromkeys(r["pattern"] for r in results.records if r["pattern"])
+        for line in ranking(results.records, pattern, directory)
+    ]
+    if not lines:
+        return ""
+    head = "Ranking by loss, best first; '<': told apart by a paired 95 % bootstrap interval, '~': not"
+    return "\n".join([head, *lines])
+
+
+def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterator[str]:
+    """The ranking of one pattern on every text, and what each learner gained over its initial mask."""
+    groups = {key: group for key, group in grouped(records).items() if key[1] in (pattern, None)}
+    losses = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
+    for name in dict.fromkeys(name for found in losses.values() for name in found):
+        here = {label: found[name] for label, found in losses.items() if name in found}
+        yield f"  {pattern} {name}: {chain(here)}"
+        for label in here:
+            if f"{label}@init" in here:
+                gained = difference(here[label], here[f"{label}@init"])
+                yield f"  {pattern} {name}: {label} against its initial mask {gained} nats ({gained.windows} windows)"
+
+
+def seed_losses(group: Sequence[Record], directory: Path) -> dict[str, Tensor]:
+    """Per-window losses of one row by text: `[seeds, windows]`."""
+    import torch
+
+    from nmbench.store import read_tensors
+
+    found: dict[str, list[Tensor]] = {}
+    for record in group:
+        path = directory / "losses" / f"{file_name(record)}.safetensors"
+        if path.exists():
+            for name, losses in read_tensors(path)[0].items():
+                found.setdefault(name, []).append(losses)
+    return {name: torch.stack(tensors) for name, tensors in found.items()}
+
+
+def file_name(record: Record) -> str:
+    """The name of a job's files, from its record."""
+    if record["label"] == DENSE:
+        return DENSE
+    return f"{record['label']}--{record['pattern'].replace(':', '-')}--seed{record['seed']}"
+
+
+def chain(losses: dict[str, Tensor]) -> str:
+    """`dense < sparsegpt < wanda ~ magnitude`."""
+    order = sorted(losses, key=lambda label: float(losses[label].mean()))
+    text = order[0]
+    for better, worse in itertools.pairwise(order):
+        sign = "<" if difference(losses[worse], losses[better]).clear else "~"
+        text += f" {sign} {worse}"
+    return text
+
+
+def difference(losses: Tensor, reference: Tensor) -> Difference:
+    """Paired over windows; by seed where both rows have the same seeds, else of their means."""
+    from nmbench.compare import paired
+
+    if losses.shape != reference.shape:
+        losses, reference = losses.mean(dim=0), reference.mean(dim=0)
+    return paired(losses, reference)
+
+
+def failures(records: Sequence[Record]) -> str:
+    """One line for every job that failed."""
+    return "\n".join(
+        f"FAILED {r['label']} {r['pattern']} seed {r['seed']}: {r['error']} (traceback: {r['traceback']})"
+        for r in records
+        if r["status"] != "ok"
+    )

@@ -1,0 +1,106 @@
+"""The strict N:M check. It stands between every method and every number, and no plugin can bypass it.
+
+Strict means two things: the mask keeps exactly N weights in every group, and the weight is zero wherever the mask is
+False. A kept weight may happen to be zero; such extra zeros are counted, never taken for pruned ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmbench.errors import NMBenchError, NotStrict
+from nmbench.pattern import Pattern
+
+
+def check_masks(
+    masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], shapes: Mapping[str, tuple[int, int]], who: str
+) -> None:
+    """Raise `NotStrict` unless `masks` has one strict bool mask of the right shape for every layer in `shapes`."""
+    check_names(masks, shapes, who)
+    for name, shape in shapes.items():
+        mask = masks[name]
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise NotStrict(f"{who} returned a mask of {kind} instead of torch.bool for {name}.")
+        if tuple(mask.shape) != tuple(shape):
+            raise NotStrict(f"{who} returned a mask of shape {tuple(mask.shape)} instead of {tuple(shape)} for {name}.")
+        check_groups(mask, patterns[name], name, who)
+
+
+def check_names(masks: Mapping[str, Tensor], expected: Mapping[str, Any], who: str) -> None:
+    if missing := [name for name in expected if name not in masks]:
+        raise NotStrict(f"{who} returned no mask for {len(missing)} of {len(expected)} layers; first: {missing[0]}.")
+    if extra := [name for name in masks if name not in expected]:
+        raise NotStrict(f"{who} returned a mask for {extra[0]}, which is not a prunable layer.")
+
+
+def check_groups(mask: Tensor, pattern: Pattern, name: str, who: str) -> None:
+    """Raise `NotStrict` naming the first group of `mask` that does not keep exactly `pattern.keep`."""
+    kept = pattern.kept(mask)  # [out, in/group]
+    broken = (kept != pattern.keep).nonzero()
+    if len(broken):
+        row, group = broken[0].tolist()
+        first = group * pattern.group
+        raise NotStrict(
+            f"{who} broke {pattern} in {name}: {len(broken)} of {kept.numel()} groups; first: row {row}, columns "
+            f"{first}..{first + pattern.group - 1} keep {int(kept[row, group])} instead of {pattern.keep}."
+        )
+
+
+def check_weight(weight: Tensor, mask: Tensor, name: str, who: str) -> dict[str, int]:
+    """Raise `NotStrict` if `weight` is not (positive) zero somewhere off the `mask`; return counts for the proof."""
+    dropped = weight.masked_select(~mask)
+    if not weight.isfinite().all():
+        raise NotStrict(f"{who} left NaN or infinite weights in {name}.")
+    if dropped.count_nonzero():
+        row, column = ((weight != 0) & ~mask).nonzero()[0].tolist()
+        raise NotStrict(
+            f"{who} left {int(dropped.count_nonzero())} non-zero weights off the mask in {name}; first: row {row}, "
+            f"column {column} is {weight[row, column].item():g} instead of 0."
+        )
+    if negative := int(dropped.signbit().sum()):
+        raise NotStrict(f"{who} left {negative} negative zeros off the mask in {name}; zeros must be positive.")
+    return {"zeros": dropped.numel(), "extra_zeros": int((weight == 0).sum()) - dropped.numel()}
+
+
+def check_strict(
+    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], who: str
+) -> dict[str, Any]:
+    """Check masks and the very weights that are evaluated, `[out, in]` each; return the proof for the record.
+
+    Raises `NotStrict` with layer, row, columns and counts of the first violation.
+    """
+    check_masks(masks, patterns, {name: (w.shape[0], w.shape[1]) for name, w in weights.items()}, who)
+    counts = [check_weight(weight, masks[name], name, who) for name, weight in weights.items()]
+    return {
+        "layers": len(weights),
+        "groups": sum(masks[name].numel() // patterns[name].group for name in weights),
+        "weights": sum(weight.numel() for weight in weights.values()),
+        "zeros": sum(count["zeros"] for count in counts),
+        "extra_zeros": sum(count["extra_zeros"] for count in counts),
+        "masks_digest": masks_digest(masks),
+    }
+
+
+def check_divides(patterns: Mapping[str, Pattern], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise `NMBenchError` naming the first layer whose rows do not fall into whole groups."""
+    for name, (_, inputs) in shapes.items():
+        if not patterns[name].divides(inputs):
+            raise NMBenchError(
+                f"layer {name} has {inputs} inputs, not a multiple of {patterns[name].group}; exclude it with "
+                f"--skip {name.rpartition('.')[2]!r}."
+            )
+
+
+def masks_digest(masks: Mapping[str, Tensor]) -> str:
+    """SHA-256, 16 hex digits, over the names and bits of masks."""
+    total = hashlib.sha256()
+    for name in sorted(masks):
+        total.update(f"{name} {tuple(masks[name].shape)};".encode())
+        total.update(masks[name].cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]

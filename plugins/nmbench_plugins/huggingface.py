@@ -1,0 +1,108 @@
+"""transformers models: of the hub (`hf:ORG/NAME`, `hf:ORG/NAME@REVISION`), of a folder, or of a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nmbench
+
+WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.1) is not a usable default
+
+
+@dataclass(frozen=True)
+class HubModel(nmbench.ModelSource):
+    """A model of the Hugging Face hub; the commit that was loaded goes into the manifest."""
+
+    def load(self, ref: str) -> nmbench.Bundle:
+        name, _, revision = ref.partition("@")
+        if not name:
+            raise nmbench.NMBenchError("model hf: needs a name after the colon, for example hf:org/name@revision.")
+        bundle = read(f"hf:{ref}", name, self, {"revision": revision or "main"})
+        return bundle
+
+
+@dataclass(frozen=True)
+class Folder(nmbench.ModelSource):
+    """A folder written by `save_pretrained`; also taken when `--model` is just a path."""
+
+    def load(self, ref: str) -> nmbench.Bundle:
+        folder = Path(ref)
+        if not folder.is_dir():
+            raise nmbench.NMBenchError(
+                f"model folder {ref} does not exist or is not a folder; for a GGUF file write gguf:{ref}."
+            )
+        if not (folder / "config.json").is_file():
+            raise nmbench.NMBenchError(f"model folder {ref} has no config.json; it is not a transformers model.")
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+            raise nmbench.NMBenchError(f"model folder {ref} has no weights (no *.safetensors, no *.bin).")
+        return read(ref, str(folder), self, {"local_files_only": True})
+
+
+@dataclass(frozen=True)
+class Gguf(nmbench.ModelSource):
+    """A GGUF file; its weights are dequantised (needs the package `gguf`)."""
+
+    def load(self, ref: str) -> nmbench.Bundle:
+        file = Path(ref)
+        if not file.is_file():
+            raise nmbench.NMBenchError(f"GGUF file {ref} does not exist.")
+        where = {"gguf_file": file.name, "local_files_only": True}
+        return read(f"gguf:{ref}", str(file.parent), self, where)
+
+
+def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
+    """Load model and tokenizer with transformers. Raises `NMBenchError` with what transformers says, on one line."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trust = {"trust_remote_code": source.trust_remote_code}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=chosen_dtype(source.dtype), **where, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
+    except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
+        raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+    return nmbench.Bundle.of(ref, model, tokenizer, defaults_of(model), provenance_of(model, where))
+
+
+def chosen_dtype(name: str | None) -> torch.dtype:
+    """The dtype asked for; else bfloat16 on a GPU and float32 on a CPU, where bfloat16 is slow."""
+    if name:
+        return getattr(torch, name)
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def defaults_of(model: Any) -> nmbench.Defaults:
+    """Windows of 2048 tokens, or the model's whole context if that is shorter."""
+    context = getattr(model.config, "max_position_embeddings", WINDOW) or WINDOW
+    window = min(WINDOW, context)
+    return nmbench.Defaults(
+        window_tokens=window,
+        pool_tokens=128 * window,
+        selection_tokens=32 * window,
+        metrics=(f"ppl:wikitext2@{window}",),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def provenance_of(model: Any, where: Mapping[str, Any]) -> dict[str, Any]:
+    """What was loaded: architecture, hub commit, and whether the file was quantised."""
+    commit = getattr(model.config, "_commit_hash", None)
+    quantised = {"dequantised_from": where["gguf_file"]} if "gguf_file" in where else {}
+    return {"architecture": type(model).__name__, "revision": where.get("revision"), "commit": commit, **quantised}
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an exception says, shortened."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+@nmbench.hookimpl
+def nmbench_register_models(register: nmbench.Register) -> None:
+    register("hf", HubModel)
+    register("folder", Folder)
+    register("gguf", Gguf)

@@ -1,0 +1,22 @@
+"""Magnitude pruning: score = |W|, the reference every criterion has to beat (Han et al., arXiv 1506.02626)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import nmbench
+
+
+@dataclass(frozen=True)
+class Magnitude(nmbench.Scorer):
+    """Keep the largest absolute weights of every group; needs no data."""
+
+    def score(self, weight: Tensor, stats: nmbench.LayerStats) -> Tensor:
+        return weight.float().abs()
+
+
+@nmbench.hookimpl
+def nmbench_register_baselines(register: nmbench.Register) -> None:
+    register("magnitude", Magnitude)

@@ -1,0 +1,51 @@
+"""Perplexity, with its whole protocol in its name: `ppl:<data set>@<window>`.
+
+The test texts are joined and tokenised once with special tokens, cut into non-overlapping windows, the tail dropped;
+perplexity is exp of the mean cross-entropy over the window - 1 targets of every window. (The protocol of the GPTQ and
+SparseGPT papers. Not the word perplexity of lm-evaluation-harness.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nmbench
+
+
+@dataclass(frozen=True)
+class Perplexity(nmbench.Metric):
+    """exp of the mean token cross-entropy on the test text of a data set."""
+
+    def __post_init__(self) -> None:
+        dataset, at, window = self.argument.rpartition("@")
+        if not at or not dataset or not window.isdigit() or int(window) < 2:
+            raise nmbench.NMBenchError(
+                f"metric 'ppl:{self.argument}' is not of the form ppl:<data set>@<window>, for example "
+                f"ppl:wikitext2@2048: a perplexity without its window length says nothing."
+            )
+
+    @property
+    def dataset(self) -> str:
+        return self.argument.rpartition("@")[0]
+
+    @property
+    def window(self) -> int:
+        return int(self.argument.rpartition("@")[2])
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return (self.dataset,)
+
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+        losses = subject.losses(self.dataset, self.window)
+        value = math.exp(float(losses.mean()))
+        stderr = float(losses.std() / math.sqrt(len(losses))) * value if len(losses) > 1 else None
+        return {f"ppl:{self.argument}": {"value": value, "stderr": stderr, "n": len(losses), "lower_is_better": True}}
+
+
+@nmbench.hookimpl
+def nmbench_register_metrics(register: nmbench.Register) -> None:
+    register("ppl", Perplexity)

@@ -1,0 +1,97 @@
+"""`tiny:FAMILY`: small random models of real architectures, to test the plumbing. Their perplexity means nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import nmbench
+
+BOS = 256  # the 256 byte values, then one special token
+COMMON = {
+    "vocab_size": 257,
+    "max_position_embeddings": 512,
+    "bos_token_id": BOS,
+    "eos_token_id": BOS,
+    "pad_token_id": BOS,
+}
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", LLAMA),
+    "mistral": ("MistralConfig", {**LLAMA, "sliding_window": 16}),
+    "qwen3": ("Qwen3Config", LLAMA),
+    "gemma2": ("Gemma2Config", {**LLAMA, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3TextConfig", {**LLAMA, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+    "phi3": ("Phi3Config", {k: v for k, v in LLAMA.items() if k != "head_dim"}),
+    "gptneox": (
+        "GPTNeoXConfig",
+        {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
+    ),
+    "gpt2": ("GPT2Config", {"n_embd": 64, "n_inner": 96, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+    "opt": (
+        "OPTConfig",
+        {
+            "hidden_size": 64,
+            "word_embed_proj_dim": 64,
+            "ffn_dim": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TinyModel(nmbench.ModelSource):
+    """A random model of one family with two blocks of width 64, the same weights every time, and a byte tokenizer."""
+
+    def load(self, ref: str) -> nmbench.Bundle:
+        import torch
+        import transformers
+
+        if ref not in FAMILIES:
+            raise nmbench.NMBenchError(f"tiny model {ref!r} is not known; there are {', '.join(sorted(FAMILIES))}.")
+        name, settings = FAMILIES[ref]
+        config = getattr(transformers, name)(**{**COMMON, **settings})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        model.to(getattr(torch, self.dtype or "float32"))
+        return nmbench.Bundle.of(f"tiny:{ref}", model, byte_tokenizer(), DEFAULTS)
+
+
+DEFAULTS = nmbench.Defaults(
+    calibration="demo",
+    windows=8,
+    window_tokens=32,
+    pool_tokens=32 * 32,
+    selection_tokens=8 * 32,
+    metrics=("ppl:demo@512",),
+)
+
+
+def byte_tokenizer() -> Any:
+    """One token per byte of UTF-8, with a beginning-of-sequence token in front."""
+    import tokenizers
+    import transformers
+    from tokenizers import decoders, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)} | {"<bos>": BOS}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<bos>")
+
+
+@nmbench.hookimpl
+def nmbench_register_models(register: nmbench.Register) -> None:
+    register("tiny", TinyModel)

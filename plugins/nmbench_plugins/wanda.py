@@ -1,0 +1,29 @@
+"""Wanda: A Simple and Effective Pruning Approach for Large Language Models (Sun et al., arXiv 2306.11695).
+
+score_ij = |W_ij| * ||X_j||_2, where X_j is input channel j over the calibration tokens; compared within each group of a
+row, weights unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import nmbench
+
+
+@dataclass(frozen=True)
+class Wanda(nmbench.Scorer):
+    """Keep the weights with the largest |weight| x norm of their input channel; weights stay as they are."""
+
+    needs = nmbench.Stat.INPUT_NORM
+
+    def score(self, weight: Tensor, stats: nmbench.LayerStats) -> Tensor:
+        assert stats.input_norm is not None
+        return weight.float().abs() * stats.input_norm
+
+
+@nmbench.hookimpl
+def nmbench_register_baselines(register: nmbench.Register) -> None:
+    register("wanda", Wanda)
