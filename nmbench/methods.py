@@ -74,8 +74,9 @@ class PrunedModel:
         return any(pruned.weight is not None for pruned in self.layers.values())
 
 
+@dataclass(frozen=True)
 class Method:
-    """Base of all methods. `presets` maps a name to option values; explicit options override them."""
+    """Base of all methods, a frozen dataclass. `presets`: name -> option values, which explicit options override."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -84,6 +85,7 @@ class Method:
         return None
 
 
+@dataclass(frozen=True)
 class Baseline(Method):
     """A one-shot method: one layer at a time, from its weights and the statistics in `needs`."""
 
@@ -93,6 +95,7 @@ class Baseline(Method):
         return Stat.NONE
 
 
+@dataclass(frozen=True)
 class Scorer(Baseline):
     """Rates weights; the host keeps the `keep` highest scores of every group (`Pattern.top`)."""
 

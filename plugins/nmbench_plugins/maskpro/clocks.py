@@ -58,7 +58,7 @@ def _odds(rate: Tensor, time: Tensor) -> Tensor:
 
 
 def _density(time: Tensor, odds: Tensor, rate: Tensor) -> Tensor:
-    """Return f at one node of every group, [n]; e^{-t} is spread over the factors, as their product alone can overflow."""
+    """Return f at one node of every group, [n]; e^{-t} is spread over the factors, whose product alone can overflow."""
     factors = (1 + 1 / rate).mul_(torch.exp(-time / len(rate))).div_(1 + odds)
     return factors.prod(0).mul_(time)
 

@@ -12,16 +12,24 @@ from nmbench_plugins.maskpro.groups import columns
 def gumbel_keys(rows: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Return logits + Gumbel noise as columns [group, n] of `dtype`, from logits rows [n, group].
 
-    E = -log(1 - u) with u the midpoint of one of 2^31 equal cells (2^63 in float64): u is never 0, small E, which
-    decide rare events, are as fine as the cells, and no cell is favoured. Not `Tensor.uniform_`, whose 24 bits cut
-    every event rarer than 6e-8, nor the CPU `exponential_`, whose stream has a period of only 2^31.
+    Drawn from whole numbers, not by `Tensor.uniform_`, whose 24 bits cut every event rarer than 6e-8, nor by the CPU
+    `exponential_`, whose stream has a period of only 2^31.
     """
-    integer, bits = (torch.int64, 63) if dtype == torch.float64 else (torch.int32, 31)
+    integer = torch.int64 if dtype == torch.float64 else torch.int32
     cells = torch.empty(rows.shape, dtype=integer, device=rows.device).random_(generator=generator)  # [n, group]
-    u = columns(cells, dtype).add_(0.5).mul_(2.0**-bits)
-    u.clamp_(max=1 - torch.finfo(dtype).eps / 2)  # the last cells round to 1, where E would be infinite
-    noise = u.neg_().log1p_().neg_().log_()  # log E
-    return columns(rows, dtype).sub_(noise)
+    return columns(rows, dtype).sub_(log_exponential(columns(cells, dtype)))
+
+
+def log_exponential(cells: Tensor) -> Tensor:
+    """Turn whole numbers below 2^31 (float64: 2^63), as floats, into log E in place.
+
+    E = -log(1 - u) with u the middle of one of that many equal cells: u is never 0, no cell is favoured, and small E,
+    which decide rare events, are as fine as the cells.
+    """
+    bits = 63 if cells.dtype == torch.float64 else 31
+    u = cells.add_(0.5).mul_(2.0**-bits)
+    u.clamp_(max=1 - torch.finfo(u.dtype).eps / 2)  # the last cells round to 1, where E would be infinite
+    return u.neg_().log1p_().neg_().log_()
 
 
 def top(keys: Tensor, keep: int) -> Tensor:

@@ -12,7 +12,7 @@ from tests.plugins.maskpro import reference
 
 PATTERNS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (5, 8), (7, 8), (8, 16)]  # keep, group
 SMALL = [pattern for pattern in PATTERNS if pattern[1] <= 8]
-KINDS = ["normal", "ties", "prior", "flips", "gaps", "17", "12"]
+KINDS = ["normal", "ties", "prior", "flips", "far", "gaps", "17", "12"]
 quick = settings(max_examples=40, deadline=None)
 
 
@@ -32,6 +32,8 @@ def make_logits(kind: str, prior: Tensor, generator: torch.Generator) -> Tensor:
             return 10.0 * prior
         case "flips":
             return 10.0 * prior.roll(1, -1) + noise
+        case "far":
+            return 25.0 * prior + noise
         case "gaps":
             steps = torch.tensor([0.0, 17, 100, 500, 1000])
             return steps[torch.randint(0, 5, prior.shape, generator=generator)] + noise
@@ -241,6 +243,16 @@ def test_rare_draws_come_at_their_rate(dtype):
     expected = 4_000_000 * 3 / (3 + torch.tensor(12.0).double().exp())
     at_most_as_many = torch.special.gammaincc(rare + 1, expected)  # of a Poisson variable
     assert 1e-3 < at_most_as_many < 1 - 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_finite_and_unbiased_at_its_ends(dtype):
+    """The first cells of the uniform draw give E = u at their middles, the last ones a large but finite E."""
+    cells = 2 ** (63 if dtype == torch.float64 else 31)
+    ends = torch.tensor([0, 1, cells - 1], dtype=dtype)
+    noise = draws.log_exponential(ends).double().exp()
+    torch.testing.assert_close(noise[:2] * cells, torch.tensor([0.5, 1.5]).double(), rtol=1e-5, atol=0)
+    assert 16 < noise[2] < 45
 
 
 def test_gap_that_noise_cannot_bridge():

@@ -1,0 +1,87 @@
+"""What a plugin may look like: its hooks and their parameters, and the classes it registers.
+
+pluggy leaves gaps here: a misspelt hook is silently never called, a parameter with a default is never passed, a
+keyword-only one fails only at the call, and wrappers could change what another plugin returns. All are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from typing import Any
+
+import pluggy
+
+from nmbench import hookspecs
+from nmbench.errors import PluginError, did_you_mean
+
+PREFIX = "nmbench_"
+BASES = {
+    "nmbench_register_baselines": ("nmbench.methods", "Baseline"),
+    "nmbench_register_mask_learners": ("nmbench.methods", "MaskLearner"),
+    "nmbench_register_models": ("nmbench.sources", "ModelSource"),
+    "nmbench_register_datasets": ("nmbench.sources", "Dataset"),
+    "nmbench_register_metrics": ("nmbench.sources", "Metric"),
+    "nmbench_register_reporters": ("nmbench.sources", "Reporter"),
+}
+FORBIDDEN = ("hookwrapper", "wrapper", "tryfirst", "trylast")
+
+
+def hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
+    """The hooks that a plugin implements. Raises `PluginError` for one that pluggy would ignore or misuse."""
+    found = []
+    for name in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, name)
+        if options is None:
+            if name in known_hooks() and callable(getattr(plugin, name)):
+                raise PluginError(f"function {name} is not marked as a hook; put @nmbench.hookimpl above it.")
+            continue
+        hook = options.get("specname") or name
+        check_hook(hook, getattr(plugin, name), dict(options))
+        found.append(hook)
+    if not found:
+        raise PluginError(f"it implements no hook; there are {', '.join(sorted(known_hooks()))}.")
+    return tuple(found)
+
+
+def known_hooks() -> dict[str, Any]:
+    """The hook specifications by name."""
+    return {name: spec for name, spec in vars(hookspecs).items() if name.startswith(PREFIX)}
+
+
+def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
+    """Raise `PluginError` unless `function` is a plain implementation of a hook that exists."""
+    specs = known_hooks()
+    if hook not in specs:
+        raise PluginError(f"hook {hook!r} does not exist.{did_you_mean(hook, specs)}")
+    if used := [name for name in FORBIDDEN if options.get(name)]:
+        raise PluginError(f"hook {hook} uses {used[0]}; plugins are called one by one and cannot wrap each other.")
+    expected = list(inspect.signature(specs[hook]).parameters)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name not in expected:
+            listed = ", ".join(expected)
+            raise PluginError(f"hook {hook} has no parameter {parameter.name!r}; it takes {listed}.")
+        if parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            raise PluginError(
+                f"parameter {parameter.name!r} of hook {hook} must be plain: no default, not keyword-only."
+            )
+
+
+def check_object(hook: str, name: str, obj: Any) -> None:
+    """Raise `PluginError` unless `obj` is a class of the kind that `hook` announces, all its options with defaults."""
+    module, base_name = BASES[hook]
+    base = getattr(importlib.import_module(module), base_name)
+    if not isinstance(obj, type) or not issubclass(obj, base):
+        raise PluginError(f"{name!r} must be a class derived from nmbench.{base_name}; {obj!r} is not.")
+    required = [f.name for f in dataclass_fields(obj) if f.init and no_default(f)]
+    if required:
+        raise PluginError(f"option {required[0]!r} of {name!r} needs a default value.")
+
+
+def dataclass_fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+
+
+def no_default(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

@@ -1,0 +1,210 @@
+"""Finds plugins and lets them register, one at a time, each guarded: a broken one never stops the others.
+
+A plugin is a module, class or object with functions marked `@nmbench.hookimpl`, named by an entry point of the group
+`nmbench` or given as a single file. Every failure is attributed to its plugin and to a stage (import, signature,
+register), and what a half-registered plugin left behind is rolled back.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from nmbench import hookspecs
+from nmbench.errors import NMBenchError, UnknownName
+from nmbench.plugin_checks import check_object, hooks_of
+from nmbench.registry import Registries, Registry
+
+GROUP = "nmbench"
+DISABLE = "NMBENCH_DISABLE_PLUGINS"
+TRACE = "NMBENCH_TRACE"
+logger = logging.getLogger("nmbench")
+
+
+@dataclass(frozen=True)
+class PluginFailure:
+    """Where and why a plugin failed; `error` is the original exception."""
+
+    stage: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        if isinstance(self.error, NMBenchError):
+            return f"{self.stage}: {self.error}"
+        return f"{self.stage}: {type(self.error).__name__}: {self.error}"
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """What `nmbench plugins` shows of one plugin. `name` is `package version [entry]` or `file PATH`."""
+
+    name: str
+    package: str
+    version: str
+    entry: str
+    hooks: tuple[str, ...] = ()
+    registered: tuple[str, ...] = ()
+    failure: PluginFailure | None = None
+    disabled: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plugin that is not imported yet."""
+
+    info: PluginInfo
+    load: Callable[[], Any]
+
+
+@dataclass
+class Plugins:
+    """All plugins of one process: their registries, what is known of each, and the observers among them."""
+
+    manager: pluggy.PluginManager
+    registries: Registries = field(default_factory=Registries)
+    infos: list[PluginInfo] = field(default_factory=list)
+    _silenced: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def failures(self) -> list[PluginInfo]:
+        return [info for info in self.infos if info.failure]
+
+    def lookup(self, registry: Registry, name: str) -> Any:
+        """The object registered as `name`. Raises `UnknownName`, which also names failed plugins."""
+        try:
+            return registry.get(name)
+        except UnknownName as error:
+            failed = [f"  plugin {i.name} failed at {i.failure} (see `nmbench plugins`)" for i in self.failures]
+            raise UnknownName("\n".join([str(error), *failed])) from None
+
+    def add_observer(self, plugin: object, name: str) -> None:
+        """Register an object of this process, such as a progress printer, whose observing hooks are then called."""
+        hooks_of(self.manager, plugin)
+        self.manager.register(plugin, name)
+
+    def announce(self, hook: str, **arguments: Any) -> None:
+        """Call every implementation of an observing hook, one at a time; one that raises is reported once."""
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            wanted = {name: arguments[name] for name in implementation.argnames}
+            try:
+                implementation.function(**wanted)
+            except Exception as error:
+                self._report_once(implementation.plugin_name, hook, error)
+
+    def _report_once(self, plugin: str, hook: str, error: Exception) -> None:
+        if (plugin, hook) not in self._silenced:
+            self._silenced.add((plugin, hook))
+            logger.warning("plugin %s failed in %s: %s: %s", plugin, hook, type(error).__name__, error)
+
+
+class Registrar:
+    """The `register` function that hooks are handed. It knows which plugin is speaking, and through which hook."""
+
+    def __init__(self, registries: Registries) -> None:
+        self.registries = registries
+        self.origin = ""
+        self.names: list[str] = []
+
+    def for_hook(self, hook: str) -> Callable[[str, Any], None]:
+        registry = self.registries.by_hook()[hook]
+
+        def register(name: str, obj: Any) -> None:
+            check_object(hook, name, obj)
+            registry.register(name, obj, self.origin)
+            self.names.append(name)
+
+        return register
+
+
+def load_plugins(
+    files: Sequence[str] = (),
+    disabled: Iterable[str] = (),
+    entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+) -> Plugins:
+    """Load every installed plugin and the `files`, except those `disabled` (here or in NMBENCH_DISABLE_PLUGINS).
+
+    `entry_points` replaces the installed ones. Raises `NMBenchError` for a file that does not exist; a plugin that
+    fails is kept in `failures`.
+    """
+    plugins = Plugins(manager_with_specs())
+    registrar = Registrar(plugins.registries)
+    for hook in plugins.registries.by_hook():
+        getattr(plugins.manager.hook, hook).call_historic(kwargs={"register": registrar.for_hook(hook)})
+    points = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+    off = {name.strip() for name in (*disabled, *os.environ.get(DISABLE, "").split(",")) if name.strip()}
+    for candidate in (*map(installed, sorted(points, key=order)), *map(single_file, files)):
+        if off & {candidate.info.entry, candidate.info.package}:
+            plugins.infos.append(replace(candidate.info, disabled=True))
+        else:
+            plugins.infos.append(admit(candidate, plugins, registrar))
+    return plugins
+
+
+def manager_with_specs() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    if os.environ.get(TRACE):
+        manager.trace.root.setwriter(sys.stderr.write)
+        manager.enable_tracing()
+    return manager
+
+
+def order(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return (point.dist.name if point.dist else "", point.name)
+
+
+def installed(point: importlib.metadata.EntryPoint) -> Candidate:
+    """The plugin behind an entry point."""
+    package, version = (point.dist.name, point.dist.version) if point.dist else ("unknown package", "?")
+    return Candidate(PluginInfo(f"{package} {version} [{point.name}]", package, version, point.name), point.load)
+
+
+def single_file(text: str) -> Candidate:
+    """The plugin in one file. Raises `NMBenchError` if there is no such Python file."""
+    path = Path(text).resolve()
+    if not path.is_file() or path.suffix != ".py":
+        raise NMBenchError(f"plugin file {text} does not exist or is no .py file.")
+    return Candidate(PluginInfo(f"file {text}", text, "", path.stem), lambda: import_file(path))
+
+
+def import_file(path: Path) -> ModuleType:
+    name = f"nmbench_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def admit(candidate: Candidate, plugins: Plugins, registrar: Registrar) -> PluginInfo:
+    """Import, check and register one plugin; whatever it raises becomes its failure, and it leaves no trace."""
+    registrar.origin, registrar.names = candidate.info.name, []
+    stage, plugin = "import", None
+    try:
+        plugin = candidate.load()
+        plugin = plugin() if isinstance(plugin, type) else plugin
+        stage = "signature"
+        hooks = hooks_of(plugins.manager, plugin)
+        stage = "register"
+        plugins.manager.register(plugin, candidate.info.name)  # pluggy replays the announcing hooks for it alone
+        return replace(candidate.info, hooks=hooks, registered=tuple(registrar.names))
+    except (Exception, SystemExit) as error:
+        plugins.registries.forget(candidate.info.name)
+        if plugin is not None and plugins.manager.is_registered(plugin):
+            plugins.manager.unregister(plugin)
+        return replace(candidate.info, failure=PluginFailure(stage, error))
