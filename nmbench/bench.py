@@ -101,9 +101,14 @@ def source_of(model: str, plugins: Plugins) -> tuple[type, str]:
         return registry.get(scheme), ref
     if Path(model).exists():
         return plugins.lookup(registry, "folder"), model
-    if "/" in model and ":" not in model:
-        raise NMBenchError(f"model folder {model} does not exist; for a model of the hub write hf:{model}.")
+    if "/" in model and not scheme_like(model):
+        hint = f"; for a model of the hub write hf:{model}" if model.count("/") == 1 and model[0] not in "/." else ""
+        raise NMBenchError(f"model folder {model} does not exist{hint}.")
     raise unknown("model", model, [entry.name for entry in registry], " (and no such folder)")
+
+
+def scheme_like(model: str) -> bool:
+    return ":" in model.partition("/")[0]
 
 
 def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle) -> Bench:

@@ -126,26 +126,26 @@ def refuse_overlap(pool: Pool, calibration: str, test: Tensor, name: str) -> Non
     """Raise `NMBenchError` if a calibration or selection window shares `SHINGLE` consecutive tokens with a test text,
     or if the two share a window themselves.
     """
-    seen = shingles(test).unique()
+    width = min(SHINGLE, pool.calibration.shape[1], len(test))
+    seen = shingles(test, width).unique()
     for split, windows in (("calibration", pool.calibration), ("selection", pool.selection)):
-        shared = int(torch.isin(shingles(windows), seen).any(dim=-1).sum())
+        shared = int(torch.isin(shingles(windows, width), seen).any(dim=-1).sum())
         if shared:
             raise NMBenchError(
-                f"{shared} of {len(windows)} {split} windows of {calibration} share {SHINGLE} or more consecutive "
+                f"{shared} of {len(windows)} {split} windows of {calibration} share {width} or more consecutive "
                 f"tokens with the test text {name}; calibrate on another text."
             )
-    if torch.isin(shingles(pool.selection), shingles(pool.calibration)).any():
+    if torch.isin(shingles(pool.selection, width), shingles(pool.calibration, width)).any():
         raise NMBenchError(
             f"the calibration and selection windows of {calibration} overlap; use a text without repeats."
         )
 
 
-def shingles(tokens: Tensor) -> Tensor:
-    """Hash every run of `SHINGLE` consecutive tokens (of the whole row if it is shorter): `[..., n]` -> `[..., k]`.
+def shingles(tokens: Tensor, width: int) -> Tensor:
+    """Hash every run of `width` consecutive tokens of each row: `[..., n]` -> int64 `[..., n - width + 1]`.
 
     A polynomial over the integers modulo 2^64, built by Horner's rule for all positions at once.
     """
-    width = min(SHINGLE, tokens.shape[-1])
     count = tokens.shape[-1] - width + 1
     total = torch.zeros_like(tokens[..., :count])
     for offset in range(width):

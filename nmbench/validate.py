@@ -89,12 +89,13 @@ def check_strict(
 
 def check_divides(patterns: Mapping[str, Pattern], shapes: Mapping[str, tuple[int, int]]) -> None:
     """Raise `NMBenchError` naming the first layer whose rows do not fall into whole groups."""
-    for name, (_, inputs) in shapes.items():
-        if not patterns[name].divides(inputs):
-            raise NMBenchError(
-                f"layer {name} has {inputs} inputs, not a multiple of {patterns[name].group}; exclude it with "
-                f"--skip {name.rpartition('.')[2]!r}."
-            )
+    broken = [name for name, (_, inputs) in shapes.items() if not patterns[name].divides(inputs)]
+    if broken:
+        name, others = broken[0], f" ({len(broken)} of {len(shapes)} layers)" if len(broken) > 1 else ""
+        raise NMBenchError(
+            f"layer {name} has {shapes[name][1]} inputs, not a multiple of {patterns[name].group}{others}; exclude it "
+            f"with --skip {name.rpartition('.')[2]!r} or choose another pattern."
+        )
 
 
 def masks_digest(masks: Mapping[str, Tensor]) -> str:

@@ -18,7 +18,8 @@ def main(folder: Path) -> None:
     sizes = {info.filename: info.file_size for info in zipfile.ZipFile(wheel).infolist()}
     missing = [name for name in NEEDED if name not in sizes]
     stray = [name for name in sizes if not name.startswith(("nmbench/", "nmbench_plugins/", "nmbench-"))]
-    splits = [s for s in ("calibration", "selection", "test") if not any(n.startswith(f"{DEMO}texts/{s}/") for n in sizes)]
+    held_out = [f"{DEMO}texts/{split}/" for split in ("calibration", "selection", "test")]
+    splits = [folder for folder in held_out if not any(name.startswith(folder) for name in sizes)]
     demo_bytes = sum(size for name, size in sizes.items() if name.startswith(DEMO) and "/texts/" not in name)
     licences = [name for name in sizes if name.endswith(("licenses/LICENSE", "licenses/NOTICE"))]
     with tarfile.open(sdist) as archive:

@@ -44,7 +44,8 @@ HELD_OUT = {
 
 def main() -> None:
     args = arguments()
-    plays = {path.name.removesuffix("_gut.txt"): clean(path.read_text("ascii")) for path in args.plays.glob("*_gut.txt")}
+    files = args.plays.glob("*_gut.txt")
+    plays = {path.name.removesuffix("_gut.txt"): clean(path.read_text("ascii")) for path in files}
     held_out = {name: plays.pop(name) for names in HELD_OUT.values() for name in names}
     prose = lzma.decompress(args.prose.read_bytes()).decode("ascii")
     training = [plays[name] for name in sorted(plays)]
@@ -118,7 +119,8 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     paragraphs = (paragraph for text in texts for paragraph in text.split("\n\n"))
     tokenizer.train_from_iterator(paragraphs, trainer)
     bos = tokenizer.token_to_id(SPECIAL[0])
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], bos)])
+    begin = [(SPECIAL[0], bos)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=begin)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[1], model_max_length=512
     )

@@ -2,9 +2,9 @@
 
     python train.py --tokens TOKENS --out OUT [--layers 4] [--total-tokens 1200000000] [--lr 3e-3]
 
-TOKENS is what prepare.py wrote; the tokenizer files beside the tokens go to OUT with the weights. Every figure of the log
-is printed and written to OUT/train-log.jsonl. Held-out losses are taken on fixed windows: of the selection plays, of the
-held-out prose, and, for comparison, of the training text itself. The test plays are not opened here.
+TOKENS is what prepare.py wrote; weights and config go to OUT/model. Every figure of the log is printed and written to
+OUT/train-log.jsonl. Held-out losses are taken on fixed windows: of the selection plays, of the held-out prose, and, for
+comparison, of the training text itself. The test plays are not opened here.
 """
 
 from __future__ import annotations

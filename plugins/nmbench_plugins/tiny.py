@@ -70,9 +70,9 @@ class TinyModel(nmbench.ModelSource):
 DEFAULTS = nmbench.Defaults(
     calibration="demo",
     windows=8,
-    window_tokens=32,
-    pool_tokens=32 * 32,
-    selection_tokens=8 * 32,
+    window_tokens=64,
+    pool_tokens=32 * 64,
+    selection_tokens=8 * 64,
     metrics=("ppl:demo@512",),
 )
 
