@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from nmbench.data import Pool, calibration_pool, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import NMBenchError, unknown
@@ -45,11 +47,11 @@ class Bench:
         """A callback that tells observers how far a stage of a job is."""
         return lambda done, total: self.plugins.announce("nmbench_progress", event=Progress(job, stage, done, total))
 
-    def learner_reporter(self, job: str, method: Method) -> Callable[[int, Mapping[str, float]], None]:
-        """A callback for `LearnTask.report`; the total is the learner's `steps` option, if it has one."""
-        total = int(getattr(method, "steps", 0))
-        return lambda step, values: self.plugins.announce(
-            "nmbench_progress", event=Progress(job, "learn", step, total, values)
+    def learner_reporter(self, job: str, method: Method) -> Callable[[str, int, int | None, Mapping[str, float]], None]:
+        """A callback for `LearnTask`; where a learner names no total, it is its `steps` option, if it has one."""
+        steps = int(getattr(method, "steps", 0))
+        return lambda stage, done, total, values: self.plugins.announce(
+            "nmbench_progress", event=Progress(job, stage, done, steps if total is None else total, values)
         )
 
     def environment(self) -> dict[str, Any]:
@@ -87,10 +89,23 @@ class Bench:
 def load_model(spec: RunSpec, plugins: Plugins) -> Bundle:
     """Load the model of `spec` on its device, without the layers it skips; checks that all weights are finite."""
     cls, ref = source_of(spec.model, plugins)
-    bundle = cls(dtype=spec.dtype and dtype_of(spec.dtype), trust_remote_code=spec.trust_remote_code).load(ref)
+    with no_loading_bar():
+        bundle = cls(dtype=spec.dtype and dtype_of(spec.dtype), trust_remote_code=spec.trust_remote_code).load(ref)
     bundle.model.to(device_of(spec.device))
     bundle.check_finite()
     return bundle.without(spec.skip)
+
+
+@contextlib.contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Without the bar that transformers draws while it fills in weights; downloads still show theirs."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def source_of(model: str, plugins: Plugins) -> tuple[type, str]:

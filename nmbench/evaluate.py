@@ -18,7 +18,7 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models import Bundle
 from nmbench.sources import Metric
 
-LOGIT_BYTES = 256 * 2**20  # a batch is as large as this allows for its float32 logits
+LOGIT_BYTES = 64 * 2**20  # a batch is as large as this allows for its float32 logits; more is slower on a CPU
 
 
 def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ from nmbench.validate import check_masks
 SEEN, COUNTERS = "nmbench.seen", "nmbench.counters"  # what the host adds to a checkpoint
 
 
+OnReport = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, figures
+
+
 class CheckpointStore(Protocol):
     """Durable storage of one job: tensors and plain JSON values by name; writing is atomic."""
 
@@ -76,7 +79,7 @@ class LearnTask:
         seed: int,
         checkpoints: CheckpointStore,
         who: str,
-        on_report: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+        on_report: OnReport = lambda stage, done, total, values: None,
         cost: Cost | None = None,
     ) -> None:
         self.bundle = bundle
@@ -165,7 +168,11 @@ class LearnTask:
         """Tell the user of the run; `masks`, if given, are checked at once. Raises `NotStrict`."""
         if masks is not None:
             check_masks(masks, self.pattern, self.layers, self.who)
-        self._on_report(step, values)
+        self._on_report("learn", step, None, values)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tell the user how far a stage besides learning is, such as measuring a reference."""
+        self._on_report(stage, done, total, {})
 
     def settle(self) -> Cost:
         """The cost so far, the distinct windows dealt by `batches` counted up."""

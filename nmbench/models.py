@@ -49,7 +49,7 @@ class Layer:
 
 @dataclass
 class Bundle:
-    """A loaded model with everything a run needs to know about it. `texts` digests nothing: it is all in the model."""
+    """A loaded model with everything a run needs to know about it: `skipped` says what is left dense and why."""
 
     ref: str
     model: nn.Module

@@ -1,6 +1,6 @@
 """Trains the demo model: a small Llama on random crops of prose and plays, bfloat16, one GPU.
 
-    python train.py --tokens TOKENS --out OUT [--layers 4] [--total-tokens 1200000000] [--lr 3e-3]
+    python train.py --tokens TOKENS --out OUT [--layers 4] [--total-tokens 250000000] [--lr 3e-3]
 
 TOKENS is what prepare.py wrote; weights and config go to OUT/model. Every figure of the log is printed and written to
 OUT/train-log.jsonl. Held-out losses are taken on fixed windows: of the selection plays, of the held-out prose, and, for
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WINDOW = 256
-PLAYS_SHARE = 0.15  # of the crops; the plays are 7 % of the text
 EVAL_WINDOWS = 256
 
 
@@ -49,7 +48,7 @@ def main() -> None:
             break
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step, steps)
-        loss = loss_of(mixed_crops(text, args.batch))
+        loss = loss_of(mixed_crops(text, args.batch, args.plays_share))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -65,9 +64,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--batch", type=int, default=512, help="windows per step")
-    parser.add_argument("--total-tokens", type=int, default=1_200_000_000)
+    parser.add_argument("--total-tokens", type=int, default=250_000_000)
     parser.add_argument("--eval-every", type=int, default=500)
     parser.add_argument("--max-seconds", type=float, default=1e9, help="stop there, unfinished, and say so in the log")
+    parser.add_argument("--plays-share", type=float, default=0.08, help="of the crops; they are 8 %% of the text")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -120,9 +120,9 @@ def schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def mixed_crops(text: dict[str, Tensor], count: int) -> Tensor:
+def mixed_crops(text: dict[str, Tensor], count: int, plays_share: float) -> Tensor:
     """Random crops `[count, WINDOW]`, a fixed share of them from the plays."""
-    plays = round(PLAYS_SHARE * count)
+    plays = round(plays_share * count)
     return torch.cat([crops(text["plays"], plays), crops(text["prose"], count - plays)])
 
 

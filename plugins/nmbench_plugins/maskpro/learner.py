@@ -73,7 +73,7 @@ class MaskPro(nmbench.MaskLearner):
         """Return the greedy mask of the learnt logits; see the module for the algorithm."""
         windows = self.pool(task)
         with task.masked_weights() as live:
-            initial_losses = losses_of(task, windows, self.minibatch)  # f(m_0), window by window
+            initial_losses = reference_losses(task, windows, self.minibatch)
             state = State.start(task, self)
             watch = Watch(task, live) if self.select else None
             if watch:
@@ -173,9 +173,14 @@ class State:
         return advantage / math.sqrt(corrected) if corrected > 0 else 0.0
 
 
-def losses_of(task: nmbench.LearnTask, windows: Tensor, size: int) -> Tensor:
-    """Per-window losses of the model as it is now, `[windows]`."""
-    return torch.cat([task.loss(part) for part in windows.split(size)])
+def reference_losses(task: nmbench.LearnTask, windows: Tensor, size: int) -> Tensor:
+    """f(m_0), window by window: float32 `[windows]`, of the model as it is now."""
+    parts = windows.split(size)
+    losses = []
+    for index, part in enumerate(parts):
+        losses.append(task.loss(part))
+        task.progress("measure the initial mask", index + 1, len(parts))
+    return torch.cat(losses)
 
 
 def groups_changed(masks: Mapping[str, Tensor], task: nmbench.LearnTask) -> float:
