@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench_plugins.maskpro import draws, groups, policy
-from tests.plugins.maskpro import reference
+from reference import policy as reference
 
 PATTERNS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (5, 8), (7, 8), (8, 16)]  # keep, group
 SMALL = [pattern for pattern in PATTERNS if pattern[1] <= 8]

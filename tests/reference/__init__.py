@@ -1,0 +1,1 @@
+"""Independent, slow and straightforward implementations that the tests compare with."""
