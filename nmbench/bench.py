@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nmbench.data import Pool, calibration_pool, refuse_overlap, test_tokens, tokens_digest
+from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import NMBenchError, unknown
 from nmbench.evaluate import DenseSubject
 from nmbench.events import Progress
@@ -57,7 +57,7 @@ class Bench:
     def environment(self) -> dict[str, Any]:
         """Versions, device and dtypes: what else a number depends on."""
         device = self.bundle.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
         return {
             **{package: version(package) for package in VERSIONS},
             "python": platform.python_version(),
@@ -132,6 +132,9 @@ def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle) -> Bench:
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plugins, plugins.registries.datasets, name) for name in names}
     texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
+    for metric in metrics.values():
+        for name, window in metric.windows:
+            cut(texts[name], window, name)
     assert spec.calibration is not None  # resolved
     calibration = look_up(plugins, plugins.registries.datasets, spec.calibration)
     pools = {seed: pool_of(spec, calibration, bundle, seed) for seed in spec.seeds}
@@ -196,6 +199,16 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise NMBenchError("device cuda is not there: torch sees no CUDA GPU; use --device cpu.")
     return torch.device(name)
+
+
+def cpu_name() -> str:
+    """The processor as it names itself where Linux tells, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def version(package: str) -> str:

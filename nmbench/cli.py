@@ -90,7 +90,7 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
     """The specification that a TOML file and the flags make together; flags win."""
     from nmbench.pattern import Pattern
-    from nmbench.spec import MethodSpec, RunSpec, read_toml, with_settings
+    from nmbench.spec import MethodSpec, RunSpec, read_toml, refuse_duplicates, with_settings
 
     content = read_toml(config) if config else {}
     methods = [MethodSpec.parse(text) for text in flags.pop("methods")]
@@ -100,7 +100,9 @@ def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     given = {{"plugin_files": "plugins"}.get(name, name): value for name, value in given.items()}
     if special:
-        given["pattern_for"] = {text.rpartition("=")[0]: text.rpartition("=")[2] for text in special}
+        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in special)]
+        refuse_duplicates("--pattern-for", [layers for layers, _ in pairs])
+        given["pattern_for"] = dict(pairs)
     if methods:
         given["methods"] = {m.label: {"method": m.name} for m in methods}
         if len(given["methods"]) < len(methods):

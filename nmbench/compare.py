@@ -21,8 +21,8 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out: the two can be told apart."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves zero out: the two can be told apart. From one window nothing can."""
+        return self.windows > 1 and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"

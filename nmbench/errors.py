@@ -26,6 +26,10 @@ class RunMismatch(NMBenchError):
     """A run directory that holds another run; the message shows the difference."""
 
 
+class CannotWrite(NMBenchError):
+    """A disk that is full or refuses: the run stops, because nothing that follows could be kept."""
+
+
 class PluginError(NMBenchError):
     """A plugin that failed at a named stage; keeps the original exception as its cause."""
 

@@ -98,7 +98,7 @@ def jobs(spec: RunSpec, found: Sequence[Contender]) -> Iterator[Job]:
 
 def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int) -> str:
     """Names everything that decides a row: protocol, label, method, options, patterns, seed."""
-    special = {glob: str(chosen) for glob, chosen in spec.pattern_for}
+    special = [(glob, str(chosen)) for glob, chosen in spec.pattern_for]  # in order: the last match counts
     content = {"label": contender.label, "method": contender.name, "options": dict(contender.options)}
     init = contender.init and {"method": contender.init.name, "options": dict(contender.init.options)}
     where = {"protocol": spec.protocol_digest, "pattern": str(pattern), "pattern_for": special, "seed": seed}

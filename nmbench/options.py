@@ -59,7 +59,7 @@ def build(cls: type[T], given: Mapping[str, Any], label: str) -> T:
     presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
     explicit = {name: value for name, value in given.items() if name != PRESET}
     preset = given.get(PRESET)
-    if preset is not None and preset not in presets:
+    if preset is not None and (not isinstance(preset, str) or preset not in presets):
         raise unknown("preset", str(preset), presets, f" of {label}")
     values = {**(presets[preset] if preset is not None else {}), **explicit}
     infos = {info.name: info for info in describe(cls)}
@@ -81,7 +81,7 @@ def convert(value: Any, hint: Any, info: OptionInfo, label: str) -> Any:
         result = read(value, hint)
     except ValueError:
         raise NMBenchError(f"option {label}.{info.name} must be {info.type}, not {value!r} ({info.help}).") from None
-    if info.choices and result not in info.choices:
+    if info.choices and result is not None and result not in info.choices:
         listed = ", ".join(str(choice) for choice in info.choices)
         raise NMBenchError(f"option {label}.{info.name} must be one of {listed}, not {value!r}.")
     return result
@@ -97,7 +97,7 @@ def read(value: Any, hint: Any) -> Any:
     for member in members:
         try:
             return READERS[member](value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     raise ValueError(value)
 

@@ -18,12 +18,12 @@ from nmbench.errors import PluginError, did_you_mean
 
 PREFIX = "nmbench_"
 BASES = {
-    "nmbench_register_baselines": ("nmbench.methods", "Baseline"),
-    "nmbench_register_mask_learners": ("nmbench.methods", "MaskLearner"),
-    "nmbench_register_models": ("nmbench.sources", "ModelSource"),
-    "nmbench_register_datasets": ("nmbench.sources", "Dataset"),
-    "nmbench_register_metrics": ("nmbench.sources", "Metric"),
-    "nmbench_register_reporters": ("nmbench.sources", "Reporter"),
+    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver")),
+    "nmbench_register_mask_learners": ("nmbench.methods", ("MaskLearner",)),
+    "nmbench_register_models": ("nmbench.sources", ("ModelSource",)),
+    "nmbench_register_datasets": ("nmbench.sources", ("Dataset",)),
+    "nmbench_register_metrics": ("nmbench.sources", ("Metric",)),
+    "nmbench_register_reporters": ("nmbench.sources", ("Reporter",)),
 }
 FORBIDDEN = ("hookwrapper", "wrapper", "tryfirst", "trylast")
 
@@ -43,6 +43,13 @@ def hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
     if not found:
         raise PluginError(f"it implements no hook; there are {', '.join(sorted(known_hooks()))}.")
     return tuple(found)
+
+
+def refuse_second(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
+    """Raise `PluginError` for a plugin that is already loaded, or for a second one of the same name."""
+    for known, other in manager.list_name_plugin():
+        if other is plugin or known == name:
+            raise PluginError(f"it is already loaded as {known}; remove one of the two.")
 
 
 def known_hooks() -> dict[str, Any]:
@@ -70,10 +77,13 @@ def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
 
 def check_object(hook: str, name: str, obj: Any) -> None:
     """Raise `PluginError` unless `obj` is a class of the kind that `hook` announces, all its options with defaults."""
-    module, base_name = BASES[hook]
-    base = getattr(importlib.import_module(module), base_name)
-    if not isinstance(obj, type) or not issubclass(obj, base):
-        raise PluginError(f"{name!r} must be a class derived from nmbench.{base_name}; {obj!r} is not.")
+    module, names = BASES[hook]
+    bases = tuple(getattr(importlib.import_module(module), base) for base in names)
+    if not isinstance(obj, type) or not issubclass(obj, bases):
+        listed = " or ".join(f"nmbench.{base}" for base in names)
+        raise PluginError(f"{name!r} must be a class derived from {listed}; {obj!r} is not.")
+    if undecorated := [key for key, value in vars(obj).items() if isinstance(value, dataclasses.Field)]:
+        raise PluginError(f"{name!r} declares option {undecorated[0]!r}; put @dataclass(frozen=True) above its class.")
     required = [f.name for f in dataclass_fields(obj) if f.init and no_default(f)]
     if required:
         raise PluginError(f"option {required[0]!r} of {name!r} needs a default value.")

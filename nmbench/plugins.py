@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import pluggy
 
 from nmbench import hookspecs
 from nmbench.errors import NMBenchError, UnknownName
-from nmbench.plugin_checks import check_object, hooks_of
+from nmbench.plugin_checks import check_object, hooks_of, refuse_second
 from nmbench.registry import Registries, Registry
 
 GROUP = "nmbench"
@@ -75,6 +76,12 @@ class Plugins:
     infos: list[PluginInfo] = field(default_factory=list)
     _silenced: set[tuple[str, str]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.registrar = Registrar(self.registries)
+        for hook in self.registries.by_hook():
+            arguments = {"register": self.registrar.for_hook(hook)}
+            getattr(self.manager.hook, hook).call_historic(kwargs=arguments)
+
     @property
     def failures(self) -> list[PluginInfo]:
         return [info for info in self.infos if info.failure]
@@ -88,9 +95,19 @@ class Plugins:
             raise UnknownName("\n".join([str(error), *failed])) from None
 
     def add_observer(self, plugin: object, name: str) -> None:
-        """Register an object of this process, such as a progress printer, whose observing hooks are then called."""
-        hooks_of(self.manager, plugin)
-        self.manager.register(plugin, name)
+        """Register an object of this process, such as a progress printer, whose observing hooks are then called.
+
+        What it announces is registered too, as of `name`. Raises what the object fails with, and leaves no trace of it.
+        """
+        info = admit(Candidate(PluginInfo(name, name, "", name), lambda: plugin), self)
+        if info.failure:
+            raise info.failure.error
+
+    def remove(self, name: str) -> None:
+        """Take one plugin out, with everything it registered."""
+        self.registries.forget(name)
+        if self.manager.has_plugin(name):
+            self.manager.unregister(name=name)
 
     def announce(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of an observing hook, one at a time; one that raises is reported once."""
@@ -98,10 +115,10 @@ class Plugins:
             wanted = {name: arguments[name] for name in implementation.argnames}
             try:
                 implementation.function(**wanted)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._report_once(implementation.plugin_name, hook, error)
 
-    def _report_once(self, plugin: str, hook: str, error: Exception) -> None:
+    def _report_once(self, plugin: str, hook: str, error: BaseException) -> None:
         if (plugin, hook) not in self._silenced:
             self._silenced.add((plugin, hook))
             logger.warning("plugin %s failed in %s: %s: %s", plugin, hook, type(error).__name__, error)
@@ -137,16 +154,14 @@ def load_plugins(
     fails is kept in `failures`.
     """
     plugins = Plugins(manager_with_specs())
-    registrar = Registrar(plugins.registries)
-    for hook in plugins.registries.by_hook():
-        getattr(plugins.manager.hook, hook).call_historic(kwargs={"register": registrar.for_hook(hook)})
     points = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
     off = {name.strip() for name in (*disabled, *os.environ.get(DISABLE, "").split(",")) if name.strip()}
-    for candidate in (*map(installed, sorted(points, key=order)), *map(single_file, files)):
+    distinct = {Path(text).resolve(): text for text in files}.values()
+    for candidate in (*map(installed, sorted(points, key=order)), *map(single_file, distinct)):
         if off & {candidate.info.entry, candidate.info.package}:
             plugins.infos.append(replace(candidate.info, disabled=True))
         else:
-            plugins.infos.append(admit(candidate, plugins, registrar))
+            plugins.infos.append(admit(candidate, plugins))
     return plugins
 
 
@@ -160,12 +175,18 @@ def manager_with_specs() -> pluggy.PluginManager:
 
 
 def order(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.name if point.dist else "", point.name)
+    return (origin(point)[0], point.name)
+
+
+def origin(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    """Package and version behind an entry point; a damaged installation may lack either."""
+    metadata: Any = point.dist.metadata if point.dist else {}
+    return (metadata.get("Name") or "unknown package", metadata.get("Version") or "?")
 
 
 def installed(point: importlib.metadata.EntryPoint) -> Candidate:
     """The plugin behind an entry point."""
-    package, version = (point.dist.name, point.dist.version) if point.dist else ("unknown package", "?")
+    package, version = origin(point)
     return Candidate(PluginInfo(f"{package} {version} [{point.name}]", package, version, point.name), point.load)
 
 
@@ -178,7 +199,7 @@ def single_file(text: str) -> Candidate:
 
 
 def import_file(path: Path) -> ModuleType:
-    name = f"nmbench_file_{path.stem}"
+    name = f"nmbench_file_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two folders may hold one file name
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -191,20 +212,21 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def admit(candidate: Candidate, plugins: Plugins, registrar: Registrar) -> PluginInfo:
+def admit(candidate: Candidate, plugins: Plugins) -> PluginInfo:
     """Import, check and register one plugin; whatever it raises becomes its failure, and it leaves no trace."""
+    registrar = plugins.registrar
     registrar.origin, registrar.names = candidate.info.name, []
-    stage, plugin = "import", None
+    stage = "import"
     try:
         plugin = candidate.load()
         plugin = plugin() if isinstance(plugin, type) else plugin
         stage = "signature"
         hooks = hooks_of(plugins.manager, plugin)
+        refuse_second(plugins.manager, plugin, candidate.info.name)
         stage = "register"
         plugins.manager.register(plugin, candidate.info.name)  # pluggy replays the announcing hooks for it alone
         return replace(candidate.info, hooks=hooks, registered=tuple(registrar.names))
     except (Exception, SystemExit) as error:
-        plugins.registries.forget(candidate.info.name)
-        if plugin is not None and plugins.manager.is_registered(plugin):
-            plugins.manager.unregister(plugin)
+        if stage == "register":  # before that it has left nothing, and its name may be another's
+            plugins.remove(candidate.info.name)
         return replace(candidate.info, failure=PluginFailure(stage, error))

@@ -73,8 +73,9 @@ def line_of(event: Progress, seconds_left: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
+    seconds = round(seconds)  # first, or 59.7 becomes 60 s
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds} s"
     if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nmbench.calibrate import walk
-from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.errors import NMBenchError
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
 from nmbench.pattern import Pattern
@@ -80,8 +80,8 @@ def prune_layer(method: Baseline, layer: Layer, stats: LayerStats, pattern: Patt
     """Prune one layer and check what came back, so that a broken mask never reaches the layers below."""
     try:
         pruned = choose(method, layer.read().clone(), stats, pattern)
-    except NumericalFailure as error:
-        raise NumericalFailure(f"{who} failed in {layer.name}: {error}") from error
+    except NMBenchError as error:
+        raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
     if pruned.weight is not None:
         if pruned.weight.shape != layer.read().shape:

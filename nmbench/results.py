@@ -123,7 +123,7 @@ class RunDirectory:
         if spec_path.exists():
             earlier = RunSpec.from_dict(read_toml(spec_path), str(spec_path))
             spec = merged(earlier, spec, self.path)
-            self.check_manifest(manifest)
+            manifest = self.joined_manifest(manifest)
         elif self.records_path.exists():
             raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
         self.repair()
@@ -131,13 +131,26 @@ class RunDirectory:
         write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
-    def check_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Raise `RunMismatch` if the same names now stand for other weights or other tokens."""
+    def joined_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """`manifest` with what the earlier one says of other seeds.
+
+        Raises `RunMismatch` if the same names now stand for other weights or other tokens.
+        """
         path = self.path / "manifest.json"
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for name in ("model_digest", "test_digests"):
             if name in earlier and earlier[name] != manifest[name]:
                 raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")
+        joined = dict(manifest)
+        for name in ("calibration_digests", "calibration_notes"):
+            joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
+        for seed, tokens in manifest.get("calibration_digests", {}).items():
+            if joined["calibration_digests"][seed] != tokens:
+                raise RunMismatch(
+                    f"{self.path} was made with other content: the calibration tokens of seed {seed} differ; give "
+                    f"another --out."
+                )
+        return joined
 
     def repair(self) -> None:
         """Cut off a torn last line, so that the next record starts on a line of its own."""
@@ -154,7 +167,7 @@ class RunDirectory:
         return newest(read_records(self.records_path))
 
     def append(self, record: Record) -> None:
-        """Add a record; it is durable when this returns. Raises `NMBenchError` if the disk refuses."""
+        """Add a record; it is durable when this returns. Raises `CannotWrite` if the disk refuses."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         try:
             with self.records_path.open("ab") as file:
@@ -168,6 +181,11 @@ class RunDirectory:
         """The record of a job that ended well, if there is one."""
         matching = (r for r in self.records() if r["job_digest"] == job_digest and r["status"] == "ok")
         return next(matching, None)
+
+    def drop_checkpoint(self, job_name: str, record: Record) -> None:
+        """Remove the checkpoint of a job that ended well."""
+        if record["status"] == "ok":
+            self.file("checkpoints", job_name, ".safetensors").unlink(missing_ok=True)
 
     def file(self, kind: str, job_name: str, suffix: str) -> Path:
         """Where a job keeps a file of a kind: masks, losses, checkpoints, errors."""
@@ -202,6 +220,7 @@ def merged(earlier: RunSpec, spec: RunSpec, where: Path) -> RunSpec:
         methods=tuple(known.values()),
         patterns=tuple(dict.fromkeys((*earlier.patterns, *spec.patterns))),
         seeds=tuple(dict.fromkeys((*earlier.seeds, *spec.seeds))),
+        plugins=tuple(dict.fromkeys((*earlier.plugins, *spec.plugins))),
     )
 
 

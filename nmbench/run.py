@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nmbench.bench import Bench, check_names, load_model, prepare
 from nmbench.compare import paired
-from nmbench.errors import NMBenchError
+from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
 from nmbench.jobs import Job, check_supported, contenders, jobs
 from nmbench.learn import LearnTask
@@ -59,6 +59,7 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
             if record is None:
                 record = attempt(job, bench, directory)
                 directory.append(record)
+                directory.drop_checkpoint(job.name, record)
                 plugins.announce("nmbench_method_finished", record=record)
             elif job.contender is None:
                 bench.reference = DenseSubject(read_tensors(directory.file("losses", job.name, ".safetensors"))[0])
@@ -73,8 +74,8 @@ def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
         with fenced():
             return do(job, bench, directory)
     except (Exception, SystemExit) as error:
-        if job.contender is None:
-            raise  # nothing can be compared without the reference
+        if job.contender is None or isinstance(error, CannotWrite):
+            raise  # nothing can be compared without the reference, or kept
         bench.dense.restore()
         trace = directory.file("errors", job.name, ".txt")
         write_atomic(trace, traceback.format_exc().encode())

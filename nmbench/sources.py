@@ -61,6 +61,11 @@ class Metric:
         """The data sets whose test texts the metric reads; they must not overlap with calibration texts."""
         return ()
 
+    @property
+    def windows(self) -> tuple[tuple[str, int], ...]:
+        """The windows it cuts test texts into, as (data set, tokens): checked before anything is computed."""
+        return ()
+
     def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Mapping[str, Any]]:
         """Return metric name -> {"value", "stderr", "n", "lower_is_better"}. `dense` holds the dense model's losses."""
         raise NotImplementedError

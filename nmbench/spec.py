@@ -12,12 +12,14 @@ import hashlib
 import json
 import re
 import sys
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nmbench.errors import NMBenchError, unknown
+from nmbench.options import alternatives, type_name
 from nmbench.pattern import Pattern
 
 if sys.version_info >= (3, 11):
@@ -27,6 +29,8 @@ else:
 
 DENSE = "dense"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
+METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ class RunSpec:
     def __post_init__(self) -> None:
         refuse_duplicates("label", [method.label for method in self.methods])
         refuse_duplicates("pattern", [str(pattern) for pattern in self.patterns])
+        refuse_duplicates("layer pattern", [glob for glob, _ in self.pattern_for])
         refuse_duplicates("seed", [str(seed) for seed in self.seeds])
+        if not self.seeds or min(self.seeds) < 0:
+            raise NMBenchError(f"seeds must be one or more numbers of at least 0, not {list(self.seeds)}.")
         if not self.methods:
             raise NMBenchError("a run needs at least one method; give --method NAME (see `nmbench methods`).")
         for name in ("windows", "window_tokens", "pool_tokens", "selection_tokens"):
@@ -130,7 +137,7 @@ class RunSpec:
             matched = [name for name in chosen if matches(name, glob)]
             if not matched:
                 raise NMBenchError(
-                    f"--pattern-for {glob!r} matches no layer; layer names look like {next(iter(chosen))!r}."
+                    f"--pattern-for {glob!r} matches no layer; layer names look like {next(iter(chosen), 'nothing')!r}."
                 )
             chosen.update(dict.fromkeys(matched, special))
         return chosen
@@ -148,35 +155,59 @@ class RunSpec:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str = "spec") -> RunSpec:
         """The inverse of `to_dict`. Raises `NMBenchError` for an unknown key or a value of the wrong kind."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        for name in content:
-            if name not in names:
-                raise unknown("key", name, names, f" in {where}")
-        values: dict[str, Any] = dict(content)
-        try:
-            values["methods"] = tuple(
-                MethodSpec(label, m.get("method", label), dict(m.get("options", {})))
-                for label, m in content.get("methods", {}).items()
-            )
-            values["patterns"] = tuple(Pattern.parse(text) for text in content.get("patterns", ()))
-            pairs = content.get("pattern_for", {}).items()
-            values["pattern_for"] = tuple((glob, Pattern.parse(text)) for glob, text in pairs)
-            for name in ("skip", "seeds", "metrics", "plugins"):
-                if name in content:
-                    values[name] = tuple(content[name])
-        except (AttributeError, TypeError) as error:
-            raise NMBenchError(f"{where} is not a run specification: {error}.") from error
+        check_form(content, {**typing.get_type_hints(cls), **PLAIN}, where)
+        for label, method in content.get("methods", {}).items():
+            check_form(method, METHOD, f"method {label!r} of {where}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        values["methods"] = tuple(
+            MethodSpec(label, method.get("method", label), dict(method.get("options", {})))
+            for label, method in content.get("methods", {}).items()
+        )
+        values["patterns"] = tuple(Pattern.parse(text) for text in content.get("patterns", ()))
+        pairs = content.get("pattern_for", {}).items()
+        values["pattern_for"] = tuple((glob, Pattern.parse(text)) for glob, text in pairs)
         return cls(**values)
 
     @property
     def digest(self) -> str:
-        """Names the run; the order of keys does not matter."""
-        return digest(self.to_dict())
+        """Names the run; the order of keys does not matter, but for `pattern_for`, where the last match counts."""
+        return digest({**self.to_dict(), "pattern_for": [(glob, str(pattern)) for glob, pattern in self.pattern_for]})
 
     @property
     def protocol_digest(self) -> str:
         """Names the protocol; rows of equal protocol digests are comparable."""
         return digest(self.protocol())
+
+
+def check_form(content: Any, form: Mapping[str, Any], where: str) -> None:
+    """Raise `NMBenchError` unless plain data has only keys of `form`, each with a value of the type given there."""
+    if not isinstance(content, Mapping):
+        raise NMBenchError(f"{where} must be a table, not {content!r}.")
+    for name, value in content.items():
+        if name not in form:
+            raise unknown("key", str(name), form, f" in {where}")
+        if not fits(value, form[name]):
+            raise NMBenchError(f"{name} in {where} must be {in_words(form[name])}, not {value!r}.")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether plain data is of an annotated type; a text is no list of letters and a truth value no number."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, Mapping) and all(fits(item, inner[1]) for item in value.values())
+    return hint is Any or type(value) in alternatives(hint)
+
+
+def in_words(hint: Any) -> str:
+    """An annotated type as people name it: int or none, a list of str, a table of str."""
+    inner, kind = typing.get_args(hint), typing.get_origin(hint)
+    if kind is tuple:
+        return f"a list of {in_words(inner[0])}"
+    if kind is Mapping:
+        return "a table" if inner[1] is Any else f"a table of {in_words(inner[1])}"
+    return type_name(hint)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
 
 FORMAT = "nmbench packed masks 1"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step. Raises `NMBenchError` if the disk refuses, leaving the old file."""
+    """Replace `path` by `content` in one step. Raises `CannotWrite` if the disk refuses, leaving the old file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -39,9 +39,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> NMBenchError:
+def cannot_write(path: Path, error: OSError) -> CannotWrite:
     """One line for a full disk, a read-only folder, a path that is a file."""
-    return NMBenchError(
+    return CannotWrite(
         f"cannot write {path}: {error.strerror}. Nothing finished is lost; mend that and give the same command again."
     )
 

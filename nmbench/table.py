@@ -69,11 +69,14 @@ def peak(record: Record) -> str:
 
 
 def means(results: Results) -> pandas.DataFrame:
-    """Mean and standard deviation of every metric over seeds, by label and pattern."""
+    """Mean and standard deviation of every metric over seeds, by protocol, label and pattern."""
     import pandas
 
+    protocols: dict[str, list[Record]] = {}
+    for record in results.records:
+        protocols.setdefault(record["protocol_digest"], []).append(record)
     lines = []
-    for (label, pattern), group in grouped(results.records).items():
+    for (label, pattern), group in (item for records in protocols.values() for item in grouped(records).items()):
         names = dict.fromkeys(name for record in group for name in record["metrics"])
         values = {name: pandas.Series([r["metrics"][name]["value"] for r in group]) for name in names}
         shown = {n: f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if len(v) > 1 else "") for n, v in values.items()}
@@ -118,14 +121,14 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
 
 
 def seed_losses(group: Sequence[Record], directory: Path) -> dict[str, Tensor]:
-    """Per-window losses of one row by text: `[seeds, windows]`."""
+    """Per-window losses of one row by text, as far as they are in `directory`: `[seeds, windows]`."""
     import torch
 
     from nmbench.store import read_tensors
 
     found: dict[str, list[Tensor]] = {}
-    for record in group:
-        path = directory / "losses" / f"{file_name(record)}.safetensors"
+    # records of several directories can share a name: each file counts once
+    for path in dict.fromkeys(directory / "losses" / f"{file_name(record)}.safetensors" for record in group):
         if path.exists():
             for name, losses in read_tensors(path)[0].items():
                 found.setdefault(name, []).append(losses)
@@ -161,7 +164,8 @@ def difference(losses: Tensor, reference: Tensor) -> Difference:
 def failures(records: Sequence[Record]) -> str:
     """One line for every job that failed."""
     return "\n".join(
-        f"FAILED {r['label']} {r['pattern']} seed {r['seed']}: {r['error']} (traceback: {r['traceback']})"
+        f"FAILED {r['label']} {r['pattern']} seed {r['seed']}: {' '.join(r['error'].split())} "
+        f"(traceback: {r['traceback']})"
         for r in records
         if r["status"] != "ok"
     )

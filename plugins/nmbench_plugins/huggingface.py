@@ -12,6 +12,7 @@ import torch
 import nmbench
 
 WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.1) is not a usable default
+DIGIT_BY_DIGIT = ("codeshell", "command-r", "refact", "smollm", "starcoder")  # values of tokenizer.ggml.pre
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class HubModel(nmbench.ModelSource):
         name, _, revision = ref.partition("@")
         if not name:
             raise nmbench.NMBenchError("model hf: needs a name after the colon, for example hf:org/name@revision.")
-        bundle = read(f"hf:{ref}", name, self, {"revision": revision or "main"})
-        return bundle
+        return read(f"hf:{ref}", name, self, {"revision": revision or "main"})
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Gguf(nmbench.ModelSource):
         if not file.is_file():
             raise nmbench.NMBenchError(f"GGUF file {ref} does not exist.")
         where = {"gguf_file": file.name, "local_files_only": True}
-        return read(f"gguf:{ref}", str(file.parent), self, where)
+        bundle = read(f"gguf:{ref}", str(file.parent), self, where)
+        split_digits(bundle.tokenizer, file)
+        return bundle
 
 
 def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
@@ -66,6 +68,18 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
         raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
     return nmbench.Bundle.of(ref, model, tokenizer, defaults_of(model), provenance_of(model, where))
+
+
+def split_digits(tokenizer: Any, file: Path) -> None:
+    """Give back the rule that numbers are split into digits, which transformers drops when it reads a GGUF file."""
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() in DIGIT_BY_DIGIT:
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
 def chosen_dtype(name: str | None) -> torch.dtype:

@@ -39,6 +39,10 @@ class Perplexity(nmbench.Metric):
     def datasets(self) -> tuple[str, ...]:
         return (self.dataset,)
 
+    @property
+    def windows(self) -> tuple[tuple[str, int], ...]:
+        return ((self.dataset, self.window),)
+
     def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
         losses = subject.losses(self.dataset, self.window)
         value = math.exp(float(losses.mean()))

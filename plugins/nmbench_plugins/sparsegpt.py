@@ -56,7 +56,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
             return factor, damping
         if damping >= HIGHEST_DAMPING:
             raise nmbench.NumericalFailure(f"the Hessian has no Cholesky factor even with damping {damping:g}.")
-        damping = max(10 * damping, 0.01)
+        damping = min(max(10 * damping, 0.01), HIGHEST_DAMPING)
 
 
 def cholesky_of_inverse(matrix: Tensor) -> Tensor | None:

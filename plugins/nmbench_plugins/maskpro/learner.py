@@ -1,4 +1,4 @@
-"""MaskPro: Bridging Linear-Space Probabilistic Learning to N:M Sparsity (arXiv 2506.12876).
+"""MaskPro: Linear-Space Probabilistic Learning for Strict (N:M)-Sparsity on Large Language Models (arXiv 2506.12876).
 
 One logit per weight; every group of M draws N without replacement with p = softmax(logits). With f the mean token
 cross-entropy of the masked dense model, m_0 the initial mask and m_t the mask drawn at step t, each step does

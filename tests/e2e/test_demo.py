@@ -1,0 +1,44 @@
+"""The embedded demo through the command line: quickly in the fast tier, with full settings in the slow one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nmbench.compare import paired
+from nmbench.store import read_tensors
+
+QUICK = ["--windows", "4", "--pool-tokens", "2048", "--selection-tokens", "1024", "--set", "maskpro.steps=4"]
+
+
+def losses(directory, label):
+    """Per-window test losses of a row."""
+    name = label if label == "dense" else f"{label}--2-4--seed0"
+    return read_tensors(directory / "losses" / f"{name}.safetensors")[0]["demo@256"]
+
+
+def test_the_demo_in_short(nmbench, records, tmp_path):
+    """With little calibration and few steps the demo runs through; its dense perplexity is that of a trained model."""
+    result = nmbench("run", "--method", "maskpro", "--method", "wanda", *QUICK, "--out", "out")
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert list(rows) == ["dense", "maskpro@init", "maskpro", "wanda"]
+    dense = rows["dense"]["metrics"]["ppl:demo@256"]
+    assert 30 < dense["value"] < 45
+    assert dense["n"] == 335
+    assert rows["wanda"]["metrics"]["ppl:demo@256"]["value"] > 1.5 * dense["value"]
+    assert rows["wanda"]["coverage"]["share_of_decoder"] > 0.99
+
+
+@pytest.mark.slow
+def test_the_order_of_the_methods(nmbench, tmp_path):
+    """At 2:4 with default settings: dense < SparseGPT < Wanda < magnitude, and MaskPro is below its initial mask."""
+    methods = [flag for name in ("magnitude", "wanda", "sparsegpt", "maskpro") for flag in ("--method", name)]
+    result = nmbench("run", *methods, "--out", "out")
+    assert result.exit_code == 0, result.output
+    found = {label: losses(tmp_path / "out", label) for label in ("dense", "sparsegpt", "wanda", "magnitude")}
+    for better, worse in zip(list(found)[:-1], list(found)[1:], strict=True):
+        assert paired(found[better], found[worse]).high < 0, (better, worse)
+    gain = paired(losses(tmp_path / "out", "maskpro"), losses(tmp_path / "out", "maskpro@init"))
+    assert gain.high < 0, gain
+    assert torch.equal(losses(tmp_path / "out", "maskpro@init"), found["wanda"])

@@ -1,0 +1,87 @@
+"""Kill a run at any moment: the same command goes on and ends with the same masks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SLOWLY = ["--set", "maskpro.steps=60", "--set", "maskpro.checkpoint_every=5", "--set", "maskpro.check_every=20"]
+
+
+def start(flags: list[str]) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "nmbench.cli", "run", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait until a file appears while the process runs."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_ends_like_one_that_was_not(nmbench, small, records, tmp_path, how):
+    """Killed, or interrupted by Ctrl-C, in the middle of learning: the resumed run has the same masks and costs."""
+    flags = [*small, *SLOWLY]
+    process = start(flags)
+    wait_for(tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors", process)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
+    if how is signal.SIGINT:
+        assert "The same command goes on" in stderr
+        assert "Traceback" not in stderr
+    done = records(tmp_path / "out")
+    assert [row["label"] for row in done] == ["dense", "maskpro@init"]
+
+    assert nmbench("run", *flags).exit_code == 0
+    whole = [flag if flag != "out" else "whole" for flag in flags]
+    assert nmbench("run", *whole).exit_code == 0
+    resumed, straight = records(tmp_path / "out"), records(tmp_path / "whole")
+    assert resumed[:2] == done
+    assert [row["proof"] for row in resumed] == [row["proof"] for row in straight]
+    assert [row["metrics"] for row in resumed] == [row["metrics"] for row in straight]
+    assert resumed[2]["cost"]["unique_tokens"] == straight[2]["cost"]["unique_tokens"]
+
+
+def test_a_torn_last_record_is_done_again(nmbench, small, records, tmp_path):
+    """A line that was cut in the middle of writing is dropped, and its job done again with the same result."""
+    assert nmbench("run", *small).exit_code == 0
+    path = tmp_path / "out/records.jsonl"
+    content = path.read_bytes()
+    whole = records(tmp_path / "out")
+    path.write_bytes(content[:-40])
+    assert nmbench("run", *small).exit_code == 0
+    again = records(tmp_path / "out")
+    assert [row["proof"] for row in again] == [row["proof"] for row in whole]
+    assert again[:-1] == whole[:-1]
+
+
+def test_a_checkpoint_is_not_needed_once_its_job_is_done(nmbench, small, tmp_path):
+    """Finished jobs leave no checkpoint behind."""
+    assert nmbench("run", *small).exit_code == 0
+    assert not list((tmp_path / "out").glob("checkpoints/*.safetensors"))
+
+
+def test_two_runs_cannot_write_to_one_directory(nmbench, small, tmp_path):
+    """While one run is at work a second one in the same directory is refused at once."""
+    process = start([*small, *SLOWLY])
+    wait_for(tmp_path / "out/records.jsonl", process)
+    try:
+        result = nmbench("run", *small, *SLOWLY)
+        assert result.exit_code == 1
+        assert "another nmbench run is writing to out" in result.stderr
+    finally:
+        process.kill()
+        process.communicate()

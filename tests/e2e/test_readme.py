@@ -1,0 +1,86 @@
+"""What the README says is run: its commands are understood, its plugin works, its files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [line.partition("#")[0].strip() for line in SHELL if line.startswith("nmbench ")]
+RUNS = [command for command in COMMANDS if command.startswith("nmbench run")]
+MAIN = next(line for line in SHELL if "nmbench run" in line and "pip install" in line)
+PLUGIN = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "mine.py" in block)
+
+
+def test_there_are_commands_to_test():
+    """The patterns above find what they should."""
+    assert len(RUNS) >= 8
+    assert len(COMMANDS) >= 11
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_every_run_is_understood(command, nmbench, tmp_path, monkeypatch):
+    """Every `nmbench run` of the README names methods, options, models, texts and metrics that exist."""
+    from nmbench.errors import NMBenchError
+
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    for name in ("notes.txt", "novel.txt", "documents.jsonl", "model.gguf"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "my-model").mkdir()
+    reached = []
+
+    def stop(spec, plugins):
+        reached.append(spec)
+        raise NMBenchError("far enough")
+
+    monkeypatch.setattr("nmbench.run.load_model", stop)  # names and options have been looked up by then
+    result = nmbench_run(nmbench, command)
+    assert result.stderr == "Error: far enough\n"
+    assert reached[0].methods
+
+
+def nmbench_run(call, command):
+    return call(*shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("nmbench run")])
+def test_every_listing_works(command, nmbench):
+    """`nmbench methods`, `nmbench methods maskpro` and `nmbench plugins` print something and exit with 0."""
+    result = nmbench_run(nmbench, command)
+    assert result.exit_code == 0
+    assert result.output
+
+
+def test_the_plugin_of_the_readme_runs(nmbench, small, records, tmp_path):
+    """The method in the README, with its option, gives a strict row; with exponent 1 it is Wanda."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    flags = ["--plugin", "mine.py", "--method", "squared", "--method", "wanda", "--set", "squared.power=1"]
+    result = nmbench("run", *small, *flags)
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert rows["squared"]["proof"]["masks_digest"] == rows["wanda"]["proof"]["masks_digest"]
+
+
+def test_the_paths_named_exist():
+    """Every file of the repository that the README links to or names is there."""
+    linked = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    named = re.findall(r"`((?:nmbench|benchmarks|tests|\.ci)/[\w./]+|constraints\.txt|NOTICE)`", README)
+    assert linked
+    assert named
+    assert [path for path in (*linked, *named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_main_command(nmbench, records, tmp_path):
+    """The command that the README begins with, as it stands: MaskPro ends below Wanda, where it starts."""
+    command = MAIN.split("&&")[-1].strip().removeprefix(".venv/bin/")
+    result = nmbench_run(nmbench, command)
+    assert result.exit_code == 0, result.output
+    (directory,) = (tmp_path / "runs").iterdir()
+    value = {row["label"]: next(iter(row["metrics"].values()))["value"] for row in records(directory)}
+    assert value["dense"] < value["maskpro"] < value["maskpro@init"] == value["wanda"]

@@ -1,0 +1,246 @@
+"""The main job through the command line: rows, files, repeating, extending, order, own models and texts."""
+
+from __future__ import annotations
+
+import json
+
+import pandas
+import pytest
+import torch
+
+from nmbench.pattern import Pattern
+from nmbench.spec import RunSpec, read_toml
+from nmbench.store import load_masks
+
+METHODS = ["--method", "magnitude", "--method", "wanda", "--method", "sparsegpt"]
+LABELS = ["dense", "maskpro@init", "maskpro", "magnitude", "wanda", "sparsegpt"]
+FIELDS = {
+    *("status", "label", "method", "options", "pattern", "seed", "strict", "proof", "weights_changed", "metrics"),
+    *("seconds", "peak_bytes", "cost", "calibration_digest", "job_digest", "spec_digest", "protocol_digest"),
+}
+
+
+@pytest.fixture
+def done(nmbench, small, tmp_path):
+    """A finished run of all built-in methods, its output and its directory."""
+    result = nmbench("run", *small, *METHODS)
+    assert result.exit_code == 0, result.output
+    return result, tmp_path / "out"
+
+
+def test_every_job_has_a_row_with_all_fields(done, records):
+    """Dense, every method, and a learner's initial mask each leave one complete record, in order."""
+    rows = records(done[1])
+    assert [row["label"] for row in rows] == LABELS
+    assert all(set(row) >= FIELDS for row in rows)
+    assert [row["strict"] for row in rows] == [None, True, True, True, True, True]
+    assert [row["label"] for row in rows if row["weights_changed"]] == ["sparsegpt"]
+    assert {row["protocol_digest"] for row in rows} == {rows[0]["protocol_digest"]}
+    assert len({row["calibration_digest"] for row in rows[1:]}) == 1
+    for row in rows:
+        (metric,) = row["metrics"].values()
+        assert metric["value"] > 1
+        assert metric["lower_is_better"] is True
+        assert row["seconds"]["total"] > 0
+        assert row["peak_bytes"]["host"] > 10**7
+
+
+def test_a_learner_reads_selection_tokens_and_baselines_do_not(done, records):
+    """The cost of a row says what its method read: statistics four windows, a learner its pool and its selection."""
+    cost = {row["label"]: row["cost"] for row in records(done[1])}
+    assert cost["magnitude"] == dict.fromkeys(cost["magnitude"], 0)
+    assert cost["wanda"]["unique_tokens"] == 4 * 64
+    assert cost["wanda"]["forward_tokens"] == 2 * 4 * 64  # to gather, and through the pruned blocks again
+    assert cost["wanda"]["selection_tokens"] == 0
+    assert cost["maskpro"]["selection_tokens"] == 1024
+    assert 0 < cost["maskpro"]["unique_tokens"] <= 2048
+    assert cost["maskpro"]["backward_tokens"] == 0
+
+
+def test_the_table_names_everything_a_user_asked_for(done):
+    """The printed table has pattern, proof, perplexity with its protocol, change, cost and share pruned."""
+    text = done[0].output
+    for piece in ("dense", "2:4", "groups", "ppl:text:", "@64", "seconds", "peak MiB", "updated", "pruned", "%"):
+        assert piece in text
+    assert "against its initial mask" in text
+
+
+def test_the_mask_files_are_strict_and_hold_the_masks_of_the_proof(done, records):
+    """Every mask on disk keeps exactly N of M, and their digest is the one in the record."""
+    from nmbench.validate import masks_digest
+
+    for row in records(done[1])[1:]:
+        masks = load_masks(done[1] / "masks" / f"{row['label']}--2-4--seed0.safetensors")
+        assert all((Pattern(2, 4).kept(mask) == 2).all() for mask in masks.values())
+        assert masks_digest(masks) == row["proof"]["masks_digest"]
+
+
+def test_the_start_of_a_learner_is_the_row_of_its_method(done, records):
+    """`maskpro@init` is Wanda's mask on dense weights, so it equals the Wanda row to the last digit."""
+    rows = {row["label"]: row for row in records(done[1])}
+    assert rows["maskpro@init"]["metrics"] == rows["wanda"]["metrics"]
+    assert rows["maskpro@init"]["proof"] == rows["wanda"]["proof"]
+
+
+def test_reports_hold_the_same_numbers(done, records):
+    """report.csv and the JSON report agree with records.jsonl."""
+    frame = pandas.read_csv(done[1] / "report.csv")
+    rows = records(done[1])
+    (name,) = rows[0]["metrics"]
+    assert list(frame["label"]) == LABELS
+    assert list(frame[name]) == [row["metrics"][name]["value"] for row in rows]
+    assert done[0].output.split("\n\n")[1].splitlines()[1] in (done[1] / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_report_command_prints_the_table_again(done, nmbench, tmp_path):
+    """`nmbench report DIR` needs no model, and writes the formats asked for."""
+    result = nmbench("report", "out", "--format", "json", "--format", "csv", "--out", tmp_path)
+    assert result.exit_code == 0
+    assert [row["label"] for row in json.loads((tmp_path / "report.json").read_text())] == LABELS
+    assert "against its initial mask" in result.output
+
+
+def test_the_same_command_repeats_nothing(done, nmbench, small):
+    """A second run adds no record, prints the same table, and leaves every finished file as it was."""
+    before = {path: path.read_bytes() for path in done[1].rglob("*.safetensors")} | {
+        path: path.read_bytes() for path in (done[1] / "records.jsonl", done[1] / "spec.toml")
+    }
+    again = nmbench("run", *small, *METHODS)
+    assert again.exit_code == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert again.stdout == done[0].stdout
+
+
+def test_a_run_directory_says_how_to_repeat_it(done, nmbench, records):
+    """`--config out/spec.toml` in another directory gives the same numbers."""
+    result = nmbench("run", "--config", done[1] / "spec.toml", "--out", "copy")
+    assert result.exit_code == 0, result.output
+    first, second = records(done[1]), records(done[1].parent / "copy")
+    assert [row["metrics"] for row in first] == [row["metrics"] for row in second]
+    assert [row["proof"] for row in first] == [row["proof"] for row in second]
+    assert "nmbench run --config" in (done[1] / "spec.toml").read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_more_patterns_and_seeds_extend_a_run(done, nmbench, small, records):
+    """What is finished stays as it is; only the new jobs are done, and the spec grows."""
+    before = (done[1] / "records.jsonl").read_bytes()
+    result = nmbench("run", *small, "--pattern", "1:4", "--pattern", "2:4", "--seed", 0, "--seed", 1)
+    assert result.exit_code == 0, result.output
+    assert (done[1] / "records.jsonl").read_bytes().startswith(before)
+    added = records(done[1])[len(LABELS) :]
+    assert {(row["pattern"], row["seed"]) for row in added} == {("1:4", 0), ("1:4", 1), ("2:4", 1)}
+    spec = RunSpec.from_dict(read_toml(done[1] / "spec.toml"))
+    assert {method.label for method in spec.methods} == {"maskpro", "magnitude", "wanda", "sparsegpt"}
+    assert spec.seeds == (0, 1)
+
+
+def test_the_order_of_methods_changes_nothing(done, nmbench, small, records):
+    """Every method starts from the same dense weights, tokens and random state."""
+    reverse = ["--method", "sparsegpt", "--method", "wanda", "--method", "magnitude"]
+    result = nmbench("run", *reverse, *small[:-2], "--out", "reverse")
+    assert result.exit_code == 0, result.output
+    first = {row["label"]: (row["metrics"], row["proof"]) for row in records(done[1])}
+    second = {row["label"]: (row["metrics"], row["proof"]) for row in records(done[1].parent / "reverse")}
+    assert first == second
+
+
+@pytest.mark.parametrize("pattern", ["1:2", "3:4", "4:8", "5:6", "8:16", "16:32"])
+def test_any_pattern_that_divides_the_rows_will_do(nmbench, small, records, tmp_path, pattern):
+    """All four methods prune to any N:M; rows of 96 inputs fall into groups of 6 only where the layers allow it."""
+    skip = ["--skip", "self_attn.*", "--skip", "gate_proj", "--skip", "up_proj"] if pattern == "5:6" else []
+    result = nmbench("run", *small, *METHODS, "--pattern", pattern, *skip)
+    assert result.exit_code == 0, result.output
+    assert [row["pattern"] for row in records(tmp_path / "out")][1:] == [pattern] * 5
+
+
+def test_patterns_may_differ_by_layer(nmbench, small, records, tmp_path):
+    """`--pattern-for` gives some layers another pattern, and the proof counts groups of both sizes."""
+    result = nmbench("run", *small, "--method", "wanda", "--pattern-for", "mlp.*=4:8", "--skip", "q_proj")
+    assert result.exit_code == 0, result.output
+    masks = load_masks(tmp_path / "out/masks/wanda--2-4--seed0.safetensors")
+    assert not any(name.endswith("q_proj") for name in masks)
+    down = next(mask for name, mask in masks.items() if name.endswith("down_proj"))
+    assert (Pattern(4, 8).kept(down) == 4).all()
+    assert not (Pattern(2, 4).kept(down) == 2).all()
+    assert all(row["pattern_for"] == {"mlp.*": "4:8"} for row in records(tmp_path / "out")[1:])
+
+
+def test_a_folder_of_transformers_gives_the_same_numbers(nmbench, small, records, tmp_path):
+    """A model saved by save_pretrained and named by its path is the same model."""
+    from nmbench_plugins.tiny import TinyModel
+
+    bundle = TinyModel().load("llama")
+    bundle.model.save_pretrained(tmp_path / "model")
+    bundle.tokenizer.save_pretrained(tmp_path / "model")
+    assert nmbench("run", *small).exit_code == 0
+    folder = [flag if flag != "tiny:llama" else "model" for flag in small[:-1]]
+    result = nmbench("run", *folder, "folder")
+    assert result.exit_code == 0, result.output
+    values = [[row["metrics"] for row in records(tmp_path / name)] for name in ("out", "folder")]
+    assert values[0] == values[1]
+
+
+def test_json_lines_can_calibrate(nmbench, small, texts, records, tmp_path):
+    """A JSON lines file with a "text" field is calibration text like any other."""
+    paragraphs = (texts / "cal.txt").read_text(encoding="utf-8").split("\n\n")
+    (texts / "cal.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in paragraphs), encoding="utf-8")
+    flags = [flag.replace(f"text:{texts}/cal.txt", f"jsonl:{texts}/cal.jsonl") for flag in small]
+    result = nmbench("run", *flags)
+    assert result.exit_code == 0, result.output
+    assert records(tmp_path / "out")[1]["calibration"].startswith("jsonl:")
+
+
+def test_pruning_and_evaluation_may_use_different_dtypes(nmbench, small, records, tmp_path):
+    """Weights pruned in bfloat16 can be measured in float32, and the record says both."""
+    result = nmbench("run", *small, "--method", "wanda", "--dtype", "bfloat16", "--eval-dtype", "float32")
+    assert result.exit_code == 0, result.output
+    environment = records(tmp_path / "out")[0]["environment"]
+    assert (environment["dtype"], environment["eval_dtype"]) == ("bfloat16", "float32")
+
+
+def test_a_preset_is_resolved_in_the_record_and_explicit_options_beat_it(nmbench, small, records, tmp_path):
+    """`--set maskpro.preset=paper` with explicit steps records the published values and the explicit ones."""
+    settings = [
+        "--set",
+        "maskpro.preset=paper",
+        "--set",
+        "maskpro.pool_windows=32",
+        "--set",
+        "maskpro.window_tokens=64",
+    ]
+    result = nmbench("run", *small, *settings)
+    assert result.exit_code == 0, result.output
+    options = records(tmp_path / "out")[-1]["options"]
+    assert options["learning_rate"] == 50.0
+    assert options["normalise"] is False
+    assert options["steps"] == 6
+    assert options["pool_windows"] == 32
+
+
+@pytest.mark.parametrize("init", ["magnitude", "sparsegpt"])
+def test_a_learner_may_start_from_another_method(nmbench, small, records, tmp_path, init):
+    """The initial mask is a choice, evaluated on frozen dense weights as a row of its own."""
+    result = nmbench("run", *small, "--set", f"maskpro.init={init}", "--method", init)
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert rows["maskpro@init"]["method"] == init
+    assert rows["maskpro@init"]["weights_changed"] is False
+    assert rows["maskpro@init"]["proof"]["masks_digest"] == rows[init]["proof"]["masks_digest"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gptneox", "gemma2", "gemma3", "qwen3", "phi3", "mistral"])
+def test_every_architecture_runs_end_to_end(nmbench, small, records, tmp_path, family):
+    """Solver and scorer prune every family of small models, and the dense row is the same model."""
+    flags = [flag.replace("tiny:llama", f"tiny:{family}") for flag in small[: small.index("--set")]]
+    result = nmbench("run", *flags, "--out", "out", "--method", "wanda", "--method", "sparsegpt")
+    assert result.exit_code == 0, result.output
+    assert [row["status"] for row in records(tmp_path / "out")] == ["ok"] * 3
+
+
+def test_global_random_state_is_left_alone(nmbench, small):
+    """A run neither uses nor disturbs the random state of its process."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    assert nmbench("run", *small).exit_code == 0
+    assert torch.equal(torch.rand(3), expected)

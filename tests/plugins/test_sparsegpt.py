@@ -1,0 +1,270 @@
+"""Laws of SparseGPT (arXiv 2301.00774), and equality of nmbench's masks with a plain implementation on a real model."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nmbench.data import draw
+from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.methods import LayerStats, Solver
+from nmbench.models import Bundle, DenseWeights
+from nmbench.pattern import Pattern
+from nmbench.prune import Cost, prune_one_shot
+from nmbench.testing import strategies
+from nmbench_plugins.demo import DemoModel, DemoPlays
+from nmbench_plugins.sparsegpt import SparseGPT, cholesky_of_inverse, inverse_factor, sweep, sweep_block
+from nmbench_plugins.wanda import Wanda
+from reference import one_shot
+
+quick = settings(max_examples=40, deadline=None)
+PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (1, 3), (2, 3), (4, 6), (3, 10))]
+seeds = st.integers(0, 2**31)
+
+
+def layer(data: st.DataObject, kinds: tuple[str, ...] = ("normal", "ties", "one outlier")):
+    pattern = data.draw(st.sampled_from(PATTERNS))
+    return *data.draw(strategies.layers(pattern, kinds)), pattern
+
+
+def problem(pattern: Pattern, rows: int, groups: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A float64 weight and the well-conditioned Hessian of correlated inputs."""
+    columns = groups * pattern.group
+    x = strategies.values("normal", (4 * columns, columns), seed).double()
+    x[:, 1:] += 0.7 * x[:, :-1]
+    return strategies.values("normal", (rows, columns), seed + 1).double(), 2 / 4 * x.T @ x
+
+
+def problems() -> st.SearchStrategy[tuple[Tensor, Tensor, Pattern]]:
+    def make(pattern: Pattern, rows: int, groups: int, seed: int):
+        return *problem(pattern, rows, groups, seed), pattern
+
+    return st.builds(make, st.sampled_from(PATTERNS), st.integers(1, 5), st.integers(1, 5), seeds)
+
+
+def diagonal_stats(energy: Tensor) -> LayerStats:
+    """Statistics of uncorrelated inputs whose mean sums of squares over windows are `energy`."""
+    return LayerStats(1, 1, energy.sqrt(), torch.diag(2 * energy))
+
+
+def clear_cut(score: Tensor, pattern: Pattern, gap: float = 1e-4) -> bool:
+    """Whether in every group the last kept and the first dropped score differ by more than rounding."""
+    ordered = pattern.groups(score).sort(dim=-1, descending=True).values
+    last, first = ordered[..., pattern.keep - 1], ordered[..., pattern.keep]
+    return bool((last > first * (1 + gap)).all())
+
+
+# What comes back
+
+
+@quick
+@given(st.data())
+def test_solution_is_strict(data):
+    """The mask keeps exactly N of every M, the repaired weight is zero off the mask, and the dtype is the weight's."""
+    weight, stats, pattern = layer(data)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    before = weight.clone(), stats.gram.clone()
+    pruned = SparseGPT().solve(weight.to(dtype), stats, pattern)
+    assert (pattern.kept(pruned.mask) == pattern.keep).all()
+    assert pruned.weight.dtype == dtype
+    assert pruned.weight.isfinite().all()
+    assert not pruned.weight[~pruned.mask].any()
+    assert not pruned.weight[~pruned.mask].signbit().any()
+    assert pruned.note == ""
+    assert all(map(torch.equal, before, (weight, stats.gram)))
+
+
+@quick
+@given(problems())
+def test_sweep_is_optimal_brain_surgeon(case):
+    """The sweep through the Cholesky factor does what the paper's formulas do with the inverse of each submatrix."""
+    weight, hessian, pattern = case
+    mask, repaired = sweep(weight, cholesky_of_inverse(hessian), pattern, 128)
+    expected_mask, expected = one_shot.optimal_brain_surgeon(weight, hessian, pattern.keep, pattern.group)
+    assert torch.equal(mask, expected_mask)
+    torch.testing.assert_close(repaired, expected, rtol=1e-6, atol=1e-8)
+
+
+@quick
+@given(problems())
+def test_errors_add_up_to_the_layer_error(case):
+    """The sum of ((w - q) / U_cc)^2 over the sweep is tr(dW H dW^T), the increase of the layer's quadratic error."""
+    weight, hessian, pattern = case
+    factor, repaired = cholesky_of_inverse(hessian), weight.clone()
+    errors = sweep_block(repaired, torch.zeros_like(weight, dtype=torch.bool), factor, pattern)
+    change = repaired - weight
+    torch.testing.assert_close(errors.square().sum(), (change @ hessian @ change.T).trace())
+
+
+@quick
+@given(problems(), st.integers(1, 60))
+def test_block_size_does_not_matter(case, columns):
+    """Sweeping in blocks of any width gives the mask and the weights of one sweep over everything."""
+    weight, hessian, pattern = case
+    factor = cholesky_of_inverse(hessian)
+    mask, repaired = sweep(weight, factor, pattern, columns)
+    whole_mask, whole = sweep(weight, factor, pattern, 10_000)
+    assert torch.equal(mask, whole_mask)
+    torch.testing.assert_close(repaired, whole)
+
+
+@pytest.mark.parametrize("pattern", [Pattern(1, 3), Pattern(4, 6), Pattern(7, 10), Pattern(2, 4)], ids=str)
+def test_groups_never_straddle_blocks(pattern):
+    """With more columns than one block holds and an M that does not divide 128, the pattern holds."""
+    weight, hessian = problem(pattern, 4, 300 // pattern.group, 0)
+    stats = LayerStats(4, 4 * len(hessian), gram=hessian.float())
+    pruned = SparseGPT().solve(weight.float(), stats, pattern)
+    whole = SparseGPT(block_columns=10_000).solve(weight.float(), stats, pattern)
+    assert (pattern.kept(pruned.mask) == pattern.keep).all()
+    assert (pruned.mask ^ whole.mask).float().mean() < 0.01
+    torch.testing.assert_close(pruned.weight[pruned.mask & whole.mask].norm(), whole.weight.norm(), rtol=0.01, atol=0)
+
+
+# Where the answer is known
+
+
+@quick
+@given(st.data())
+def test_diagonal_hessian_gives_wanda(data):
+    """Uncorrelated inputs and damping 0: Wanda's mask away from near-ties, and kept weights as they were."""
+    pattern = data.draw(st.sampled_from(PATTERNS))
+    weight = data.draw(strategies.tensors(pattern, ("normal", "one outlier")))
+    energy = strategies.values("normal", weight.shape[1:], data.draw(seeds)).square() + 0.01
+    stats = diagonal_stats(energy)
+    score = Wanda().score(weight, stats)
+    assume(clear_cut(score, pattern))
+    pruned = SparseGPT(damping=0.0).solve(weight, stats, pattern)
+    assert torch.equal(pruned.mask, pattern.top(score))
+    assert torch.equal(pruned.weight, torch.where(pruned.mask, weight, 0.0))
+
+
+@quick
+@given(st.data())
+def test_pruning_twice_changes_nothing(data):
+    """Pruning a pruned layer again gives the same weights, and the same groups unless a kept weight is 0."""
+    weight, stats, pattern = layer(data)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    first = SparseGPT().solve(weight.to(dtype), stats, pattern)
+    again = SparseGPT().solve(first.weight, stats, pattern)
+    assert torch.equal(again.weight, first.weight)
+    full = (pattern.groups(first.weight) != 0).sum(dim=-1) == pattern.keep
+    assert torch.equal(pattern.groups(again.mask)[full], pattern.groups(first.mask)[full])
+
+
+@quick
+@given(problems(), st.integers(-8, 8))
+def test_scale_of_the_inputs_does_not_matter(case, exponent):
+    """Scaling all inputs by a power of two changes neither mask nor weights: damping is relative."""
+    weight, hessian, pattern = case
+    both = (LayerStats(4, 4, gram=hessian.float() * factor) for factor in (1.0, 4.0**exponent))
+    one, two = (SparseGPT().solve(weight.float(), stats, pattern) for stats in both)
+    assert torch.equal(one.mask, two.mask)
+    assert torch.equal(one.weight, two.weight)
+
+
+@quick
+@given(st.sets(st.integers(0, 15), min_size=1, max_size=15), seeds)
+def test_dead_inputs(dead, seed):
+    """Weights of inputs that are always zero become 0 and never displace another, however large they were."""
+    pattern, dead = Pattern(2, 4), sorted(dead)
+    weight, hessian = problem(pattern, 3, 4, seed)
+    hessian[dead], hessian[:, dead] = 0.0, 0.0
+    stats = LayerStats(4, 64, gram=hessian.float())
+    pruned = SparseGPT().solve(weight.float(), stats, pattern)
+    assert not pruned.weight[:, dead].any()
+    alive = pattern.groups(torch.ones(16).index_fill(0, torch.tensor(dead), 0.0)).sum(dim=-1)  # [groups]
+    kept_alive = pattern.groups(pruned.weight != 0).sum(dim=-1)  # [rows, groups]
+    assert torch.equal(kept_alive, alive.clamp(max=2).long().expand(3, 4))
+    weight[:, dead] = 99.0
+    assert torch.equal(SparseGPT().solve(weight.float(), stats, pattern).weight, pruned.weight)
+
+
+def test_all_inputs_dead():
+    """A layer that saw nothing but zeros becomes zero, with a strict mask."""
+    pruned = SparseGPT().solve(torch.randn(2, 8), LayerStats(1, 16, gram=torch.zeros(8, 8)), Pattern(2, 4))
+    assert (Pattern(2, 4).kept(pruned.mask) == 2).all()
+    assert not pruned.weight.any()
+
+
+# Damping
+
+
+@quick
+@given(problems(), st.floats(0, 1))
+def test_factor_is_of_the_damped_inverse(case, damping):
+    """U is upper triangular, and U^T U the inverse of H + damping * mean(diag H)."""
+    _, hessian, _ = case
+    factor, used = inverse_factor(hessian, damping)
+    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian))
+    assert used == damping
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(len(hessian), dtype=torch.float64))
+
+
+def test_damping_is_raised_with_a_note():
+    """A singular Hessian without damping is damped until it has a factor, and the note says by how much."""
+    gram = torch.ones(4, 4)
+    pruned = SparseGPT(damping=0.0).solve(torch.randn(2, 4), LayerStats(1, 1, gram=gram), Pattern(2, 4))
+    assert pruned.note == "damping raised from 0 to 0.01"
+    same = SparseGPT(damping=0.01).solve(pruned.weight, LayerStats(1, 1, gram=gram), Pattern(2, 4))
+    assert same.note == ""
+
+
+def test_damping_is_raised_tenfold():
+    """Damping grows by ten at a time, and stays where the first factor exists."""
+    gram = torch.tensor([[1.0, 1.05], [1.05, 1.0]])  # positive definite from 0.05 on
+    _, damping = inverse_factor(gram, 0.003)
+    assert damping == pytest.approx(0.3)
+
+
+def test_hopeless_hessian_stops():
+    """A Hessian that no damping mends is a numerical failure, never an identity in its place."""
+    stats = LayerStats(1, 1, gram=-torch.eye(4))
+    with pytest.raises(NumericalFailure, match="no Cholesky factor even with damping 1"):
+        SparseGPT().solve(torch.randn(2, 4), stats, Pattern(2, 4))
+
+
+@pytest.mark.parametrize("options", [{"damping": -0.1}, {"block_columns": 0}])
+def test_impossible_options(options):
+    """Negative damping and empty blocks are refused."""
+    with pytest.raises(NMBenchError, match="sparsegpt needs damping >= 0 and block_columns >= 1"):
+        SparseGPT(**options)
+
+
+# A real model, from end to end
+
+
+@functools.cache
+def demo() -> tuple[Bundle, Tensor]:
+    bundle = DemoModel().load("")
+    texts = list(DemoPlays().texts("calibration"))[:2]
+    return bundle, draw(texts, bundle.tokenizer, 4, 256, 0)
+
+
+def linears(model: nn.Module) -> list[list[str]]:
+    """The linear layers of the demo by block."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers." in name]
+    return [[name for name in names if f"layers.{index}." in name] for index in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [(Wanda(), one_shot.wanda), (SparseGPT(), one_shot.sparsegpt)],
+    ids=["wanda", "sparsegpt"],
+)
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
+def test_masks_equal_a_plain_implementation(pattern, method, rule):
+    """On the demo model every mask is bit for bit that of plain code, and repaired weights agree to rounding."""
+    bundle, windows = demo()
+    patterns = dict.fromkeys(bundle.layers, pattern)
+    pruned = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it", Cost())
+    plain = DemoModel().load("").model
+    masks = one_shot.prune(plain, linears(plain), windows, pattern.keep, pattern.group, rule)
+    assert list(masks) == list(pruned.masks)
+    for name, mask in masks.items():
+        assert torch.equal(pruned.masks[name], mask), name
+        if isinstance(method, Solver):
+            torch.testing.assert_close(pruned.layers[name].weight, plain.get_submodule(name).weight.detach())

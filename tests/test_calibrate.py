@@ -1,0 +1,288 @@
+"""Laws of the walk: every block sees what a plain forward pass of the partly pruned model would show it."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nmbench import calibrate
+from nmbench.calibrate import Gatherer, walk
+from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.methods import LayerStats, Stat
+from nmbench.models import Bundle, DenseWeights, Layer
+from nmbench.pattern import Pattern
+from nmbench.testing import strategies
+from nmbench_plugins.tiny import FAMILIES, TinyModel
+from reference import one_shot
+
+BOTH = Stat.INPUT_NORM | Stat.GRAM
+WINDOW = 24  # longer than the sliding windows of the tiny models
+families = pytest.mark.parametrize("family", sorted(FAMILIES))
+
+
+def load(family: str = "llama") -> Bundle:
+    return TinyModel().load(family)
+
+
+def random_windows(count: int = 6, seed: int = 0) -> Tensor:
+    return torch.randint(256, (count, WINDOW), generator=torch.Generator().manual_seed(seed))
+
+
+def expected(x: Tensor, windows: int) -> LayerStats:
+    """Statistics of inputs `[..., in]` in float64."""
+    flat = x.double().flatten(0, -2)  # [tokens, in]; OPT flattens what it gives its last layers itself
+    norm = (flat.square().sum(0) / windows).sqrt()
+    return LayerStats(windows, len(flat), norm, 2 / windows * flat.T @ flat)
+
+
+def assert_close(got: LayerStats, wanted: LayerStats) -> None:
+    assert (got.windows, got.tokens) == (wanted.windows, wanted.tokens)
+    torch.testing.assert_close(got.input_norm.double(), wanted.input_norm, rtol=1e-5, atol=1e-6)
+    scale = float(wanted.gram.abs().max())
+    torch.testing.assert_close(got.gram.double(), wanted.gram, rtol=1e-4, atol=1e-5 * scale)
+
+
+def halve(layer: Layer) -> None:
+    layer.write(torch.where(Pattern(2, 4).top(layer.read().abs()), layer.read(), 0.0))
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+def surroundings(bundle: Bundle) -> tuple:
+    """Everything a walk might leave changed besides the weights."""
+    return (
+        hooks_of(bundle.model),
+        getattr(bundle.model.config, "use_cache", None),
+        [module.training for module in bundle.model.modules()],
+        torch.get_rng_state().tolist(),
+        torch.is_grad_enabled(),
+        torch.backends.cuda.matmul.allow_tf32,
+    )
+
+
+class Eavesdropper:
+    """Collects what the blocks are called with, for as long as the test lasts."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.heard: dict[str, list[Tensor]] = {name: [] for name in bundle.blocks}
+        for name, block in bundle.blocks.items():
+            block.register_forward_pre_hook(self.listener(name), with_kwargs=True)
+
+    def listener(self, name: str):
+        return lambda module, args, kwargs: self.heard[name].append(
+            (args[0] if args else kwargs["hidden_states"]).clone()
+        )
+
+
+# What the blocks see
+
+
+@families
+def test_block_inputs_of_the_walk(family):
+    """Walking without pruning, every block is given, bit for bit, the inputs of a plain forward pass."""
+    bundle, windows = load(family), random_windows()
+    plain = one_shot.inputs(bundle.model, bundle.blocks, windows)
+    ear = Eavesdropper(bundle)
+    for step, name in zip(walk(bundle, windows, Stat.INPUT_NORM), bundle.blocks, strict=True):
+        assert torch.equal(ear.heard[name][-1], plain[name]), step.index
+
+
+@families
+def test_statistics_of_the_dense_model(family):
+    """Walking without pruning, the statistics are those of a plain forward pass, summed up in float64."""
+    bundle, windows = load(family), random_windows()
+    plain = one_shot.inputs(bundle.model, bundle.layers, windows)
+    steps = list(walk(bundle, windows, BOTH))
+    assert [step.index for step in steps] == [0, 1]
+    stats = {name: got for step in steps for name, got in step.stats.items()}
+    assert stats.keys() == bundle.layers.keys()
+    for name, got in stats.items():
+        assert_close(got, expected(plain[name], len(windows)))
+
+
+@families
+def test_statistics_below_a_pruned_block(family):
+    """At every block the walk sees what a plain forward pass of the model, partly pruned as it is then, shows."""
+    bundle, windows = load(family), random_windows()
+    dense = one_shot.inputs(bundle.model, bundle.layers, windows)
+    for step in walk(bundle, windows, BOTH):
+        plain = one_shot.inputs(bundle.model, step.stats, windows)
+        for layer in step.layers:
+            assert_close(step.stats[layer.name], expected(plain[layer.name], len(windows)))
+            changed = not torch.allclose(plain[layer.name], dense[layer.name], atol=1e-6)
+            assert changed == (step.index > 0)
+        for layer in step.layers:
+            halve(layer)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_batches_do_not_matter(family, monkeypatch):
+    """Statistics are the same to rounding whether windows are walked one by one, in odd batches or all together."""
+    bundle, windows = load(family), random_windows(7)
+    dense, results = DenseWeights(bundle), []
+    for batch in (1, 3, 7):
+        monkeypatch.setattr(calibrate, "BATCH_TOKENS", batch * WINDOW)
+        stats: dict[str, LayerStats] = {}
+        for step in walk(bundle, windows, BOTH):
+            stats.update(step.stats)
+            for layer in step.layers:
+                halve(layer)
+        dense.restore()
+        results.append(stats)
+    for other in results[1:]:
+        for name, got in other.items():
+            assert got.windows == 7
+            torch.testing.assert_close(got.input_norm, results[0][name].input_norm, rtol=1e-4, atol=1e-6)
+            scale = float(got.gram.abs().max())
+            torch.testing.assert_close(got.gram, results[0][name].gram, rtol=1e-3, atol=1e-5 * scale)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_gatherer_does_not_care_for_the_split(data):
+    """Inputs that arrive in any pieces give the statistics of all of them together."""
+    x = data.draw(strategies.tensors(Pattern(2, 4), ("normal", "ties", "zeros", "half grid"), max_rows=24))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=3)))
+    windows = data.draw(st.integers(1, 5))
+    gatherer = Gatherer(BOTH, x.shape[1], x.device)
+    for start, stop in itertools.pairwise([0, *cuts, len(x)]):
+        gatherer.add(x[start:stop])
+    got, wanted = gatherer.finish(windows, "a"), strategies.statistics(x.double(), windows)
+    assert (got.windows, got.tokens) == (windows, len(x))
+    torch.testing.assert_close(got.input_norm, wanted.input_norm, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.gram, wanted.gram, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_inputs_are_summed_in_float32():
+    """Squares that overflow in half precision, and sums that stall in it, come out right."""
+    x = torch.full((5000, 4), 300.0, dtype=torch.float16)
+    gatherer = Gatherer(BOTH, 4, x.device)
+    gatherer.add(x)
+    stats = gatherer.finish(1, "a")
+    torch.testing.assert_close(stats.input_norm, torch.full((4,), 300.0 * 5000**0.5))
+    torch.testing.assert_close(stats.gram, torch.full((4, 4), 2 * 5000 * 300.0**2), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("needs", "norm", "gram"), [(Stat.INPUT_NORM, True, False), (Stat.GRAM, False, True)])
+def test_only_what_was_asked_for(needs, norm, gram):
+    """A statistic that nobody asked for is not gathered."""
+    for step in walk(load(), random_windows(1), needs):
+        for stats in step.stats.values():
+            assert (stats.input_norm is not None, stats.gram is not None) == (norm, gram)
+
+
+def test_skipped_layers_are_not_listened_to():
+    """Layers left dense by the user have no statistics, and the others the same as before."""
+    windows = random_windows()
+    whole = {n: s for step in walk(load(), windows, BOTH) for n, s in step.stats.items()}
+    part = {n: s for step in walk(load().without(["mlp.*"]), windows, BOTH) for n, s in step.stats.items()}
+    assert part.keys() == {name for name in whole if ".mlp." not in name}
+    assert all(torch.equal(part[name].gram, whole[name].gram) for name in part)
+
+
+# What the walk leaves behind
+
+
+@families
+def test_walk_leaves_no_trace(family):
+    """After a walk, hooks, cache flag, training flags, random state and weights are what they were."""
+    bundle = load(family)
+    before, digest = surroundings(bundle), bundle.digest()
+    for _ in walk(bundle, random_windows(), BOTH):
+        assert hooks_of(bundle.model) == before[0]
+        assert torch.is_grad_enabled() == before[4]
+    assert surroundings(bundle) == before
+    assert bundle.digest() == digest
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_no_trace_after_an_exception_in_a_block(block):
+    """When a block raises in the middle of a walk, hooks, flags and random state are restored all the same."""
+    bundle = load()
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        raise OSError("out of luck")
+
+    bundle.layers[f"model.layers.{block}.mlp.down_proj"].module.register_forward_pre_hook(fail)
+    before = surroundings(bundle)
+    with pytest.raises(OSError, match="out of luck"):
+        list(walk(bundle, random_windows(), BOTH))
+    assert surroundings(bundle) == before
+
+
+def test_no_trace_when_the_walk_is_abandoned():
+    """A walk that its caller leaves after the first block leaves nothing behind."""
+    bundle = load()
+    before = surroundings(bundle)
+    steps = walk(bundle, random_windows(), BOTH)
+    next(steps)
+    steps.close()
+    assert surroundings(bundle) == before
+
+
+# What is refused
+
+
+def test_broken_embeddings_are_named():
+    """NaN that comes in with the tokens is reported with the first layer that was given it, and leaves no hook."""
+    bundle, windows = load(), random_windows()
+    bundle.model.get_input_embeddings().weight[windows[3, 5]] = torch.nan
+    with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"):
+        list(walk(bundle, windows, Stat.INPUT_NORM))
+    assert hooks_of(bundle.model) == 0
+
+
+@pytest.mark.parametrize("needs", [Stat.INPUT_NORM, Stat.GRAM])
+def test_inputs_broken_half_way_are_named(needs):
+    """Infinite values that arise inside a block are reported with the first layer they reach."""
+    bundle = load()
+    bundle.layers["model.layers.1.mlp.up_proj"].read().fill_(torch.inf)
+    seen = []
+    with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.1\.mlp\.down_proj hold NaN or inf"):
+        seen.extend(step.index for step in walk(bundle, random_windows(), needs))
+    assert seen == [0]
+
+
+class Stack(nn.Module):
+    """Two linear blocks that are told which tokens they work on, or of which the last is never called."""
+
+    def __init__(self, tells: bool, calls: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, 8)
+        self.blocks = nn.ModuleList([Told(), Told()])
+        self.tells, self.calls = tells, calls
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
+        hidden = self.embedding(input_ids)
+        for block in self.blocks[: self.calls]:
+            hidden = block(hidden, tokens=input_ids if self.tells else None)
+        return hidden
+
+
+class Told(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        return self.proj(hidden)
+
+
+def test_arguments_that_depend_on_tokens_are_refused(monkeypatch):
+    """A model that shows its blocks the tokens cannot be replayed, and is refused; the same model without is not."""
+    monkeypatch.setattr(calibrate, "BATCH_TOKENS", 2 * WINDOW)
+    windows = random_windows()
+    assert len(list(walk(Bundle.of("toy", Stack(False, 2), None), windows, BOTH))) == 2
+    with pytest.raises(NMBenchError, match="blocks of toy are called with arguments that depend on the tokens"):
+        list(walk(Bundle.of("toy", Stack(True, 2), None), windows, BOTH))
+
+
+def test_blocks_that_are_not_called_are_refused():
+    """A model that does not call all its blocks is refused with the counts."""
+    with pytest.raises(NMBenchError, match="toy calls 1 of its 2 blocks"):
+        list(walk(Bundle.of("toy", Stack(False, 1), None), random_windows(), BOTH))

@@ -1,0 +1,156 @@
+"""Laws of the test kit itself: its strategies draw what they say, and reach what breaks pruning code."""
+
+import pytest
+import torch
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+
+from nmbench.pattern import Pattern
+from nmbench.testing.strategies import KINDS, layers, masks, patterns, statistics, tensors, values
+
+quick = settings(max_examples=40, deadline=None)
+TWO_FOUR = Pattern(2, 4)
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
+SIGNS = {  # what makes a tensor of a kind one of that kind
+    "normal": lambda x: (x != 0).all() and x.abs().max() < 10 and abs(x.mean()) < 0.2,
+    "ties": lambda x: x.unique().tolist() == [-2, -1, 0, 1, 2],
+    "zeros": lambda x: 0.5 < (x == 0).float().mean() < 0.9,
+    "signed zeros": lambda x: (x == 0).all() and 0.3 < x.signbit().float().mean() < 0.7,
+    "huge": lambda x: 1e29 < x.abs().mean() < 1e31,
+    "subnormal": lambda x: (x.abs() < SMALLEST_NORMAL).all() and (x != 0).float().mean() > 0.9,
+    "half grid": lambda x: torch.equal(x, x.half().float()) and (x != 0).any(),
+    "one outlier": lambda x: (x == 1e4).sum() == 1 and x.abs().flatten().sort().values[-2] < 10,
+}
+
+
+@quick
+@given(st.data())
+def test_patterns_are_legal_and_bounded(data):
+    """Every pattern has 1 <= N < M, with M up to the largest group asked for."""
+    largest = data.draw(st.integers(2, 64))
+    pattern = data.draw(patterns(largest))
+    assert 1 <= pattern.keep < pattern.group <= largest
+
+
+@pytest.mark.parametrize(
+    "pattern", [Pattern(1, 2), Pattern(2, 4), Pattern(4, 8), Pattern(31, 32), Pattern(3, 7)], ids=str
+)
+def test_patterns_reach(pattern):
+    """Usual, odd and extreme patterns are all drawn."""
+    assert (
+        find(patterns(), lambda drawn: drawn == pattern, settings=settings(max_examples=20_000, database=None))
+        == pattern
+    )
+
+
+def test_every_kind_is_described_here():
+    """No kind of values is without a test."""
+    assert set(SIGNS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [0, 2**31])
+def test_values_are_of_their_kind(kind, seed):
+    """Values are finite float32 of the shape asked for, and have what their kind is named after."""
+    x = values(kind, (40, 24), seed)
+    assert x.dtype == torch.float32
+    assert x.shape == (40, 24)
+    assert x.isfinite().all()
+    assert SIGNS[kind](x)
+
+
+@quick
+@given(st.sampled_from(KINDS), st.integers(0, 2**31), st.integers(0, 99))
+def test_values_are_a_function_of_the_seed(kind, seed, other):
+    """The same seed gives the same bits, whatever the global random state, which is left alone."""
+    first = values(kind, (3, 8), seed)
+    torch.manual_seed(other)
+    state = torch.get_rng_state()
+    again = values(kind, (3, 8), seed)
+    assert torch.equal(first.view(torch.int32), again.view(torch.int32))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@quick
+@given(st.data())
+def test_tensors_fall_into_groups(data):
+    """A matrix has whole groups of its pattern, and is no larger than asked for."""
+    pattern = data.draw(patterns())
+    x = data.draw(tensors(pattern, max_rows=3, max_groups=2))
+    assert 1 <= x.shape[0] <= 3
+    assert pattern.groups(x).shape[1] in (1, 2)
+    assert x.isfinite().all()
+
+
+@quick
+@given(st.data())
+def test_masks_are_strict(data):
+    """A drawn mask keeps exactly N in every group."""
+    pattern = data.draw(patterns())
+    mask = data.draw(masks(pattern))
+    assert mask.dtype == torch.bool
+    assert (pattern.kept(mask) == pattern.keep).all()
+
+
+def test_every_mask_is_drawn():
+    """All six 2:4 masks of a group come up about equally often."""
+    drawn = TWO_FOUR.top(values("normal", (6000, 4), 0))  # what the strategy does, many times at once
+    counts = (drawn * torch.tensor([1, 2, 4, 8])).sum(1).bincount(minlength=16)
+    assert int((counts > 0).sum()) == 6
+    assert (
+        float(((counts[counts > 0] - 1000.0) ** 2 / 1000).sum()) < 20.5
+    )  # chi-square, 5 degrees of freedom: 1 in 1000
+    for code in counts.nonzero()[:, 0].tolist():
+        wanted = [bool(code >> i & 1) for i in range(4)]
+        found = find(masks(TWO_FOUR, 1, 1), lambda mask, wanted=wanted: mask[0].tolist() == wanted)
+        assert found.shape == (1, 4)
+
+
+@quick
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**31))
+def test_statistics_are_those_of_the_definition(windows, length, width, seed):
+    """Norms and Gram matrix are the sums over windows and tokens that the definition says, in float64."""
+    inputs = values("normal", (windows * length, width), seed)
+    stats = statistics(inputs, windows)
+    square, gram = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+    for window in inputs.double().split(length):
+        for token in window:
+            square += token**2 / windows
+            gram += 2 / windows * torch.outer(token, token)
+    assert (stats.windows, stats.tokens) == (windows, windows * length)
+    torch.testing.assert_close(stats.input_norm.double(), square.sqrt(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats.gram.double(), gram, rtol=1e-4, atol=1e-4)
+
+
+@quick
+@given(st.data())
+def test_layers_fit_together(data):
+    """A layer's statistics are those of its inputs: one norm a column, a symmetric Gram matrix, finite and no less."""
+    pattern = data.draw(patterns(8))
+    weight, stats = data.draw(layers(pattern))
+    columns = weight.shape[1]
+    assert pattern.divides(columns)
+    assert stats.input_norm.shape == (columns,)
+    assert stats.gram.shape == (columns, columns)
+    torch.testing.assert_close(stats.gram, stats.gram.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stats.gram.diag(), 2 * stats.input_norm**2, rtol=1e-4, atol=1e-4)
+    assert torch.linalg.eigvalsh(stats.gram.double()).min() > -1e-4 * stats.gram.diag().max()
+
+
+@pytest.mark.parametrize("wanted", ["dead", "alive", "correlated"])
+def test_layers_reach(wanted):
+    """Layers with a dead channel, without one, and with correlated neighbours are all drawn."""
+    signs = {
+        "dead": lambda stats: (stats.input_norm == 0).any(),
+        "alive": lambda stats: (stats.input_norm > 0).all(),
+        "correlated": lambda stats: correlation(stats.gram).diagonal(1).mean() > 0.4,
+    }
+    weight, stats = find(layers(TWO_FOUR), lambda layer: bool(signs[wanted](layer[1])))
+    assert signs[wanted](stats)
+    assert weight.shape[1] == len(stats.input_norm)
+
+
+def correlation(gram):
+    scale = gram.diag().clamp(min=1e-9).sqrt()
+    return gram / scale / scale[:, None]
