@@ -54,13 +54,17 @@ def metric_columns(record: Record) -> Record:
 
 
 def load_results(*directories: str | os.PathLike[str]) -> Results:
-    """Read run directories. Raises `NMBenchError` if one holds no records."""
+    """Read run directories; of several, each record says which it is from in `directory`.
+
+    Raises `NMBenchError` if one holds no records.
+    """
     paths = [Path(directory) for directory in directories]
     records: list[Record] = []
     for path in paths:
         if not (path / "records.jsonl").is_file():
             raise NMBenchError(f"{path} is not a run directory: it has no records.jsonl.")
-        records += newest(read_records(path / "records.jsonl"))
+        where = {"directory": str(path)} if len(paths) > 1 else {}
+        records += [{**record, **where} for record in newest(read_records(path / "records.jsonl"))]
     return Results(records, paths)
 
 
@@ -82,15 +86,13 @@ def read_records(path: Path) -> list[Record]:
     records = []
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
-        try:
-            if line.strip():
-                records.append(json.loads(line))
-        except ValueError:
-            if number == len(lines):
-                break
-            raise NMBenchError(
-                f"{path} line {number} is not JSON; remove that line to go on without its row."
-            ) from None
+        if not line.strip():
+            continue
+        record = parsed(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise NMBenchError(f"{path} line {number} is not a JSON object; remove it to go on without its row.")
     return records
 
 
@@ -160,7 +162,7 @@ class RunDirectory:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             tail = content[len(whole) :]
-            complete = whole + tail + b"\n" if is_json(tail) else whole
+            complete = whole + tail + b"\n" if parsed(tail) else whole
             write_atomic(self.records_path, complete)
 
     def records(self) -> list[Record]:
@@ -192,12 +194,13 @@ class RunDirectory:
         return self.path / kind / f"{job_name}{suffix}"
 
 
-def is_json(line: bytes) -> bool:
+def parsed(line: bytes) -> Record | None:
+    """The record in a line, or None if it holds none."""
     try:
-        json.loads(line)
+        record = json.loads(line)
     except ValueError:
-        return False
-    return True
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def merged(earlier: RunSpec, spec: RunSpec, where: Path) -> RunSpec:

@@ -80,7 +80,11 @@ def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
         trace = directory.file("errors", job.name, ".txt")
         write_atomic(trace, traceback.format_exc().encode())
         message = str(error) if isinstance(error, NMBenchError) else f"{type(error).__name__}: {error}"
-        failed = {"status": "failed", "error": message, "traceback": str(trace.relative_to(directory.path))}
+        failed = {
+            "status": "failed",
+            "error": " ".join(message.split()),
+            "traceback": str(trace.relative_to(directory.path)),
+        }
         return {**described(job, bench), **failed, "strict": None, "metrics": {}}
 
 

@@ -32,13 +32,16 @@ def rows(records: Sequence[Record]) -> pandas.DataFrame:
     """One row per job, every figure as people read it."""
     import pandas
 
-    return pandas.DataFrame([row(record) for record in records]).fillna("-")
+    lines = [row(record) for record in records]
+    columns = dict.fromkeys(name for line in sorted(lines, key=len, reverse=True) for name in line)
+    return pandas.DataFrame(lines, columns=list(columns)).fillna("-")
 
 
 def row(record: Record) -> dict[str, str]:
     """What the table says of one record. Differences are nats per token, with their paired 95 % interval."""
     failed = record["status"] != "ok"
     return {
+        **({"run": record["directory"]} if "directory" in record else {}),
         "label": record["label"],
         "pattern": record["pattern"] or "-",
         "seed": "-" if record["seed"] is None else str(record["seed"]),
@@ -69,19 +72,23 @@ def peak(record: Record) -> str:
 
 
 def means(results: Results) -> pandas.DataFrame:
-    """Mean and standard deviation of every metric over seeds, by protocol, label and pattern."""
+    """Mean and standard deviation of every metric over seeds, by run, label and pattern."""
     import pandas
 
-    protocols: dict[str, list[Record]] = {}
-    for record in results.records:
-        protocols.setdefault(record["protocol_digest"], []).append(record)
     lines = []
-    for (label, pattern), group in (item for records in protocols.values() for item in grouped(records).items()):
+    groups = (item for directory in results.directories for item in grouped(of_run(results, directory)).items())
+    for (label, pattern), group in groups:
         names = dict.fromkeys(name for record in group for name in record["metrics"])
         values = {name: pandas.Series([r["metrics"][name]["value"] for r in group]) for name in names}
         shown = {n: f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if len(v) > 1 else "") for n, v in values.items()}
-        lines.append({"label": label, "pattern": pattern or "-", "seeds": str(len(group)), **shown})
+        run = {"run": group[0]["directory"]} if "directory" in group[0] else {}
+        lines.append({**run, "label": label, "pattern": pattern or "-", "seeds": str(len(group)), **shown})
     return pandas.DataFrame(lines)
+
+
+def of_run(results: Results, directory: Path) -> list[Record]:
+    """The records of one run directory."""
+    return [record for record in results.records if record.get("directory", str(directory)) == str(directory)]
 
 
 def grouped(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
@@ -95,11 +102,12 @@ def grouped(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Reco
 
 def comparisons(results: Results) -> str:
     """Rankings by pattern and text, best first: `<` where neighbours can be told apart, `~` where they cannot."""
+    several = len(results.directories) > 1
     lines = [
-        line
+        f"  {directory} {line}" if several else f"  {line}"
         for directory in results.directories
-        for pattern in dict.fromkeys(r["pattern"] for r in results.records if r["pattern"])
-        for line in ranking(results.records, pattern, directory)
+        for pattern in dict.fromkeys(r["pattern"] for r in of_run(results, directory) if r["pattern"])
+        for line in ranking(of_run(results, directory), pattern, directory)
     ]
     if not lines:
         return ""
@@ -113,22 +121,22 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
     losses = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
     for name in dict.fromkeys(name for found in losses.values() for name in found):
         here = {label: found[name] for label, found in losses.items() if name in found}
-        yield f"  {pattern} {name}: {chain(here)}"
+        yield f"{pattern} {name}: {chain(here)}"
         for label in here:
             if f"{label}@init" in here:
                 gained = difference(here[label], here[f"{label}@init"])
-                yield f"  {pattern} {name}: {label} against its initial mask {gained} nats ({gained.windows} windows)"
+                yield f"{pattern} {name}: {label} against its initial mask {gained} nats ({gained.windows} windows)"
 
 
 def seed_losses(group: Sequence[Record], directory: Path) -> dict[str, Tensor]:
-    """Per-window losses of one row by text, as far as they are in `directory`: `[seeds, windows]`."""
+    """Per-window losses of one row by text: `[seeds, windows]`."""
     import torch
 
     from nmbench.store import read_tensors
 
     found: dict[str, list[Tensor]] = {}
-    # records of several directories can share a name: each file counts once
-    for path in dict.fromkeys(directory / "losses" / f"{file_name(record)}.safetensors" for record in group):
+    for record in group:
+        path = directory / "losses" / f"{file_name(record)}.safetensors"
         if path.exists():
             for name, losses in read_tensors(path)[0].items():
                 found.setdefault(name, []).append(losses)
@@ -164,8 +172,7 @@ def difference(losses: Tensor, reference: Tensor) -> Difference:
 def failures(records: Sequence[Record]) -> str:
     """One line for every job that failed."""
     return "\n".join(
-        f"FAILED {r['label']} {r['pattern']} seed {r['seed']}: {' '.join(r['error'].split())} "
-        f"(traceback: {r['traceback']})"
+        f"FAILED {r['label']} {r['pattern']} seed {r['seed']}: {r['error']} (traceback: {r['traceback']})"
         for r in records
         if r["status"] != "ok"
     )

@@ -151,7 +151,7 @@ def test_broken_whole_line_is_an_error(folder, lines, data):
     written[number - 1] = written[number - 1][: data.draw(st.integers(1, len(written[number - 1]) - 1))]
     folder.records_path.write_bytes(b"\n".join(written) + b"\n")
     text = refusal(folder.records, error=NMBenchError)
-    assert f"records.jsonl line {number} is not JSON; remove that line" in text
+    assert f"records.jsonl line {number} is not a JSON object; remove it" in text
     assert refusal(load_results, folder.path, error=NMBenchError) == text
 
 
@@ -385,7 +385,8 @@ def test_load_results_joins_directories(tmp_path):
             directory.append(record(seconds=1))
             directory.append(record(seconds=2, at=name))
     results = load_results(str(tmp_path / "a"), tmp_path / "b")
-    assert results.records == [record(seconds=2, at="a"), record(seconds=2, at="b")]
+    assert results.records == [record(seconds=2, at=name, directory=str(tmp_path / name)) for name in ("a", "b")]
+    assert load_results(tmp_path / "a").records == [record(seconds=2, at="a")]
     assert results.directories == [tmp_path / "a", tmp_path / "b"]
 
 

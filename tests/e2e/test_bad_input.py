@@ -277,5 +277,5 @@ def test_a_broken_record_is_named_by_its_line(nmbench, small, tmp_path):
     path.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
     result = nmbench("run", *small)
     assert result.exit_code == 1
-    assert "line 2 is not JSON" in result.stderr
+    assert "line 2 is not a JSON object" in result.stderr
     assert json.loads(path.read_text().splitlines()[0])["label"] == "dense"

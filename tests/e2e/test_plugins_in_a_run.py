@@ -19,7 +19,7 @@ def nmbench_register_baselines(register):
 BROKEN = {
     "raises": (
         "Scorer",
-        "    def score(self, weight, stats):\n        raise RuntimeError('no idea')\n",
+        "    def score(self, weight, stats):\n        raise RuntimeError('no\\n  idea')\n",
         "RuntimeError: no idea",
     ),
     "wrong shape": ("Scorer", "    def score(self, weight, stats):\n        return weight[:1]\n", "scores have shape"),

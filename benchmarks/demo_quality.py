@@ -1,0 +1,54 @@
+"""The quality of the built-in methods on the embedded demo: four methods, two patterns, three seeds.
+
+    python demo_quality.py --out RUN_DIRECTORY --json results/demo_quality.json
+
+Half an hour on two CPU cores; killed, it goes on where it was. Prints the table, the rankings with their paired
+intervals, and writes the figures with device and versions to the JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from nmbench import MethodSpec, Pattern, Results, RunSpec, load_plugins, render
+from nmbench.progress import ProgressPrinter
+from nmbench.run import run
+
+METHODS = ("magnitude", "wanda", "sparsegpt", "maskpro")
+FIGURES = ("label", "pattern", "seed", "options", "metrics", "against_dense", "seconds", "peak_bytes", "cost", "notes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    spec = RunSpec(
+        tuple(MethodSpec(name, name) for name in METHODS), patterns=(Pattern(2, 4), Pattern(4, 8)), seeds=(0, 1, 2)
+    )
+    plugins = load_plugins()
+    plugins.add_observer(ProgressPrinter(), "progress")
+    results = run(spec, args.out, plugins)
+    print(render(results))
+    args.json.write_text(json.dumps(summary(results), indent=1) + "\n", encoding="utf-8")
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """What is worth keeping: every row's figures once, and what they depend on."""
+    first = results.records[0]
+    rows = [{name: record[name] for name in FIGURES if name in record} for record in results.records]
+    for row in rows:
+        row["notes"].pop("held_out_curve", None)
+    return {
+        "protocol_digest": first["protocol_digest"],
+        "environment": first["environment"],
+        "rankings": [line.strip() for line in render(results).splitlines() if "demo@256: " in line],
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    main()
