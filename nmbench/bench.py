@@ -23,7 +23,7 @@ from nmbench.models import Bundle, DenseWeights
 from nmbench.plugins import Plugins
 from nmbench.registry import Registry
 from nmbench.sources import Dataset, Metric
-from nmbench.spec import RunSpec
+from nmbench.spec import RunSpec, digest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 VERSIONS = ("nmbench", "torch", "transformers", "tokenizers", "safetensors", "pluggy")
@@ -41,7 +41,17 @@ class Bench:
     texts: Mapping[str, Tensor]
     pools: Mapping[int, Pool]
     provenance: Mapping[str, Any]
+    protocol_digest: str
     reference: DenseSubject = field(default_factory=lambda: DenseSubject({}))
+
+    def calibration_digest(self, seed: int) -> str:
+        """Names the windows that statistics are gathered from."""
+        return self.pools[seed].statistics_digest(given(self.spec.windows))
+
+    def directory(self) -> Path:
+        """Where the run is kept unless the user says otherwise: rows in it are comparable, and can be told apart."""
+        special = f"-{digest(self.spec.pattern_for)}" if self.spec.pattern_for else ""
+        return Path("runs") / f"{self.protocol_digest}{special}"
 
     def reporter(self, job: str, stage: str) -> Callable[[int, int], None]:
         """A callback that tells observers how far a stage of a job is."""
@@ -72,7 +82,7 @@ class Bench:
         """What the run directory says of the run besides its spec."""
         return {
             "spec_digest": self.spec.digest,
-            "protocol_digest": self.spec.protocol_digest,
+            "protocol_digest": self.protocol_digest,
             "environment": self.environment(),
             "model": self.bundle.ref,
             "model_provenance": dict(self.bundle.provenance),
@@ -81,7 +91,8 @@ class Bench:
             "skipped": self.bundle.skipped,
             "data_provenance": dict(self.provenance),
             "test_digests": {name: tokens_digest(tokens) for name, tokens in self.texts.items()},
-            "calibration_digests": {str(seed): pool.digest for seed, pool in self.pools.items()},
+            "calibration_digests": {str(seed): self.calibration_digest(seed) for seed in self.pools},
+            "pool_digests": {str(seed): pool.digest for seed, pool in self.pools.items() if len(pool.selection)},
             "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
         }
 
@@ -89,9 +100,11 @@ class Bench:
 def load_model(spec: RunSpec, plugins: Plugins) -> Bundle:
     """Load the model of `spec` on its device, without the layers it skips; checks that all weights are finite."""
     cls, ref = source_of(spec.model, plugins)
+    device = device_of(spec.device)
+    dtype = dtype_of(spec.dtype) if spec.dtype else ("float32" if device.type == "cpu" else None)
     with no_loading_bar():
-        bundle = cls(dtype=spec.dtype and dtype_of(spec.dtype), trust_remote_code=spec.trust_remote_code).load(ref)
-    bundle.model.to(device_of(spec.device))
+        bundle = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code).load(ref)
+    bundle.model.to(device)
     bundle.check_finite()
     return bundle.without(spec.skip)
 
@@ -126,35 +139,46 @@ def scheme_like(model: str) -> bool:
     return ":" in model.partition("/")[0]
 
 
-def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle) -> Bench:
-    """Read all texts of a resolved spec. Raises `NMBenchError` if one is too short or if two overlap."""
+def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle, learners: bool = True) -> Bench:
+    """Read all texts of a resolved spec; `learners` says whether a mask learner takes part.
+
+    Raises `NMBenchError` if a text is too short or if two overlap.
+    """
     metrics = {name: look_up(plugins, plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plugins, plugins.registries.datasets, name) for name in names}
     texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
     for metric in metrics.values():
         for name, window in metric.windows:
+            check_context(bundle, window, f"metric {name}@{window}")
             cut(texts[name], window, name)
+    check_context(bundle, given(spec.window_tokens), "--window-tokens")
     assert spec.calibration is not None  # resolved
     calibration = look_up(plugins, plugins.registries.datasets, spec.calibration)
-    pools = {seed: pool_of(spec, calibration, bundle, seed) for seed in spec.seeds}
+    pools = {seed: pool_of(spec, calibration, bundle, seed, learners) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
-    return Bench(spec, plugins, bundle, DenseWeights(bundle), metrics, texts, pools, provenance)
+    dense = DenseWeights(bundle)
+    tests = {name: tokens_digest(tokens) for name, tokens in texts.items()}
+    protocol = digest({**spec.protocol(), "model_digest": dense.digest, "test_digests": tests})
+    return Bench(spec, plugins, bundle, dense, metrics, texts, pools, provenance, protocol)
 
 
-def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int) -> Pool:
-    return calibration_pool(
-        dataset,
-        str(spec.calibration),
-        bundle.tokenizer,
-        given(spec.window_tokens),
-        given(spec.pool_tokens),
-        given(spec.selection_tokens),
-        seed,
-    )
+def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:
+    """The pool of one seed; where no mask learner takes part, no more than statistics need."""
+    window = given(spec.window_tokens)
+    pool = given(spec.pool_tokens) if learners else given(spec.windows) * window
+    selection = given(spec.selection_tokens) if learners else 0
+    return calibration_pool(dataset, str(spec.calibration), bundle.tokenizer, window, pool, selection, seed)
+
+
+def check_context(bundle: Bundle, window: int, what: str) -> None:
+    """Raise `NMBenchError` if a window is longer than the model was made for."""
+    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)
+    if context and window > context:
+        raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")
 
 
 def given(value: int | None) -> int:

@@ -60,7 +60,12 @@ class Gatherer:
             self.gram.addmm_(x.t(), x)
 
     def finish(self, windows: int, name: str) -> LayerStats:
-        """Scale the sums. Raises `NumericalFailure` if the inputs held NaN or Inf."""
+        """Scale the sums. Raises `NumericalFailure` for NaN or infinite inputs, `NMBenchError` if there were none."""
+        if not self.tokens:
+            raise NMBenchError(
+                f"no calibration token reached layer {name}; give more --windows, or leave it dense with "
+                f"--skip {name!r}."
+            )
         norm = None if self.squares is None else (self.squares / windows).sqrt()
         gram = None if self.gram is None else self.gram * (2.0 / windows)
         for statistic in (norm, gram):

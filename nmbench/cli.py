@@ -83,13 +83,12 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
     results = run_spec(spec, out, plugins)
     write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
     click.echo(f"\n{render(results)}\n\n{results.directories[0]}: records.jsonl, report.csv, report.md, masks, losses")
-    if any(record["status"] != "ok" for record in results.records):
+    if any(record["status"] != "ok" for record in results.asked):
         sys.exit(1)
 
 
 def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
     """The specification that a TOML file and the flags make together; flags win."""
-    from nmbench.pattern import Pattern
     from nmbench.spec import MethodSpec, RunSpec, read_toml, refuse_duplicates, with_settings
 
     content = read_toml(config) if config else {}
@@ -107,8 +106,6 @@ def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
         given["methods"] = {m.label: {"method": m.name} for m in methods}
         if len(given["methods"]) < len(methods):
             raise NMBenchError("two methods have one label; name them apart with --method LABEL=NAME.")
-    for pattern in flags["patterns"]:
-        Pattern.parse(pattern)
     spec = RunSpec.from_dict({**content, **given}, str(config) if config else "the flags")
     return dataclasses.replace(spec, methods=with_settings(spec.methods, settings))
 

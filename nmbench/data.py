@@ -36,29 +36,43 @@ class Pool:
 
     @property
     def digest(self) -> str:
+        """Names everything a learner may read."""
         return tokens_digest(self.calibration, self.selection)
+
+    def statistics_digest(self, windows: int) -> str:
+        """Names the first `windows` windows, which statistics are gathered from."""
+        return tokens_digest(self.calibration[:windows])
 
 
 def calibration_pool(
     dataset: Dataset, name: str, tokenizer: Any, window_tokens: int, pool_tokens: int, selection_tokens: int, seed: int
 ) -> Pool:
-    """Draw the pool of `dataset` for one seed. Raises `NMBenchError` if its text is too short."""
+    """Draw the pool of `dataset` for one seed; with `selection_tokens` 0 nothing is held back.
+
+    The first windows are the same whatever the sizes. Raises `NMBenchError` if the text is too short.
+    """
     wanted = max(1, pool_tokens // window_tokens)
-    held_back = max(1, selection_tokens // window_tokens)
-    own = list(dataset.texts("selection"))
-    needed = wanted if own else wanted + held_back
-    windows = draw(dataset.texts("calibration"), tokenizer, needed, window_tokens, seed)
-    if len(windows) < needed:
-        raise NMBenchError(
-            f"calibration text {name} gives {len(windows)} windows of {window_tokens} tokens, {needed} are needed; "
-            f"lower --windows, --window-tokens, --pool-tokens or --selection-tokens, or bring more text."
-        )
+    held_back = max(1, selection_tokens // window_tokens) if selection_tokens else 0
+    own = list(dataset.texts("selection")) if held_back else []
+    windows = enough(
+        dataset.texts("calibration"), tokenizer, wanted + (0 if own else held_back), window_tokens, seed, name
+    )
     if not own:
         return Pool(windows[:wanted], windows[wanted:], "selection windows held back from the calibration texts")
-    selection = draw(own, tokenizer, held_back, window_tokens, seed)
-    if not len(selection):
-        raise NMBenchError(f"the selection text of {name} is shorter than one window of {window_tokens} tokens.")
+    selection = enough(own, tokenizer, held_back, window_tokens, seed, f"{name} (its selection texts)")
     return Pool(windows, selection, "selection windows from the data set's own selection texts")
+
+
+def enough(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int, name: str) -> Tensor:
+    """Draw exactly `count` windows. Raises `NMBenchError` if the texts are too short."""
+    windows = draw(texts, tokenizer, count, window_tokens, seed)
+    if len(windows) < count:
+        raise NMBenchError(
+            f"calibration text {name} gives {len(windows)} windows of {window_tokens} tokens, {count} are needed; "
+            f"lower --windows, --window-tokens or, for a mask learner, --pool-tokens and --selection-tokens, or bring "
+            f"more text."
+        )
+    return windows
 
 
 def draw(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int) -> Tensor:

@@ -28,6 +28,12 @@ def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(tokens), -1).mean(dim=1)
 
 
+def batch_size(model: nn.Module, window_tokens: int) -> int:
+    """How many windows the model is shown at once."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    return max(1, LOGIT_BYTES // (4 * vocabulary * window_tokens))
+
+
 def key(dataset: str, window: int) -> str:
     """How cached losses are named: `wikitext2@2048`."""
     return f"{dataset}@{window}"
@@ -57,8 +63,7 @@ class Subject:
     @torch.no_grad()
     def measure(self, windows: Tensor, name: str) -> Tensor:
         """Losses of all windows, batch by batch. Raises `NumericalFailure` if one is NaN or infinite."""
-        vocabulary = self.bundle.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-        batches = windows.split(max(1, LOGIT_BYTES // (4 * vocabulary * windows.shape[1])))
+        batches = windows.split(batch_size(self.bundle.model, windows.shape[1]))
         losses = []
         for index, batch in enumerate(batches):
             losses.append(window_losses(self.bundle.model, batch.to(self.bundle.device)).double().cpu())
@@ -72,13 +77,18 @@ class Subject:
 
 
 class DenseSubject:
-    """The dense model's cached losses, for metrics that compare. Raises `NMBenchError` for what was not measured."""
+    """The dense model's losses, for metrics that compare. While the dense model itself is measured (`live`) they are
+    made as they are asked for; later only what was measured then is there, and `NMBenchError` is raised for the rest.
+    """
 
-    def __init__(self, cached: Mapping[str, Tensor]) -> None:
+    def __init__(self, cached: Mapping[str, Tensor], live: Subject | None = None) -> None:
         self.cached = dict(cached)
+        self.live = live
 
     def losses(self, dataset: str, window: int) -> Tensor:
         name = key(dataset, window)
+        if self.live is not None:
+            return self.live.losses(dataset, window)
         if name not in self.cached:
             raise NMBenchError(f"the dense model was not measured on {name}.")
         return self.cached[name]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage` (calibrate, prune, learn, evaluate) of the job `job`; `values` are figures
-    such as the loss.
+    """`done` of `total` units of `stage` (prune, learn, evaluate, or one that a learner names) of the job `job`;
+    `values` are figures such as the loss.
     """
 
     job: str

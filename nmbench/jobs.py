@@ -78,28 +78,27 @@ def initial(learner: MaskLearner, label: str, plugins: Plugins) -> Contender:
     return Contender(f"{label}@init", learner.init, method, resolved(method))
 
 
-def check_supported(found: Sequence[Contender], patterns: Sequence[Pattern]) -> None:
-    """Raise `NMBenchError` if a method cannot do one of the patterns, before anything is computed."""
+def check_supported(found: Sequence[Contender], spec: RunSpec) -> None:
+    """Raise `NMBenchError` if a method cannot do one of the patterns named in `spec`, before anything is computed."""
     for contender in found:
-        for pattern in patterns:
+        for pattern in (*spec.patterns, *(pattern for _, pattern in spec.pattern_for)):
             if reason := contender.method.supports(pattern):
                 raise NMBenchError(f"{contender.label} cannot prune to {pattern}: {reason}")
 
 
-def jobs(spec: RunSpec, found: Sequence[Contender]) -> Iterator[Job]:
-    """Every job of a resolved spec."""
-    protocol = spec.protocol_digest
+def jobs(spec: RunSpec, found: Sequence[Contender], protocol: str) -> Iterator[Job]:
+    """Every job of a resolved spec; `protocol` digests what its numbers depend on."""
     yield Job(None, None, None, digest({"protocol": protocol, "label": DENSE}))
     for pattern in spec.patterns:
         for seed in spec.seeds:
             for contender in found:
-                yield Job(contender, pattern, seed, job_digest(spec, contender, pattern, seed))
+                yield Job(contender, pattern, seed, job_digest(spec, contender, pattern, seed, protocol))
 
 
-def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int) -> str:
+def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int, protocol: str) -> str:
     """Names everything that decides a row: protocol, label, method, options, patterns, seed."""
     special = [(glob, str(chosen)) for glob, chosen in spec.pattern_for]  # in order: the last match counts
     content = {"label": contender.label, "method": contender.name, "options": dict(contender.options)}
     init = contender.init and {"method": contender.init.name, "options": dict(contender.init.options)}
-    where = {"protocol": spec.protocol_digest, "pattern": str(pattern), "pattern_for": special, "seed": seed}
+    where = {"protocol": protocol, "pattern": str(pattern), "pattern_for": special, "seed": seed}
     return digest({**content, "init": init, **where})

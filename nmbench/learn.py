@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
+from nmbench.evaluate import batch_size, window_losses
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.prune import Cost
@@ -156,10 +157,11 @@ class LearnTask:
 
         Gradients flow if the caller enabled them; forward and backward tokens are counted.
         """
-        from nmbench.evaluate import window_losses
-
-        losses = window_losses(self.model, tokens)
         self.cost.forward_tokens += tokens.numel()
+        if not torch.is_grad_enabled():
+            parts = tokens.split(batch_size(self.model, tokens.shape[1]))
+            return torch.cat([window_losses(self.model, part) for part in parts])
+        losses = window_losses(self.model, tokens)
         if losses.requires_grad:
             losses.register_hook(lambda gradient: self._count_backward(tokens.numel()))
         return losses
@@ -195,15 +197,25 @@ class CountingStore:
     def save(self, state: Mapping[str, Any]) -> None:
         """Store tensors and JSON values; returns when they are durable."""
         seconds = self.earlier_seconds + time.perf_counter() - self._start
-        counters = {"cost": asdict(self.task.settle()), "seconds": seconds, "window": self.task._seen_window_tokens}
+        device = self.task.bundle.device.type
+        counters = {"cost": asdict(self.task.settle()), "seconds": seconds, "device": device}
+        counters["window"] = self.task._seen_window_tokens
         self.store.save({**state, SEEN: self.task._seen, COUNTERS: counters})
 
     def load(self) -> dict[str, Any] | None:
-        """What was stored last, or None at the first start."""
+        """What was stored last, or None at the first start.
+
+        Raises `NMBenchError` if it was made on another kind of device, whose random numbers are others.
+        """
         state = self.store.load()
         if state is None:
             return None
         counters = state.pop(COUNTERS)
+        if counters["device"] != self.task.bundle.device.type:
+            raise NMBenchError(
+                f"{self.task.who} has a checkpoint made on {counters['device']}; go on with --device "
+                f"{counters['device']}, or start anew with another --out."
+            )
         for name, value in counters["cost"].items():
             setattr(self.task.cost, name, value)
         self.earlier_seconds = counters["seconds"]

@@ -101,7 +101,7 @@ class Bundle:
         """This bundle, or a copy of it in another dtype."""
         if dtype == self.dtype:
             return self
-        model = copy.deepcopy(self.model).to(dtype)
+        model = cast_parameters(copy.deepcopy(self.model), dtype)
         blocks = {name: model.get_submodule(name) for name in self.blocks}
         moved = {n: dataclasses.replace(layer, module=model.get_submodule(n)) for n, layer in self.layers.items()}
         return dataclasses.replace(self, model=model, blocks=blocks, layers=moved)
@@ -116,9 +116,17 @@ class Bundle:
         decoder = sum(p.numel() for block in self.blocks.values() for p in block.parameters())
         return {"layers": len(self.layers), "weights": weights, "share_of_decoder": weights / decoder}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters and buffers of the live model, also those that are not saved."""
+        named = (
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        )
+        return {name: tensor.detach() for name, tensor in named}
+
     def digest(self) -> str:
         """SHA-256 over the names, dtypes and bytes of all parameters and buffers."""
-        return tensors_digest(self.model.state_dict())
+        return tensors_digest(self.tensors())
 
     def check_finite(self) -> None:
         """Raise `NumericalFailure` naming the first layer with a NaN or infinite weight."""
@@ -128,16 +136,24 @@ class Bundle:
 
 
 class DenseWeights:
-    """A copy of all dense weights: promises that every method starts from the same ones."""
+    """A copy of all dense weights: promises that every method starts from the same model."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.copies = {name: tensor.clone() for name, tensor in bundle.model.state_dict().items()}
+        self.copies = {name: tensor.clone() for name, tensor in bundle.tensors().items()}
+        self.hooks = [(table, dict(table)) for table in hook_tables(bundle.model)]
         self.digest = bundle.digest()
 
     def restore(self) -> None:
-        """Put the dense weights back and prove it by hash. Raises `RunMismatch` if that fails."""
-        for name, tensor in self.bundle.model.state_dict().items():
+        """Put the dense weights back and prove it by hash; training mode, gradients and hooks are undone as well.
+
+        Raises `RunMismatch` if that fails.
+        """
+        self.bundle.model.eval().requires_grad_(False)
+        for table, content in self.hooks:
+            table.clear()
+            table.update(content)
+        for name, tensor in self.bundle.tensors().items():
             tensor.copy_(self.copies[name])
         if self.bundle.digest() != self.digest:
             raise RunMismatch(
@@ -148,6 +164,20 @@ class DenseWeights:
         """The dense weight of one layer, `[out, in]`."""
         stored = self.copies[f"{layer.name}.weight"]
         return stored.t() if layer.transposed else stored
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Change the dtype of a model's parameters, as loading it in that dtype would: buffers, such as the float32
+    frequencies of rotary embeddings, stay as they are.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def hook_tables(model: nn.Module) -> list[dict[int, Any]]:
+    """Where the modules of a model keep their forward hooks."""
+    return [table for module in model.modules() for table in (module._forward_hooks, module._forward_pre_hooks)]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

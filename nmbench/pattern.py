@@ -1,4 +1,4 @@
-"""N:M patterns. Here, and nowhere else, a weight matrix is cut into groups.
+"""N:M patterns. `Pattern.groups` is where a weight matrix is cut into groups.
 
 A pattern N:M keeps N of every M consecutive entries along the input (last) dimension; a group never straddles rows.
 N is the number that is KEPT: 1:4 leaves 75 % zeros.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nmbench.calibrate import walk
+from nmbench.calibrate import full_float32, walk
 from nmbench.errors import NMBenchError
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
@@ -79,7 +79,8 @@ def prune_layers(
 def prune_layer(method: Baseline, layer: Layer, stats: LayerStats, pattern: Pattern, who: str) -> Pruned:
     """Prune one layer and check what came back, so that a broken mask never reaches the layers below."""
     try:
-        pruned = choose(method, layer.read().clone(), stats, pattern)
+        with full_float32():
+            pruned = choose(method, layer.read().clone(), stats, pattern)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import filelock
 import tomli_w
 
 from nmbench.errors import NMBenchError, RunMismatch
-from nmbench.spec import RunSpec, read_toml
+from nmbench.spec import MethodSpec, RunSpec, read_toml
 from nmbench.store import cannot_write, write_atomic
 
 if TYPE_CHECKING:
@@ -29,10 +29,14 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one or more run directories, newest record of each job, in the order of the table."""
+    """The rows of one or more run directories, newest record of each job, in the order of the table.
+
+    `asked` holds the rows that the command at hand asked for, whether it made them or found them finished.
+    """
 
     records: Sequence[Record]
     directories: Sequence[Path]
+    asked: Sequence[Record] = ()
 
     def frame(self) -> pandas.DataFrame:
         """One row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`."""
@@ -124,12 +128,15 @@ class RunDirectory:
         spec_path = self.path / "spec.toml"
         if spec_path.exists():
             earlier = RunSpec.from_dict(read_toml(spec_path), str(spec_path))
-            spec = merged(earlier, spec, self.path)
+            spec = merged(earlier, spec, self.path, {record["label"] for record in self.records()})
             manifest = self.joined_manifest(manifest)
         elif self.records_path.exists():
             raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
         self.repair()
-        again = f"# Repeat, resume or extend: nmbench run --config {spec_path} --out {self.path}\n"
+        again = (
+            f"# Repeat or resume: nmbench run --config {spec_path} --out {self.path}\n"
+            "# (every method of this directory at every pattern and seed, however many commands asked for them)\n"
+        )
         write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
@@ -144,14 +151,15 @@ class RunDirectory:
             if name in earlier and earlier[name] != manifest[name]:
                 raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")
         joined = dict(manifest)
-        for name in ("calibration_digests", "calibration_notes"):
+        for name in ("calibration_digests", "pool_digests", "calibration_notes"):
             joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
-        for seed, tokens in manifest.get("calibration_digests", {}).items():
-            if joined["calibration_digests"][seed] != tokens:
-                raise RunMismatch(
-                    f"{self.path} was made with other content: the calibration tokens of seed {seed} differ; give "
-                    f"another --out."
-                )
+        for name in ("calibration_digests", "pool_digests"):
+            for seed, tokens in manifest.get(name, {}).items():
+                if joined[name][seed] != tokens:
+                    raise RunMismatch(
+                        f"{self.path} was made with other content: the calibration tokens of seed {seed} differ; give "
+                        f"another --out."
+                    )
         return joined
 
     def repair(self) -> None:
@@ -179,10 +187,12 @@ class RunDirectory:
         except OSError as error:
             raise cannot_write(self.records_path, error) from error
 
-    def finished(self, job_digest: str) -> Record | None:
-        """The record of a job that ended well, if there is one."""
+    def finished(self, job_digest: str, job_name: str) -> Record | None:
+        """The record of a job that ended well, if there is one and the files it speaks of are still there."""
         matching = (r for r in self.records() if r["job_digest"] == job_digest and r["status"] == "ok")
-        return next(matching, None)
+        record = next(matching, None)
+        kinds = ("losses", "masks") if record and record["strict"] else ("losses",)
+        return record if all(self.file(kind, job_name, ".safetensors").exists() for kind in kinds) else None
 
     def drop_checkpoint(self, job_name: str, record: Record) -> None:
         """Remove the checkpoint of a job that ended well."""
@@ -203,18 +213,23 @@ def parsed(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def merged(earlier: RunSpec, spec: RunSpec, where: Path) -> RunSpec:
-    """The union of two specs of one protocol. Raises `RunMismatch` naming every difference that cannot be joined."""
+def merged(earlier: RunSpec, spec: RunSpec, where: Path, recorded: Collection[str]) -> RunSpec:
+    """The union of two specs of one protocol; labels in `recorded` keep their options.
+
+    Raises `RunMismatch` naming every difference that cannot be joined.
+    """
     differences = list(differing(earlier.protocol(), spec.protocol()))
     if earlier.pattern_for != spec.pattern_for:
         differences.append(f"pattern_for was {dict(earlier.pattern_for)}, now {dict(spec.pattern_for)}")
     known = {method.label: method for method in earlier.methods}
     for method in spec.methods:
         before = known.setdefault(method.label, method)
-        if (before.name, text(before.options)) != (method.name, text(method.options)):
+        if method.label not in recorded:
+            known[method.label] = method
+        elif (before.name, text(before.options)) != (method.name, text(method.options)):
             differences.append(
-                f"label {method.label!r} was {before.name} {dict(before.options)}, now {method.name} "
-                f"{dict(method.options)} (another label, --method LABEL={method.name}, adds a row instead)"
+                f"label {method.label!r} was {described(before)}, now {described(method)} (a label of its own, as "
+                f"--method {method.label}2={method.name} --set {method.label}2.OPTION=VALUE, adds a row instead)"
             )
     if differences:
         raise RunMismatch(f"{where} holds another run: {'; '.join(differences)}. Give another --out.")
@@ -225,6 +240,12 @@ def merged(earlier: RunSpec, spec: RunSpec, where: Path) -> RunSpec:
         seeds=tuple(dict.fromkeys((*earlier.seeds, *spec.seeds))),
         plugins=tuple(dict.fromkeys((*earlier.plugins, *spec.plugins))),
     )
+
+
+def described(method: MethodSpec) -> str:
+    """A method with its options, as people say it."""
+    listed = ", ".join(f"{name}={value}" for name, value in method.options.items())
+    return f"{method.name} with {listed or 'default options'}"
 
 
 def text(options: Mapping[str, Any]) -> dict[str, str]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from nmbench.bench import Bench, check_names, load_model, prepare
-from nmbench.compare import paired
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
 from nmbench.jobs import Job, check_supported, contenders, jobs
@@ -26,15 +25,16 @@ from nmbench.methods import Baseline, MaskLearner, Pruned, PrunedModel
 from nmbench.models import Bundle
 from nmbench.plugins import Plugins, load_plugins
 from nmbench.prune import Cost, apply, prune_one_shot
-from nmbench.results import Record, Results, RunDirectory
+from nmbench.results import Record, Results, RunDirectory, identity
+from nmbench.rows import against_dense, described, failed
 from nmbench.sandbox import fenced
 from nmbench.spec import RunSpec
 from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
-from nmbench.validate import check_divides, check_masks, check_strict
+from nmbench.validate import check_divides, check_masks, check_strict, masks_digest
 
 
 def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
-    """Do every job of `spec` that its run directory does not hold yet, and return all its rows.
+    """Do every job of `spec` that its run directory does not hold yet, and return all rows of the directory.
 
     `out` defaults to `runs/<protocol digest>`. Raises `NMBenchError` for what the user can fix; a method that fails is
     recorded as failed and does not stop the others.
@@ -42,20 +42,21 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
     plugins = plugins or load_plugins(spec.plugins)
     check_names(spec, plugins)
     methods = contenders(spec, plugins)
+    check_supported(methods, spec)
     bundle = load_model(spec, plugins)
     spec = spec.resolved(bundle.defaults)
     check_names(spec, plugins)
-    check_supported(methods, [*spec.patterns, *(pattern for _, pattern in spec.pattern_for)])
+    check_supported(methods, spec)
     for pattern in spec.patterns:
         check_divides(spec.layer_patterns(pattern, bundle.layers), shapes(bundle))
-    bench = prepare(spec, plugins, bundle)
+    bench = prepare(spec, plugins, bundle, learners=any(isinstance(c.method, MaskLearner) for c in methods))
 
-    with RunDirectory(out or Path("runs") / spec.protocol_digest) as directory:
+    with RunDirectory(out or bench.directory()) as directory:
         directory.adopt(spec, bench.manifest())
         plugins.announce("nmbench_run_started", spec=spec)
         records = []
-        for job in jobs(spec, methods):
-            record = directory.finished(job.digest)
+        for job in jobs(spec, methods, bench.protocol_digest):
+            record = directory.finished(job.digest, job.name)
             if record is None:
                 record = attempt(job, bench, directory)
                 directory.append(record)
@@ -65,27 +66,28 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
                 bench.reference = DenseSubject(read_tensors(directory.file("losses", job.name, ".safetensors"))[0])
             records.append(record)
         plugins.announce("nmbench_run_finished", records=records)
-        return Results(records, [directory.path])
+        return Results(directory.records(), [directory.path], records)
 
 
 def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
-    """Do one job; a method that raises, or calls exit, gives a failed record with the traceback in a file."""
+    """Do one job; a method that raises, or calls exit, gives a failed record with the traceback in a file.
+
+    Raises `NMBenchError` if the dense model fails, because nothing can be compared without the reference.
+    """
     try:
         with fenced():
             return do(job, bench, directory)
+    except CannotWrite:
+        raise
     except (Exception, SystemExit) as error:
-        if job.contender is None or isinstance(error, CannotWrite):
-            raise  # nothing can be compared without the reference, or kept
         bench.dense.restore()
         trace = directory.file("errors", job.name, ".txt")
         write_atomic(trace, traceback.format_exc().encode())
-        message = str(error) if isinstance(error, NMBenchError) else f"{type(error).__name__}: {error}"
-        failed = {
-            "status": "failed",
-            "error": " ".join(message.split()),
-            "traceback": str(trace.relative_to(directory.path)),
-        }
-        return {**described(job, bench), **failed, "strict": None, "metrics": {}}
+        kind = "" if isinstance(error, NMBenchError) else f"{type(error).__name__}: "
+        message = " ".join(f"{kind}{error}".split())
+        if job.contender is None:
+            raise NMBenchError(f"the dense model cannot be measured: {message} (traceback: {trace})") from error
+        return failed(job, bench, message, str(trace.relative_to(directory.path)))
 
 
 def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
@@ -146,6 +148,7 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
         cost,
     )
     masks = method.learn(task)
+    bench.dense.restore()  # whatever the learner left behind
     check_masks(masks, patterns, shapes(bench.bundle), job.label)
     task.settle()
     return PrunedModel(
@@ -162,25 +165,36 @@ def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, An
 
 
 def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
-    """The masks of the row `<label>@init`, which was done just before this one."""
+    """The masks of the row `<label>@init`, which was done just before this one.
+
+    Raises `NMBenchError` unless that row ended well and its file holds the masks that were proven there.
+    """
     assert job.contender and job.contender.init
-    path = directory.file("masks", f"{job.contender.init.label}{job.name.removeprefix(job.label)}", ".safetensors")
-    if not path.exists():
-        raise NMBenchError(f"{job.label} has no initial mask, because {job.contender.init.label} failed.")
-    return {name: mask.to(bench.bundle.device) for name, mask in load_masks(path).items()}
+    label = job.contender.init.label
+    wanted = (label, str(job.pattern), job.seed)
+    rows = [record for record in directory.records() if identity(record) == wanted]
+    if not rows or rows[0]["status"] != "ok":
+        raise NMBenchError(f"{job.label} has no initial mask, because {label} failed.")
+    path = directory.file("masks", f"{label}{job.name.removeprefix(job.label)}", ".safetensors")
+    masks = load_masks(path)
+    if masks_digest(masks) != rows[0]["proof"]["masks_digest"]:
+        raise NMBenchError(f"{path} does not hold the masks of its record; remove it and give the same command again.")
+    return {name: mask.to(bench.bundle.device) for name, mask in masks.items()}
 
 
 def evaluate(
     job: Job, bench: Bench, pruned: PrunedModel | None
 ) -> tuple[dict[str, Any] | None, Subject, dict[str, dict[str, Any]]]:
-    """Apply, prove strict, measure, and prove again that the very tensors measured are still the same."""
+    """Apply, prove strict, measure, and prove by hash that the very tensors measured are still the same."""
     if pruned is not None:
         apply(bench.bundle, pruned)
-    measured = bench.bundle.in_dtype(getattr(torch, bench.spec.eval_dtype or "float32"))
+    measured = bench.bundle.in_dtype(getattr(torch, str(bench.spec.eval_dtype)))
     proof = prove(job, bench, measured, pruned)
+    before = measured.digest()
     subject = Subject(measured, bench.texts, bench.reporter(job.title, "evaluate"))
-    metrics = measure_all(bench.metrics, subject, bench.reference)
-    if prove(job, bench, measured, pruned) != proof:
+    reference = bench.reference if pruned is not None else DenseSubject({}, live=subject)
+    metrics = measure_all(bench.metrics, subject, reference)
+    if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")
     return proof, subject, metrics
 
@@ -206,31 +220,6 @@ def keep_files(job: Job, bench: Bench, directory: RunDirectory, pruned: PrunedMo
         assert job.pattern
         patterns = bench.spec.layer_patterns(job.pattern, pruned.masks)
         save_masks(directory.file("masks", job.name, ".safetensors"), pruned.masks, patterns, about)
-
-
-def described(job: Job, bench: Bench) -> Record:
-    """What a record says of its job, whether it ends well or not."""
-    return {
-        "label": job.label,
-        "method": job.contender.name if job.contender else None,
-        "options": dict(job.contender.options) if job.contender else {},
-        "pattern": str(job.pattern) if job.pattern else None,
-        "pattern_for": {glob: str(pattern) for glob, pattern in bench.spec.pattern_for} if job.pattern else {},
-        "seed": job.seed,
-        "model": bench.bundle.ref,
-        "coverage": bench.bundle.coverage() if job.contender else None,
-        "calibration": bench.spec.calibration if job.contender else None,
-        "calibration_digest": bench.pools[job.seed].digest if job.seed is not None else None,
-        "job_digest": job.digest,
-        "spec_digest": bench.spec.digest,
-        "protocol_digest": bench.spec.protocol_digest,
-        "environment": bench.environment(),
-    }
-
-
-def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, dict[str, Any]]:
-    """Paired differences of losses to the dense model, by text and window."""
-    return {name: asdict(paired(losses, dense.cached[name])) for name, losses in subject.cached.items()}
 
 
 def shapes(bundle: Bundle) -> dict[str, tuple[int, int]]:

@@ -103,8 +103,9 @@ class RunSpec:
             raise NMBenchError("a run needs at least one method; give --method NAME (see `nmbench methods`).")
         for name in ("windows", "window_tokens", "pool_tokens", "selection_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise NMBenchError(f"{name} must be at least 1, not {value}.")
+            least = 2 if name == "window_tokens" else 1
+            if value is not None and value < least:
+                raise NMBenchError(f"{name} must be at least {least}, not {value}.")
 
     def resolved(self, defaults: Defaults) -> RunSpec:
         """Fill in what the user left open."""

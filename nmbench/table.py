@@ -43,17 +43,23 @@ def row(record: Record) -> dict[str, str]:
     return {
         **({"run": record["directory"]} if "directory" in record else {}),
         "label": record["label"],
-        "pattern": record["pattern"] or "-",
+        "pattern": pattern_of(record),
         "seed": "-" if record["seed"] is None else str(record["seed"]),
         "strict": "FAILED" if failed else strictness(record),
         **{name: f"{value['value']:.4f}" for name, value in record["metrics"].items()},
         **{f"nats over dense, {name}": interval(value) for name, value in record.get("against_dense", {}).items()},
-        "pruned": "-" if record["coverage"] is None else f"{record['coverage']['share_of_decoder']:.1%}",
+        "in N:M": "-" if record["coverage"] is None else f"{record['coverage']['share_of_decoder']:.1%}",
         "weights": "-" if failed else "updated" if record["weights_changed"] else "dense",
         "seconds": "-" if failed else f"{record['seconds']['total']:.1f}",
         "peak MiB": "-" if failed else peak(record),
         "tokens": "-" if failed else str(record["cost"]["forward_tokens"]),
     }
+
+
+def pattern_of(record: Record) -> str:
+    """The pattern of a row, with the layers that have another one: `2:4, mlp.* 4:8`."""
+    special = [f"{layers} {pattern}" for layers, pattern in record.get("pattern_for", {}).items()]
+    return ", ".join([record["pattern"] or "-", *special])
 
 
 def strictness(record: Record) -> str:
@@ -77,12 +83,12 @@ def means(results: Results) -> pandas.DataFrame:
 
     lines = []
     groups = (item for directory in results.directories for item in grouped(of_run(results, directory)).items())
-    for (label, pattern), group in groups:
+    for (label, _), group in groups:
         names = dict.fromkeys(name for record in group for name in record["metrics"])
         values = {name: pandas.Series([r["metrics"][name]["value"] for r in group]) for name in names}
         shown = {n: f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if len(v) > 1 else "") for n, v in values.items()}
         run = {"run": group[0]["directory"]} if "directory" in group[0] else {}
-        lines.append({**run, "label": label, "pattern": pattern or "-", "seeds": str(len(group)), **shown})
+        lines.append({**run, "label": label, "pattern": pattern_of(group[0]), "seeds": str(len(group)), **shown})
     return pandas.DataFrame(lines)
 
 
@@ -111,21 +117,22 @@ def comparisons(results: Results) -> str:
     ]
     if not lines:
         return ""
-    head = "Ranking by loss, best first; '<': told apart by a paired 95 % bootstrap interval, '~': not"
+    head = "Ranking by loss, best first; '<': told apart by a paired 95 % bootstrap interval, '~': not, '=': the same"
     return "\n".join([head, *lines])
 
 
 def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterator[str]:
     """The ranking of one pattern on every text, and what each learner gained over its initial mask."""
     groups = {key: group for key, group in grouped(records).items() if key[1] in (pattern, None)}
+    shown = next(pattern_of(record) for record in records if record["pattern"] == pattern)
     losses = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
     for name in dict.fromkeys(name for found in losses.values() for name in found):
         here = {label: found[name] for label, found in losses.items() if name in found}
-        yield f"{pattern} {name}: {chain(here)}"
+        yield f"{shown} {name}: {chain(here)}"
         for label in here:
             if f"{label}@init" in here:
                 gained = difference(here[label], here[f"{label}@init"])
-                yield f"{pattern} {name}: {label} against its initial mask {gained} nats ({gained.windows} windows)"
+                yield f"{shown} {name}: {label} against its initial mask {gained} nats ({gained.windows} windows)"
 
 
 def seed_losses(group: Sequence[Record], directory: Path) -> dict[str, Tensor]:
@@ -151,22 +158,21 @@ def file_name(record: Record) -> str:
 
 
 def chain(losses: dict[str, Tensor]) -> str:
-    """`dense < sparsegpt < wanda ~ magnitude`."""
+    """`dense < sparsegpt < wanda ~ magnitude`; `=` joins rows of the very same losses."""
     order = sorted(losses, key=lambda label: float(losses[label].mean()))
     text = order[0]
     for better, worse in itertools.pairwise(order):
-        sign = "<" if difference(losses[worse], losses[better]).clear else "~"
+        found = difference(losses[worse], losses[better])
+        sign = "<" if found.clear else "=" if found.low == found.high == 0 else "~"
         text += f" {sign} {worse}"
     return text
 
 
 def difference(losses: Tensor, reference: Tensor) -> Difference:
-    """Paired over windows; by seed where both rows have the same seeds, else of their means."""
+    """Paired over windows, each row averaged over its seeds."""
     from nmbench.compare import paired
 
-    if losses.shape != reference.shape:
-        losses, reference = losses.mean(dim=0), reference.mean(dim=0)
-    return paired(losses, reference)
+    return paired(losses.mean(dim=0), reference.mean(dim=0))
 
 
 def failures(records: Sequence[Record]) -> str:

@@ -63,10 +63,16 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
 
     trust = {"trust_remote_code": source.trust_remote_code}
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=chosen_dtype(source.dtype), **where, **trust)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, dtype=chosen_dtype(source.dtype), output_loading_info=True, **where, **trust
+        )
         tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
         raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise nmbench.NMBenchError(
+            f"model {ref} has no weights for {missing[0]} ({len(missing)} missing); transformers would make them up."
+        )
     return nmbench.Bundle.of(ref, model, tokenizer, defaults_of(model), provenance_of(model, where))
 
 

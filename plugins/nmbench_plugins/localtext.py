@@ -52,7 +52,7 @@ class JsonLines(LocalFile):
     """A file with one JSON object a line; each object's "text" is a document."""
 
     def documents(self) -> Iterator[str]:
-        for number, line in enumerate(self.content().splitlines(), start=1):
+        for number, line in enumerate(self.content().split("\n"), start=1):
             if line.strip():
                 yield self.text_of(line, number)
 

@@ -63,7 +63,8 @@ class TinyModel(nmbench.ModelSource):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = transformers.AutoModelForCausalLM.from_config(config)
-        model.to(getattr(torch, self.dtype or "float32"))
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, self.dtype or "float32"))
         return nmbench.Bundle.of(f"tiny:{ref}", model, byte_tokenizer(), DEFAULTS)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 
 MODEL = ["--model", "tiny:llama"]
@@ -63,8 +64,14 @@ CASES = {
     "same label twice": (["--method", "wanda", "--method", "wanda"], 1, ["LABEL=NAME"]),
     "label dense": (["--method", "dense=wanda"], 1, ["'dense' is the reference row"]),
     "a learner as init": (["--method", "maskpro", "--set", "maskpro.init=maskpro"], 1, ["one-shot method"]),
+    "pattern beyond a method": (
+        ["--method", "maskpro", "--pattern", "2:64"],
+        1,
+        ["maskpro cannot prune to 2:64", "32"],
+    ),
+    "window beyond the model": (["--method", "wanda", "--metric", "ppl:demo@1024"], 1, ["longer than the 512 tokens"]),
     "text too short for a window": (
-        ["--method", "wanda", "--metric", "ppl:demo@999999"],
+        ["--method", "wanda", "--metric", "ppl:text:short.txt@64"],
         1,
         ["shorter than one window"],
     ),
@@ -83,6 +90,7 @@ def test_bad_input_is_one_clear_line(nmbench, tmp_path, name):
     """What is wrong, where, and what was expected; no run directory is left behind."""
     flags, status, pieces = CASES[name]
     model = [] if "--model" in flags else MODEL
+    (tmp_path / "short.txt").write_text("Too short.")
     result = nmbench("run", *model, *flags, "--out", "out")
     assert result.exit_code == status, result.output
     for piece in pieces:
@@ -130,6 +138,17 @@ def test_torn_weights(nmbench, tmp_path):
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: cannot load model model: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_folder_with_some_weights_missing(nmbench, tmp_path):
+    """Weights that transformers would draw at random are named instead."""
+    saved_model(tmp_path / "model")
+    tensors = safetensors.torch.load_file(tmp_path / "model/model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(tensors, tmp_path / "model/model.safetensors", {"format": "pt"})
+    result = nmbench("run", "--method", "wanda", "--model", "model")
+    assert result.exit_code == 1
+    assert "has no weights for model.layers.1.mlp.up_proj.weight (1 missing)" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -204,8 +223,8 @@ def test_other_options_under_a_label_are_refused(nmbench, small):
     assert nmbench("run", *small).exit_code == 0
     result = nmbench("run", *small, "--set", "maskpro.steps=7")
     assert result.exit_code == 1
-    assert "label 'maskpro' was" in result.stderr
-    assert "LABEL=maskpro" in result.stderr
+    assert "label 'maskpro' was maskpro with steps=6" in result.stderr
+    assert "--method maskpro2=maskpro" in result.stderr
 
 
 def test_an_output_path_that_is_a_file(nmbench, small, tmp_path):

@@ -85,3 +85,22 @@ def test_two_runs_cannot_write_to_one_directory(nmbench, small, tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_checkpoint_of_another_device_is_refused(nmbench, small, tmp_path):
+    """Random numbers differ between devices, so a checkpoint from another one is refused with one line."""
+    import json
+
+    from nmbench.store import read_tensors, write_tensors
+
+    process = start([*small, *SLOWLY])
+    path = tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors"
+    wait_for(path, process)
+    process.kill()
+    process.communicate()
+    tensors, metadata = read_tensors(path)
+    plain = json.loads(json.dumps(metadata["plain"]).replace('"device": "cpu"', '"device": "cuda"'))
+    write_tensors(path, tensors, {**metadata, "plain": plain})
+    result = nmbench("run", *small, *SLOWLY)
+    assert result.exit_code == 1
+    assert "go on with --device cuda" in result.stdout

@@ -118,24 +118,28 @@ def test_a_failed_job_is_tried_again(nmbench, small, records, tmp_path):
     assert "FAILED" not in result.stdout
 
 
-def test_a_metric_cannot_change_what_it_measures(nmbench, small, records, tmp_path):
-    """A metric that tampers with the weights is found out by the check after the measurement."""
+@pytest.mark.parametrize("change", ["fill_(1.0)", "mul_(2)"])
+def test_a_metric_cannot_change_what_it_measures(nmbench, small, records, tmp_path, change):
+    """A metric that tampers with weights, pruned or kept, is found out by the check after the measurement."""
     path = plugin(
         tmp_path,
         """
-        Mine = type("Mine", (nmbench.Scorer,), {"score": lambda self, weight, stats: weight.abs()})
+        @dataclass(frozen=True)
+        class Mine(nmbench.Scorer):
+            def score(self, weight, stats):
+                return weight.abs()
 
         class Tamper(nmbench.Metric):
             def measure(self, subject, dense):
                 if dense.cached:
-                    next(iter(subject.bundle.layers.values())).read().fill_(1.0)
+                    next(iter(subject.bundle.layers.values())).read().CHANGE
                 subject.cached["x@1"] = torch.zeros(3, dtype=torch.float64)
                 return {"tamper": {"value": 1.0, "stderr": None, "n": 1, "lower_is_better": True}}
 
         @nmbench.hookimpl
         def nmbench_register_metrics(register):
             register("tamper", Tamper)
-        """,
+        """.replace("CHANGE", change),
     )
     flags = [flag for flag in small[: small.index("--set")] if not flag.startswith("ppl:")]
     flags[flags.index("--metric") + 1 : flags.index("--metric") + 1] = ["tamper"]
@@ -143,8 +147,79 @@ def test_a_metric_cannot_change_what_it_measures(nmbench, small, records, tmp_pa
     assert result.exit_code == 1
     rows = {row["label"]: row for row in records(tmp_path / "out")}
     assert rows["magnitude"]["status"] == "failed"
-    assert "off the mask" in rows["magnitude"]["error"] or "changed while" in rows["magnitude"]["error"]
+    assert "changed while they were measured" in rows["magnitude"]["error"]
     assert rows["magnitude"]["metrics"] == {}
+
+
+MAGNITUDE = """
+@dataclass(frozen=True)
+class Mine(nmbench.Scorer):
+    def score(self, weight, stats):
+        return weight.abs()
+"""
+
+
+def test_a_metric_may_compare_with_the_dense_model(nmbench, small, records, tmp_path):
+    """`dense` has the dense model's losses for every row, the dense one included, where they are its own."""
+    path = plugin(
+        tmp_path,
+        MAGNITUDE
+        + textwrap.dedent("""
+        @dataclass(frozen=True)
+        class Ratio(nmbench.Metric):
+            @property
+            def datasets(self):
+                return (self.argument,)
+
+            def measure(self, subject, dense):
+                value = float((subject.losses(self.argument, 64) / dense.losses(self.argument, 64)).mean())
+                return {"ratio": {"value": value, "stderr": None, "n": 1, "lower_is_better": True}}
+
+        @nmbench.hookimpl
+        def nmbench_register_metrics(register):
+            register("ratio", Ratio)
+        """),
+    )
+    flags = [flag.replace("ppl:", "ratio:").removesuffix("@64") for flag in small[: small.index("--set")]]
+    result = nmbench("run", *flags, "--plugin", path, "--method", "mine", "--out", "out")
+    assert result.exit_code == 0, result.output
+    dense, mine = (row["metrics"]["ratio"]["value"] for row in records(tmp_path / "out"))
+    assert dense == 1
+    assert mine != 1
+
+
+def test_a_method_leaves_no_trace_on_the_model(nmbench, small, records, tmp_path):
+    """Training mode, hooks, gradients and precision that a careless method leaves behind do not reach the next row."""
+    path = plugin(
+        tmp_path,
+        MAGNITUDE
+        + textwrap.dedent("""
+        @dataclass(frozen=True)
+        class Careless(nmbench.MaskLearner):
+            def learn(self, task):
+                task.model.train().requires_grad_(True)
+                for module in task.model.modules():
+                    module.register_forward_hook(lambda module, args, output: None)
+                    if isinstance(module, torch.nn.LayerNorm):
+                        module.register_forward_hook(lambda module, args, output: output * 0)
+                torch.set_default_dtype(torch.float64)
+                torch.set_float32_matmul_precision("medium")
+                return task.initial
+
+        @nmbench.hookimpl
+        def nmbench_register_mask_learners(register):
+            register("careless", Careless)
+        """),
+    )
+    flags = [flag.replace("tiny:llama", "tiny:gpt2") for flag in small[: small.index("--set")]]
+    assert nmbench("run", *flags, "--method", "wanda", "--out", "alone").exit_code == 0
+    methods = ["--plugin", path, "--method", "careless", "--method", "wanda", "--out", "out"]
+    result = nmbench("run", *flags, *methods)
+    assert result.exit_code == 0, result.output
+    alone = {row["label"]: row for row in records(tmp_path / "alone")}
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert rows["wanda"]["metrics"] == rows["careless@init"]["metrics"] == alone["wanda"]["metrics"]
+    assert rows["careless"]["metrics"] == rows["careless@init"]["metrics"]
 
 
 def test_a_plugin_that_cannot_be_imported_stops_only_those_who_need_it(nmbench, small, tmp_path):

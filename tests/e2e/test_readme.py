@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+SHELL = [line for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line.partition("#")[0].strip() for line in SHELL if line.startswith("nmbench ")]
 RUNS = [command for command in COMMANDS if command.startswith("nmbench run")]
 MAIN = next(line for line in SHELL if "nmbench run" in line and "pip install" in line)
@@ -46,6 +47,32 @@ def test_every_run_is_understood(command, nmbench, tmp_path, monkeypatch):
 
 def nmbench_run(call, command):
     return call(*shlex.split(command)[1:])
+
+
+def test_the_commands_can_follow_each_other(nmbench, tmp_path, monkeypatch):
+    """In the order of the README no command on the demo clashes with what an earlier one left in its run directory."""
+    from nmbench.errors import NMBenchError
+    from nmbench.results import merged
+
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    specs = []
+
+    def stop(spec, plugins):
+        specs.append(spec)
+        raise NMBenchError("far enough")
+
+    monkeypatch.setattr("nmbench.run.load_model", stop)
+    for command in [MAIN.split("&&")[-1].strip().removeprefix(".venv/bin/"), *RUNS]:
+        if "--model" not in command:
+            nmbench_run(nmbench, command)
+    directories = {}
+    for spec in specs:
+        shared = (spec.protocol_digest, spec.pattern_for)  # what the default run directory is named by
+        earlier = directories.get(shared, spec)
+        labels = {method.label for method in earlier.methods}
+        directories[shared] = merged(earlier, spec, tmp_path, labels)
+    assert len(specs) >= 7
+    assert len(directories) < len(specs)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("nmbench run")])

@@ -60,7 +60,7 @@ def test_a_learner_reads_selection_tokens_and_baselines_do_not(done, records):
 def test_the_table_names_everything_a_user_asked_for(done):
     """The printed table has pattern, proof, perplexity with its protocol, change, cost and share pruned."""
     text = done[0].output
-    for piece in ("dense", "2:4", "groups", "ppl:text:", "@64", "seconds", "peak MiB", "updated", "pruned", "%"):
+    for piece in ("dense", "2:4", "groups", "ppl:text:", "@64", "seconds", "peak MiB", "updated", "in N:M", "%"):
         assert piece in text
     assert "against its initial mask" in text
 
@@ -134,6 +134,44 @@ def test_more_patterns_and_seeds_extend_a_run(done, nmbench, small, records):
     assert spec.seeds == (0, 1)
 
 
+def test_a_second_method_joins_the_table_of_the_first(nmbench, small, records, tmp_path):
+    """Two commands of one protocol make one table: output and report hold the rows of both."""
+    flags = small[: small.index("--set")]
+    assert nmbench("run", *flags, "--method", "wanda", "--out", "out").exit_code == 0
+    result = nmbench("run", *flags, "--method", "magnitude", "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert list(pandas.read_csv(tmp_path / "out/report.csv")["label"]) == ["dense", "wanda", "magnitude"]
+    assert "wanda" in result.stdout
+    learner = nmbench("run", *small)
+    assert learner.exit_code == 0, learner.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert rows["maskpro"]["calibration_digest"] == rows["wanda"]["calibration_digest"]
+    assert rows["maskpro"]["pool_digest"]
+    assert rows["wanda"]["pool_digest"] is None
+    assert rows["maskpro@init"]["metrics"] == rows["wanda"]["metrics"]
+
+
+def test_a_label_without_a_row_may_change_its_options(nmbench, small, tmp_path):
+    """A command that was stopped before a label had a row does not bind that label's options."""
+    stopped = [*small, "--set", "maskpro.window_tokens=9999"]
+    assert nmbench("run", *stopped).exit_code == 1
+    (tmp_path / "out/records.jsonl").unlink()
+    assert nmbench("run", *small).exit_code == 0
+
+
+def test_missing_files_are_made_again(nmbench, small, records, tmp_path):
+    """A job whose masks or losses were deleted is not finished: the same command makes them again, the same."""
+    assert nmbench("run", *small).exit_code == 0
+    first = records(tmp_path / "out")
+    (tmp_path / "out/masks/maskpro@init--2-4--seed0.safetensors").unlink()
+    (tmp_path / "out/losses/dense.safetensors").unlink()
+    assert nmbench("run", *small).exit_code == 0
+    again = records(tmp_path / "out")
+    assert [row["label"] for row in again[3:]] == ["dense", "maskpro@init"]
+    assert [row["metrics"] for row in again[3:]] == [row["metrics"] for row in first[:2]]
+    assert (tmp_path / "out/masks/maskpro@init--2-4--seed0.safetensors").exists()
+
+
 def test_the_order_of_methods_changes_nothing(done, nmbench, small, records):
     """Every method starts from the same dense weights, tokens and random state."""
     reverse = ["--method", "sparsegpt", "--method", "wanda", "--method", "magnitude"]
@@ -163,6 +201,7 @@ def test_patterns_may_differ_by_layer(nmbench, small, records, tmp_path):
     assert (Pattern(4, 8).kept(down) == 4).all()
     assert not (Pattern(2, 4).kept(down) == 2).all()
     assert all(row["pattern_for"] == {"mlp.*": "4:8"} for row in records(tmp_path / "out")[1:])
+    assert "2:4, mlp.* 4:8" in result.stdout
 
 
 def test_a_folder_of_transformers_gives_the_same_numbers(nmbench, small, records, tmp_path):
@@ -183,7 +222,8 @@ def test_a_folder_of_transformers_gives_the_same_numbers(nmbench, small, records
 def test_json_lines_can_calibrate(nmbench, small, texts, records, tmp_path):
     """A JSON lines file with a "text" field is calibration text like any other."""
     paragraphs = (texts / "cal.txt").read_text(encoding="utf-8").split("\n\n")
-    (texts / "cal.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in paragraphs), encoding="utf-8")
+    lines = [json.dumps({"text": f"\u2028{text}"}, ensure_ascii=False) for text in paragraphs]  # no line end in JSON
+    (texts / "cal.jsonl").write_text("\n".join(lines), encoding="utf-8")
     flags = [flag.replace(f"text:{texts}/cal.txt", f"jsonl:{texts}/cal.jsonl") for flag in small]
     result = nmbench("run", *flags)
     assert result.exit_code == 0, result.output

@@ -10,7 +10,7 @@ cross-entropy of the masked dense model, m_0 the initial mask and m_t the mask d
 from logits C * m_0, and the final mask keeps the N largest logits of every group. Preset `paper` is the published
 setting. The default differs from it in three named options: `normalise` divides r - delta by its running spread, so
 that one learning rate suits models of any size; `shuffle` draws minibatches at random from the whole pool; and `select`
-watches held-out windows (see `watch`), returning the best mask seen, or the initial one if nothing was gained.
+watches held-out windows (see `watch`), returning the best mask seen, or the initial one if no gain is confirmed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench_plugins.maskpro.groups import MAX_GROUP
 from nmbench_plugins.maskpro.logits import Logits
 from nmbench_plugins.maskpro.watch import Watch
 
@@ -57,16 +58,21 @@ class MaskPro(nmbench.MaskLearner):
     shuffle: bool = nmbench.option(True, "draw minibatches at random instead of in fixed order")
     tracker: float = nmbench.option(0.99, "decay of the moving average of loss residuals")
     normalise: bool = nmbench.option(True, "divide the advantage by its running spread")
-    select: bool = nmbench.option(True, "return the best greedy mask on held-out windows, never one that is worse")
+    select: bool = nmbench.option(True, "return the best greedy mask on held-out windows if others confirm it")
     check_every: int = nmbench.option(100, "steps between two looks at the held-out windows", unit="steps")
     checkpoint_every: int = nmbench.option(100, "steps between two checkpoints", unit="steps")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "minibatch", "check_every", "checkpoint_every"):
-            if getattr(self, name) < (name != "steps"):
-                raise nmbench.NMBenchError(f"option maskpro.{name} must be positive, not {getattr(self, name)}.")
+        least = {"steps": 0, "minibatch": 1, "window_tokens": 2, "pool_windows": 1, "check_every": 1}
+        for name, value in {**least, "checkpoint_every": 1}.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise nmbench.NMBenchError(f"option maskpro.{name} must be at least {value}, not {given}.")
         if not 0 <= self.tracker < 1:
             raise nmbench.NMBenchError(f"option maskpro.tracker must lie in [0, 1), not {self.tracker}.")
+
+    def supports(self, pattern: nmbench.Pattern) -> str | None:
+        return None if pattern.group <= MAX_GROUP else f"its policy draws from groups of at most {MAX_GROUP} weights."
 
     @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
@@ -112,15 +118,25 @@ class MaskPro(nmbench.MaskLearner):
     def look_and_save(self, task: nmbench.LearnTask, state: State, watch: Watch | None) -> None:
         """Look at the held-out windows and store a checkpoint when it is time."""
         last = state.step == self.steps
-        if watch and (state.step % self.check_every == 0 or last):
-            watch.look(state.step, state.logits.greedy())
+        if state.step % self.check_every == 0 or last:
+            masks = state.logits.greedy()
+            held_out = {"held_out": watch.look(state.step, masks)} if watch else {}
+            state.log.append(
+                {
+                    "step": state.step,
+                    "groups_changed": groups_changed(masks, task),
+                    "log_prob_initial": state.logits.log_prob(task.initial),  # mean over groups
+                    "spread": state.spread,
+                    **held_out,
+                }
+            )
         if state.step % self.checkpoint_every == 0 or last:
             task.checkpoints.save({**state.to_save(task.generator), **(watch.to_save() if watch else {})})
 
     def conclude(self, task: nmbench.LearnTask, state: State, watch: Watch | None) -> Mapping[str, Tensor]:
         """The mask to return, and what happened, for the record."""
         masks: Mapping[str, Tensor] = state.logits.greedy()
-        task.notes.update({"steps": state.step, "baseline": state.baseline, "spread": state.spread})
+        task.notes.update({"steps": state.step, "baseline": state.baseline, "log": state.log})
         if watch:
             masks = watch.verdict(masks)
             task.notes.update(watch.notes)
@@ -136,6 +152,7 @@ class State:
     step: int = 0
     baseline: float = 0.0
     mean_square: float = 0.0  # of the advantages, decaying like the baseline
+    log: list[dict[str, float]] = field(default_factory=list)  # one entry each `check_every` steps
     saved: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -145,12 +162,13 @@ class State:
         if saved := task.checkpoints.load():
             state.logits.load(saved)
             state.step, state.baseline, state.mean_square = saved["step"], saved["baseline"], saved["mean_square"]
+            state.log = list(saved["log"])
             task.generator.set_state(saved["generator"])
             state.saved = saved
         return state
 
     def to_save(self, generator: torch.Generator) -> dict[str, Any]:
-        plain = {"step": self.step, "baseline": self.baseline, "mean_square": self.mean_square}
+        plain = {"step": self.step, "baseline": self.baseline, "mean_square": self.mean_square, "log": self.log}
         return {**self.logits.to_save(), **plain, "generator": generator.get_state()}
 
     @property

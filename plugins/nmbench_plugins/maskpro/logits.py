@@ -12,6 +12,8 @@ from torch import Tensor
 import nmbench
 from nmbench_plugins.maskpro import policy
 
+GREEDY_GROUPS = 2**20  # sorted at once
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -31,11 +33,9 @@ class Logits:
     @classmethod
     def prior(cls, task: nmbench.LearnTask, prior: float) -> Logits:
         """`prior` where the initial mask keeps a weight, 0 elsewhere."""
-        parts: dict[nmbench.Pattern, list[Tensor]] = {}
-        for name, mask in task.initial.items():
-            pattern = task.pattern[name]
-            parts.setdefault(pattern, []).append(mask.reshape(-1, pattern.group))  # [groups of the layer, group]
-        return cls(task, {pattern: torch.cat(masks).float().mul_(prior) for pattern, masks in parts.items()})
+        logits = cls(task, {})
+        logits.flat = {p: masks.float().mul_(prior) for p, masks in logits._flattened(task.initial).items()}
+        return logits
 
     def draw(self, generator: torch.Generator) -> Drawn:
         """Draw a mask from the policy."""
@@ -43,12 +43,27 @@ class Logits:
 
     def greedy(self) -> dict[str, Tensor]:
         """The most likely mask: the `keep` largest logits of every group, by layer, in memory of its own."""
-        return dict(self._drawn({p: p.top(logits) for p, logits in self.flat.items()}).by_layer)
+        parts = {p: [p.top(part) for part in logits.split(GREEDY_GROUPS)] for p, logits in self.flat.items()}
+        return dict(self._drawn({p: torch.cat(masks) for p, masks in parts.items()}).by_layer)
+
+    def log_prob(self, masks: Mapping[str, Tensor]) -> float:
+        """Mean over all groups of log P(masks)."""
+        flat = self._flattened(masks)
+        total = sum(float(policy.log_prob(logits, flat[p]).double().sum()) for p, logits in self.flat.items())
+        return total / sum(len(logits) for logits in self.flat.values())
 
     def step(self, drawn: Drawn, scale: float) -> None:
         """logits += scale * grad log P(drawn)."""
         for pattern, logits in self.flat.items():
             logits.add_(policy.grad_log_prob(logits, drawn.by_pattern[pattern]), alpha=scale)
+
+    def _flattened(self, masks: Mapping[str, Tensor]) -> dict[nmbench.Pattern, Tensor]:
+        """The masks of all layers as bool `[groups, group]` by pattern, in the order of the task's layers."""
+        parts: dict[nmbench.Pattern, list[Tensor]] = {}
+        for name in self.task.layers:
+            pattern = self.task.pattern[name]
+            parts.setdefault(pattern, []).append(masks[name].reshape(-1, pattern.group))  # [groups of the layer, group]
+        return {pattern: torch.cat(layers) for pattern, layers in parts.items()}
 
     def _drawn(self, masks: dict[nmbench.Pattern, Tensor]) -> Drawn:
         offsets = dict.fromkeys(masks, 0)

@@ -1,0 +1,64 @@
+"""What a record says besides its figures: whose it is, what it was made from, and what went wrong."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from nmbench.bench import Bench
+from nmbench.compare import paired
+from nmbench.evaluate import DenseSubject, Subject
+from nmbench.jobs import Job
+from nmbench.methods import MaskLearner
+from nmbench.prune import Cost
+from nmbench.results import Record
+
+
+def described(job: Job, bench: Bench) -> Record:
+    """What a record says of its job, whether it ends well or not."""
+    return {
+        "label": job.label,
+        "method": job.contender.name if job.contender else None,
+        "options": dict(job.contender.options) if job.contender else {},
+        "pattern": str(job.pattern) if job.pattern else None,
+        "pattern_for": {glob: str(pattern) for glob, pattern in bench.spec.pattern_for} if job.pattern else {},
+        "seed": job.seed,
+        "model": bench.bundle.ref,
+        "coverage": bench.bundle.coverage() if job.contender else None,
+        "calibration": bench.spec.calibration if job.contender else None,
+        "calibration_digest": bench.calibration_digest(job.seed) if job.seed is not None else None,
+        "pool_digest": bench.pools[job.seed].digest if job.seed is not None and learns(job) else None,
+        "job_digest": job.digest,
+        "spec_digest": bench.spec.digest,
+        "protocol_digest": bench.protocol_digest,
+        "environment": bench.environment(),
+    }
+
+
+def failed(job: Job, bench: Bench, message: str, trace: str) -> Record:
+    """The row of a job that failed: the same fields as any other, without figures."""
+    return {
+        **described(job, bench),
+        "status": "failed",
+        "error": message,
+        "traceback": trace,
+        "strict": None,
+        "proof": None,
+        "weights_changed": None,
+        "metrics": {},
+        "against_dense": {},
+        "seconds": {"prune": None, "evaluate": None, "total": None},
+        "peak_bytes": {"host": None, "device": None},
+        "cost": dict.fromkeys(asdict(Cost())),
+        "notes": {},
+    }
+
+
+def learns(job: Job) -> bool:
+    """Whether the job is a mask learner's, which reads the whole pool."""
+    return job.contender is not None and isinstance(job.contender.method, MaskLearner)
+
+
+def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, dict[str, Any]]:
+    """Paired differences of losses to the dense model, by text and window."""
+    return {name: asdict(paired(losses, dense.cached[name])) for name, losses in subject.cached.items()}
