@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from nmbench.data import cut
 from nmbench.errors import NMBenchError, NumericalFailure
@@ -19,6 +20,7 @@ from nmbench.models import Bundle
 from nmbench.sources import Metric
 
 LOGIT_BYTES = 64 * 2**20  # a batch is as large as this allows for its float32 logits; more is slower on a CPU
+LARGE_VOCABULARY = 2**17  # assumed of a model that does not tell
 
 
 def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -30,7 +32,8 @@ def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def batch_size(model: nn.Module, window_tokens: int) -> int:
     """How many windows the model is shown at once."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    vocabulary = LARGE_VOCABULARY if head is None else head.weight.shape[0]
     return max(1, LOGIT_BYTES // (4 * vocabulary * window_tokens))
 
 

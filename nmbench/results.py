@@ -152,7 +152,8 @@ class RunDirectory:
                 raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")
         joined = dict(manifest)
         for name in ("calibration_digests", "pool_digests", "calibration_notes"):
-            joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
+            if name in manifest or name in earlier:
+                joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
         for name in ("calibration_digests", "pool_digests"):
             for seed, tokens in manifest.get(name, {}).items():
                 if joined[name][seed] != tokens:

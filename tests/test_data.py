@@ -203,13 +203,13 @@ def test_too_little_text_is_refused(own, needed):
         pool([100], [500] if own else [], window=10, tokens=300, held_back=100)
     text = str(caught.value)
     assert "calibration text acme gives " in text
-    assert f" windows of 10 tokens, {needed} are needed; lower --windows, --window-tokens, --pool-tokens" in text
+    assert f" windows of 10 tokens, {needed} are needed; lower --windows, --window-tokens or, for a mask" in text
     assert "\n" not in text
 
 
 def test_too_short_selection_text_is_refused():
-    """Selection texts without a single window are an error that names the data set and the window length."""
-    with pytest.raises(NMBenchError, match="selection text of acme is shorter than one window of 10 tokens"):
+    """Selection texts with fewer windows than asked for are an error that names the data set and the window length."""
+    with pytest.raises(NMBenchError, match=r"acme \(its selection texts\) gives 0 windows of 10 tokens"):
         pool([100], [9])
 
 

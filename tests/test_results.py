@@ -15,6 +15,7 @@ from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.pattern import Pattern
 from nmbench.results import Results, RunDirectory, load_results, merged, newest
 from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml
+from nmbench.store import write_atomic
 from nmbench.testing.strategies import patterns
 
 quick = settings(max_examples=40, deadline=None)
@@ -183,14 +184,19 @@ def test_record_that_is_not_json_is_not_written(directory):
 
 
 def test_finished_is_what_ended_well(directory):
-    """A job is finished if its newest record says ok: a failed one is done again, and a failure can be mended."""
-    directory.append(record("wanda", status="failed"))
-    directory.append(record("magnitude"))
-    assert directory.finished("wanda0") is None
-    assert directory.finished("magnitude0") == record("magnitude")
-    assert directory.finished("unknown") is None
-    directory.append(record("wanda", seconds=2))
-    assert directory.finished("wanda0") == record("wanda", seconds=2)
+    """A job is finished if its newest record says ok and its files are there; anything else is done again."""
+    for name in ("wanda", "magnitude"):
+        write_atomic(directory.file("losses", name, ".safetensors"), b"losses")
+    directory.append(record("wanda", status="failed", strict=None))
+    directory.append(record("magnitude", strict=None))
+    assert directory.finished("wanda0", "wanda") is None
+    assert directory.finished("magnitude0", "magnitude") == record("magnitude", strict=None)
+    assert directory.finished("magnitude0", "gone") is None
+    assert directory.finished("unknown", "magnitude") is None
+    directory.append(record("wanda", seconds=2, strict=True))
+    assert directory.finished("wanda0", "wanda") is None  # it speaks of masks
+    write_atomic(directory.file("masks", "wanda", ".safetensors"), b"masks")
+    assert directory.finished("wanda0", "wanda") == record("wanda", seconds=2, strict=True)
 
 
 # Adopting and extending
@@ -240,7 +246,7 @@ def specs(draw):
 @given(specs(), specs())
 def test_extending_keeps_everything(folder, earlier, now):
     """Joining two specs of one protocol holds the methods, patterns, seeds and plugins of both, the earlier first."""
-    both = merged(earlier, now, folder.path)
+    both = merged(earlier, now, folder.path, "ab")
     for name in ("methods", "patterns", "seeds", "plugins"):
         before, after, joined = (getattr(spec, name) for spec in (earlier, now, both))
         assert joined[: len(before)] == before
@@ -248,7 +254,7 @@ def test_extending_keeps_everything(folder, earlier, now):
             sorted(set(map(str, joined))) == sorted(map(str, joined)) == sorted({*map(str, before), *map(str, after)})
         )
     assert both.protocol_digest == earlier.protocol_digest
-    assert merged(both, now, folder.path) == merged(both, earlier, folder.path) == both
+    assert merged(both, now, folder.path, "ab") == merged(both, earlier, folder.path, "ab") == both
 
 
 def test_directory_grows(directory):
@@ -296,9 +302,17 @@ def test_every_difference_is_shown(directory):
 def test_label_cannot_change_its_meaning(directory, method):
     """A label that stood for another method or other options is refused; another label is the remedy."""
     directory.adopt(spec_of(), MANIFEST)
+    directory.append(record())
     text = refusal(directory.adopt, spec_of(methods=(method,)), MANIFEST)
-    assert "label 'wanda' was magnitude {}, now " in text
-    assert f"--method LABEL={method.name}" in text
+    assert "label 'wanda' was magnitude with default options, now " in text
+    assert f"--method wanda2={method.name}" in text
+
+
+def test_label_without_a_row_is_free(directory):
+    """As long as no row bears a label, it may still change its method and options."""
+    directory.adopt(spec_of(), MANIFEST)
+    directory.adopt(spec_of(methods=(MethodSpec("wanda", "magnitude", {"steps": 3}),)), MANIFEST)
+    assert read_toml(directory.path / "spec.toml")["methods"]["wanda"]["options"] == {"steps": 3}
 
 
 def test_options_from_flags_and_files_are_the_same(directory):
@@ -306,6 +320,7 @@ def test_options_from_flags_and_files_are_the_same(directory):
     both = [{"steps": 500, "fast": True, "lr": 0.5}, {"steps": "500", "fast": "true", "lr": "0.5"}]
     for options in both:
         directory.adopt(spec_of(methods=(MethodSpec("acme", "acme", options),)), MANIFEST)
+        directory.append(record("acme"))
     assert read_toml(directory.path / "spec.toml")["methods"]["acme"]["options"] == both[0]
 
 

@@ -57,7 +57,8 @@ specs = st.builds(
     skip=several(texts),
     seeds=several(st.integers(0, 2**31), 1, str),
     **dict.fromkeys(["calibration", "dtype", "eval_dtype"], st.none() | texts),
-    **dict.fromkeys(["windows", "window_tokens", "pool_tokens", "selection_tokens"], lengths),
+    **dict.fromkeys(["windows", "pool_tokens", "selection_tokens"], lengths),
+    window_tokens=st.none() | st.integers(2, 10**6),
     metrics=several(texts),
     trust_remote_code=st.booleans(),
     device=texts,
@@ -390,7 +391,8 @@ defaults = st.builds(
     calibration=st.sampled_from(["c4", "text:a.txt"]),
     metrics=several(texts, 1),
     dtype=st.sampled_from(["float32", "bfloat16"]),
-    **dict.fromkeys(["windows", "window_tokens", "pool_tokens", "selection_tokens"], st.integers(1, 10**6)),
+    **dict.fromkeys(["windows", "pool_tokens", "selection_tokens"], st.integers(1, 10**6)),
+    window_tokens=st.integers(2, 10**6),
 )
 
 

@@ -103,7 +103,7 @@ def test_a_number_never_travels_alone():
         "strict": "yes, 640 groups",
         "ppl:demo@8": "31.2346",
         "nats over dense, demo@8": "+0.2500 [-0.1250, +0.5000]",
-        "pruned": "98.8%",
+        "in N:M": "98.8%",
         "weights": "dense",
         "seconds": "3.0",
         "peak MiB": "300",
@@ -116,7 +116,7 @@ def test_a_number_never_travels_alone():
 def test_dense_claims_no_proof():
     """The dense row has no pattern, seed, proof or share pruned, but a value."""
     shown = row(record("dense", 20.0))
-    assert {shown[name] for name in ("pattern", "seed", "strict", "pruned")} == {"-"}
+    assert {shown[name] for name in ("pattern", "seed", "strict", "in N:M")} == {"-"}
     assert shown["ppl:demo@8"] == "20.0000"
 
 
@@ -208,14 +208,14 @@ def test_ranking_is_by_pattern(tmp_path):
 @quick
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6))
 def test_chain_is_sorted_and_whole(levels):
-    """A chain names every row once, from low to high loss, and equal rows are joined by `~`, different ones by `<`."""
+    """A chain names every row once, from low to high loss, and the same rows joined by `=`, different ones by `<`."""
     losses = {f"row{index}": (HARD + level)[None] for index, level in enumerate(levels)}
     words = chain(losses).split()
     labels, signs = words[::2], words[1::2]
     assert sorted(labels) == sorted(losses)
     ranked = [levels[int(label.removeprefix("row"))] for label in labels]
     assert ranked == sorted(levels)
-    assert signs == ["~" if a == b else "<" for a, b in itertools.pairwise(ranked)]
+    assert signs == ["=" if a == b else "<" for a, b in itertools.pairwise(ranked)]
 
 
 def test_learner_against_its_initial_mask(two_seeds):
