@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.evaluate import batch_size, window_losses
+from nmbench.meter import Cost
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.prune import Cost
 from nmbench.validate import check_masks
 
 SEEN, COUNTERS = "nmbench.seen", "nmbench.counters"  # what the host adds to a checkpoint

@@ -1,13 +1,26 @@
-"""What a job costs: wall-clock seconds and peak memory."""
+"""What a job costs: tokens, wall-clock seconds and peak memory."""
 
 from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 import psutil
 import torch
+
+
+@dataclass
+class Cost:
+    """What a method read and computed, in tokens. `unique_tokens`: distinct calibration tokens; `selection_tokens`:
+    distinct tokens it chose by.
+    """
+
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    unique_tokens: int = 0
+    selection_tokens: int = 0
 
 
 class Meter:

@@ -7,31 +7,19 @@ them, and the dense weights are restored when it ends, however it ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nmbench.calibrate import full_float32, walk
 from nmbench.errors import NMBenchError
+from nmbench.meter import Cost
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
 from nmbench.pattern import Pattern
 from nmbench.validate import check_masks, check_weight
 
 Report = Callable[[int, int], None]
-
-
-@dataclass
-class Cost:
-    """What a method read and computed, in tokens. `unique_tokens`: distinct calibration tokens; `selection_tokens`:
-    distinct tokens it chose by.
-    """
-
-    forward_tokens: int = 0
-    backward_tokens: int = 0
-    unique_tokens: int = 0
-    selection_tokens: int = 0
 
 
 def prune_one_shot(

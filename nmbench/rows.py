@@ -9,8 +9,8 @@ from nmbench.bench import Bench
 from nmbench.compare import paired
 from nmbench.evaluate import DenseSubject, Subject
 from nmbench.jobs import Job
+from nmbench.meter import Cost
 from nmbench.methods import MaskLearner
-from nmbench.prune import Cost
 from nmbench.results import Record
 
 

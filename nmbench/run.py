@@ -20,11 +20,11 @@ from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
 from nmbench.jobs import Job, check_supported, contenders, jobs
 from nmbench.learn import LearnTask
-from nmbench.meter import Meter
+from nmbench.meter import Cost, Meter
 from nmbench.methods import Baseline, MaskLearner, Pruned, PrunedModel
 from nmbench.models import Bundle
 from nmbench.plugins import Plugins, load_plugins
-from nmbench.prune import Cost, apply, prune_one_shot
+from nmbench.prune import apply, prune_one_shot
 from nmbench.results import Record, Results, RunDirectory, identity
 from nmbench.rows import against_dense, described, failed
 from nmbench.sandbox import fenced

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict
 from nmbench.learn import LearnTask, OnReport
+from nmbench.meter import Cost
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.prune import Cost
 from nmbench.store import MemoryCheckpoints
 from nmbench_plugins.tiny import TinyModel
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
+from nmbench.meter import Cost
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.prune import Cost, applied, apply, prune_one_shot
+from nmbench.prune import applied, apply, prune_one_shot
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.tiny import TinyModel

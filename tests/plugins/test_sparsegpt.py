@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from nmbench.data import draw
 from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.meter import Cost
 from nmbench.methods import LayerStats, Solver
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.prune import Cost, prune_one_shot
+from nmbench.prune import prune_one_shot
 from nmbench.testing import strategies
 from nmbench_plugins.demo import DemoModel, DemoPlays
 from nmbench_plugins.sparsegpt import SparseGPT, cholesky_of_inverse, inverse_factor, sweep, sweep_block
