@@ -286,3 +286,15 @@ def test_blocks_that_are_not_called_are_refused():
     """A model that does not call all its blocks is refused with the counts."""
     with pytest.raises(NMBenchError, match="toy calls 1 of its 2 blocks"):
         list(walk(Bundle.of("toy", Stack(False, 1), None), random_windows(), BOTH))
+
+
+@pytest.mark.parametrize("needs", [Stat.INPUT_NORM, Stat.GRAM])
+def test_layers_that_no_token_reached_are_named(needs):
+    """A layer that calibration never ran through is neither zeroed nor left dense in silence: it is an error."""
+    model = TinyModel().load("llama").model
+    model.model.layers[1].mlp.expert = nn.Linear(64, 64, bias=False)
+    bundle = Bundle.of("acme", model, None)
+    assert "model.layers.1.mlp.expert" in bundle.layers
+    with pytest.raises(NMBenchError, match=r"no calibration token reached layer model.*\.mlp\.expert; .* --skip"):
+        list(walk(bundle, torch.arange(64).view(2, 32), needs))
+    list(walk(bundle.without(["expert"]), torch.arange(64).view(2, 32), needs))

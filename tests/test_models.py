@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from nmbench.errors import NMBenchError, NumericalFailure, RunMismatch
 from nmbench.models import Bundle, DenseWeights
@@ -263,6 +264,19 @@ def test_in_dtype_is_a_copy(family):
     assert all(block is double.model.get_submodule(name) for name, block in double.blocks.items())
     assert bundle.dtype == torch.float32
     assert same(state(bundle), before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_in_dtype_is_the_model_loaded_in_that_dtype(family, tmp_path):
+    """Changing the dtype afterwards gives the logits of a model that transformers loads in that dtype, bit for bit."""
+    bundle = load(family)
+    bundle.model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    tokens = torch.arange(200).view(2, 100)
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=tokens).logits for model in (bundle.in_dtype(torch.bfloat16).model, loaded))
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, theirs)
 
 
 def test_in_its_own_dtype_is_itself():
