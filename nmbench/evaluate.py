@@ -30,6 +30,18 @@ def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(tokens), -1).mean(dim=1)
 
 
+def losses_in_parts(measure: Callable[[Tensor], Tensor], windows: Tensor, size: int) -> Tensor:
+    """Losses float32 `[n]` of windows `[n, window]`, measured `size` windows at a time.
+
+    The result is there before the first part: small tensors kept between large ones that come and go would pin the
+    heap of the C library, which then grows by the size of a batch of logits every time.
+    """
+    losses = torch.empty(len(windows), device=windows.device)
+    for part, slot in zip(windows.split(size), losses.split(size), strict=True):
+        slot.copy_(measure(part))
+    return losses
+
+
 def batch_size(model: nn.Module, window_tokens: int) -> int:
     """How many windows the model is shown at once."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
@@ -66,12 +78,12 @@ class Subject:
     @torch.no_grad()
     def measure(self, windows: Tensor, name: str) -> Tensor:
         """Losses of all windows, batch by batch. Raises `NumericalFailure` if one is NaN or infinite."""
-        batches = windows.split(batch_size(self.bundle.model, windows.shape[1]))
-        losses = []
-        for index, batch in enumerate(batches):
-            losses.append(window_losses(self.bundle.model, batch.to(self.bundle.device)).double().cpu())
+        size = batch_size(self.bundle.model, windows.shape[1])
+        batches = windows.split(size)
+        total = torch.empty(len(windows), dtype=torch.float64)
+        for index, (batch, slot) in enumerate(zip(batches, total.split(size), strict=True)):
+            slot.copy_(window_losses(self.bundle.model, batch.to(self.bundle.device)))
             self._report(index + 1, len(batches))
-        total = torch.cat(losses)
         if not total.isfinite().all():
             raise NumericalFailure(
                 f"the loss on {name} is NaN or infinite, first in window {int((~total.isfinite()).nonzero()[0])}."

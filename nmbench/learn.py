@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
-from nmbench.evaluate import batch_size, window_losses
+from nmbench.evaluate import batch_size, losses_in_parts, window_losses
 from nmbench.meter import Cost
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
@@ -159,8 +159,9 @@ class LearnTask:
         """
         self.cost.forward_tokens += tokens.numel()
         if not torch.is_grad_enabled():
-            parts = tokens.split(batch_size(self.model, tokens.shape[1]))
-            return torch.cat([window_losses(self.model, part) for part in parts])
+            return losses_in_parts(
+                lambda part: window_losses(self.model, part), tokens, batch_size(self.model, tokens.shape[1])
+            )
         losses = window_losses(self.model, tokens)
         if losses.requires_grad:
             losses.register_hook(lambda gradient: self._count_backward(tokens.numel()))

@@ -194,11 +194,11 @@ class State:
 def reference_losses(task: nmbench.LearnTask, windows: Tensor, size: int) -> Tensor:
     """f(m_0), window by window: float32 `[windows]`, of the model as it is now."""
     parts = windows.split(size)
-    losses = []
-    for index, part in enumerate(parts):
-        losses.append(task.loss(part))
+    losses = torch.empty(len(windows), device=windows.device)  # kept apart from the large tensors that come and go
+    for index, (part, slot) in enumerate(zip(parts, losses.split(size), strict=True)):
+        slot.copy_(task.loss(part))
         task.progress("measure the initial mask", index + 1, len(parts))
-    return torch.cat(losses)
+    return losses
 
 
 def groups_changed(masks: Mapping[str, Tensor], task: nmbench.LearnTask) -> float:
