@@ -44,6 +44,7 @@ def grid() -> list[dict[str, Any]]:
         {"prior": float(c), "learning_rate": lr, "minibatch": size, "steps": steps}
         for c, lr, size, steps in (*first, *second)
     ]
+    settings.append({"prior": 6.0, "learning_rate": 1.0, "minibatch": 8, "steps": 2000, "pattern": "4:8"})
     for c, lr in ((10.0, 1.0), (6.0, 0.3)):
         base = {"prior": c, "learning_rate": lr, "minibatch": 8, "steps": 1000}
         settings += [{**base, "pattern": "4:8"}, {**base, "init": "sparsegpt"}]
