@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,18 @@ class Bench:
     texts: Mapping[str, Tensor]
     pools: Mapping[int, Pool]
     provenance: Mapping[str, Any]
-    protocol_digest: str
     reference: DenseSubject = field(default_factory=lambda: DenseSubject({}))
+
+    @cached_property
+    def test_digests(self) -> dict[str, str]:
+        """Names the test tokens of every data set."""
+        return {name: tokens_digest(tokens) for name, tokens in self.texts.items()}
+
+    @cached_property
+    def protocol_digest(self) -> str:
+        """Names what two rows must share to be comparable, by content: weights and test tokens too."""
+        content = {"model_digest": self.dense.digest, "test_digests": self.test_digests}
+        return digest({**self.spec.protocol(), **content})
 
     def calibration_digest(self, seed: int) -> str:
         """Names the windows that statistics are gathered from."""
@@ -90,7 +101,7 @@ class Bench:
             "coverage": self.bundle.coverage(),
             "skipped": self.bundle.skipped,
             "data_provenance": dict(self.provenance),
-            "test_digests": {name: tokens_digest(tokens) for name, tokens in self.texts.items()},
+            "test_digests": self.test_digests,
             "calibration_digests": {str(seed): self.calibration_digest(seed) for seed in self.pools},
             "pool_digests": {str(seed): pool.digest for seed, pool in self.pools.items() if len(pool.selection)},
             "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
@@ -160,10 +171,7 @@ def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle, learners: bool = Tr
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
-    dense = DenseWeights(bundle)
-    tests = {name: tokens_digest(tokens) for name, tokens in texts.items()}
-    protocol = digest({**spec.protocol(), "model_digest": dense.digest, "test_digests": tests})
-    return Bench(spec, plugins, bundle, dense, metrics, texts, pools, provenance, protocol)
+    return Bench(spec, plugins, bundle, DenseWeights(bundle), metrics, texts, pools, provenance)
 
 
 def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:

@@ -30,15 +30,22 @@ def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(tokens), -1).mean(dim=1)
 
 
-def losses_in_parts(measure: Callable[[Tensor], Tensor], windows: Tensor, size: int) -> Tensor:
-    """Losses float32 `[n]` of windows `[n, window]`, measured `size` windows at a time.
+def losses_in_parts(
+    measure: Callable[[Tensor], Tensor],
+    windows: Tensor,
+    size: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Losses float32 `[n]` of windows `[n, window]`, measured `size` windows at a time; `report` is told of each part.
 
     The result is there before the first part: small tensors kept between large ones that come and go would pin the
     heap of the C library, which then grows by the size of a batch of logits every time.
     """
     losses = torch.empty(len(windows), device=windows.device)
-    for part, slot in zip(windows.split(size), losses.split(size), strict=True):
+    parts = windows.split(size)
+    for index, (part, slot) in enumerate(zip(parts, losses.split(size), strict=True)):
         slot.copy_(measure(part))
+        report(index + 1, len(parts))
     return losses
 
 
@@ -79,16 +86,15 @@ class Subject:
     def measure(self, windows: Tensor, name: str) -> Tensor:
         """Losses of all windows, batch by batch. Raises `NumericalFailure` if one is NaN or infinite."""
         size = batch_size(self.bundle.model, windows.shape[1])
-        batches = windows.split(size)
-        total = torch.empty(len(windows), dtype=torch.float64)
-        for index, (batch, slot) in enumerate(zip(batches, total.split(size), strict=True)):
-            slot.copy_(window_losses(self.bundle.model, batch.to(self.bundle.device)))
-            self._report(index + 1, len(batches))
+        total = losses_in_parts(self._part, windows, size, self._report).double()
         if not total.isfinite().all():
             raise NumericalFailure(
                 f"the loss on {name} is NaN or infinite, first in window {int((~total.isfinite()).nonzero()[0])}."
             )
         return total
+
+    def _part(self, windows: Tensor) -> Tensor:
+        return window_losses(self.bundle.model, windows.to(self.bundle.device))
 
 
 class DenseSubject:
