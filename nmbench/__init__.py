@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nmbench.methods import MaskLearner as MaskLearner
     from nmbench.methods import Pruned as Pruned
     from nmbench.methods import PrunedModel as PrunedModel
+    from nmbench.methods import Refiner as Refiner
     from nmbench.methods import Scorer as Scorer
     from nmbench.methods import Solver as Solver
     from nmbench.methods import Stat as Stat
@@ -47,7 +48,7 @@ HOMES = {
     "events": ("Progress",),
     "hookspecs": ("hookimpl",),
     "learn": ("LearnTask",),
-    "methods": ("LayerStats", "MaskLearner", "Pruned", "PrunedModel", "Scorer", "Solver", "Stat"),
+    "methods": ("LayerStats", "MaskLearner", "Pruned", "PrunedModel", "Refiner", "Scorer", "Solver", "Stat"),
     "models": ("Bundle",),
     "options": ("option",),
     "pattern": ("Pattern",),

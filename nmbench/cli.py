@@ -148,9 +148,9 @@ def options_text(name: str, cls: Any) -> str:
 
 def kind_of(cls: Any) -> str:
     """The kind of a method, as the documentation names it."""
-    from nmbench.methods import MaskLearner, Scorer, Solver
+    from nmbench.methods import MaskLearner, Refiner, Scorer, Solver
 
-    kinds = {Scorer: "scorer", Solver: "solver", MaskLearner: "mask learner"}
+    kinds = {Scorer: "scorer", Solver: "solver", Refiner: "refiner", MaskLearner: "mask learner"}
     return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
 
 

@@ -24,10 +24,15 @@ LARGE_VOCABULARY = 2**17  # assumed of a model that does not tell
 
 
 def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy of each window in nats: int64 `[n, window]` -> float32 `[n]`."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()  # [n, window - 1, vocabulary]
-    targets = tokens[:, 1:].reshape(-1)
-    return F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(tokens), -1).mean(dim=1)
+    """Mean cross-entropy of each window in nats: int64 `[n, window]` -> float32 `[n]`.
+
+    No more than `LOGIT_BYTES` of logits (one window at least) are there in float32. Never waits for the device.
+    """
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]  # [n, window - 1, vocabulary]
+    size = max(1, LOGIT_BYTES // (4 * logits[:1].numel()))
+    parts = zip(logits.split(size), tokens[:, 1:].split(size), strict=True)
+    losses = [F.cross_entropy(part.flatten(0, 1).float(), to.flatten(), reduction="none") for part, to in parts]
+    return torch.cat(losses).view(len(tokens), -1).mean(dim=1)
 
 
 def losses_in_parts(

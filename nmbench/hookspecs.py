@@ -25,7 +25,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec(historic=True)
 def nmbench_register_baselines(register: Register) -> None:
-    """When the plugin loads: `register("magnitude", Magnitude)` for every `Scorer` or `Solver` class it brings."""
+    """When the plugin loads: `register("magnitude", Magnitude)` for every `Scorer`, `Solver` or `Refiner` class."""
 
 
 @hookspec(historic=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nmbench.errors import NMBenchError
-from nmbench.methods import Baseline, MaskLearner, Method, Solver
+from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
 from nmbench.options import PRESET, build, resolved
 from nmbench.pattern import Pattern
 from nmbench.plugins import Plugins
@@ -16,7 +17,7 @@ from nmbench.spec import DENSE, RunSpec, digest
 
 @dataclass(frozen=True)
 class Contender:
-    """A method of the run under its label, options resolved; `init` is the one-shot method a learner starts from."""
+    """A method of the run under its label, options resolved; `init` is the method whose mask it starts from."""
 
     label: str
     name: str
@@ -52,7 +53,7 @@ class Job:
 
 
 def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
-    """Look up and build every method of `spec`, a learner's initial one before the learner.
+    """Look up and build every method of `spec`, a learner's initial one, which has its own row, before the learner.
 
     Raises `NMBenchError` for an unknown method, option or initial method; no model is needed.
     """
@@ -63,27 +64,42 @@ def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
         options = resolved(method)
         if PRESET in asked.options:
             options = {PRESET: asked.options[PRESET], **options}
-        init = initial(method, asked.label, plugins) if isinstance(method, MaskLearner) else None
-        found += [init] if init else []
+        init = initial(method, asked.label, plugins)
+        found += [init] if init and isinstance(method, MaskLearner) else []
         found.append(Contender(asked.label, asked.name, method, options, init))
     return found
 
 
-def initial(learner: MaskLearner, label: str, plugins: Plugins) -> Contender:
-    """The one-shot method whose mask `learner` starts from, as the contender `<label>@init`."""
-    cls = plugins.lookup(plugins.registries.methods, learner.init)
+def initial(method: Method, label: str, plugins: Plugins) -> Contender | None:
+    """The one-shot method whose mask a learner or a refiner starts from, as the contender `<label>@init`.
+
+    Raises `NMBenchError` if `init` names a mask learner or, for a refiner, a refiner.
+    """
+    if not isinstance(method, (MaskLearner, Refiner)):
+        return None
+    cls = plugins.lookup(plugins.registries.methods, method.init)
     if not issubclass(cls, Baseline):
-        raise NMBenchError(f"option {label}.init must name a one-shot method; {learner.init!r} is a mask learner.")
-    method = build(cls, {"mask_only": True} if issubclass(cls, Solver) else {}, f"{label}@init")
-    return Contender(f"{label}@init", learner.init, method, resolved(method))
+        raise NMBenchError(f"option {label}.init must name a one-shot method; {method.init!r} is a mask learner.")
+    if isinstance(method, Refiner) and issubclass(cls, Refiner):
+        raise NMBenchError(f"option {label}.init must name a scorer or a solver; {method.init!r} is a refiner itself.")
+    start = build(cls, {"mask_only": True} if issubclass(cls, Solver) else {}, f"{label}@init")
+    below = initial(start, f"{label}@init", plugins)
+    return Contender(f"{label}@init", method.init, start, resolved(start), below)
 
 
 def check_supported(found: Sequence[Contender], spec: RunSpec) -> None:
     """Raise `NMBenchError` if a method cannot do one of the patterns named in `spec`, before anything is computed."""
-    for contender in found:
+    for contender in itertools.chain.from_iterable(map(lineage, found)):
         for pattern in (*spec.patterns, *(pattern for _, pattern in spec.pattern_for)):
             if reason := contender.method.supports(pattern):
                 raise NMBenchError(f"{contender.label} cannot prune to {pattern}: {reason}")
+
+
+def lineage(contender: Contender | None) -> Iterator[Contender]:
+    """A contender, the one it starts from, and so on."""
+    while contender is not None:
+        yield contender
+        contender = contender.init
 
 
 def jobs(spec: RunSpec, found: Sequence[Contender], protocol: str) -> Iterator[Job]:
@@ -98,7 +114,11 @@ def jobs(spec: RunSpec, found: Sequence[Contender], protocol: str) -> Iterator[J
 def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int, protocol: str) -> str:
     """Names everything that decides a row: protocol, label, method, options, patterns, seed."""
     special = [(glob, str(chosen)) for glob, chosen in spec.pattern_for]  # in order: the last match counts
-    content = {"label": contender.label, "method": contender.name, "options": dict(contender.options)}
-    init = contender.init and {"method": contender.init.name, "options": dict(contender.init.options)}
     where = {"protocol": protocol, "pattern": str(pattern), "pattern_for": special, "seed": seed}
-    return digest({**content, "init": init, **where})
+    return digest({"label": contender.label, "init": None, **content_of(contender), **where})
+
+
+def content_of(contender: Contender) -> dict[str, Any]:
+    """Method and options of a contender and of what it starts from."""
+    content = {"method": contender.name, "options": dict(contender.options)}
+    return {**content, "init": content_of(contender.init)} if contender.init else content

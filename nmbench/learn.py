@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.evaluate import batch_size, losses_in_parts, window_losses
+from nmbench.live import LiveWeights as LiveWeights
 from nmbench.meter import Cost
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
@@ -43,26 +44,8 @@ class Batch(NamedTuple):
     tokens: Tensor
 
 
-class LiveWeights:
-    """The weights of the model while they are masked; `apply` shows the model other masks."""
-
-    def __init__(self, bundle: Bundle, dense: Mapping[str, Tensor]) -> None:
-        self.bundle = bundle
-        self.dense = dense
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The live weight `[out, in]` of one layer, to be written in place."""
-        return self.bundle.layers[name].read()
-
-    def apply(self, masks: Mapping[str, Tensor]) -> None:
-        """Set the weights of the layers in `masks` to dense where kept, and to zero elsewhere."""
-        for name, mask in masks.items():
-            live = self[name]
-            torch.where(mask, self.dense[name], torch.zeros((), dtype=live.dtype, device=live.device), out=live)
-
-
 class LearnTask:
-    """The task of one mask learner. Everything named `dense` or `initial` is read-only.
+    """The task of one mask learner. Everything named `dense` or `initial` is read-only, and in host memory.
 
     `model`; `layers`: name -> shape `[out, in]`; `pattern`: name -> `Pattern`; `initial`: name -> bool mask;
     `dense`: name -> dense weight; `pool`: int64 `[windows, window_tokens]` to learn from; `generator`: the only source
@@ -87,7 +70,7 @@ class LearnTask:
         self.model: nn.Module = bundle.model
         self.layers = {name: layer.shape for name, layer in bundle.layers.items()}
         self.pattern = dict(pattern)
-        self.initial = dict(initial)
+        self.initial = {name: mask.cpu() for name, mask in initial.items()}
         self.dense = {name: weights.layer(layer) for name, layer in bundle.layers.items()}
         self.pool = pool.to(bundle.device)
         self.generator = torch.Generator(bundle.device).manual_seed(seed)
@@ -143,21 +126,26 @@ class LearnTask:
             yield Batch(index, windows[index])
 
     @contextlib.contextmanager
-    def masked_weights(self) -> Iterator[LiveWeights]:
-        """Open the live weights, masked by `initial`; the dense weights are back when the context closes."""
-        live = LiveWeights(self.bundle, self.dense)
+    def live_weights(self) -> Iterator[LiveWeights]:
+        """Open the live weights as they are, dense; whatever was done to them is undone when the context closes."""
         try:
-            live.apply(self.initial)
-            yield live
+            yield LiveWeights(self.bundle, self.dense)
         finally:
             self._weights.restore()
+
+    @contextlib.contextmanager
+    def masked_weights(self) -> Iterator[LiveWeights]:
+        """Open the live weights, masked by `initial`; the dense weights are back when the context closes."""
+        with self.live_weights() as live:
+            live.apply(self.initial)
+            yield live
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean cross-entropy of each window in nats, float32 `[size]`, of the model as it is now.
 
         Gradients flow if the caller enabled them; forward and backward tokens are counted.
         """
-        self.cost.forward_tokens += tokens.numel()
+        self.count_forward(tokens.numel())
         if not torch.is_grad_enabled():
             return losses_in_parts(
                 lambda part: window_losses(self.model, part), tokens, batch_size(self.model, tokens.shape[1])
@@ -166,6 +154,10 @@ class LearnTask:
         if losses.requires_grad:
             losses.register_hook(lambda gradient: self._count_backward(tokens.numel()))
         return losses
+
+    def count_forward(self, tokens: int) -> None:
+        """Count tokens that a learner sent through the model by itself, without `loss`."""
+        self.cost.forward_tokens += tokens
 
     def report(self, step: int, *, masks: Mapping[str, Tensor] | None = None, **values: float) -> None:
         """Tell the user of the run; `masks`, if given, are checked at once. Raises `NotStrict`."""

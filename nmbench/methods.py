@@ -1,9 +1,10 @@
 """What a pruning method is, and what it is handed.
 
-Three kinds, by what they see. A `Scorer` rates the weights of one layer and the host keeps the best of every group. A
-`Solver` sees one layer and its input statistics, chooses the mask and may repair the weights. A `MaskLearner` sees the
-whole model and batches of tokens. All are frozen dataclasses whose fields are their options (`nmbench.option`). A
-method is pure: it reads weights and returns masks; the host applies, checks and evaluates them.
+Four kinds, by what they see. A `Scorer` rates the weights of one layer and the host keeps the best of every group. A
+`Solver` sees one layer and its input statistics, chooses the mask and may repair the weights. A `Refiner` improves a
+mask that another method made of the layer. A `MaskLearner` sees the whole model and batches of tokens. All are frozen
+dataclasses whose fields are their options (`nmbench.option`). A method is pure: it reads weights and returns masks; the
+host applies, checks and evaluates them.
 
 The canonical view of a weight is `[out, in]` with groups along `in`, however the model stores it.
 """
@@ -30,6 +31,8 @@ class Stat(enum.Flag):
     NONE = 0
     INPUT_NORM = enum.auto()
     GRAM = enum.auto()
+    DRIFT = enum.auto()
+    LAG = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,31 @@ class LayerStats:
 
     `input_norm`: `[in]` float32, sqrt of the mean over windows of the sum of squares of each input channel.
     `gram`: `[in, in]` float32, (2 / windows) * sum X^T X.
+    `drift`: `[in, in]` float32, (2 / windows) * sum (Y - X)^T X, where Y is what the layer is given in the dense model.
+    `lag`: `[out, in]` float32, (2 / windows) * sum (T - S)^T X, where S is the residual stream `[tokens, out]` once the
+    layer has added to it what its dense weights make of X, and T the same in the dense model. None if the layer does
+    not write into the residual stream (`nmbench.taps`).
     """
 
     windows: int
     tokens: int
     input_norm: Tensor | None = None
     gram: Tensor | None = None
+    drift: Tensor | None = None
+    lag: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Pruned:
     """What a method made of one layer: bool `mask` `[out, in]` (True = kept) and, if it changed them, the weights.
 
-    A `note` (for example "damping raised to 0.1") goes into the record.
+    A `note` (for example "damping raised to 0.1") goes into the record, and so do the means of `figures` over layers.
     """
 
     mask: Tensor
     weight: Tensor | None = None
     note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,24 @@ class Baseline(Method):
 
     @property
     def needs(self) -> Stat:
-        """The statistics that `score` or `solve` reads; a class attribute will do where options do not matter."""
+        """The statistics that the method reads; a class attribute will do where options do not matter."""
         return Stat.NONE
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the inputs of a layer are those it has when the layers before it in its block are pruned already.
+
+        Else they are what the dense block makes of the pruned blocks above. An option of this name will do as well.
+        """
+        return False
+
+    @property
+    def skip_tokens(self) -> int:
+        """How many tokens at the beginning of every window are left out of the statistics.
+
+        An option of this name will do as well.
+        """
+        return 0
 
 
 @dataclass(frozen=True)
@@ -114,6 +140,17 @@ class Solver(Baseline):
 
     def solve(self, weight: Tensor, stats: LayerStats, pattern: Pattern) -> Pruned:
         """Prune `weight` `[out, in]`; the returned weight must be zero wherever the mask is False."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Refiner(Baseline):
+    """Improves a mask on the dense weights: that of the method named by `init`, found with the same statistics."""
+
+    init: str = option("wanda", "registered scorer or solver whose mask is refined")
+
+    def refine(self, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Pruned:
+        """Improve the bool `mask` `[out, in]` of `weight` `[out, in]`; the weights stay dense."""
         raise NotImplementedError
 
 

@@ -136,11 +136,11 @@ class Bundle:
 
 
 class DenseWeights:
-    """A copy of all dense weights: promises that every method starts from the same model."""
+    """A copy of all dense weights in host memory: promises that every method starts from the same model."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.copies = {name: tensor.clone() for name, tensor in bundle.tensors().items()}
+        self.copies = {name: tensor.to("cpu", copy=True) for name, tensor in bundle.tensors().items()}
         self.hooks = [(table, dict(table)) for table in hook_tables(bundle.model)]
         self.digest = bundle.digest()
 
@@ -161,7 +161,7 @@ class DenseWeights:
             )
 
     def layer(self, layer: Layer) -> Tensor:
-        """The dense weight of one layer, `[out, in]`."""
+        """The dense weight of one layer, `[out, in]`, in host memory."""
         stored = self.copies[f"{layer.name}.weight"]
         return stored.t() if layer.transposed else stored
 

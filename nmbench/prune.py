@@ -7,6 +7,7 @@ them, and the dense weights are restored when it ends, however it ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from nmbench.calibrate import full_float32, walk
 from nmbench.errors import NMBenchError
 from nmbench.meter import Cost
-from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Scorer, Solver, Stat
+from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
 from nmbench.pattern import Pattern
 from nmbench.validate import check_masks, check_weight
@@ -31,44 +32,58 @@ def prune_one_shot(
     who: str,
     cost: Cost,
     report: Report = lambda done, total: None,
+    init: Baseline | None = None,
 ) -> PrunedModel:
-    """Run a `Scorer` or `Solver` over all layers; `windows` is int64 `[windows, window_tokens]`.
+    """Run a one-shot method over all layers; `windows` is int64 `[windows, window_tokens]`.
 
-    Raises `NMBenchError` naming the layer where the method failed.
+    `init` is the method whose masks a `Refiner` starts from. Raises `NMBenchError` naming the layer where the method
+    failed.
     """
-    if method.needs is Stat.NONE:
-        return prune_layers(bundle, method, patterns, who, report)
+    needs = method.needs | (init.needs if init else Stat.NONE)
+    if needs is Stat.NONE:
+        return prune_layers(bundle, method, patterns, who, report, init)
     layers: dict[str, Pruned] = {}
+    block_tokens = 0
     try:
-        for step in walk(bundle, windows, method.needs):
+        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens):
             for layer in step.layers:
-                pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who)
+                pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init)
                 layer.write(applied(pruned, layer.read()))
                 layers[layer.name] = pruned
-            report(step.index + 1, len(bundle.blocks))
+            block_tokens += step.block_tokens
+            if step.last:
+                report(step.index + 1, len(bundle.blocks))
     finally:
         dense.restore()
-    cost.forward_tokens += 2 * windows.numel()  # to gather, and to go on through the pruned block
+    cost.forward_tokens += block_tokens // len(bundle.blocks)
     cost.unique_tokens += windows.numel()
-    return finished(layers, method)
+    return finished({name: layers[name] for name in bundle.layers}, method)
 
 
 def prune_layers(
-    bundle: Bundle, method: Baseline, patterns: Mapping[str, Pattern], who: str, report: Report
+    bundle: Bundle,
+    method: Baseline,
+    patterns: Mapping[str, Pattern],
+    who: str,
+    report: Report,
+    init: Baseline | None = None,
 ) -> PrunedModel:
     """Run a method that needs no statistics: no walk, no tokens."""
     layers = {}
     for index, (name, layer) in enumerate(bundle.layers.items()):
-        layers[name] = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who)
+        layers[name] = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
         report(index + 1, len(bundle.layers))
     return finished(layers, method)
 
 
-def prune_layer(method: Baseline, layer: Layer, stats: LayerStats, pattern: Pattern, who: str) -> Pruned:
+def prune_layer(
+    method: Baseline, layer: Layer, stats: LayerStats, pattern: Pattern, who: str, init: Baseline | None = None
+) -> Pruned:
     """Prune one layer and check what came back, so that a broken mask never reaches the layers below."""
+    mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     try:
         with full_float32():
-            pruned = choose(method, layer.read().clone(), stats, pattern)
+            pruned = choose(method, layer.read().clone(), stats, pattern, mask)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
@@ -80,8 +95,8 @@ def prune_layer(method: Baseline, layer: Layer, stats: LayerStats, pattern: Patt
 
 
 @torch.no_grad()
-def choose(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern) -> Pruned:
-    """Scores become a mask here; a solver brings its own. The method gets a copy of the weight."""
+def choose(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Pruned:
+    """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
     if isinstance(method, Scorer):
         score = method.score(weight, stats)
         if score.shape != weight.shape:
@@ -89,12 +104,18 @@ def choose(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern
         return Pruned(pattern.top(score))
     if isinstance(method, Solver):
         return method.solve(weight, stats, pattern)
-    raise NMBenchError(f"{type(method).__name__} is neither a Scorer nor a Solver.")
+    if isinstance(method, Refiner):
+        assert mask is not None
+        return method.refine(weight, stats, mask, pattern)
+    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
 
 
 def finished(layers: Mapping[str, Pruned], method: Baseline) -> PrunedModel:
-    """Drop the repaired weights where only the mask is wanted, and collect the notes."""
-    notes = {name: pruned.note for name, pruned in layers.items() if pruned.note}
+    """Drop the repaired weights where only the mask is wanted, and collect notes and mean figures."""
+    notes: dict[str, Any] = {name: pruned.note for name, pruned in layers.items() if pruned.note}
+    for figure in dict.fromkeys(name for pruned in layers.values() for name in pruned.figures):
+        values = [pruned.figures[figure] for pruned in layers.values() if figure in pruned.figures]
+        notes[figure] = round(sum(values) / len(values), 4)
     if isinstance(method, Solver) and method.mask_only:
         layers = {name: Pruned(pruned.mask) for name, pruned in layers.items()}
     return PrunedModel(layers, notes)

@@ -151,9 +151,8 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
     bench.dense.restore()  # whatever the learner left behind
     check_masks(masks, patterns, shapes(bench.bundle), job.label)
     task.settle()
-    return PrunedModel(
-        {name: Pruned(mask) for name, mask in masks.items()}, task.notes
-    ), task.checkpoints.earlier_seconds
+    pruned = {name: Pruned(mask.to(bench.bundle.device)) for name, mask in masks.items()}
+    return PrunedModel(pruned, task.notes), task.checkpoints.earlier_seconds
 
 
 def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, Any], cost: Cost) -> PrunedModel:
@@ -161,7 +160,9 @@ def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, An
     assert job.seed is not None
     windows = bench.pools[job.seed].calibration[: bench.spec.windows]
     report = bench.reporter(job.title, "prune")
-    return prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, job.label, cost, report)
+    init = job.contender.init.method if job.contender and job.contender.init else None
+    assert init is None or isinstance(init, Baseline)
+    return prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, job.label, cost, report, init)
 
 
 def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
@@ -179,7 +180,7 @@ def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, 
     masks = load_masks(path)
     if masks_digest(masks) != rows[0]["proof"]["masks_digest"]:
         raise NMBenchError(f"{path} does not hold the masks of its record; remove it and give the same command again.")
-    return {name: mask.to(bench.bundle.device) for name, mask in masks.items()}
+    return masks
 
 
 def evaluate(

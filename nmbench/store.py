@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,22 @@ FORMAT = "nmbench packed masks 1"
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step. Raises `CannotWrite` if the disk refuses, leaving the old file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` once it is whole and on disk.
+
+    Raises `CannotWrite` if the disk refuses; after that, and after any other exception, the old file is there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # mkstemp would hide the file from others
         try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
+            yield temporary
+            with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
@@ -39,17 +49,28 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> CannotWrite:
+def cannot_write(path: Path, error: Exception) -> CannotWrite:
     """One line for a full disk, a read-only folder, a path that is a file."""
+    reason = getattr(error, "strerror", None) or error
     return CannotWrite(
-        f"cannot write {path}: {error.strerror}. Nothing finished is lost; mend that and give the same command again."
+        f"cannot write {path}: {reason}. Nothing finished is lost; mend that and give the same command again."
     )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata as one safetensors file, atomically."""
-    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, safetensors.torch.save(ready, {name: json.dumps(value) for name, value in metadata.items()}))
+    """Write tensors and JSON metadata as one safetensors file, atomically. Raises `CannotWrite`."""
+    ready = {name: on_host(tensor.detach()) for name, tensor in tensors.items()}
+    about = {name: json.dumps(value) for name, value in metadata.items()}
+    with replacing(path) as temporary:
+        try:
+            safetensors.torch.save_file(ready, temporary, about)  # straight from memory: no second copy
+        except safetensors.SafetensorError as error:
+            raise cannot_write(path, error) from error
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy in host memory, which shares memory with no other tensor, as the format demands."""
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

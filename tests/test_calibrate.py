@@ -19,6 +19,7 @@ from nmbench_plugins.tiny import FAMILIES, TinyModel
 from reference import one_shot
 
 BOTH = Stat.INPUT_NORM | Stat.GRAM
+ALL = BOTH | Stat.DRIFT
 WINDOW = 24  # longer than the sliding windows of the tiny models
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
 
@@ -31,11 +32,12 @@ def random_windows(count: int = 6, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, WINDOW), generator=torch.Generator().manual_seed(seed))
 
 
-def expected(x: Tensor, windows: int) -> LayerStats:
-    """Statistics of inputs `[..., in]` in float64."""
+def expected(x: Tensor, windows: int, y: Tensor | None = None) -> LayerStats:
+    """Statistics of inputs `[..., in]`, and of their drift from those in the dense model, in float64."""
     flat = x.double().flatten(0, -2)  # [tokens, in]; OPT flattens what it gives its last layers itself
     norm = (flat.square().sum(0) / windows).sqrt()
-    return LayerStats(windows, len(flat), norm, 2 / windows * flat.T @ flat)
+    drift = None if y is None else 2 / windows * (y.double().flatten(0, -2) - flat).T @ flat
+    return LayerStats(windows, len(flat), norm, 2 / windows * flat.T @ flat, drift)
 
 
 def assert_close(got: LayerStats, wanted: LayerStats) -> None:
@@ -43,6 +45,9 @@ def assert_close(got: LayerStats, wanted: LayerStats) -> None:
     torch.testing.assert_close(got.input_norm.double(), wanted.input_norm, rtol=1e-5, atol=1e-6)
     scale = float(wanted.gram.abs().max())
     torch.testing.assert_close(got.gram.double(), wanted.gram, rtol=1e-4, atol=1e-5 * scale)
+    assert (got.drift is None) == (wanted.drift is None)
+    if wanted.drift is not None:
+        torch.testing.assert_close(got.drift.double(), wanted.drift, rtol=1e-4, atol=1e-5 * scale)
 
 
 def halve(layer: Layer) -> None:
@@ -120,6 +125,85 @@ def test_statistics_below_a_pruned_block(family):
             halve(layer)
 
 
+@families
+@pytest.mark.parametrize("sequential", [False, True])
+def test_drift_from_the_dense_model(family, sequential):
+    """The drift is that of a layer's inputs in the partly pruned model from its inputs in the dense one."""
+    bundle, windows = load(family), random_windows()
+    dense = one_shot.inputs(bundle.model, bundle.layers, windows)
+    for step in walk(bundle, windows, ALL, sequential):
+        plain = one_shot.inputs(bundle.model, step.stats, windows)
+        for name, got in step.stats.items():
+            assert_close(got, expected(plain[name], len(windows), dense[name]))
+        if step.index == 0 and not sequential:
+            assert not any(stats.drift.any() for stats in step.stats.values())
+        for layer in step.layers:
+            halve(layer)
+
+
+@families
+def test_statistics_of_a_sequential_walk(family):
+    """At every step of a sequential walk the layers before are pruned, and every layer has its turn once."""
+    bundle, windows = load(family), random_windows()
+    dense = one_shot.inputs(bundle.model, bundle.layers, windows)
+    visited = []
+    for step in walk(bundle, windows, BOTH, sequential=True):
+        plain = one_shot.inputs(bundle.model, step.stats, windows)
+        for layer in step.layers:
+            assert_close(step.stats[layer.name], expected(plain[layer.name], len(windows)))
+            changed = not torch.allclose(plain[layer.name], dense[layer.name], atol=1e-6)
+            assert changed or not visited or family == "gptneox"  # whose MLP reads what its attention reads
+            halve(layer)
+        visited += [layer.name for layer in step.layers]
+        assert step.last == ({layer.name for layer in bundle.block_layers(step.index)} <= set(visited))
+    assert sorted(visited) == sorted(bundle.layers)
+
+
+@pytest.mark.parametrize(
+    ("family", "turns"),
+    [
+        ("llama", ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"]),
+        ("gemma2", ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"]),
+        ("phi3", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
+        ("gpt2", ["c_attn", "c_proj", "c_fc", "c_proj"]),
+        ("gptneox", ["query_key_value dense_h_to_4h", "dense", "dense_4h_to_h"]),  # two norms of equal weights
+        ("opt", ["q_proj k_proj v_proj", "out_proj", "fc1", "fc2"]),
+    ],
+)
+def test_turns_of_a_sequential_walk(family, turns):
+    """Layers take turns in the order of execution, those with the same inputs together."""
+    steps = list(walk(load(family), random_windows(), BOTH, sequential=True))
+    found = [sorted(layer.name.split(".")[-1] for layer in step.layers) for step in steps]
+    assert found == 2 * [sorted(turn.split()) for turn in turns]
+    assert [step.index for step in steps] == [0] * len(turns) + [1] * len(turns)
+
+
+def test_blocks_without_layers_are_walked_as_well():
+    """A block that is left dense altogether is one empty step, and passes on what the blocks below are given."""
+    windows, part = random_windows(), load().without(["layers.0.*"])
+    for sequential in (False, True):
+        steps = list(walk(part, windows, ALL, sequential))
+        assert [layer for step in steps if step.index == 0 for layer in step.layers] == []
+        plain = one_shot.inputs(part.model, part.layers, windows)
+        for name, got in {n: s for step in steps for n, s in step.stats.items()}.items():
+            assert_close(got, expected(plain[name], len(windows), plain[name]))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("needs", [BOTH, ALL])
+def test_tokens_are_counted(needs, sequential):
+    """The tokens of all steps are those that went through the blocks, those kept dense included, after embedding."""
+    bundle, windows, told = load(), random_windows(), []
+    for block in bundle.blocks.values():
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs: told.append(args[0].shape[:2].numel()), with_kwargs=True
+        )
+    steps = list(walk(bundle, windows, needs, sequential))
+    tokens = windows.numel()
+    embedding, not_done = tokens * len(bundle.blocks), tokens  # nothing follows the last block
+    assert sum(step.block_tokens for step in steps) == sum(told) - embedding + not_done
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_batches_do_not_matter(family, monkeypatch):
     """Statistics are the same to rounding whether windows are walked one by one, in odd batches or all together."""
@@ -189,19 +273,22 @@ def test_skipped_layers_are_not_listened_to():
 
 
 @families
-def test_walk_leaves_no_trace(family):
+@pytest.mark.parametrize("sequential", [False, True])
+def test_walk_leaves_no_trace(family, sequential):
     """After a walk, hooks, cache flag, training flags, random state and weights are what they were."""
     bundle = load(family)
     before, digest = surroundings(bundle), bundle.digest()
-    for _ in walk(bundle, random_windows(), BOTH):
+    for _ in walk(bundle, random_windows(), ALL, sequential):
         assert hooks_of(bundle.model) == before[0]
         assert torch.is_grad_enabled() == before[4]
     assert surroundings(bundle) == before
     assert bundle.digest() == digest
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("needs", [BOTH, ALL])
 @pytest.mark.parametrize("block", [0, 1])
-def test_no_trace_after_an_exception_in_a_block(block):
+def test_no_trace_after_an_exception_in_a_block(block, needs, sequential):
     """When a block raises in the middle of a walk, hooks, flags and random state are restored all the same."""
     bundle = load()
 
@@ -211,7 +298,7 @@ def test_no_trace_after_an_exception_in_a_block(block):
     bundle.layers[f"model.layers.{block}.mlp.down_proj"].module.register_forward_pre_hook(fail)
     before = surroundings(bundle)
     with pytest.raises(OSError, match="out of luck"):
-        list(walk(bundle, random_windows(), BOTH))
+        list(walk(bundle, random_windows(), needs, sequential))
     assert surroundings(bundle) == before
 
 
@@ -288,13 +375,24 @@ def test_blocks_that_are_not_called_are_refused():
         list(walk(Bundle.of("toy", Stack(False, 1), None), random_windows(), BOTH))
 
 
+@pytest.mark.parametrize("dense", [None, 4])
+def test_tokens_without_a_counterpart_are_refused(dense):
+    """Drift is defined only for layers that are given the same tokens as in the dense model."""
+    gatherer = Gatherer(ALL, 8, torch.device("cpu"))
+    if dense:
+        gatherer.add_dense(torch.zeros(dense, 8))
+    with pytest.raises(NMBenchError, match=f"given 5 tokens where it is given {dense or 0} in the dense model"):
+        gatherer.add(torch.zeros(5, 8))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("needs", [Stat.INPUT_NORM, Stat.GRAM])
-def test_layers_that_no_token_reached_are_named(needs):
+def test_layers_that_no_token_reached_are_named(needs, sequential):
     """A layer that calibration never ran through is neither zeroed nor left dense in silence: it is an error."""
     model = TinyModel().load("llama").model
     model.model.layers[1].mlp.expert = nn.Linear(64, 64, bias=False)
     bundle = Bundle.of("acme", model, None)
     assert "model.layers.1.mlp.expert" in bundle.layers
     with pytest.raises(NMBenchError, match=r"no calibration token reached layer model.*\.mlp\.expert; .* --skip"):
-        list(walk(bundle, torch.arange(64).view(2, 32), needs))
+        list(walk(bundle, torch.arange(64).view(2, 32), needs, sequential))
     list(walk(bundle.without(["expert"]), torch.arange(64).view(2, 32), needs))

@@ -68,6 +68,15 @@ def test_losses_are_their_definition(family):
     torch.testing.assert_close(got.double(), reference_losses(model, windows), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_float32_logits_come_in_parts(monkeypatch, size):
+    """How many logits are there in float32 at once changes no bit of a loss."""
+    model, windows = load().model, text()[: 7 * WINDOW].view(7, WINDOW)
+    whole = window_losses(model, windows)
+    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 4 * size * (WINDOW - 1) * VOCABULARY)
+    assert torch.equal(window_losses(model, windows), whole)
+
+
 @quick
 @given(st.integers(1, 12), st.integers(0, 2**31))
 def test_batch_size_does_not_matter(batch, seed):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict
 from nmbench.learn import LearnTask, OnReport
+from nmbench.live import masked
 from nmbench.meter import Cost
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
@@ -117,6 +118,91 @@ def test_loss_is_that_of_the_masked_model(family):
         torch.testing.assert_close(task.loss(tokens).double(), -targets.mean(1), rtol=1e-5, atol=1e-5)
 
 
+@families
+def test_live_weights_are_dense(family):
+    """Opened without masks, the live weights are the dense ones; what was done to them is undone."""
+    task, dense = make(family), load(family)[1]
+    name = next(iter(task.layers))
+    with task.live_weights() as live:
+        assert task.bundle.digest() == dense.digest
+        live.apply({name: task.initial[name]})
+        assert torch.equal(live[name], torch.where(task.initial[name], task.dense[name], 0.0))
+    assert task.bundle.digest() == dense.digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_masking_is_where(dtype, rows):
+    """Masking, in whatever parts and memory, keeps every bit of the kept weights and leaves +0.0 elsewhere."""
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(1024, rows, generator=generator).to(dtype).t()
+    mask = torch.rand(rows, 1024, generator=generator) < 0.5
+    for dense in (weight, weight.contiguous()):
+        out = torch.full_like(dense, torch.nan)
+        masked(dense, mask, out)
+        assert torch.equal(out, torch.where(mask, dense, 0.0))
+        assert not out[~mask].signbit().any()
+
+
+# Provided weights
+
+
+@families
+def test_provided_weights_are_computed_with(family):
+    """Layers compute with the weights provided, each asked for once, in the model's order, and live weights stay."""
+    task, dense, tokens = make(family), load(family)[1], random_windows(3)
+    with task.masked_weights():
+        wanted = task.loss(tokens)
+    asked = []
+
+    def provider(name):
+        asked.append(name)
+        return task.dense[name].masked_fill(~task.initial[name], 0.0)
+
+    with task.live_weights() as live:
+        with live.provided(provider):
+            losses = task.loss(tokens)
+            assert task.bundle.digest() == dense.digest
+        torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=1e-5)
+        assert sorted(asked) == sorted(task.layers)
+        assert not torch.equal(task.loss(tokens), losses)  # dense again
+
+
+@families
+def test_one_buffer_serves_all_layers(family):
+    """A provided weight may be overwritten as soon as its layer is done."""
+    task, tokens = make(family), random_windows(3)
+    scratch = torch.empty(max(rows * inputs for rows, inputs in task.layers.values()))
+
+    def provider(name):
+        return scratch[: task.dense[name].numel()].view(task.layers[name]).copy_(task.dense[name])
+
+    with task.live_weights() as live:
+        wanted = task.loss(tokens)
+        with live.provided(provider):
+            torch.testing.assert_close(task.loss(tokens), wanted, rtol=1e-5, atol=1e-5)
+
+
+@families
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_provided_weights_after_an_exception(family, error):
+    """However the context is left, the layers compute with their own weights again, also those with other forwards."""
+    task = make(family)
+    layers = [layer.module for layer in task.bundle.layers.values()]
+    layers[0].forward = before = layers[0].forward  # as a library that patches modules leaves it
+
+    def provider(name):
+        raise error
+
+    try:
+        with task.live_weights() as live, pytest.raises(error), live.provided(provider):
+            task.loss(random_windows(1))
+        assert layers[0].forward is before
+        assert not any("forward" in vars(module) for module in layers[1:])
+    finally:
+        del layers[0].forward
+
+
 # Tokens
 
 
@@ -197,6 +283,14 @@ def test_forward_and_backward_tokens():
         gradient, weight.grad = weight.grad, None
     assert gradient.abs().sum() > 0
     assert task.settle() == Cost(forward_tokens=64, backward_tokens=16)
+
+
+def test_tokens_computed_elsewhere_are_counted():
+    """A learner that calls the model by itself says so, and its tokens count like the others."""
+    task = make()
+    task.count_forward(30)
+    task.loss(random_windows(2))
+    assert task.settle() == Cost(forward_tokens=46)
 
 
 def test_reading_the_selection_is_recorded():

@@ -10,18 +10,26 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.meter import Cost
-from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Scorer, Solver, Stat
+from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.prune import applied, apply, prune_one_shot
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.tiny import TinyModel
 from nmbench_plugins.wanda import Wanda
 
 TWO_FOUR = Pattern(2, 4)
 BAD = "model.layers.1.mlp.down_proj"  # the only layer of its block with 96 inputs
-methods = pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()], ids=lambda m: type(m).__name__)
+ALL = [
+    Magnitude(),
+    Wanda(),
+    SparseGPT(),
+    Swaps(dense_weight=0, sequential=False),
+    Swaps(dense_weight=1, sequential=True),
+]
+methods = pytest.mark.parametrize("method", ALL, ids=lambda m: type(m).__name__)
 both_needs = pytest.mark.parametrize("needs", [Stat.NONE, Stat.INPUT_NORM], ids=["no walk", "walk"])
 
 
@@ -36,16 +44,25 @@ def windows() -> Tensor:
 
 
 def prune(
-    method: Baseline, pattern: Pattern = TWO_FOUR, family: str = "llama", cost: Cost | None = None
+    method: Baseline,
+    pattern: Pattern = TWO_FOUR,
+    family: str = "llama",
+    cost: Cost | None = None,
+    init: Baseline | None = None,
 ) -> PrunedModel:
     """Prune a tiny model, and see to it that its weights are dense again, whatever happens."""
     bundle, dense = load(family)
     patterns = dict.fromkeys(bundle.layers, pattern)
+    init = init or start_of(method)
     try:
-        return prune_one_shot(bundle, dense, method, patterns, windows(), "acme", cost or Cost())
+        return prune_one_shot(bundle, dense, method, patterns, windows(), "acme", cost or Cost(), init=init)
     finally:
         assert bundle.digest() == dense.digest
         assert not any(module._forward_pre_hooks for module in bundle.model.modules())
+
+
+def start_of(method: Baseline) -> Baseline | None:
+    return Wanda() if isinstance(method, Refiner) else None
 
 
 def same_masks(a: PrunedModel, b: PrunedModel) -> bool:
@@ -74,6 +91,22 @@ def solver(solve: Callable[[Tensor, LayerStats, Pattern], Pruned], wants: Stat =
 
         def solve(self, weight: Tensor, stats: LayerStats, pattern: Pattern) -> Pruned:
             return solve(weight, stats, pattern)
+
+    return Acme()
+
+
+def refiner(
+    refine: Callable[[Tensor, Tensor], Pruned], wants: Stat = Stat.INPUT_NORM, in_turn: bool = False
+) -> Refiner:
+    """A refiner that does as told with weight and mask."""
+
+    @dataclass(frozen=True)
+    class Acme(Refiner):
+        needs = wants
+        sequential = in_turn
+
+        def refine(self, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Pruned:
+            return refine(weight, mask)
 
     return Acme()
 
@@ -164,7 +197,8 @@ def test_cost(method):
     cost = Cost()
     prune(method, cost=cost)
     tokens = 0 if method.needs is Stat.NONE else windows().numel()
-    assert cost == Cost(forward_tokens=2 * tokens, unique_tokens=tokens)
+    passes = 4 * 2 + 1 + 1 if method.sequential else 2  # four turns of both models, and a look at whose turn it is
+    assert cost == Cost(forward_tokens=passes * tokens, unique_tokens=tokens)
 
 
 @methods
@@ -181,6 +215,7 @@ def test_progress_ends_at_its_total(method):
         "acme",
         Cost(),
         lambda done, total: told.append((done, total)),
+        start_of(method),
     )
     total = 14 if method.needs is Stat.NONE else 2
     assert told == [(done, total) for done in range(1, total + 1)]
@@ -223,6 +258,76 @@ def test_method_sees_detached_weights():
 
     prune(scorer(score))
     assert seen == [False] * 14
+
+
+# Refiners
+
+
+@pytest.mark.parametrize("init", [Magnitude(), Wanda(), SparseGPT(), SparseGPT(mask_only=True)], ids=repr)
+def test_a_refiner_is_handed_the_initial_mask(init):
+    """What the initial method finds with the same statistics, on dense weights, is what a refiner starts from."""
+    bundle, _ = load()
+    handed = []
+
+    def keep(weight: Tensor, mask: Tensor) -> Pruned:
+        handed.append(mask.clone())
+        return Pruned(mask)
+
+    pruned = prune(refiner(keep, Stat.NONE), init=init)
+    assert not pruned.weights_changed
+    assert all(map(torch.equal, handed, pruned.masks.values()))
+    first_block = [name for name, layer in bundle.layers.items() if layer.block == 0]
+    alone = prune(init)
+    assert all(torch.equal(pruned.masks[name], alone.masks[name]) for name in first_block)
+    if isinstance(init, Scorer):
+        assert same_masks(pruned, alone)
+
+
+def test_a_broken_initial_mask_is_blamed_on_its_method():
+    """An initial mask that is not strict is refused before the refiner sees it, naming where it comes from."""
+    broken = solver(lambda weight, *_: Pruned(torch.ones_like(weight, dtype=torch.bool)))
+    with pytest.raises(NotStrict, match=r"^acme@init broke 2:4 in model.layers.0.self_attn.q_proj"):
+        prune(refiner(lambda weight, mask: pytest.fail("was called")), init=broken)
+
+
+def test_a_refiner_that_breaks_the_pattern_is_refused():
+    """A refined mask is checked like any other."""
+    with pytest.raises(NotStrict, match=r"^acme broke 2:4 in"):
+        prune(refiner(lambda weight, mask: Pruned(~mask.roll(1, dims=1) | mask)))
+
+
+def test_sequential_statistics():
+    """A sequential method sees what the layers before in the block have become, another does not."""
+    seen = []
+
+    def sums(keep_first: bool, in_turn: bool) -> list[float]:
+        norms: list[float] = []
+
+        @dataclass(frozen=True)
+        class Acme(Solver):
+            needs = Stat.INPUT_NORM
+            sequential = in_turn
+
+            def solve(self, weight: Tensor, stats: LayerStats, pattern: Pattern) -> Pruned:
+                norms.append(float(stats.input_norm.sum()))
+                return Pruned(TWO_FOUR.top(weight.abs() if keep_first else -weight.abs()))
+
+        prune(Acme())
+        return norms
+
+    seen = [[sums(keep_first, in_turn)[:7] for keep_first in (True, False)] for in_turn in (False, True)]
+    assert seen[0][0] == seen[0][1] != seen[1][0]
+    assert [a == b for a, b in zip(*seen[1], strict=True)] == [True] * 3 + [False] * 4  # q, k, v have dense inputs
+
+
+def test_figures_are_averaged_over_layers():
+    """A figure of several layers reaches the notes as the mean over those that gave it."""
+    given = iter([{"a": 1.0}, {"a": 2.0, "b": 5.0}, *[{}] * 12])
+
+    def noted(weight: Tensor, mask: Tensor) -> Pruned:
+        return Pruned(mask, figures=next(given))
+
+    assert prune(refiner(noted)).notes == {"a": 1.5, "b": 5.0}
 
 
 # What is refused, and where
@@ -289,7 +394,7 @@ def test_neither_scorer_nor_solver():
     class Odd(Baseline):
         pass
 
-    with pytest.raises(NMBenchError, match="Odd is neither a Scorer nor a Solver"):
+    with pytest.raises(NMBenchError, match="Odd is neither a Scorer, a Solver nor a Refiner"):
         prune(Odd())
 
 

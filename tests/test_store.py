@@ -4,11 +4,12 @@ import errno
 import os
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
 from nmbench.store import (
     FileCheckpoints,
@@ -270,6 +271,20 @@ def test_corrupt_checkpoint_is_refused(folder, data):
     with pytest.raises(NMBenchError, match=r"cannot read .*c\.safetensors: .*Remove it and run again") as caught:
         FileCheckpoints(path, "job 1").load()
     one_line(caught)
+
+
+def test_disk_that_fills_up_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch):
+    """A disk that is full before all tensors are written leaves the last checkpoint in force, and no other file."""
+    checkpoints = FileCheckpoints(tmp_path / "c.safetensors", "job 1")
+    checkpoints.save({"step": 1})
+    error = safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", refuse(error))
+        with pytest.raises(CannotWrite, match=r"cannot write .*c\.safetensors: I/O error: No space left") as caught:
+            checkpoints.save({"step": 2, "logits": torch.zeros(3)})
+    one_line(caught)
+    assert checkpoints.load() == {"step": 1}
+    assert os.listdir(tmp_path) == ["c.safetensors"]
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):

@@ -64,6 +64,21 @@ CASES = {
     "same label twice": (["--method", "wanda", "--method", "wanda"], 1, ["LABEL=NAME"]),
     "label dense": (["--method", "dense=wanda"], 1, ["'dense' is the reference row"]),
     "a learner as init": (["--method", "maskpro", "--set", "maskpro.init=maskpro"], 1, ["one-shot method"]),
+    "a learner to be refined": (
+        ["--method", "swaps", "--set", "swaps.init=maskpro"],
+        1,
+        ["swaps.init", "one-shot method"],
+    ),
+    "a refiner to be refined": (
+        ["--method", "swaps", "--set", "swaps.init=swaps"],
+        1,
+        ["option swaps.init must name a scorer or a solver; 'swaps' is a refiner itself"],
+    ),
+    "nothing to be refined": (
+        ["--method", "swaps", "--set", "swaps.init=wand"],
+        1,
+        ["unknown method 'wand'", "'wanda'"],
+    ),
     "pattern beyond a method": (
         ["--method", "maskpro", "--pattern", "2:64"],
         1,

@@ -268,13 +268,37 @@ def test_a_learner_may_start_from_another_method(nmbench, small, records, tmp_pa
     assert rows["maskpro@init"]["proof"]["masks_digest"] == rows[init]["proof"]["masks_digest"]
 
 
+def test_a_learner_may_start_from_a_refined_mask(nmbench, small, records, tmp_path):
+    """A refined mask is an initial mask like any other: that of the refiner with its default options."""
+    result = nmbench("run", *small, "--set", "maskpro.init=swaps", "--method", "swaps", "--method", "wanda")
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert list(rows) == ["dense", "maskpro@init", "maskpro", "swaps", "wanda"]  # none for what swaps starts from
+    assert rows["maskpro@init"]["options"] == rows["swaps"]["options"]
+    assert rows["maskpro@init"]["proof"]["masks_digest"] == rows["swaps"]["proof"]["masks_digest"]
+    assert rows["swaps"]["proof"]["masks_digest"] != rows["wanda"]["proof"]["masks_digest"]
+    assert 0 < rows["swaps"]["notes"]["error_fall"] < 1
+
+
+def test_any_one_shot_mask_can_be_refined(nmbench, small, records, tmp_path):
+    """Swaps start from the mask of a scorer or a solver; each has a row and a digest of its own."""
+    labels = [flag for name in ("magnitude", "sparsegpt") for flag in ("--method", f"{name[0]}=swaps")]
+    settings = ["--set", "m.init=magnitude", "--set", "s.init=sparsegpt", "--set", "s.sequential=false"]
+    result = nmbench("run", *small[: small.index("--set")], "--out", "out", *labels, *settings)
+    assert result.exit_code == 0, result.output
+    rows = records(tmp_path / "out")[1:]
+    assert [row["options"]["init"] for row in rows] == ["magnitude", "sparsegpt"]
+    assert [row["weights_changed"] for row in rows] == [False, False]
+    assert len({row["proof"]["masks_digest"] for row in rows}) == 2
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gptneox", "gemma2", "gemma3", "qwen3", "phi3", "mistral"])
 def test_every_architecture_runs_end_to_end(nmbench, small, records, tmp_path, family):
-    """Solver and scorer prune every family of small models, and the dense row is the same model."""
+    """Solver, scorer and refiner prune every family of small models, and the dense row is the same model."""
     flags = [flag.replace("tiny:llama", f"tiny:{family}") for flag in small[: small.index("--set")]]
-    result = nmbench("run", *flags, "--out", "out", "--method", "wanda", "--method", "sparsegpt")
+    result = nmbench("run", *flags, "--out", "out", "--method", "wanda", "--method", "sparsegpt", "--method", "swaps")
     assert result.exit_code == 0, result.output
-    assert [row["status"] for row in records(tmp_path / "out")] == ["ok"] * 3
+    assert [row["status"] for row in records(tmp_path / "out")] == ["ok"] * 4
 
 
 def test_global_random_state_is_left_alone(nmbench, small):

@@ -1,4 +1,7 @@
-"""The logits of all layers, one flat matrix per pattern, so that a step is a handful of large operations."""
+"""The logits of all layers, one flat matrix per pattern, so that a step is a handful of large operations.
+
+Where `sequential` suits, a draw leaves its gradient behind, and the matrix lies in memory column by column.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,8 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench_plugins.maskpro import policy
-
-GREEDY_GROUPS = 2**20  # sorted at once
+from nmbench_plugins.maskpro import policy, sequential
+from nmbench_plugins.maskpro.groups import check_logits
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,32 @@ class Logits:
     def __init__(self, task: nmbench.LearnTask, flat: dict[nmbench.Pattern, Tensor]) -> None:
         self.task = task
         self.flat = flat
+        self.gradients: dict[nmbench.Pattern, Tensor] = {}  # [groups, group], of log P of the last mask drawn
 
     @classmethod
     def prior(cls, task: nmbench.LearnTask, prior: float) -> Logits:
         """`prior` where the initial mask keeps a weight, 0 elsewhere."""
         logits = cls(task, {})
-        logits.flat = {p: masks.float().mul_(prior) for p, masks in logits._flattened(task.initial).items()}
+        for pattern, masks in logits._flattened(task.initial).items():
+            flat = masks.float().mul_(prior)
+            if sequential.suits(pattern.keep, pattern.group, flat.device):
+                flat = by_columns(flat)
+                logits.gradients[pattern] = torch.empty_like(flat)
+            logits.flat[pattern] = flat
         return logits
+
+    def reset(self, masks: Mapping[str, Tensor], prior: float) -> None:
+        """`prior` where `masks` keep a weight, 0 elsewhere, in place."""
+        for pattern, flat in self._flattened(masks).items():
+            self.flat[pattern].copy_(flat).mul_(prior)
 
     def draw(self, generator: torch.Generator) -> Drawn:
         """Draw a mask from the policy."""
-        return self._drawn({p: policy.sample(logits, p.keep, generator) for p, logits in self.flat.items()})
+        return self._drawn({pattern: self._sample(pattern, generator) for pattern in self.flat})
 
     def greedy(self) -> dict[str, Tensor]:
         """The most likely mask: the `keep` largest logits of every group, by layer, in memory of its own."""
-        parts = {p: [p.top(part) for part in logits.split(GREEDY_GROUPS)] for p, logits in self.flat.items()}
-        return dict(self._drawn({p: torch.cat(masks) for p, masks in parts.items()}).by_layer)
+        return dict(self._drawn({p: policy.greedy(logits, p.keep) for p, logits in self.flat.items()}).by_layer)
 
     def log_prob(self, masks: Mapping[str, Tensor]) -> float:
         """Mean over all groups of log P(masks)."""
@@ -53,16 +65,27 @@ class Logits:
         return total / sum(len(logits) for logits in self.flat.values())
 
     def step(self, drawn: Drawn, scale: float) -> None:
-        """logits += scale * grad log P(drawn)."""
+        """logits += scale * grad log P(drawn), the mask that was drawn last."""
         for pattern, logits in self.flat.items():
-            logits.add_(policy.grad_log_prob(logits, drawn.by_pattern[pattern]), alpha=scale)
+            gradient = self.gradients.get(pattern)
+            if gradient is None:
+                gradient = policy.grad_log_prob(logits, drawn.by_pattern[pattern])
+            logits.add_(gradient, alpha=scale)
+
+    def _sample(self, pattern: nmbench.Pattern, generator: torch.Generator) -> Tensor:
+        logits = self.flat[pattern]
+        if pattern not in self.gradients:
+            return policy.sample(logits, pattern.keep, generator)
+        check_logits(logits, pattern.keep)
+        return sequential.draw(logits, pattern.keep, generator, self.gradients[pattern])
 
     def _flattened(self, masks: Mapping[str, Tensor]) -> dict[nmbench.Pattern, Tensor]:
         """The masks of all layers as bool `[groups, group]` by pattern, in the order of the task's layers."""
         parts: dict[nmbench.Pattern, list[Tensor]] = {}
         for name in self.task.layers:
             pattern = self.task.pattern[name]
-            parts.setdefault(pattern, []).append(masks[name].reshape(-1, pattern.group))  # [groups of the layer, group]
+            mask = masks[name].to(self.task.bundle.device)
+            parts.setdefault(pattern, []).append(mask.reshape(-1, pattern.group))  # [groups of the layer, group]
         return {pattern: torch.cat(layers) for pattern, layers in parts.items()}
 
     def _drawn(self, masks: dict[nmbench.Pattern, Tensor]) -> Drawn:
@@ -82,3 +105,8 @@ class Logits:
     def load(self, saved: Mapping[str, Any]) -> None:
         for pattern, logits in self.flat.items():
             logits.copy_(saved[f"logits {pattern}"])
+
+
+def by_columns(rows: Tensor) -> Tensor:
+    """The same matrix `[n, group]` in other memory, one column after the other."""
+    return torch.empty(rows.shape[::-1], dtype=rows.dtype, device=rows.device).t().copy_(rows)

@@ -47,6 +47,20 @@ def sample(logits: Tensor, keep: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
+def greedy(logits: Tensor, keep: int) -> Tensor:
+    """Return the most likely mask, the `keep` largest logits of every group; equal logits: lower index wins.
+
+    logits [..., group] -> bool [..., group]. Raises NMBenchError as `sample` does.
+    """
+    rows = check_logits(logits, keep)
+    mask = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
+    out = mask.view(rows.shape)
+    for part in chunks(rows):
+        _store_columns(out[part], draws.top(columns(rows[part], working_dtype(logits)), keep))
+    return mask
+
+
+@torch.no_grad()
 def log_prob(logits: Tensor, mask: Tensor) -> Tensor:
     """Return log P(mask) of every group: logits and bool mask [..., group] -> [...], in the logits' dtype.
 

@@ -1,8 +1,10 @@
-"""Held-out windows choose the mask, other held-out windows confirm that it is better than the initial one.
+"""Held-out windows choose the mask, notice when learning drifts, and other held-out windows confirm the choice.
 
 The selection windows are split in two halves. The learner looks at the first half now and then and keeps the greedy
-mask with the lowest loss. At the end the second half, not looked at before, must say that this mask is better than
-the initial one: the one-sided 95 % bound of the paired difference must not be above zero.
+mask with the lowest loss. It has drifted when the greedy mask is clearly worse than the best one, or when the policy
+hardly draws the best one any more: then it goes back there with its step size halved. At the end the second half, not
+looked at before, must confirm the best mask: the one-sided 95 % bound of the paired difference to the initial mask must
+not be above a tolerance.
 """
 
 from __future__ import annotations
@@ -11,64 +13,118 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import nmbench
+from nmbench_plugins.maskpro.engine import Engine
+from nmbench_plugins.maskpro.packed import Masks, Packed
 
 ONE_SIDED_95 = 1.645  # standard errors
+PATIENCE = 3  # looks one after the other that find the mask clearly worse
+AT_ONCE_NATS = 0.5  # a rise that needs no second look
+FORGOTTEN_NATS = 1.0  # fall of the mean log P of the best mask
+HALVINGS = 6  # of the step size; the drift after that ends learning
 
 
 class Watch:
     """Keeps the best greedy mask of a learner; `notes` tells the record what it saw."""
 
-    def __init__(self, task: nmbench.LearnTask, live: Any) -> None:
+    def __init__(self, task: nmbench.LearnTask, engine: Engine, initial: Packed, tolerance_nats: float) -> None:
         half = len(task.selection) // 2
-        self.task = task
-        self.live = live
-        self.looked_at, self.unseen = task.selection[:half], task.selection[half:]
         if half < 2:
             raise nmbench.NMBenchError(f"{task.who} needs at least 4 selection windows; raise --selection-tokens.")
-        self.best = {name: mask.clone() for name, mask in task.initial.items()}
+        self.task = task
+        self.engine = engine
+        self.tolerance_nats = tolerance_nats
+        self.looked_at, self.unseen = task.selection[:half], task.selection[half:]
+        self.best = self.initial = initial
         self.best_step = 0
-        self.curve: list[tuple[int, float]] = []
+        self.best_losses = torch.zeros(0, dtype=torch.float64)  # [half], on the windows looked at
+        self.initial_log_prob = 0.0  # mean over groups, of the policy that learning starts from
+        self.initial_loss = 0.0
+        self.worse = 0  # looks one after the other
+        self.drifts: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
 
-    def look(self, step: int, masks: Mapping[str, Tensor]) -> float:
-        """Measure a greedy mask on the first half, and keep it if it is the best so far; returns its mean loss."""
-        if not self.curve:
-            self.curve.append((0, float(self.losses(self.task.initial, self.looked_at).mean())))
-        loss = float(self.losses(masks, self.looked_at).mean())
-        if loss < min(value for _, value in self.curve):
-            self.best, self.best_step = {name: mask.clone() for name, mask in masks.items()}, step
-        self.curve.append((step, loss))
-        self.task.report(step, masks=masks, held_out=loss, gained=self.curve[0][1] - min(v for _, v in self.curve))
-        return loss
+    def start(self) -> None:
+        """Measure the initial mask, which the engine starts from."""
+        self.best_losses = self.losses(self.looked_at)
+        self.initial_loss = float(self.best_losses.mean())
+        self.initial_log_prob = self.engine.log_prob(self.best)
 
-    def verdict(self, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def look(self, step: int, masks: Masks) -> dict[str, float]:
+        """Measure the greedy mask, keep it if it is the best so far, go back to the best if it has drifted."""
+        losses = self.losses(self.looked_at)
+        loss = float(losses.mean())
+        if loss < float(self.best_losses.mean()):
+            self.best, self.best_step, self.best_losses = Packed(masks, self.best.device), step, losses
+        log_prob = self.engine.log_prob(self.best)
+        gained = self.initial_loss - float(self.best_losses.mean())
+        self.task.report(step, masks=masks, held_out=loss, gained=gained)
+        if reason := self.drift(losses - self.best_losses, log_prob):
+            self.go_back(step, loss, reason)
+        return {"held_out": loss, "log_prob_best": log_prob}
+
+    def drift(self, rise: Tensor, log_prob: float) -> str:
+        """Why learning has drifted, given the losses above the best ones, or nothing."""
+        least = float(rise.mean()) - ONE_SIDED_95 * standard_error(rise)
+        self.worse = 0 if least <= self.tolerance_nats else self.worse + 1  # NaN is worse
+        if self.worse >= PATIENCE or not least <= AT_ONCE_NATS:
+            return f"held-out loss {float(rise.mean()):.4f} nats above the best"
+        if log_prob < self.initial_log_prob - FORGOTTEN_NATS:
+            return f"mean log P of the best mask fell from {self.initial_log_prob:.3f} to {log_prob:.3f}"
+        return ""
+
+    def go_back(self, step: int, loss: float, reason: str) -> None:
+        """Restart from the best mask with half the step size."""
+        learning_rate = self.engine.figures().learning_rate / 2
+        self.engine.restart(self.best, learning_rate)
+        self.worse = 0
+        self.drifts.append({"step": step, "why": reason, "back_to": self.best_step, "learning_rate": learning_rate})
+        self.task.report(step, held_out=loss, back_to=self.best_step, learning_rate=learning_rate)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the step size was halved so often that going on is of no use."""
+        return len(self.drifts) > HALVINGS
+
+    def verdict(self) -> Masks:
         """The best mask if the unseen half confirms it, else the initial one."""
-        with self.task.masked_weights() as self.live:
-            difference = self.losses(self.best, self.unseen) - self.losses(self.task.initial, self.unseen)
+        difference = self.losses(self.unseen, self.best) - self.losses(self.unseen, self.initial)
         mean = float(difference.mean())
-        bound = mean + ONE_SIDED_95 * float(difference.std()) / math.sqrt(len(difference))
-        confirmed = self.best_step > 0 and bound <= 0
+        bound = mean + ONE_SIDED_95 * standard_error(difference)
+        confirmed = self.best_step > 0 and bound <= self.tolerance_nats
         self.notes = {
             "returned": "learnt" if confirmed else "initial",
             "best_step": self.best_step,
-            "confirmation": {"nats": mean, "one_sided_95_bound": bound, "windows": len(difference)},
+            "drifts": self.drifts,
+            "confirmation": {
+                "nats": mean,
+                "one_sided_95_bound": bound,
+                "tolerance_nats": self.tolerance_nats,
+                "windows": len(difference),
+            },
         }
-        return self.best if confirmed else self.task.initial
+        return self.best if confirmed else self.initial
 
-    def losses(self, masks: Mapping[str, Tensor], windows: Tensor) -> Tensor:
-        """Per-window losses of the model under `masks`, float64 `[windows]`."""
-        self.live.apply(masks)
-        return self.task.loss(windows).double()
+    def losses(self, windows: Tensor, masks: Masks | None = None) -> Tensor:
+        """Per-window losses under `masks` or the greedy mask, float64 `[windows]` on the CPU."""
+        return self.engine.losses(windows, masks).double().cpu()
 
     def to_save(self) -> dict[str, Any]:
-        masks = {f"best {name}": mask for name, mask in self.best.items()}
-        return {**masks, "best_step": self.best_step, "curve": self.curve}
+        figures = {name: getattr(self, name) for name in SAVED}
+        return {**self.best.to_save("best"), **{f"watch {name}": value for name, value in figures.items()}}
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
+    def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        if saved:
-            self.best = {name: saved[f"best {name}"].to(mask.device) for name, mask in self.best.items()}
-            self.best_step, self.curve = saved["best_step"], [(step, loss) for step, loss in saved["curve"]]
+        self.best = self.initial.with_bits("best", saved)
+        for name in SAVED:
+            setattr(self, name, saved[f"watch {name}"])
+
+
+SAVED = ("best_step", "best_losses", "initial_log_prob", "initial_loss", "worse", "drifts")
+
+
+def standard_error(values: Tensor) -> float:
+    return float(values.std()) / math.sqrt(len(values))

@@ -1,8 +1,6 @@
 """Laws of the MaskPro learner (arXiv 2506.12876): its update, its resumption, and the guard against worse masks."""
 
-import functools
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.learn import CheckpointStore, LearnTask
@@ -21,113 +18,57 @@ from nmbench.models import Bundle, DenseWeights
 from nmbench.options import build
 from nmbench.pattern import Pattern
 from nmbench.store import FileCheckpoints, MemoryCheckpoints
-from nmbench_plugins.maskpro import MaskPro, policy
+from nmbench_plugins.maskpro import MaskPro, training
+from nmbench_plugins.maskpro.tracker import Rule, Tracker
 from nmbench_plugins.tiny import TinyModel
-from reference import policy as reference
+from reference import maskpro as reference
+from reference.planted import (
+    FOUR_EIGHT,
+    LENGTH,
+    TWO_FOUR,
+    Planted,
+    cycles,
+    equal,
+    loss_of,
+    make,
+    planted,
+    record_draws,
+    weakest,
+)
 
-VOCABULARY = 16
-LENGTH = 12
-TWO_FOUR, FOUR_EIGHT = Pattern(2, 4), Pattern(4, 8)
 LEARNS = {"steps": 150, "prior": 1.0, "minibatch": 4, "check_every": 25, "checkpoint_every": 50}  # enough for the toy
 quick = settings(max_examples=20, deadline=None)
-
-
-class Planted(nn.Module):
-    """Predicts the next token of a cycle through two linear layers; its large weights are all that it needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.blocks = nn.ModuleList([nn.Linear(VOCABULARY, VOCABULARY, bias=False) for _ in range(2)])
-        self.head = nn.Linear(VOCABULARY, VOCABULARY, bias=False)
-        self.head.weight = nn.Parameter(torch.eye(VOCABULARY))
-        for block, shift in zip(self.blocks, (1, 0), strict=True):
-            noise = 0.1 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)
-            block.weight = nn.Parameter(noise + 2.5 * torch.eye(VOCABULARY).roll(shift, 0))
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        hidden = F.one_hot(input_ids, VOCABULARY).to(self.head.weight.dtype)
-        for block in self.blocks:
-            hidden = block(hidden)
-        return SimpleNamespace(logits=self.head(hidden))
-
-
-@functools.cache
-def planted() -> tuple[Bundle, DenseWeights]:
-    bundle = Bundle.of("planted", Planted(), None)
-    return bundle, DenseWeights(bundle)
-
-
-def cycles(count: int, step: int = 1, length: int = LENGTH) -> Tensor:
-    """Windows that count up by `step`, from every start in turn; the model knows step 1 only."""
-    return (torch.arange(count)[:, None] + step * torch.arange(length)) % VOCABULARY
-
-
-def weakest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
-    """The worst masks: the smallest weights of every group are kept."""
-    return {name: patterns[name].top(-layer.read().abs()) for name, layer in bundle.layers.items()}
-
-
-def make(
-    pool: Tensor | None = None,
-    selection: Tensor | None = None,
-    store: CheckpointStore | None = None,
-    patterns: tuple[Pattern, Pattern] = (TWO_FOUR, TWO_FOUR),
-    seed: int = 0,
-    on_report: Any = lambda *event: None,
-) -> LearnTask:
-    """A learning task on the planted model, from the worst masks."""
-    bundle, dense = planted()
-    by_layer = dict(zip(bundle.layers, patterns, strict=True))
-    pool = cycles(32) if pool is None else pool
-    selection = cycles(16) if selection is None else selection
-    store = store or MemoryCheckpoints()
-    initial = weakest(bundle, by_layer)
-    return LearnTask(bundle, dense, by_layer, initial, pool, selection, seed, store, "acme", on_report)
-
-
-def loss_of(task: LearnTask, masks: Mapping[str, Tensor], windows: Tensor) -> float:
-    """Mean cross-entropy of the planted model under `masks`, float64, written out."""
-    hidden = F.one_hot(windows, VOCABULARY).double()
-    for name in task.layers:
-        hidden = hidden @ (task.dense[name].double() * masks[name]).t()
-    return float(F.cross_entropy(hidden[:, :-1].reshape(-1, VOCABULARY), windows[:, 1:].reshape(-1)))
-
-
-def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # The update
 
 
 @pytest.mark.parametrize("patterns", [(TWO_FOUR, TWO_FOUR), (FOUR_EIGHT, FOUR_EIGHT), (TWO_FOUR, FOUR_EIGHT)])
-def test_steps_are_the_papers(patterns):
-    """Without normalising, shuffling and selecting, logits follow the published update with an exact gradient."""
-    method = MaskPro(steps=5, learning_rate=3.0, prior=2.0, minibatch=3, shuffle=False, normalise=False, select=False)
-    store = MemoryCheckpoints()
-    learnt = method.learn(make(store=store, patterns=patterns, seed=4))
-    task, generator, delta = make(patterns=patterns), torch.Generator().manual_seed(4), 0.0
-    distinct = list(dict.fromkeys(patterns))
-    groups = {p: [n for n in task.layers if task.pattern[n] == p] for p in distinct}
-    logits = {p: torch.cat([2.0 * task.initial[n].view(-1, p.group) for n in groups[p]]).double() for p in distinct}
-    for step in range(5):
-        windows = task.pool[torch.arange(3 * step, 3 * step + 3) % len(task.pool)]
-        drawn = {p: policy.sample(logits[p].float(), p.keep, generator) for p in distinct}
-        masks = {}
-        for p in distinct:
-            parts = drawn[p].split([task.dense[n].numel() // p.group for n in groups[p]])
-            masks |= {n: part.reshape(task.layers[n]) for n, part in zip(groups[p], parts, strict=True)}
-        residual = loss_of(task, masks, windows) - loss_of(task, task.initial, windows)
-        delta = 0.99 * delta + 0.01 * residual
-        for p in distinct:
-            logits[p] -= 3.0 * (residual - delta) * reference.grad_log_prob(logits[p], drawn[p])
+@pytest.mark.parametrize("options", [{"learning_rate": "3", "prior": "2"}, {}])
+def test_preset_paper_takes_the_papers_steps(monkeypatch, patterns, options):
+    """50 steps of the preset are the published ones, minibatch after minibatch, computed from the formulas alone."""
+    small = {"steps": "50", "window_tokens": str(LENGTH), "pool_windows": "30", "minibatch": "4"}
+    method = build(MaskPro, {"preset": "paper", **small, **options}, "acme")
+    draws, store = record_draws(monkeypatch), MemoryCheckpoints()
+    task = make(store=store, patterns=patterns, seed=4)
+    learnt = method.learn(task)
+
+    def loss(step: int, masks: dict) -> float:
+        windows = task.pool[torch.arange(4 * step, 4 * step + 4) % 30]
+        return loss_of(task, {name: mask.view(task.layers[name]) for name, mask in masks.items()}, windows)
+
+    def grouped(masks: dict) -> dict:
+        return {name: mask.reshape(-1, task.pattern[name].group) for name, mask in masks.items()}
+
+    masks = [grouped(drawn) for drawn in draws]
+    logits, delta = reference.learn(grouped(task.initial), masks, loss, method.learning_rate, method.prior)
     saved = store.load()
-    for p in distinct:
-        torch.testing.assert_close(saved[f"logits {p}"].double(), logits[p], rtol=1e-4, atol=1e-4)
-        assert (logits[p] - logits[p].round()).abs().max() > 0.01  # something was learnt
+    for pattern in set(patterns):
+        wanted = torch.cat([logits[name] for name in task.layers if task.pattern[name] == pattern])
+        torch.testing.assert_close(saved[f"logits {pattern}"].double(), wanted, rtol=1e-3, atol=1e-3)
+        assert not options or not torch.equal(wanted, wanted.round())  # something was learnt
     assert saved["baseline"] == pytest.approx(delta, abs=1e-5)
-    assert all((task.pattern[name].kept(mask) == task.pattern[name].keep).all() for name, mask in learnt.items())
+    assert equal(learnt, {n: task.pattern[n].top(logits[n].view(task.layers[n])) for n in task.layers})
 
 
 @quick
@@ -157,16 +98,10 @@ def test_constant_losses_move_nothing(normalise):
 def test_normalised_steps_do_not_depend_on_the_scale_of_the_loss():
     """With `normalise`, the first advantage is the sign of the first residual, whatever its size."""
     for residual in (1e-3, -7.0):
-        state = SimpleNamespace(step=0, baseline=0.0, mean_square=0.0)
-        advantage = state_advantage(state, residual, MaskPro())
-        assert advantage == pytest.approx(1 if residual > 0 else -1)
-        assert state.baseline == pytest.approx(0.01 * residual)
-
-
-def state_advantage(state: SimpleNamespace, residual: float, method: MaskPro) -> float:
-    from nmbench_plugins.maskpro.learner import State
-
-    return State.advantage(state, residual, method, "acme")
+        tracker = Tracker(Rule(learning_rate=2.0, prior=1.0, decay=0.99, normalise=True), torch.device("cpu"))
+        tracker.take(torch.full((3,), 1.0 + residual), torch.ones(3))
+        assert float(tracker.scale) == pytest.approx(-2 if residual > 0 else 2)
+        assert tracker.figures().baseline == pytest.approx(0.01 * residual, rel=1e-3)
 
 
 # Learning
@@ -186,15 +121,15 @@ def test_planted_problem_is_solved():
 
 
 @quick
-@given(st.integers(0, 16), st.integers(0, 2**31), st.booleans())
-def test_selected_mask_is_never_worse(unlike, seed, shuffle):
-    """Whatever the held-out windows, the mask returned is not worse on their unseen half than the initial one."""
+@given(st.integers(0, 16), st.integers(0, 2**31), st.booleans(), st.sampled_from([1.0, 1000.0]))
+def test_selected_mask_is_not_worse(unlike, seed, shuffle, learning_rate):
+    """Whatever the held-out windows and the step size, the mask returned is not worse on their unseen half."""
     likes, unlikes = cycles(16)[unlike:], cycles(16, step=3)[:unlike]
     selection = torch.cat([likes, unlikes])[torch.randperm(16, generator=torch.Generator().manual_seed(seed))]
     task = make(selection=selection, seed=seed)
-    learnt = MaskPro(**{**LEARNS, "steps": 50}, shuffle=shuffle).learn(task)
+    learnt = MaskPro(**{**LEARNS, "steps": 50}, shuffle=shuffle, learning_rate=learning_rate).learn(task)
     unseen = selection[8:]
-    assert loss_of(task, learnt, unseen) <= loss_of(task, task.initial, unseen) + 1e-6
+    assert loss_of(task, learnt, unseen) <= loss_of(task, task.initial, unseen) + 0.005 + 1e-6
     assert equal(learnt, task.initial) == (task.notes["returned"] == "initial")
 
 
@@ -204,7 +139,7 @@ def test_unconfirmed_mask_is_not_returned():
     learnt = MaskPro(**LEARNS).learn(task)
     assert task.notes["best_step"] > 0
     assert task.notes["log"][-1]["held_out"] < loss_of(task, task.initial, cycles(8))
-    assert task.notes["confirmation"]["one_sided_95_bound"] > 0
+    assert task.notes["confirmation"]["one_sided_95_bound"] > 0.005
     assert task.notes["returned"] == "initial"
     assert equal(learnt, task.initial)
 
@@ -236,6 +171,38 @@ def test_unique_tokens(pool_windows, steps, unique):
     assert task.settle().unique_tokens == unique * LENGTH
 
 
+def test_record_says_what_happened():
+    """The notes hold engine, steps, best step, share of groups changed, held-out curve, drifts and confirmation."""
+    task = make()
+    MaskPro(**LEARNS).learn(task)
+    notes = task.notes
+    assert (notes["engine"], notes["steps"]) == ("torch (the device is cpu)", 150)
+    assert [entry["step"] for entry in notes["log"]] == list(range(25, 151, 25))
+    assert notes["best_step"] in [entry["step"] for entry in notes["log"]]
+    assert min(entry["held_out"] for entry in notes["log"]) == notes["log"][notes["best_step"] // 25 - 1]["held_out"]
+    assert notes["drifts"] == []
+    assert notes["confirmation"]["one_sided_95_bound"] <= 0.005
+
+
+def test_drifting_learner_gives_up():
+    """A step size that is far too large is halved time and again, and then learning ends before all steps are taken."""
+    task = make(from_best=True)
+    MaskPro(**{**LEARNS, "steps": 500, "check_every": 2}, learning_rate=1e6).learn(task)
+    drifts = task.notes["drifts"]
+    assert [drift["learning_rate"] for drift in drifts] == [1e6 / 2**k for k in range(1, len(drifts) + 1)]
+    assert task.notes["steps"] == drifts[-1]["step"] < 500
+    assert [e["learning_rate"] for e in task.notes["log"]][-1] == drifts[-2]["learning_rate"]
+
+
+def test_preset_paper_knows_no_watch():
+    """The published algorithm takes all its steps and returns what it learnt, however it drifts."""
+    task = make(selection=cycles(0))
+    options = {"steps": "60", "window_tokens": str(LENGTH), "pool_windows": "32", "learning_rate": "1e6"}
+    build(MaskPro, {"preset": "paper", **options}, "acme").learn(task)
+    assert task.notes["steps"] == 60
+    assert not {"drifts", "returned", "confirmation"} & task.notes.keys()
+
+
 # Killed and resumed
 
 
@@ -243,7 +210,9 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-def run(store: CheckpointStore, method: MaskPro, kill_at: int | None) -> tuple[dict, dict, dict, int]:
+def run(
+    store: CheckpointStore, method: MaskPro, kill_at: int | None, from_best: bool = False
+) -> tuple[dict, dict, dict, int]:
     """Run once; stop at event `kill_at`. Returns masks, cost, notes and the number of events."""
     events = 0
 
@@ -253,7 +222,7 @@ def run(store: CheckpointStore, method: MaskPro, kill_at: int | None) -> tuple[d
             raise Killed
         events += 1
 
-    task = make(store=store, on_report=on_report, patterns=(TWO_FOUR, FOUR_EIGHT))
+    task = make(store=store, on_report=on_report, patterns=(TWO_FOUR, FOUR_EIGHT), from_best=from_best)
     masks = dict(method.learn(task))
     return masks, asdict(task.settle()), task.notes, events
 
@@ -265,11 +234,16 @@ def run(store: CheckpointStore, method: MaskPro, kill_at: int | None) -> tuple[d
     st.integers(1, 6),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
-def test_killed_runs_resume(kills, check_every, checkpoint_every, shuffle, select):
-    """A run killed at any moments and resumed ends with the masks, the cost and the notes of an uninterrupted one."""
+@example([9, 25], 1, 4, True, True, True)
+def test_killed_runs_resume(kills, check_every, checkpoint_every, shuffle, select, drift):
+    """A run killed at any moments and resumed, drifting or not, ends with the masks, the cost and the notes of an
+    uninterrupted one.
+    """
     method = MaskPro(
         steps=15,
+        learning_rate=1e4 if drift else 1.0,
         prior=1.0,
         minibatch=4,
         check_every=check_every,
@@ -277,18 +251,19 @@ def test_killed_runs_resume(kills, check_every, checkpoint_every, shuffle, selec
         shuffle=shuffle,
         select=select,
     )
-    masks, cost, notes, events = run(MemoryCheckpoints(), method, None)
+    masks, cost, notes, events = run(MemoryCheckpoints(), method, None, drift)
     with tempfile.TemporaryDirectory() as folder:
         store = FileCheckpoints(Path(folder) / "acme.safetensors", "digest")
         for kill_at in kills:
             try:
-                assert run(store, method, kill_at)[3] <= kill_at
+                assert run(store, method, kill_at, drift)[3] <= kill_at
             except Killed:
                 assert planted()[0].digest() == planted()[1].digest
-        resumed = run(store, method, None)
+        resumed = run(store, method, None, drift)
     assert equal(resumed[0], masks)
     assert resumed[1:3] == (cost, notes)
-    assert events >= 15
+    assert events >= notes["steps"]
+    assert not (drift and select and check_every < 5) or notes["drifts"]
 
 
 def test_resumed_run_takes_the_steps_that_are_left():
@@ -296,10 +271,10 @@ def test_resumed_run_takes_the_steps_that_are_left():
     store, told = MemoryCheckpoints(), []
     method = MaskPro(steps=15, minibatch=4, select=False, checkpoint_every=10)
     with pytest.raises(Killed):
-        run(store, method, 8 + 12)  # the reference takes 8 events
+        run(store, method, 8 + 12)  # the reference takes 8 events, and is in the checkpoint
     task = make(store=store, patterns=(TWO_FOUR, FOUR_EIGHT), on_report=lambda *event: told.append(event[:2]))
     method.learn(task)
-    assert told[8:] == [("learn", step) for step in range(11, 16)]
+    assert told == [("learn", step) for step in range(11, 16)]
 
 
 # Options
@@ -358,14 +333,110 @@ def test_small_selection(count):
         MaskPro(steps=1).learn(make(selection=cycles(count)))
 
 
+class Infected(Planted):
+    """Gives NaN or infinite logits for every window that holds one token."""
+
+    def __init__(self, value: float, token: int) -> None:
+        super().__init__()
+        self.value, self.token = value, token
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        logits = super().forward(input_ids).logits
+        return SimpleNamespace(logits=logits.masked_fill((input_ids == self.token).any(1)[:, None, None], self.value))
+
+
+def broken(value: float, pool: Tensor, store: CheckpointStore) -> LearnTask:
+    """A task whose model breaks down on token 15."""
+    bundle = Bundle.of("broken", Infected(value, 15), None)
+    patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
+    selection = cycles(8, length=4)
+    return LearnTask(
+        bundle, DenseWeights(bundle), patterns, weakest(bundle, patterns), pool, selection, 0, store, "acme"
+    )
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_broken_loss_stops(value):
-    """A loss that is not finite stops the learner at that step; the dense weights are back and no mask is returned."""
-    bundle = Bundle.of("broken", Planted(), None)
-    bundle.model.head.weight[3, 3] = value
-    dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, TWO_FOUR)
-    initial = weakest(bundle, patterns)
-    task = LearnTask(bundle, dense, patterns, initial, cycles(8), cycles(8), 0, MemoryCheckpoints(), "acme")
-    with pytest.raises(NumericalFailure, match="acme: the loss of step 1 is nan"):
+    """A loss that is not finite stops the learner: step, windows and what is kept are named, the weights are dense."""
+    task = broken(value, torch.cat([cycles(9, length=6), cycles(12, length=6)[9:]]), MemoryCheckpoints())
+    method = MaskPro(steps=9, minibatch=3, select=False, shuffle=False, checkpoint_every=2)
+    with pytest.raises(NumericalFailure) as caught:
+        method.learn(task)
+    assert str(caught.value).startswith(
+        "acme: the loss of step 4 is nan (minibatch: windows 9, 10, 11); the checkpoint of step 2 is kept."
+    )
+    assert task.checkpoints.load()["step"] == 2
+    assert task.bundle.digest() == task._weights.digest
+
+
+def test_broken_loss_before_any_checkpoint():
+    """Where nothing was saved yet, the message says so."""
+    task = broken(torch.nan, cycles(3, step=15), MemoryCheckpoints())
+    with pytest.raises(NumericalFailure, match=r"the loss of step 1 is nan .* there is no checkpoint yet"):
         MaskPro(steps=3, select=False).learn(task)
-    assert bundle.digest() == dense.digest
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory(monkeypatch, error):
+    """Running out of memory is one line that says what to lower, with the label to say it with."""
+    task = make()
+
+    def loss(tokens):
+        raise error
+
+    monkeypatch.setattr(task, "loss", loss)
+    with pytest.raises(NMBenchError, match=r"acme ran out of memory .*lower --set acme\.minibatch") as caught:
+        MaskPro(steps=3).learn(task)
+    assert "\n" not in str(caught.value)
+    assert task.bundle.digest() == planted()[1].digest
+
+
+def test_other_errors_pass(monkeypatch):
+    """Other errors keep their name."""
+    task = make()
+    monkeypatch.setattr(task, "loss", lambda tokens: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        MaskPro(steps=3).learn(task)
+
+
+# Checkpoints
+
+
+def saves(monkeypatch, method: MaskPro, seconds_per_step: float, seconds_per_save: float) -> list[int]:
+    """The steps at which a run saves, with a clock of our own."""
+    now, steps = 0.0, []
+
+    class Slow(MemoryCheckpoints):
+        def save(self, state):
+            nonlocal now
+            now += seconds_per_save
+            steps.append(state["step"])
+            super().save(state)
+
+    def on_report(stage, done, total, values):
+        nonlocal now
+        now += seconds_per_step if stage == "learn" else 0.0
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now)
+    method.learn(make(store=Slow(), on_report=on_report))
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_step", "seconds_per_save", "wanted"),
+    [
+        (0.01, 0.0, [10, 20, 30]),
+        (100.0, 0.0, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30]),  # after 3 minutes
+        (1.0, 1.5, [10, 30]),  # not sooner than ten times what one takes; at the end anyway
+    ],
+)
+def test_when_checkpoints_are_made(monkeypatch, seconds_per_step, seconds_per_save, wanted):
+    """Every `checkpoint_every` steps, after three minutes at the latest, and no more than a tenth of the time."""
+    method = MaskPro(steps=30, minibatch=1, select=False, checkpoint_every=10)
+    assert saves(monkeypatch, method, seconds_per_step, seconds_per_save) == wanted

@@ -1,0 +1,102 @@
+"""How the default options of swaps were chosen: a grid on the demo, judged on the selection plays; the test stays shut.
+
+    python swaps_defaults.py --json results/swaps_defaults.json
+
+Statistics come from windows of the calibration plays. One line per setting is printed when it is done: the mean loss
+over the dense model's in nats, with the standard error of the paired difference. About twenty minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from maskpro_defaults import write_texts
+
+from nmbench import MethodSpec, Pattern, Pruned, PrunedModel, RunSpec, load_plugins
+from nmbench.bench import Bench, load_model, prepare
+from nmbench.evaluate import Subject
+from nmbench.meter import Cost
+from nmbench.prune import apply, prune_one_shot
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.swaps import Swaps
+from nmbench_plugins.wanda import Wanda
+
+INITS = {"wanda": Wanda(), "sparsegpt": SparseGPT(mask_only=True)}
+
+
+def grid() -> list[dict[str, Any]]:
+    """The settings that were tried."""
+    settings: list[dict[str, Any]] = [{"method": name} for name in ("wanda", "sparsegpt")]
+    targets = [{"dense_weight": weight, "sequential": turns} for turns in (False, True) for weight in (0, 0.5, 0.75, 1)]
+    best = {"dense_weight": 0.75, "sequential": True}
+    settings += [*targets, {**best, "init": "sparsegpt"}]
+    found = [{**setting, "pattern": pattern} for pattern in ("2:4", "4:8") for setting in settings]
+    found += [{**targets[0], "sweeps": sweeps, "pattern": "2:4"} for sweeps in (1, 3, 30)]
+    found += [{**best, "sweeps": sweeps, "pattern": "2:4"} for sweeps in (1, 3, 30)]
+    few = [{**target, "windows": 32, "pattern": "2:4"} for target in (targets[0], best)]
+    many = [{**target, "windows": 512, "pattern": "2:4"} for target in (targets[0], best, targets[-1])]
+    return [*found, *few, *many]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench, text = start(write_texts(Path(folder)), args.device)
+        dense = Subject(bench.bundle, bench.texts).losses(text, 256)
+        rows = []
+        for setting in grid():
+            rows.append(measure(bench, text, dense, setting))
+            print(json.dumps(rows[-1]), flush=True)
+            args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def start(folder: Path, device: str) -> tuple[Bench, str]:
+    """Load model and texts; the pool has windows enough for every setting."""
+    text = f"text:{folder}/judge.txt"
+    spec = RunSpec(
+        (MethodSpec("swaps", "swaps"),),
+        calibration=f"jsonl:{folder}/learn.jsonl",
+        windows=512,
+        metrics=(f"ppl:{text}@256",),
+        device=device,
+    )
+    plugins = load_plugins()
+    bundle = load_model(spec, plugins)
+    return prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False), text
+
+
+def measure(bench: Bench, text: str, dense: torch.Tensor, setting: dict[str, Any]) -> dict[str, Any]:
+    """Prune with one setting; what it costs over the dense model."""
+    options = {name: value for name, value in setting.items() if name not in ("method", "pattern", "windows")}
+    method = INITS[setting["method"]] if "method" in setting else Swaps(**options)
+    init = INITS[method.init] if isinstance(method, Swaps) else None
+    patterns = dict.fromkeys(bench.bundle.layers, Pattern.parse(setting["pattern"]))
+    windows = bench.pools[0].calibration[: setting.get("windows", 128)]
+    began = time.perf_counter()
+    pruned = prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, "it", Cost(), init=init)
+    seconds = time.perf_counter() - began
+    apply(bench.bundle, PrunedModel({name: Pruned(mask) for name, mask in pruned.masks.items()}))
+    losses = Subject(bench.bundle, bench.texts).losses(text, 256)
+    bench.dense.restore()
+    lost = losses - dense
+    return {
+        **setting,
+        "seconds": round(seconds, 1),
+        "perplexity": round(float(losses.mean().exp()), 2),
+        "nats": round(float(lost.mean()), 4),
+        "stderr": round(float(lost.std() / len(lost) ** 0.5), 4),
+        "notes": dict(pruned.notes),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Sums up the inputs of one layer, batch by batch; in float32, whatever the dtype of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.methods import LayerStats, Stat
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Leaves out the first `tokens` of every window of `window_tokens`."""
+
+    tokens: int = 0
+    window_tokens: int = 1
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values `[..., width]` of whole windows as float32 `[tokens, width]`. Raises `NMBenchError` for others."""
+        width = values.shape[-1]
+        if self.tokens:
+            if values.numel() % (self.window_tokens * width):
+                raise unplaced()
+            values = values.reshape(-1, self.window_tokens, width)[:, self.tokens :]
+        return values.detach().reshape(-1, width).float()
+
+
+def unplaced() -> NMBenchError:
+    return NMBenchError(
+        "a layer is not given all tokens (a mixture of experts?), so it cannot be told which are the first of a window; "
+        "choose a method, or options, that skip no tokens (skip_tokens=0)."
+    )
+
+
+class Gatherer:
+    """Statistics of one layer `shape` `[out, in]`; it is told what the layer is given in every batch.
+
+    Where `needs` ask for the dense model, what happens there is told first. If the layer is `tapped`, the residual
+    stream is told after the inputs.
+    """
+
+    def __init__(
+        self, needs: Stat, shape: tuple[int, int], device: torch.device, tapped: bool = False, skip: Skip | None = None
+    ) -> None:
+        outputs, inputs = shape
+        self.skip = skip or Skip()
+        self.tokens = 0
+        self.squares = torch.zeros(inputs, device=device) if Stat.INPUT_NORM in needs else None
+        self.gram = torch.zeros(inputs, inputs, device=device) if Stat.GRAM in needs else None
+        self.drift = torch.zeros(inputs, inputs, device=device) if Stat.DRIFT in needs else None
+        self.lag = torch.zeros(outputs, inputs, device=device) if Stat.LAG in needs and tapped else None
+        self.latest = torch.zeros(0, inputs)  # inputs
+        self.dense: list[Tensor] = []  # what the layer was given in the dense model, until its counterpart comes
+        self.dense_stream: list[Tensor] = []
+
+    def add(self, inputs: Tensor) -> None:
+        x = self.skip.rows(inputs)
+        self.tokens += len(x)
+        if self.squares is not None:
+            self.squares += x.square().sum(dim=0)
+        if self.gram is not None:
+            self.gram.addmm_(x.t(), x)
+        if self.drift is not None:
+            self.drift.addmm_((self.counterpart(self.dense, x) - x).t(), x)
+        if self.lag is not None:
+            self.latest = inputs.detach()
+
+    def add_dense(self, inputs: Tensor) -> None:
+        """Note what the layer is given in the dense model; the next `add` brings the counterpart."""
+        if self.drift is not None:
+            self.dense.append(inputs.detach())
+
+    def add_stream(self, stream: Tensor) -> None:
+        """Take the residual stream that the layer wrote into, given the latest inputs."""
+        assert self.lag is not None
+        s = self.skip.rows(stream)
+        self.lag.addmm_((self.counterpart(self.dense_stream, s) - s).t(), self.skip.rows(self.latest))
+
+    def add_dense_stream(self, stream: Tensor) -> None:
+        """Note the residual stream of the dense model; the next `add_stream` brings the counterpart."""
+        self.dense_stream.append(stream.detach().clone())  # the block may go on to work in place
+
+    def counterpart(self, dense: list[Tensor], x: Tensor) -> Tensor:
+        """The values `[tokens, width]` in the dense model of the same tokens. Raises `NMBenchError` if it has others."""
+        y = self.skip.rows(dense.pop(0)) if dense else x[:0]
+        if y.shape != x.shape:
+            raise NMBenchError(
+                f"a layer is given {len(x)} tokens where it is given {len(y)} in the dense model (a mixture of "
+                f"experts?), so there is no drift of its inputs; choose a method, or options, that do not need it."
+            )
+        return y
+
+    def finish(self, windows: int, name: str) -> LayerStats:
+        """Scale the sums. Raises `NumericalFailure` for NaN or infinite inputs, `NMBenchError` if there were none."""
+        if not self.tokens:
+            raise NMBenchError(
+                f"no calibration token reached layer {name}; give more --windows, or leave it dense with "
+                f"--skip {name!r}."
+            )
+        if self.skip.tokens and self.tokens != windows * (self.skip.window_tokens - self.skip.tokens):
+            raise unplaced()
+        norm = None if self.squares is None else (self.squares / windows).sqrt()
+        gram, drift, lag = (None if s is None else s * (2.0 / windows) for s in (self.gram, self.drift, self.lag))
+        for statistic in (norm, gram, drift, lag):
+            if statistic is not None and not statistic.isfinite().all():
+                raise NumericalFailure(f"the inputs of layer {name} hold NaN or infinite values during calibration.")
+        return LayerStats(windows, self.tokens, norm, gram, drift, lag)

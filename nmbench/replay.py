@@ -1,0 +1,147 @@
+"""How a model calls its blocks: captured in a forward pass, so that one block at a time can be run later."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nmbench.errors import NMBenchError
+from nmbench.models import Bundle
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the model calls one block: everything but the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden_of(block(hidden, *self.args, **self.kwargs))
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states among what a block returns; transformers 5 returns the tensor itself."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class Run:
+    """Runs one block on hidden states `[batch, window_tokens, width]` as the model does; `calls` by batch size.
+
+    Counts the `tokens` that it ran.
+    """
+
+    def __init__(self, calls: Mapping[int, Call]) -> None:
+        self.calls = calls
+        self.tokens = 0
+
+    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        self.tokens += hidden.shape[:2].numel()
+        return self.calls[len(hidden)](block, hidden)
+
+
+def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, list[Call]]]:
+    """The inputs of the first block for every batch, and how each block is called, by batch size.
+
+    Blocks differ in their arguments (Gemma alternates masks and rotary tables), so each keeps its own. A batch size
+    seen before needs the embedding only. Raises `NMBenchError` if the arguments depend on the tokens.
+    """
+    calls: dict[int, list[Call]] = {}
+    hidden = []
+    for batch in batches:
+        known = calls.get(len(batch))
+        inputs, captured = capture(bundle, batch, blocks=1 if known else len(bundle.blocks))
+        if known is None:
+            calls[len(batch)] = captured
+        elif not same(known[0], captured[0]):
+            raise NMBenchError(f"the blocks of {bundle.ref} are called with arguments that depend on the tokens.")
+        hidden.append(inputs)
+    return hidden, calls
+
+
+class Seen(Exception):
+    """Stops a forward pass whose remaining blocks are of no interest."""
+
+
+def capture(bundle: Bundle, batch: Tensor, blocks: int) -> tuple[Tensor, list[Call]]:
+    """Run the model on `batch` as far as the first `blocks` blocks; return the first one's input and all the calls."""
+    inputs: list[Tensor] = []
+    calls: list[Call] = []
+
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rest = dict(kwargs)
+        hidden = args[0] if args else rest.pop("hidden_states")
+        if not inputs:
+            inputs.append(hidden)
+        calls.append(Call(args[1:], rest))
+        if len(calls) == blocks:
+            raise Seen
+
+    attached = [block.register_forward_pre_hook(note, with_kwargs=True) for block in bundle.blocks.values()]
+    with hooks(attached), contextlib.suppress(Seen):
+        bundle.model(input_ids=batch, use_cache=False)  # a captured cache would grow on every replay
+    if len(calls) != blocks:
+        raise NMBenchError(
+            f"{bundle.ref} calls {len(calls)} of its {blocks} blocks; it cannot be walked block by block."
+        )
+    return inputs[0], calls
+
+
+class Place(NamedTuple):
+    """What a sub-module of a block is given, or what it returns; "" names the block itself."""
+
+    module: str
+    output: bool
+
+
+class Ear(NamedTuple):
+    """Tells `tell` what a module is given first, or the hidden states that it returns."""
+
+    module: nn.Module
+    tell: Callable[[Tensor], None]
+    output: bool = False
+
+    @classmethod
+    def at(cls, place: Place, block: nn.Module, tell: Callable[[Tensor], None]) -> Ear:
+        return cls(block.get_submodule(place.module), tell, place.output)
+
+    def attach(self) -> Any:
+        if self.output:
+            return self.module.register_forward_hook(lambda module, args, output: self.tell(hidden_of(output)))
+        return self.module.register_forward_pre_hook(lambda module, args: self.tell(args[0]) if args else None)
+
+
+@contextlib.contextmanager
+def listening(ears: Iterable[Ear]) -> Iterator[None]:
+    """While the context is open, the ears hear."""
+    with hooks(ear.attach() for ear in ears):
+        yield
+
+
+@contextlib.contextmanager
+def hooks(handles: Iterable[Any]) -> Iterator[None]:
+    """Remove the hooks at the end, whatever happens."""
+    attached = list(handles)
+    try:
+        yield
+    finally:
+        for handle in attached:
+            handle.remove()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two captured calls, or parts of them, are equal; objects of other kinds are taken as equal."""
+    if isinstance(a, Call) and isinstance(b, Call):
+        return same(a.args, b.args) and same(dict(a.kwargs), dict(b.kwargs))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.equal(a, b))
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return True

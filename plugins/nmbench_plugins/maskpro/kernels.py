@@ -1,0 +1,214 @@
+"""One MaskPro step of one layer in one pass over memory: launchers of the Triton programs in `fused`.
+
+A step draws the *old* mask again from the logits it was drawn from, updates the logits by its gradient, draws the *new*
+mask and writes the masked weights; no mask is stored. Bytes per weight: 4 + 4 logits, 2 weight, 2 masked weight.
+
+Random words are those of Philox4x32 (Salmon et al., SC 2011) with the counter (first_group + chunk, step, stream) and
+the seed as key; a chunk is 8 consecutive weights of the layer, and streams are 0 for mask A, 1 for mask B of a pair and
+2 for rounding logits to float16. Old masks use step - 1, new ones and rounding use step. 7 rounds pass the BigCrush
+tests, as the authors found; 10 are their margin for unknown ones, 5 % more instructions here.
+
+`step` and `scale` are read on the device, nothing waits for the host and nothing is allocated, so that a CUDA graph can
+capture a step, once a first call has compiled its program. `twin` has the same functions in plain torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FUSED = frozenset({(1, 4), (2, 4), (4, 8)})  # keep, group
+ROUNDS = 7
+CHUNK = 8  # weights
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a program is spread over the device: chunks and warps of a block, with chunks >= 32 * warps.
+
+    `registers`: the most that a thread may have. Named, it lets the assembler start both loads of logits before it
+    computes; left to itself it saves registers that nobody else needs and waits for memory twice.
+    """
+
+    block: int = 128
+    warps: int = 4
+    registers: int | None = None
+
+
+LAUNCHES = {  # by group and number of masks
+    (4, 1): Launch(registers=48),
+    (4, 2): Launch(registers=64),
+    (8, 1): Launch(),
+    (8, 2): Launch(),
+}
+
+
+def available(device: torch.device | str) -> bool:
+    """Whether the programs run there: an NVIDIA GPU of compute capability 8.0 or more, and Triton installed."""
+    device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip is not None:
+        return False
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def fused(keep: int, group: int, device: torch.device | str) -> bool:
+    """Whether there is a program for this pattern on this device; otherwise `policy` does it in plain torch."""
+    return (keep, group) in FUSED and available(device)
+
+
+@torch.no_grad()
+def step(
+    logits: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    keep: int,
+    group: int,
+    *,
+    seed: int,
+    first_group: int,
+    step: Tensor,
+    scale: Tensor,
+    update: bool,
+    draw: bool,
+    launch: Launch | None = None,
+) -> None:
+    """logits += scale * grad log P(old mask), if `update`; then out = new mask * weight, if `draw`.
+
+    logits [out, in], float32, or float16 rounded at random without bias; weight and out [out, in], of one dtype:
+    bfloat16, float16 or float32; all contiguous. `step`: int64 [1]; scale: float32 [1], or [out], a factor per row.
+    `first_group`: how many groups the layers before have. The old mask is the one that was drawn at step - 1 with the
+    same seed, from the same logits; dropped weights become +0.0, also where the weight is NaN.
+    """
+    _launch(logits, weight, (out, out), keep, group, seed, first_group, step, scale, update, draw, False, launch)
+
+
+@torch.no_grad()
+def pair_step(
+    logits: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    keep: int,
+    group: int,
+    *,
+    seed: int,
+    first_group: int,
+    step: Tensor,
+    scale: Tensor,
+    update: bool,
+    draw: bool,
+    launch: Launch | None = None,
+) -> None:
+    """`step` with two independent masks: logits += scale * (grad log P(old A) - grad log P(old B)).
+
+    out [2 * out, in]: the weights masked by the new A, then those masked by the new B. Where A and B keep the same
+    weights of a group, its logits do not change. A is the mask that `step` draws.
+    """
+    rows = len(logits)
+    halves = (out[:rows], out[rows:])
+    _launch(logits, weight, halves, keep, group, seed, first_group, step, scale, update, draw, True, launch)
+
+
+@torch.no_grad()
+def greedy(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int, *, launch: Launch | None = None) -> None:
+    """out = weight where the logit is among the `keep` largest of its group (equal ones: lower index), else +0.0."""
+    _check(logits, weight, (out,), keep, group)
+    launch = launch or Launch()
+    quads = logits.numel() // 4
+    with torch.cuda.device_of(logits):
+        _programs().greedy_program[_grid(quads, launch)](
+            _words(logits) if logits.dtype == torch.float16 else logits,
+            _words(weight),
+            _words(out),
+            quads,
+            KEEP=keep,
+            GROUP=group,
+            WIDE=weight.dtype == torch.float32,
+            WHOLE=quads % 2 == 0,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+            maxnreg=launch.registers,
+        )
+
+
+def _launch(
+    logits: Tensor,
+    weight: Tensor,
+    out: tuple[Tensor, Tensor],
+    keep: int,
+    group: int,
+    seed: int,
+    first_group: int,
+    step: Tensor,
+    scale: Tensor,
+    update: bool,
+    draw: bool,
+    pair: bool,
+    launch: Launch | None,
+) -> None:
+    _check(logits, weight, out, keep, group)
+    assert step.dtype == torch.int64 and scale.dtype == torch.float32 and len(scale) in (1, len(logits))
+    launch = launch or LAUNCHES[group, 1 + pair]
+    quads = logits.numel() // 4
+    with torch.cuda.device_of(logits):
+        _programs().step_program[_grid(quads, launch)](
+            _words(logits) if logits.dtype == torch.float16 else logits,
+            _words(weight),
+            *map(_words, out),
+            scale,
+            step,
+            _signed(seed),
+            _signed(seed >> 32),
+            first_group,
+            quads,
+            logits.shape[1] // 4,
+            KEEP=keep,
+            GROUP=group,
+            UPDATE=update,
+            DRAW=draw,
+            PAIR=pair,
+            PER_ROW=len(scale) > 1,
+            WIDE=weight.dtype == torch.float32,
+            WHOLE=quads % 2 == 0,
+            ROUNDS=ROUNDS,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+            maxnreg=launch.registers,
+        )
+
+
+@functools.cache
+def _programs() -> Any:
+    return importlib.import_module("nmbench_plugins.maskpro.fused")
+
+
+def _check(logits: Tensor, weight: Tensor, out: tuple[Tensor, ...], keep: int, group: int) -> None:
+    """What the caller must have seen to; a wrong pointer would go unnoticed."""
+    assert (keep, group) in FUSED, (keep, group)
+    assert logits.dim() == 2 and logits.shape[1] % group == 0 and logits.numel() < 2**33, logits.shape
+    assert logits.dtype in (torch.float32, torch.float16), logits.dtype
+    assert weight.dtype in (torch.float32, torch.float16, torch.bfloat16), weight.dtype
+    for tensor in (logits, weight, *out):
+        assert tensor.shape == logits.shape and tensor.is_contiguous() and tensor.device == logits.device
+    assert all(tensor.dtype == weight.dtype for tensor in out)
+
+
+def _grid(quads: int, launch: Launch) -> tuple[int]:
+    """Blocks that cover so many quadruples of weights."""
+    return (-(-quads * 4 // (CHUNK * launch.block)),)
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """The same memory as 32-bit words."""
+    return tensor.view(torch.int32)
+
+
+def _signed(bits: int) -> int:
+    """The low 32 bits as a signed number: arguments of one type need one program."""
+    low = bits & 0xFFFFFFFF
+    return low - (low >> 31 << 32)

@@ -1,0 +1,75 @@
+"""Masks of a whole model kept as bits in host memory, handed out layer by layer on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+Masks = Mapping[str, Tensor]
+
+
+class Computed(Masks):
+    """A mapping whose values are made when they are asked for, every time anew: one layer is in memory at a time."""
+
+    def __init__(self, names: Mapping[str, object], make: Callable[[str], Tensor]) -> None:
+        self.names = tuple(names)
+        self.make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Packed(Computed):
+    """Bool masks as one bit a weight in host memory; asking for a layer unpacks it on `device`."""
+
+    def __init__(self, masks: Masks, device: torch.device) -> None:
+        self.shapes: dict[str, torch.Size] = {}
+        self.bits: dict[str, Tensor] = {}  # uint8 [ceil(weights / 8)]
+        self.device = device
+        for name, mask in masks.items():  # one at a time: they may be made as they are asked for
+            self.shapes[name] = mask.shape
+            self.bits[name] = pack(mask).cpu()
+        super().__init__(self.shapes, self._unpacked)
+
+    def to_save(self, prefix: str) -> dict[str, Tensor]:
+        """The bits of all layers, by name."""
+        return {f"{prefix} {name}": bits for name, bits in self.bits.items()}
+
+    def with_bits(self, prefix: str, saved: Mapping[str, Tensor]) -> Packed:
+        """Masks of the same shapes from what `to_save` gave."""
+        other = Packed({}, self.device)
+        other.shapes, other.names = self.shapes, self.names
+        other.bits = {name: saved[f"{prefix} {name}"].cpu() for name in self.names}
+        return other
+
+    def _unpacked(self, name: str) -> Tensor:
+        return unpack(self.bits[name].to(self.device), self.shapes[name])
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Bits of a bool mask, lowest first, where the mask is: uint8 `[ceil(numel / 8)]`."""
+    flat = mask.reshape(-1).view(torch.uint8)
+    padding = -flat.numel() % 8
+    eights = torch.nn.functional.pad(flat, (0, padding)).view(-1, 8)  # [bytes, 8]
+    result = torch.zeros(len(eights), dtype=torch.uint8, device=mask.device)
+    for bit, column in enumerate(eights.unbind(1)):
+        result |= column << bit
+    return result
+
+
+def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `pack`: bool `shape`, where the bits are."""
+    eights = torch.empty(len(bits), 8, dtype=torch.bool, device=bits.device)
+    for bit, column in enumerate(eights.unbind(1)):
+        column.copy_((bits >> bit) & 1)
+    return eights.view(-1)[: shape.numel()].view(shape)

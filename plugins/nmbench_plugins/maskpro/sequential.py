@@ -1,0 +1,135 @@
+"""One or two kept weights of groups of 4 or 8, fast on a CPU: a mask and its gradient in one go, by inverse CDF.
+
+Weights are e^(logit - level) with `level` the `keep`-th largest logit of the group, so that every draw finds a total of
+1 or more. Draws are sequential: with u uniform and the weights left in ascending order, the first whose running sum
+exceeds u times their total. Small weights come first and get the small u, where floats are fine: only events rarer than
+2^-31, the grid of u, are lost. With D the total of the dropped and T of the group:
+
+    S = {a}:     g_a = D / T
+    S = {a, b}:  g_a = D e_a (e_a + 1 / T) / (e_a + e_b)   with e_i = 1 / (D + w_i),   g_b alike
+    a dropped k: g_k = -w_k * (sum of the kept g) / D
+
+These are the formulas of `pairs`; `policy.sample` and `policy.grad_log_prob` are the readable twins. What is unusual
+here is so because of how torch computes on a CPU. Where input and output have one type it is ten times faster, so
+conditions are 0.0 and 1.0, choices are products and maxima, and a position is kept in the low bits of its weight (an
+error of 2^-20 at most), so that sorting moves one number per weight. And an operation on more than 2^15 numbers wakes
+other threads, which costs more than it gains thousands of times in a step, and far more on a busy machine: everything
+here is done column by column, in parts of that size, which stay in cache.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+PART_GROUPS = 2**15
+LOG2_E = 1.4426950408889634
+SMALLEST, LARGEST = -80.0, 25.0  # of logit - level; nothing rarer than e^-22 is drawn, and no square overflows
+CODES = {4: torch.int32, 8: torch.int64}  # whole numbers with one byte for every weight of a group
+
+Columns = list[Tensor]  # the i-th weights of n groups, [n] each
+
+
+def suits(keep: int, group: int, device: torch.device) -> bool:
+    """Whether this module is for that pattern and device."""
+    return keep <= 2 and group in CODES and device.type == "cpu" and sys.byteorder == "little"
+
+
+def draw(logits: Tensor, keep: int, generator: torch.Generator, gradient: Tensor) -> Tensor:
+    """Draw a mask: logits float32 `[n, group]`, best as the transpose of contiguous columns -> bool `[n, group]`.
+
+    The gradient of log P of the mask goes into `gradient` `[n, group]`. The draws do not depend on the parts.
+    """
+    groups, group = logits.shape
+    codes = torch.empty(groups, dtype=CODES[group])
+    for start in range(0, groups, PART_GROUPS):
+        part = slice(start, start + PART_GROUPS)
+        columns, slopes = list(logits[part].unbind(1)), list(gradient[part].unbind(1))
+        words = torch.empty(len(columns[0]), keep, dtype=torch.int32).random_(generator=generator)
+        codes[part] = draw_part(columns, words, slopes)
+    return codes.view(torch.bool).view(groups, group)
+
+
+def draw_part(logits: Columns, words: Tensor, gradient: Columns) -> Tensor:
+    """Draw one part with words int32 `[n, keep]`: the mask as codes `[n]`, one byte a weight; fills `gradient`."""
+    weights = weights_of(logits, level(logits, words.shape[1]))
+    left, kept = ascending(weights), []
+    for word in words.unbind(1):
+        value, left = pick(left, word)
+        kept.append(value)
+    gains, slope = gains_of(kept, total(left))
+    code = torch.zeros(len(words), dtype=CODES[len(weights)])
+    for j, (weight, target) in enumerate(zip(weights, gradient, strict=True)):
+        hits = [torch.eq(weight, value, out=torch.empty_like(weight)) for value in kept]  # 0.0 or 1.0
+        inside = total(hits)
+        torch.mul(weight, slope, out=target).mul_(1 - inside)
+        for hit, gain in zip(hits, gains, strict=True):
+            target.addcmul_(hit, gain)
+        code.add_(inside.to(code.dtype), alpha=256**j)
+    return code
+
+
+def level(logits: Columns, keep: int) -> Tensor:
+    """The `keep`-th largest logit of every group, [n], for `keep` 1 or 2."""
+    first, second = torch.maximum(logits[0], logits[1]), torch.minimum(logits[0], logits[1])
+    for column in logits[2:]:
+        second = torch.maximum(second, torch.minimum(first, column))
+        first = torch.maximum(first, column)
+    return first if keep == 1 else second
+
+
+def weights_of(logits: Columns, level: Tensor) -> Columns:
+    """e^(logit - level), with the position in the low bits: no two weights of a group are equal."""
+    weights = [(column - level).clamp_(SMALLEST, LARGEST).mul_(LOG2_E).exp2_() for column in logits]
+    for j, weight in enumerate(weights):
+        weight.view(torch.int32).bitwise_and_(-len(weights)).bitwise_or_(j)
+    return weights
+
+
+def ascending(weights: Columns) -> Columns:
+    """The same with every group in ascending order."""
+    result = list(weights)
+    for end in range(len(result) - 1, 0, -1):
+        for i in range(end):
+            low, high = result[i], result[i + 1]
+            result[i], result[i + 1] = torch.minimum(low, high), torch.maximum(low, high)
+    return result
+
+
+def pick(pool: Columns, word: Tensor) -> tuple[Tensor, Columns]:
+    """One draw of every group from weights in ascending order; `word`: whole numbers below 2^31, [n].
+
+    Returns the weight drawn, [n], and the others in ascending order.
+    """
+    reach = [pool[0]]
+    for weight in pool[1:]:
+        reach.append(reach[-1] + weight)
+    x = torch.empty_like(reach[-1]).copy_(word).add_(0.5).mul_(2.0**-31).mul_(reach.pop())
+    value, others = pool[0], []
+    for bound, low, high in zip(reach, pool, pool[1:], strict=False):
+        value = torch.maximum(value, torch.ge(x, bound, out=torch.empty_like(x)).mul_(high))
+        others.append(torch.maximum(low, torch.lt(x, bound, out=torch.empty_like(x)).mul_(high)))
+    return value, others
+
+
+def total(values: Columns) -> Tensor:
+    """The sum over the columns, [n]."""
+    result = values[0]
+    for value in values[1:]:
+        result = result + value
+    return result
+
+
+def gains_of(kept: Columns, dropped: Tensor) -> tuple[Columns, Tensor]:
+    """Gradients of the kept [n], and what the weight of a dropped one is multiplied with, [n]; `dropped` is D."""
+    if len(kept) == 1:
+        share = (kept[0] + dropped).reciprocal_()
+        return [dropped * share], share.neg_()
+    one, other = ((weight + dropped).reciprocal_() for weight in kept)  # e_a, e_b
+    share = (kept[0] + kept[1]).add_(dropped).reciprocal_()  # 1 / T
+    scale = (one + other).reciprocal_()
+    one = (one + share).mul_(one).mul_(scale)
+    other = (other + share).mul_(other).mul_(scale)
+    return [one * dropped, other * dropped], (one + other).neg_()

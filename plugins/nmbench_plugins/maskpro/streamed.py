@@ -1,0 +1,222 @@
+"""The streamed engine: logits and dense weights are all that is stored of the model's size; masks are never stored.
+
+Just before a layer's product one kernel updates the layer's logits with the mask of the *last* step, which it draws
+again from its seed, draws the mask of this step, and writes the masked weights into a scratch buffer that all layers
+share. The update of a step is therefore due until the next one begins, or until somebody wants to see the logits.
+On CUDA a whole step (forward pass, loss, scalars) is one CUDA graph; nothing waits for the host.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench.evaluate import window_losses
+from nmbench.live import LiveWeights
+from nmbench_plugins.maskpro import policy
+from nmbench_plugins.maskpro.engine import Engine
+from nmbench_plugins.maskpro.graph import Recorded, record, unpacked_windows
+from nmbench_plugins.maskpro.packed import Computed, Masks
+from nmbench_plugins.maskpro.tracker import Start
+
+LOGIT_TYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class Kernels(Protocol):
+    """What `kernels` offers, and `twin` in torch: `logits`, `weight` and `out` are contiguous `[out, in]`."""
+
+    def step(
+        self,
+        logits: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        keep: int,
+        group: int,
+        *,
+        seed: int,
+        first_group: int,
+        step: Tensor,
+        scale: Tensor,
+        update: bool,
+        draw: bool,
+    ) -> None: ...
+
+    def greedy(self, logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> None: ...
+
+
+class StreamedEngine(Engine):
+    """Masked weights are made layer by layer inside the forward pass; the live weights stay dense."""
+
+    name = "streamed"
+    waits = False
+    draws = 1  # masks in a step
+
+    def __init__(
+        self,
+        task: nmbench.LearnTask,
+        live: LiveWeights,
+        rule: Start,
+        kernels: Kernels,
+        logits: str = "float32",
+        note: str = "",
+    ) -> None:
+        super().__init__(task, live, rule, note)
+        self.kernels = kernels
+        self.seed = task.generator.initial_seed()
+        self.weights = {name: live[name] for name in task.layers}
+        sizes = [weight.numel() // task.pattern[name].group for name, weight in self.weights.items()]
+        self.first_group = dict(zip(task.layers, itertools.accumulate(sizes, initial=0), strict=False))
+        kind = LOGIT_TYPES[logits]
+        self.logits = {n: torch.empty(w.shape, dtype=kind, device=w.device) for n, w in self.weights.items()}
+        self._fill(task.initial)
+        largest = max(self.weights.values(), key=torch.Tensor.numel)
+        self.scratch = torch.empty(self.draws * largest.numel(), dtype=largest.dtype, device=largest.device)
+        self._due = False
+        self._recorded: Recorded | None = None
+        self._record = largest.device.type == "cuda"
+
+    def advance(self, tokens: Tensor, references: Tensor) -> None:
+        self.task.count_forward(self.draws * tokens.numel())
+        if self._record and self._recorded is None:
+            self._try_to_record(tokens, references)
+        if self._recorded is not None:
+            self._recorded.replay(tokens, references)
+        else:
+            self._step(tokens, references)
+        self._due = True
+
+    def greedy(self) -> Masks:
+        self._settle()
+        return Computed(self.logits, self._top)
+
+    def log_prob(self, masks: Masks) -> float:
+        self._settle()
+        total = torch.zeros((), dtype=torch.float64, device=self.scratch.device)
+        groups = 0
+        for name, logits in self.logits.items():
+            pattern = self.task.pattern[name]
+            mask = pattern.groups(masks[name].to(logits.device))
+            chance = policy.log_prob(pattern.groups(logits.float()), mask)  # [out, in / group]
+            total, groups = total + chance.double().sum(), groups + chance.numel()
+        return float(total) / groups
+
+    def losses(self, windows: Tensor, masks: Masks | None = None) -> Tensor:
+        self._settle()
+        provider = self._greedy_weight if masks is None else lambda name: self._masked(name, masks)
+        with unpacked_windows(), self.live.provided(provider):
+            return self.task.loss(windows)
+
+    def references(self, tokens: Tensor) -> Tensor:
+        """All windows at once, as in `advance`: in 16 bits a sum depends on the shape of the product."""
+        self._settle()
+        self.task.count_forward(tokens.numel())
+        with unpacked_windows(), self.live.provided(self._greedy_weight):
+            return window_losses(self.task.model, tokens)
+
+    def restart(self, masks: Masks, learning_rate: float) -> None:
+        self.tracker.restart(learning_rate)
+        self._due = False
+        self._fill(masks)
+
+    def to_save(self) -> dict[str, Any]:
+        self._settle()
+        return {**super().to_save(), **{f"logits {name}": logits for name, logits in self.logits.items()}}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        super().load(saved)
+        for name, logits in self.logits.items():
+            logits.copy_(saved[f"logits {name}"])
+
+    def _step(self, tokens: Tensor, references: Tensor) -> None:
+        asked: Counter[str] = Counter()
+
+        def drawn(name: str) -> Tensor:
+            asked[name] += 1
+            return self._run(name, update=True, draw=True)
+
+        with unpacked_windows(), self.live.provided(drawn):
+            losses = window_losses(self.task.model, tokens)
+        self._check_asked(asked)
+        self.tracker.take(losses, references)
+
+    def _check_asked(self, asked: Counter[str]) -> None:
+        """Raise `NMBenchError` unless every layer was computed exactly once, and so updated exactly once."""
+        for name in self.logits:
+            if asked[name] != 1:
+                raise nmbench.NMBenchError(
+                    f"{self.task.who}: layer {name} was computed {asked[name]} times in one forward pass, not once; "
+                    f"use --set {self.task.who}.engine=torch."
+                )
+
+    def _settle(self) -> None:
+        """Apply the update that is due, everywhere."""
+        if self._due:
+            for name in self.logits:
+                self._run(name, update=True, draw=False)
+            self.tracker.scale.zero_()
+            self._due = False
+
+    def _run(self, name: str, update: bool, draw: bool) -> Tensor:
+        pattern, out = self.task.pattern[name], self._out(name, self.draws)
+        self._launch()(
+            self.logits[name],
+            self.weights[name],
+            out,
+            pattern.keep,
+            pattern.group,
+            seed=self.seed,
+            first_group=self.first_group[name],
+            step=self.tracker.step,
+            scale=self._scale(name),
+            update=update,
+            draw=draw,
+        )
+        return out
+
+    def _launch(self) -> Callable[..., Any]:
+        """The kernel that updates logits and draws masks."""
+        return self.kernels.step
+
+    def _scale(self, name: str) -> Tensor:
+        """What the update of a layer is multiplied with, float32 `[1]`, or `[out]`, a factor per row."""
+        return self.tracker.scale
+
+    def _greedy_weight(self, name: str) -> Tensor:
+        pattern, out = self.task.pattern[name], self._out(name)
+        self.kernels.greedy(self.logits[name], self.weights[name], out, pattern.keep, pattern.group)
+        return out
+
+    def _masked(self, name: str, masks: Masks) -> Tensor:
+        weight = self.weights[name]
+        zero = torch.zeros((), dtype=weight.dtype, device=weight.device)
+        return torch.where(masks[name].to(weight.device), weight, zero, out=self._out(name))
+
+    def _top(self, name: str) -> Tensor:
+        pattern, logits = self.task.pattern[name], self.logits[name]
+        return policy.greedy(pattern.groups(logits), pattern.keep).view(logits.shape)
+
+    def _out(self, name: str, masks: int = 1) -> Tensor:
+        """The scratch buffer in the shape of a layer, or of several above each other: `[masks * out, in]`."""
+        rows, inputs = self.weights[name].shape
+        return self.scratch[: masks * rows * inputs].view(masks * rows, inputs)
+
+    def _fill(self, masks: Masks) -> None:
+        for name, logits in self.logits.items():
+            logits.copy_(masks[name].to(logits.device)).mul_(self.rule.prior)
+
+    def _try_to_record(self, tokens: Tensor, references: Tensor) -> None:
+        """Record the step as a CUDA graph, or note why that is impossible and go on without."""
+        self._record = False
+        try:
+            self._recorded = record(self._step, tokens, references, self.tracker.tensors().values())
+            self.note += "a step is one CUDA graph"
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.note += f"steps are not a CUDA graph: {str(error).splitlines()[0]}"

@@ -1,0 +1,160 @@
+"""One run of MaskPro, from the initial mask to the mask that is returned: steps, looks, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench_plugins.maskpro.engine import Engine
+from nmbench_plugins.maskpro.packed import Masks, Packed
+from nmbench_plugins.maskpro.tracker import Figures
+from nmbench_plugins.maskpro.watch import Watch
+
+if TYPE_CHECKING:
+    from nmbench_plugins.maskpro.base import PolicyLearner
+
+CHECKPOINT_SECONDS = 180.0  # the longest time between two checkpoints
+SHARE_OF_TIME = 10  # but learning gets this many times the seconds that a checkpoint takes
+
+
+class Training:
+    """The state of a run. A step is taken by the engine; here is what happens around it."""
+
+    def __init__(self, task: nmbench.LearnTask, method: PolicyLearner, windows: Tensor, engine: Engine) -> None:
+        self.task = task
+        self.method = method
+        self.windows = windows
+        self.engine = engine
+        self.initial = Packed(task.initial, task.bundle.device)  # an eighth of the bytes to send to the device
+        self.watch = Watch(task, self.engine, self.initial, method.tolerance) if method.select else None
+        self.log: list[dict[str, float]] = []  # one entry each `check_every` steps
+        self.unchecked: list[Tensor] = []  # window numbers of the steps whose figures were not looked at
+        self.figures: Figures | None = None
+        self.step = self.saved_step = 0
+        self.saved_at, self.save_seconds = time.perf_counter(), 0.0
+
+    def start(self) -> None:
+        """Measure the initial mask, or go on where a checkpoint left off."""
+        saved = self.task.checkpoints.load()
+        if saved is None:
+            self.references = self.measure()
+            if self.watch:
+                self.watch.start()
+            return
+        self.engine.load(saved)
+        if self.watch:
+            self.watch.load(saved)
+        self.step = self.saved_step = saved["step"]
+        self.log = list(saved["log"])
+        self.references = saved["references"].to(self.task.bundle.device)
+        self.task.generator.set_state(saved["generator"])
+
+    def measure(self) -> Tensor:
+        """f(m_0), window by window: float32 `[windows]`."""
+        parts = self.windows.split(self.method.minibatch)
+        losses = torch.empty(len(self.windows), device=self.windows.device)  # apart from large tensors that come and go
+        for index, (part, slot) in enumerate(zip(parts, losses.split(self.method.minibatch), strict=True)):
+            slot.copy_(self.engine.references(part))
+            self.task.progress("measure the initial mask", index + 1, len(parts))
+        return losses
+
+    def run(self) -> None:
+        """Take the steps that are left."""
+        generator = self.task.generator if self.method.shuffle else None
+        batches = self.task.batches(self.method.minibatch, generator, self.windows, self.step)
+        while not self.ended:
+            chosen, tokens = next(batches)
+            self.unchecked.append(chosen)
+            self.engine.advance(tokens, self.references[chosen])
+            self.step += 1
+            looks = self.step % self.method.check_every == 0 or self.step == self.method.steps
+            if looks or self.engine.waits:
+                self.check()
+            self.report()
+            if looks:
+                self.look()
+            if self.ended or self.checkpoint_due():
+                self.save()
+
+    @property
+    def ended(self) -> bool:
+        return self.step >= self.method.steps or (self.watch is not None and self.watch.exhausted)
+
+    def report(self) -> None:
+        """Tell the user of a step, with the figures last seen."""
+        if self.figures:
+            self.task.report(self.step, residual=self.figures.residual, baseline=self.figures.baseline)
+        else:
+            self.task.report(self.step)
+
+    def check(self) -> None:
+        """Fetch the figures. Raises `NumericalFailure` if a loss was not finite since they were last fetched."""
+        self.figures = self.engine.figures()
+        broken = self.figures.broken
+        if broken is not None:
+            chosen = self.unchecked[broken - self.step - 1].tolist()
+            kept = (
+                f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
+            )
+            raise nmbench.NumericalFailure(
+                f"{self.task.who}: the loss of step {broken} is {self.figures.residual} (minibatch: windows "
+                f"{', '.join(map(str, chosen))}); {kept}. Look for infinite activations; another --dtype may help."
+            )
+        self.unchecked.clear()
+
+    def look(self) -> None:
+        """Write down where the policy is, and let the watch see it."""
+        assert self.figures
+        masks = self.engine.greedy()
+        entry = {
+            "step": self.step,
+            "groups_changed": self.groups_changed(masks),
+            "log_prob_initial": self.engine.log_prob(self.initial),  # mean over groups
+            "spread": self.figures.spread,
+            "learning_rate": self.figures.learning_rate,
+        }
+        self.log.append({**entry, **(self.watch.look(self.step, masks) if self.watch else {})})
+
+    def checkpoint_due(self) -> bool:
+        """Whether to save now. The time of a checkpoint changes no result, so the clock may have a say."""
+        waited = time.perf_counter() - self.saved_at
+        if waited < SHARE_OF_TIME * self.save_seconds:
+            return False
+        return self.step % self.method.checkpoint_every == 0 or waited >= CHECKPOINT_SECONDS
+
+    def save(self) -> None:
+        """Store everything that later steps depend on."""
+        if self.unchecked:
+            self.check()
+        began = time.perf_counter()
+        plain = {"step": self.step, "log": self.log}
+        tensors = {"references": self.references, "generator": self.task.generator.get_state()}
+        watch = self.watch.to_save() if self.watch else {}
+        self.task.checkpoints.save({**self.engine.to_save(), **watch, **plain, **tensors})
+        self.saved_step, self.saved_at = self.step, time.perf_counter()
+        self.save_seconds = self.saved_at - began
+
+    def conclude(self) -> dict[str, Tensor]:
+        """The masks to return, and what happened, for the record."""
+        masks = self.engine.greedy()
+        figures = self.engine.figures()
+        note = f" ({self.engine.note})" if self.engine.note else ""
+        self.task.notes.update({"steps": self.step, "baseline": figures.baseline, "log": self.log})
+        self.task.notes["engine"] = self.engine.name + note
+        if self.watch:
+            masks = self.watch.verdict()
+            self.task.notes.update(self.watch.notes)
+        self.task.notes["groups_changed"] = self.groups_changed(masks)
+        return {name: mask.cpu() for name, mask in masks.items()}
+
+    def groups_changed(self, masks: Masks) -> float:
+        """The share of groups that differ from the initial mask."""
+        changed = total = 0
+        for name, mask in masks.items():
+            differs = self.task.pattern[name].groups(mask ^ self.initial[name]).any(dim=-1)
+            changed, total = changed + int(differs.sum()), total + differs.numel()
+        return changed / total

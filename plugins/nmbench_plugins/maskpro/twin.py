@@ -1,0 +1,166 @@
+"""The slow, readable twin of `kernels`: the same random words and the same draws in plain torch, on the CPU.
+
+Masks agree with those of the programs unless rounding decides a draw, in fewer than one of 10^5 groups. Gradients are
+those of `policy` in float64. Arguments and effects are those of `kernels`; what was drawn is returned as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nmbench_plugins.maskpro import draws, policy
+from nmbench_plugins.maskpro.kernels import CHUNK, ROUNDS
+from nmbench_plugins.maskpro.philox import counters, philox
+
+LARGEST = 36.0  # log2 of the largest weight
+ROUNDING_STREAM = 2
+
+
+class Masks(NamedTuple):
+    """The old and new masks of a step, bool [out, in], None where none was drawn; tuples hold A, and B of a pair."""
+
+    old: tuple[Tensor, ...] | None
+    new: tuple[Tensor, ...] | None
+
+
+class Place(NamedTuple):
+    """Where a layer's random words come from."""
+
+    seed: int
+    first_group: int
+    rounds: int
+
+
+@torch.no_grad()
+def step_reference(
+    logits: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    keep: int,
+    group: int,
+    *,
+    seed: int,
+    first_group: int,
+    step: Tensor,
+    scale: Tensor,
+    update: bool,
+    draw: bool,
+    rounds: int = ROUNDS,
+) -> Masks:
+    """`kernels.step`."""
+    place = Place(seed, first_group, rounds)
+    return _step(logits, weight, (out,), (keep, group), place, int(step), scale, update, draw)
+
+
+@torch.no_grad()
+def pair_step_reference(
+    logits: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    keep: int,
+    group: int,
+    *,
+    seed: int,
+    first_group: int,
+    step: Tensor,
+    scale: Tensor,
+    update: bool,
+    draw: bool,
+    rounds: int = ROUNDS,
+) -> Masks:
+    """`kernels.pair_step`."""
+    place = Place(seed, first_group, rounds)
+    halves = (out[: len(logits)], out[len(logits) :])
+    return _step(logits, weight, halves, (keep, group), place, int(step), scale, update, draw)
+
+
+@torch.no_grad()
+def greedy_reference(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> Tensor:
+    """`kernels.greedy`."""
+    mask = draws.top(logits.reshape(-1, group).t(), keep).t().reshape(logits.shape)
+    out.copy_(torch.where(mask, weight, 0))
+    return mask
+
+
+def _step(
+    logits: Tensor,
+    weight: Tensor,
+    out: tuple[Tensor, ...],
+    pattern: tuple[int, int],
+    place: Place,
+    step: int,
+    scale: Tensor,
+    update: bool,
+    draw: bool,
+) -> Masks:
+    old = new = None
+    streams = range(len(out))
+    if update:
+        old = tuple(draw_mask(logits, *pattern, place, step - 1, stream) for stream in streams)
+        logits.copy_(_updated(logits, old, pattern[1], place, step, scale))
+    if draw:
+        new = tuple(draw_mask(logits, *pattern, place, step, stream) for stream in streams)
+        for target, mask in zip(out, new, strict=True):
+            target.copy_(torch.where(mask, weight, 0))
+    return Masks(old, new)
+
+
+def draw_mask(logits: Tensor, keep: int, group: int, place: Place, step: int, stream: int) -> Tensor:
+    """Draw `keep` members of every group one after the other by inverse CDF: logits [out, in] -> bool [out, in]."""
+    rows = logits.reshape(-1, group).float()  # [groups, group]
+    words = _words(place, logits.numel(), step, stream)  # [chunks, 4]
+    used = words[:, : keep * (CHUNK // group)].reshape(-1, keep)[: len(rows)]  # [groups, keep]
+    level = rows.topk(keep).values[:, -1:]
+    exponents = ((rows - level) * math.log2(math.e)).clamp(max=LARGEST)
+    exponents = (
+        exponents.view(torch.int32) & -group | torch.arange(group, dtype=torch.int32, device=rows.device)
+    ).view(torch.float32)
+    exponents, left = exponents.sort(-1)  # the low bits make all of a group differ
+    weights = exponents.exp2()
+    drawn = torch.zeros_like(rows, dtype=torch.bool)
+    for k in range(keep):
+        picked = _pick(weights, used[:, k : k + 1])
+        drawn.scatter_(1, left.gather(1, picked), True)
+        others = torch.arange(left.shape[1], device=left.device) != picked
+        left, weights = left[others].view(len(left), -1), weights[others].view(len(left), -1)
+    return drawn.view(logits.shape)
+
+
+def _pick(weights: Tensor, word: Tensor) -> Tensor:
+    """The index of one draw, [n, 1], from ascending weights [n, members]; words [n, 1]."""
+    columns = itertools.accumulate(weights.unbind(-1))  # one after the other: a parallel sum is not monotonic
+    reach = torch.stack(list(columns), -1)
+    u = word.float() * 2.0**-32 + 2.0**-33  # in the middle of one of 2^32 cells
+    return (u * reach[:, -1:] >= reach[:, :-1]).sum(-1, keepdim=True)
+
+
+def _updated(logits: Tensor, old: tuple[Tensor, ...], group: int, place: Place, step: int, scale: Tensor) -> Tensor:
+    exact = logits.double()
+    rows = exact.reshape(-1, group)  # [groups, group]
+    slopes = [policy.grad_log_prob(rows, mask.reshape(-1, group)) for mask in old]
+    slope = slopes[0] if len(slopes) == 1 else slopes[0] - slopes[1]
+    exact += scale.double()[:, None] * slope.view(logits.shape)
+    if logits.dtype == torch.float32:
+        return exact.float()
+    return _round_at_random(exact.float(), _words(place, logits.numel(), step, ROUNDING_STREAM))
+
+
+def _round_at_random(values: Tensor, words: Tensor) -> Tensor:
+    """To float16, up with the probability that makes the mean right: 13 random bits each, two values per word."""
+    bits = torch.stack((words & 0x1FFF, words >> 16 & 0x1FFF), -1).view(-1)[: values.numel()].view(values.shape)
+    size = values.double().abs().clamp(max=65504)
+    exponent = torch.frexp(size).exponent.clamp(min=-13) - 11  # of the last place of a float16
+    count = torch.ldexp(size, -exponent)  # in units of that
+    rounded = torch.ldexp((count + bits / 2**13).floor(), exponent)
+    return rounded.copysign(values.double()).half()
+
+
+def _words(place: Place, weights: int, step: int, stream: int) -> Tensor:
+    """The words of every chunk of the layer, int64 [chunks, 4]."""
+    chunks = -(-weights // CHUNK)
+    return philox(counters(place.first_group, chunks, step, stream), place.seed, place.rounds)

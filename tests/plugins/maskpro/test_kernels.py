@@ -1,0 +1,390 @@
+"""Laws of the fused MaskPro step; its programs run in Triton's interpreter, and on a GPU where there is one."""
+
+import importlib.util
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nmbench_plugins.maskpro import draws, kernels, policy, twin
+from nmbench_plugins.maskpro.philox import counters, philox
+from reference import policy as reference
+
+PATTERNS = sorted(kernels.FUSED)
+KINDS = ["normal", "ties", "prior", "gaps", "17", "100", "1000"]
+WEIGHTS = [torch.bfloat16, torch.float16, torch.float32]
+COMPILED = kernels._programs
+few = settings(
+    max_examples=12, deadline=None, derandomize=True
+)  # the same groups every time: rounding may decide a draw
+in_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids="{0[0]}:{0[1]}".format)
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """The programs in Triton's interpreter, beside those that a GPU would compile."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
+    spec = importlib.util.spec_from_file_location("interpreted_fused", Path(kernels.__file__).with_name("fused.py"))
+    module = importlib.util.module_from_spec(spec)
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = True
+        spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_programs", lambda: module)
+        yield
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The programs as a GPU compiles them, also after tests that used the interpreter."""
+    monkeypatch.setattr(kernels, "_programs", COMPILED)
+
+
+programs = pytest.mark.usefixtures("interpreted")
+
+
+class Layer:
+    """One layer in the middle of larger buffers, whose borders must not be written to."""
+
+    def __init__(self, shape: tuple[int, int], logits: Tensor, weight: Tensor, masks: int, device: str = "cpu") -> None:
+        self.rows = shape[0]
+        self.logits = self._inside(logits.reshape(shape).to(device))
+        self.weight = weight.reshape(shape).to(device)
+        self.out = self._inside(torch.full((masks * shape[0], shape[1]), torch.nan, dtype=weight.dtype, device=device))
+        self.masks = masks
+        # The interpreter runs block after block: few large ones, but not larger than the layer.
+        self.launch = kernels.Launch(block=max(128, min(4096, 2 ** (logits.numel() // 8).bit_length())))
+
+    def _inside(self, values: Tensor) -> Tensor:
+        buffer = torch.full((values.numel() + 32,), 77.0, dtype=values.dtype, device=values.device)
+        return buffer[16:-16].copy_(values.view(-1)).view(values.shape)
+
+    def step(self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9):
+        self.out.fill_(torch.nan)
+        self._call(kernels.step if self.masks == 1 else kernels.pair_step)(
+            *pattern, seed=seed, first_group=5, scale=scale.to(self.logits.device), update=update, draw=draw,
+            step=torch.tensor([step], device=self.logits.device), launch=self.launch,
+        )  # fmt: skip
+
+    def reference(
+        self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9
+    ):
+        self.out.fill_(torch.nan)
+        self._call(twin.step_reference if self.masks == 1 else twin.pair_step_reference)(
+            *pattern, seed=seed, first_group=5, scale=scale, update=update, draw=draw, step=torch.tensor([step])
+        )
+
+    def _call(self, function):
+        return partial(function, self.logits, self.weight, self.out)
+
+    def kept(self) -> tuple[Tensor, ...]:
+        """The masks as the masked weights show them; no weight is 0."""
+        return self.out.cpu().ne(0).split(self.rows)
+
+    def borders(self) -> Tensor:
+        return torch.stack(
+            [b._base[i].cpu().float() for b in (self.logits, self.out) for i in (slice(16), slice(-16, None))]
+        )
+
+
+def make_logits(kind: str, shape: tuple[int, int], group: int, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(shape, generator=generator)
+    match kind:
+        case "normal":
+            return 2 * noise
+        case "ties":
+            return torch.randint(0, 3, shape, generator=generator).float()
+        case "prior":
+            return 10 * torch.randint(0, 2, shape, generator=generator) + noise
+        case "gaps":
+            return torch.tensor([0.0, 17, 100, 1000])[torch.randint(0, 4, shape, generator=generator)] + noise
+        case _:
+            return torch.tensor([float(kind)] + [0.0] * (group - 1)).repeat(shape[0], shape[1] // group)
+
+
+def make(pattern, shape, kind="normal", seed=0, masks=1, logits=torch.float32, weight=torch.bfloat16, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    values = make_logits(kind, shape, pattern[1], generator).to(logits)
+    weights = torch.randn(shape, generator=generator).to(weight)
+    return Layer(shape, values, torch.where(weights == 0, 1, weights), masks, device)
+
+
+shapes = st.tuples(st.integers(1, 5), st.integers(1, 9)).map(lambda shape: (shape[0], shape[1] * 8))
+cases = {
+    "pattern": st.sampled_from(PATTERNS),
+    "shape": shapes,
+    "kind": st.sampled_from(KINDS),
+    "seed": st.integers(0, 2**32),
+    "masks": st.sampled_from([1, 2]),
+    "logits": st.sampled_from([torch.float32, torch.float16]),
+    "weight": st.sampled_from(WEIGHTS),
+}
+ONE = torch.ones(1)
+
+
+# The generator
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_the_published_words(counter, key, words):
+    """Ten rounds give the known answers of the authors' Random123 1.09."""
+    counter, key, words = ([int(word, 16) for word in text.split()] for text in (counter, key, words))
+    assert philox(torch.tensor(counter), key[0] + (key[1] << 32), rounds=10).tolist() == words
+
+
+def test_counters_are_64_bits_wide():
+    """The place of a chunk fills two words, the step and the stream one each."""
+    assert counters(2**32 - 1, 2, -1, 1).tolist() == [[2**32 - 1, 0, 2**32 - 1, 1], [0, 1, 2**32 - 1, 1]]
+
+
+# Programs and twin
+
+
+def agree(pattern, shape, kind, seed, masks, logits, weight, per_row, device="cpu"):
+    """Draw, update and draw, update: masks, masked weights, logits and borders are those of the twin."""
+    ours = make(pattern, shape, kind, seed, masks, logits, weight, device)
+    theirs = make(pattern, shape, kind, seed, masks, logits, weight)
+    scale = torch.linspace(-2, 3, shape[0]) if per_row else 1.5 * ONE
+    for step, update, draw in ((7, False, True), (8, True, True), (9, True, False)):
+        theirs.logits.copy_(ours.logits)  # the same start: rounding does not add up
+        ours.step(pattern, step, scale, update, draw, seed)
+        theirs.reference(pattern, step, scale, update, False, seed)
+        # A float16 may round the other way where the sums differ in their last bit.
+        tolerance = 4e-5 if logits == torch.float32 else 0.6 if kind in ("gaps", "1000", "100") else 0.02
+        torch.testing.assert_close(ours.logits.cpu(), theirs.logits, rtol=1e-7, atol=tolerance)
+        theirs.logits.copy_(ours.logits)  # where logits nearly tie the last bit decides
+        theirs.reference(pattern, step, scale, False, draw, seed)
+        torch.testing.assert_close(ours.out.cpu(), theirs.out, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(ours.borders(), theirs.borders())
+
+
+@programs
+@few
+@given(**cases, per_row=st.booleans())
+def test_programs_agree_with_their_twin(pattern, shape, kind, seed, masks, logits, weight, per_row):
+    """Masks and masked weights are equal, logits to 4e-5, and nothing else is written."""
+    agree(pattern, shape, kind, seed, masks, logits, weight, per_row)
+
+
+@programs
+@pytest.mark.parametrize("shape", [(1, 4), (3, 12), (5, 4), (3, 68)], ids=str)
+@pytest.mark.parametrize("masks", [1, 2])
+def test_odd_numbers_of_groups(shape, masks):
+    """A chunk may be cut in half by the end of the layer, or by the end of a row."""
+    for logits, weight in ((torch.float32, torch.bfloat16), (torch.float16, torch.float32)):
+        agree((2, 4), shape, "normal", 3, masks, logits, weight, per_row=True)
+
+
+@on_gpu
+@pytest.mark.usefixtures("compiled")
+@in_pattern
+@pytest.mark.parametrize("masks", [1, 2])
+@pytest.mark.parametrize("logits", [torch.float32, torch.float16], ids=str)
+def test_compiled_programs_agree_with_their_twin(pattern, masks, logits):
+    """The same law on a GPU."""
+    weight = torch.bfloat16 if logits == torch.float32 else torch.float32
+    for kind, shape in (("normal", (30, 1000)), ("gaps", (2, 88))):
+        agree(pattern, shape, kind, 1, masks, logits, weight, True, "cuda")
+
+
+@on_gpu
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("masks", [1, 2])
+def test_a_captured_step_reads_its_number_from_the_device(masks):
+    """Replays of one CUDA graph draw what calls with the numbers 1, 2, 3 draw."""
+    ours, theirs = (make((2, 4), (64, 256), masks=masks, device="cuda") for _ in range(2))
+    step, scale = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.full((64,), 0.1, device="cuda")
+    launch = kernels.step if masks == 1 else kernels.pair_step
+    call = partial(launch, keep=2, group=4, seed=1, first_group=0, scale=scale, update=True, draw=True)
+    call(*(tensor.clone() for tensor in (ours.logits, ours.weight, ours.out)), step=step)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step.add_(1)
+        call(ours.logits, ours.weight, ours.out, step=step)
+    for number in (1, 2, 3):
+        graph.replay()
+        call(theirs.logits, theirs.weight, theirs.out, step=torch.full_like(step, number))
+        assert torch.equal(ours.out, theirs.out) and torch.equal(ours.logits, theirs.logits)
+
+
+# Draws
+
+
+@programs
+@few
+@given(pattern=cases["pattern"], kind=cases["kind"], weight=cases["weight"], seed=cases["seed"], masks=cases["masks"])
+def test_masked_weights_are_strict(pattern, kind, weight, seed, masks):
+    """Every group keeps exactly `keep` weights, bit for bit, also NaN; the others are +0.0, whatever they were."""
+    layer = make(pattern, (6, 40), kind, seed, masks, weight=weight)
+    layer.weight[0], layer.weight[1], layer.weight[2] = torch.nan, -torch.inf, -1
+    layer.step(pattern, 3, ONE, update=False)
+    integer = torch.int32 if weight == torch.float32 else torch.int16
+    for out in layer.out.view(integer).split(6):
+        assert (out.ne(0).view(-1, pattern[1]).sum(-1) == pattern[0]).all()
+        assert torch.equal(out, layer.weight.view(integer) * out.ne(0))
+
+
+def drawn_sets(logits: Tensor, pattern, n: int) -> tuple[Tensor, Tensor]:
+    """How often each mask of the pattern was drawn in n groups, and its log probability."""
+    masks = reference.all_masks(*pattern)  # [sets, group]
+    layer = Layer((n, pattern[1]), logits.repeat(n, 1), torch.ones(n, pattern[1]).bfloat16(), 1)
+    layer.step(pattern, 0, ONE, update=False)
+    bits = 2 ** torch.arange(pattern[1])
+    order = (masks * bits).sum(-1)
+    codes = (layer.kept()[0] * bits).sum(-1)
+    counts = torch.bincount(codes, minlength=2 ** pattern[1])[order]
+    return counts, policy.log_prob(logits.double().expand(masks.shape), masks)
+
+
+@programs
+@in_pattern
+@pytest.mark.parametrize("kind", ["normal", "0", "3", "17", "100", "1000", "steps", "two"])
+def test_draws_follow_the_law(pattern, kind):
+    """Masks are drawn as often as P(S) says, over all C(M, N) of them; those of no probability never."""
+    group = pattern[1]
+    special = {"steps": torch.arange(group) * 1.0, "two": torch.tensor([1000.0, 900, 1, 0] * (group // 4))}
+    logits = special.get(
+        kind, make_logits(kind if kind not in special else "0", (1, group), group, torch.Generator())[0]
+    )
+    n = 2**15
+    counts, log_prob = drawn_sets(logits, pattern, n)
+    expected = n * log_prob.exp()
+    assert counts.sum() == n and not counts[log_prob < -40].any()
+    rare = expected < 8
+    observed = torch.cat((counts[~rare], counts[rare].sum()[None])).double()
+    expected = torch.cat((expected[~rare], expected[rare].sum()[None]))
+    used = expected > 1e-3
+    assert not observed[~used].any()
+    statistic = ((observed - expected) ** 2 / expected)[used].sum()
+    freedom = torch.tensor(max(1, int(used.sum()) - 1) / 2).double()
+    assert torch.special.gammaincc(freedom, statistic / 2) > 1e-4
+
+
+def test_events_as_rare_as_the_words_allow_are_drawn():
+    """A weight of 2^-30 beside 1 is drawn by the 4 smallest of 2^32 words and by no other; a weight of 0 by none."""
+    weights = torch.tensor([[0, 0, 2**-30, 1.0]]).repeat(6, 1)
+    words = torch.tensor([[0], [1], [3], [4], [5], [2**32 - 1]])
+    assert twin._pick(weights, words)[:, 0].tolist() == [2, 2, 2, 3, 3, 3]
+
+
+@programs
+def test_seeds_steps_streams_and_layers_differ():
+    """Another seed, step or layer draws another mask; the two masks of a pair are independent, A is that of `step`."""
+    single, pair = (make((2, 4), (64, 256), "0", masks=masks) for masks in (1, 2))
+    single.step((2, 4), 5, ONE, update=False)
+    (first,) = single.kept()
+    pair.step((2, 4), 5, ONE, update=False)
+    a, b = pair.kept()
+    assert torch.equal(a, first)
+    others = [b]
+    for step, seed in ((6, 2**63 + 9), (5, 2**63 + 10), (5, 9)):
+        single.step((2, 4), step, ONE, update=False, seed=seed)
+        others.append(single.kept()[0])
+    for other in others:
+        same = (other == first).view(-1, 4).all(-1).sum()
+        assert same == pytest.approx(4096 / 6, abs=5 * (4096 * 5 / 36) ** 0.5)  # one of six masks, 5 deviations
+
+
+# Updates
+
+
+@programs
+@few
+@given(pattern=cases["pattern"], kind=cases["kind"], seed=cases["seed"], masks=cases["masks"])
+def test_updates_use_the_mask_that_was_drawn(pattern, kind, seed, masks):
+    """The change of the logits is the gradient at the mask that the weights showed, to 4e-5, gaps of 1000 included."""
+    layer = make(pattern, (64, 32), kind, seed, masks)
+    layer.step(pattern, 3, ONE, update=False)
+    kept, before = layer.kept(), layer.logits.double()
+    size = 2.0**11  # far above the last bits of logits of 1000
+    layer.step(pattern, 4, size * ONE, draw=False)
+    slopes = [policy.grad_log_prob(before.view(-1, pattern[1]), mask.view(-1, pattern[1])) for mask in kept]
+    expected = slopes[0] if masks == 1 else slopes[0] - slopes[1]
+    change = (layer.logits.double() - before).view(-1, pattern[1]) / size
+    torch.testing.assert_close(change, expected, rtol=0, atol=4e-5)
+    if masks == 2:
+        same = (kept[0] == kept[1]).view(-1, pattern[1]).all(-1)
+        assert not change[same].any()
+
+
+@programs
+@in_pattern
+def test_many_steps_stay_in_step(pattern):
+    """Logits that only ever met the programs end where single gradients of the shown masks lead."""
+    layer = make(pattern, (16, 64), "prior")
+    layer.step(pattern, 0, ONE, update=False)
+    expected = layer.logits.double()
+    for step in range(1, 6):
+        rows = expected.view(-1, pattern[1])
+        slope = policy.grad_log_prob(rows, layer.kept()[0].view(-1, pattern[1]))
+        expected = expected + 0.7 * slope.view(expected.shape)
+        layer.step(pattern, step, torch.full((16,), 0.7))
+    torch.testing.assert_close(layer.logits.double(), expected, rtol=0, atol=2e-4)
+
+
+@programs
+@pytest.mark.parametrize("size", [1e-6, 3e-5, 1.0, 777.7])
+def test_rounding_to_float16_is_unbiased(size):
+    """1:4 from equal logits: 0.75 and -0.25 of the factor round to a neighbour each, and right on average."""
+    n = 2**14
+    layer = Layer((n, 4), torch.zeros(n, 4).half(), torch.ones(n, 4).bfloat16(), 1)
+    layer.step((1, 4), 3, ONE, update=False)
+    (kept,) = layer.kept()
+    layer.step((1, 4), 4, torch.tensor([size]), draw=False)
+    for values, exact in ((layer.logits[kept], 0.75 * size), (layer.logits[~kept], -0.25 * size)):
+        low, high = values.min().double(), values.max().double()
+        assert low <= exact <= high and high - low <= max(2**-24, abs(exact) * 2**-10)
+        deviation = float(high - low) / 2 / len(values) ** 0.5
+        assert float(values.double().mean()) == pytest.approx(exact, abs=5 * deviation + 1e-6 * abs(exact))
+
+
+@programs
+def test_float16_logits_stay_finite():
+    """Beyond its range the largest float16 is kept."""
+    layer = Layer((2, 32), torch.full((2, 32), 60000.0).half(), torch.ones(2, 32).bfloat16(), 1)
+    layer.step((1, 4), 1, torch.tensor([1e6]))
+    assert layer.logits.unique().tolist() == [-65504, 65504]
+
+
+# The end
+
+
+@programs
+@few
+@given(pattern=cases["pattern"], kind=cases["kind"], logits=cases["logits"], weight=cases["weight"], shape=shapes)
+def test_greedy_keeps_the_largest(pattern, kind, logits, weight, shape):
+    """The `keep` largest logits of every group, lower index on ties; the others are +0.0."""
+    layer = make(pattern, shape, kind, 0, 1, logits, weight)
+    kernels.greedy(layer.logits, layer.weight, layer.out, *pattern, launch=layer.launch)
+    expected = draws.top(layer.logits.reshape(-1, pattern[1]).t(), pattern[0]).t().reshape(shape)
+    assert torch.equal(layer.out, torch.where(expected, layer.weight, 0)) and not layer.out.signbit()[~expected].any()
+
+
+def test_fused_patterns():
+    """Only on an NVIDIA GPU, only the patterns there are programs for."""
+    assert not kernels.fused(2, 4, "cpu")
+    if kernels.available("cuda"):
+        assert kernels.fused(2, 4, "cuda") and not kernels.fused(3, 4, "cuda")
+
+
+def test_launchers_need_no_triton():
+    """Where Triton is missing, the launchers are importable and say that they are not available."""
+    code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.maskpro import kernels, twin; "
+    code += "print(kernels.available('cpu'), kernels.fused(2, 4, 'cpu'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "False"], done.stderr

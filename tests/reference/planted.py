@@ -1,0 +1,106 @@
+"""A problem with a planted answer: a model whose large weights are all that it needs, and tasks to learn its masks."""
+
+import functools
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nmbench.learn import CheckpointStore, LearnTask
+from nmbench.models import Bundle, DenseWeights
+from nmbench.pattern import Pattern
+from nmbench.store import MemoryCheckpoints
+from nmbench_plugins.maskpro.logits import Logits
+
+VOCABULARY = 16
+LENGTH = 12
+TWO_FOUR, FOUR_EIGHT = Pattern(2, 4), Pattern(4, 8)
+
+
+class Planted(nn.Module):
+    """Predicts the next token of a cycle through two linear layers; its large weights are all that it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.blocks = nn.ModuleList([nn.Linear(VOCABULARY, VOCABULARY, bias=False) for _ in range(2)])
+        self.head = nn.Linear(VOCABULARY, VOCABULARY, bias=False)
+        self.head.weight = nn.Parameter(torch.eye(VOCABULARY))
+        for block, shift in zip(self.blocks, (1, 0), strict=True):
+            noise = 0.1 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)
+            block.weight = nn.Parameter(noise + 2.5 * torch.eye(VOCABULARY).roll(shift, 0))
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        hidden = F.one_hot(input_ids, VOCABULARY).to(self.head.weight.dtype)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return SimpleNamespace(logits=self.head(hidden))
+
+
+@functools.cache
+def planted() -> tuple[Bundle, DenseWeights]:
+    bundle = Bundle.of("planted", Planted(), None)
+    return bundle, DenseWeights(bundle)
+
+
+def cycles(count: int, step: int = 1, length: int = LENGTH) -> Tensor:
+    """Windows that count up by `step`, from every start in turn; the model knows step 1 only."""
+    return (torch.arange(count)[:, None] + step * torch.arange(length)) % VOCABULARY
+
+
+def weakest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
+    """The worst masks: the smallest weights of every group are kept."""
+    return {name: patterns[name].top(-layer.read().abs()) for name, layer in bundle.layers.items()}
+
+
+def strongest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
+    """The best masks: the largest weights of every group are kept."""
+    return {name: patterns[name].top(layer.read().abs()) for name, layer in bundle.layers.items()}
+
+
+def make(
+    pool: Tensor | None = None,
+    selection: Tensor | None = None,
+    store: CheckpointStore | None = None,
+    patterns: tuple[Pattern, Pattern] = (TWO_FOUR, TWO_FOUR),
+    seed: int = 0,
+    on_report: Any = lambda *event: None,
+    from_best: bool = False,
+) -> LearnTask:
+    """A learning task on the planted model, from the worst masks or the best ones."""
+    bundle, dense = planted()
+    by_layer = dict(zip(bundle.layers, patterns, strict=True))
+    pool = cycles(32) if pool is None else pool
+    selection = cycles(16) if selection is None else selection
+    store = store or MemoryCheckpoints()
+    initial = strongest(bundle, by_layer) if from_best else weakest(bundle, by_layer)
+    return LearnTask(bundle, dense, by_layer, initial, pool, selection, seed, store, "acme", on_report)
+
+
+def loss_of(task: LearnTask, masks: Mapping[str, Tensor], windows: Tensor) -> float:
+    """Mean cross-entropy of the planted model under `masks`, float64, written out."""
+    hidden = F.one_hot(windows, VOCABULARY).double()
+    for name in task.layers:
+        hidden = hidden @ (task.dense[name].double() * masks[name]).t()
+    return float(F.cross_entropy(hidden[:, :-1].reshape(-1, VOCABULARY), windows[:, 1:].reshape(-1)))
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def record_draws(monkeypatch: Any) -> list[dict[str, Tensor]]:
+    """A list that every mask drawn by `Logits` from now on is added to, bool [out, in] by layer."""
+    draws: list[dict[str, Tensor]] = []
+    draw = Logits.draw
+
+    def remembering(*args: Any) -> Any:
+        drawn = draw(*args)
+        draws.append({name: mask.clone() for name, mask in drawn.by_layer.items()})
+        return drawn
+
+    monkeypatch.setattr(Logits, "draw", remembering)
+    return draws

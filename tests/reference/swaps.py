@@ -1,0 +1,47 @@
+"""Swaps in plain loops, float64: every candidate is judged by the whole error of its row, computed anew.
+
+Nothing of nmbench is used. `target` is what the outputs `x @ w` are measured from: inputs `[tokens, in]` of their own.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+MOST_PATTERNS = 128
+BETTER = 1e-9  # relative; less is taken for rounding
+
+
+def error(w: np.ndarray, kept: np.ndarray, x: np.ndarray, target: np.ndarray) -> float:
+    """The squared distance of one row's outputs from its target."""
+    return float(((x @ (w * kept) - target @ w) ** 2).sum())
+
+
+def candidates(kept: np.ndarray) -> list[np.ndarray]:
+    """The masks that a group with mask `kept` may change to: all of its pattern, or all at one exchange."""
+    keep, group = int(kept.sum()), len(kept)
+    if math.comb(group, keep) <= MOST_PATTERNS:
+        found = [np.isin(np.arange(group), chosen) for chosen in itertools.combinations(range(group), keep)]
+        return [mask for mask in found if (mask != kept).any()]
+    pairs = itertools.product(np.flatnonzero(kept), np.flatnonzero(~kept))
+    return [kept ^ np.isin(np.arange(group), pair) for pair in pairs]
+
+
+def refine_row(w: np.ndarray, kept: np.ndarray, x: np.ndarray, target: np.ndarray, group: int, sweeps: int):
+    """The row's mask after each sweep, up to the first that changes nothing."""
+    history = [kept.copy()]
+    for _ in range(sweeps):
+        now = history[-1].copy()
+        for start in range(0, len(w), group):
+            place, best, least = slice(start, start + group), None, error(w, now, x, target) * (1 - BETTER)
+            for candidate in candidates(now[place]):
+                trial = now.copy()
+                trial[place] = candidate
+                if (cost := error(w, trial, x, target)) < least:
+                    best, least = candidate, cost
+            if best is not None:
+                now[place] = best
+        history.append(now)
+        if (now == history[-2]).all():
+            break
+    return history

@@ -1,0 +1,48 @@
+"""Laws of jobs: a digest names everything that decides a row, also what a method starts from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nmbench.jobs import Contender, contenders, job_digest, lineage
+from nmbench.methods import MaskLearner, Refiner
+from nmbench.pattern import Pattern
+from nmbench.plugins import load_plugins
+from nmbench.spec import MethodSpec, RunSpec
+
+
+def built(*methods: MethodSpec) -> tuple[RunSpec, list[Contender]]:
+    spec = RunSpec(methods)
+    return spec, contenders(spec, load_plugins())
+
+
+def test_only_the_start_of_a_learner_has_a_row():
+    """A learner's initial method comes before it as a contender; that of a refiner stays inside it."""
+    asked = MethodSpec("a", "maskpro", {"init": "swaps"}), MethodSpec("b", "swaps"), MethodSpec("c", "wanda")
+    _, found = built(*asked)
+    assert [contender.label for contender in found] == ["a@init", "a", "b", "c"]
+    assert [contender.name for contender in lineage(found[1])] == ["maskpro", "swaps", "wanda"]
+    assert found[1].init is found[0]
+    assert isinstance(found[1].method, MaskLearner) and isinstance(found[0].method, Refiner)
+
+
+def test_digests_cover_what_a_method_starts_from():
+    """Options of the initial method, and of the one below it, change the digest of the job."""
+    spec, found = built(MethodSpec("a", "maskpro", {"init": "swaps"}), MethodSpec("b", "swaps", {"init": "sparsegpt"}))
+    digests = set()
+    for contender in found:
+        for depth, member in enumerate(lineage(contender)):
+            for name in member.options:
+                other = with_option(contender, depth, name)
+                digests.add(job_digest(spec, other, Pattern(2, 4), 0, "protocol"))
+        digests.add(job_digest(spec, contender, Pattern(2, 4), 0, "protocol"))
+    members = [member for contender in found for member in lineage(contender)]
+    assert len(digests) == len(found) + sum(len(member.options) for member in members)
+
+
+def with_option(contender: Contender, depth: int, name: str) -> Contender:
+    """The same contender with another value of an option, `depth` steps down its lineage."""
+    if depth:
+        assert contender.init
+        return replace(contender, init=with_option(contender.init, depth - 1, name))
+    return replace(contender, options={**contender.options, name: "another"})
