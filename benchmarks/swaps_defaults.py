@@ -3,7 +3,8 @@
     python swaps_defaults.py --json results/swaps_defaults.json
 
 Statistics come from windows of the calibration plays. One line per setting is printed when it is done: the mean loss
-over the dense model's in nats, with the standard error of the paired difference. About twenty minutes on two CPU cores.
+over the dense model's in nats, with the standard error of the paired difference. About half an hour on two CPU cores;
+settings that the file has already are not measured again.
 """
 
 from __future__ import annotations
@@ -27,21 +28,41 @@ from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
 
+FIGURES = ("seconds", "perplexity", "nats", "stderr", "notes")
 INITS = {"wanda": Wanda(), "sparsegpt": SparseGPT(mask_only=True)}
 
 
 def grid() -> list[dict[str, Any]]:
     """The settings that were tried."""
-    settings: list[dict[str, Any]] = [{"method": name} for name in ("wanda", "sparsegpt")]
-    targets = [{"dense_weight": weight, "sequential": turns} for turns in (False, True) for weight in (0, 0.5, 0.75, 1)]
-    best = {"dense_weight": 0.75, "sequential": True}
-    settings += [*targets, {**best, "init": "sparsegpt"}]
-    found = [{**setting, "pattern": pattern} for pattern in ("2:4", "4:8") for setting in settings]
-    found += [{**targets[0], "sweeps": sweeps, "pattern": "2:4"} for sweeps in (1, 3, 30)]
-    found += [{**best, "sweeps": sweeps, "pattern": "2:4"} for sweeps in (1, 3, 30)]
+    shots: list[dict[str, Any]] = [{"method": name} for name in ("wanda", "sparsegpt")]
+    local = {"residual_weight": 0, "skip_tokens": 0, "sweeps": 10}  # the layer's own outputs only
+    targets = [
+        {"dense_weight": weight, "sequential": turns, **local}
+        for turns in (False, True)
+        for weight in (0, 0.5, 0.75, 1)
+    ]
+    best = {"dense_weight": 0.75, "sequential": True, **local}
+    shots += [*targets, {**best, "init": "sparsegpt"}]
+    found = [{**setting, "pattern": pattern} for pattern in ("2:4", "4:8") for setting in shots]
+    found += [{**target, "sweeps": sweeps, "pattern": "2:4"} for target in (targets[0], best) for sweeps in (1, 3, 30)]
     few = [{**target, "windows": 32, "pattern": "2:4"} for target in (targets[0], best)]
     many = [{**target, "windows": 512, "pattern": "2:4"} for target in (targets[0], best, targets[-1])]
-    return [*found, *few, *many]
+    return [*found, *few, *many, *residual_grid()]
+
+
+def residual_grid() -> list[dict[str, Any]]:
+    """Settings that also make up for errors in the residual stream, both weights alike or one of them 0."""
+    alike = [{"dense_weight": weight, "residual_weight": weight} for weight in (0.2, 0.4, 0.6)]
+    alone = [{"dense_weight": 0.6, "residual_weight": 0}, {"dense_weight": 0.2, "residual_weight": 0}]
+    found = [
+        {**target, "skip_tokens": skip, "sweeps": 4, "pattern": pattern}
+        for pattern in ("2:4", "4:8")
+        for target in alike
+        for skip in (0, 1)
+    ]
+    found += [{**target, "skip_tokens": 1, "sweeps": 10, "pattern": "2:4"} for target in alike]
+    found += [{**target, "skip_tokens": 1, "sweeps": 4, "pattern": "2:4"} for target in alone]
+    return [{**setting, "sequential": True} for setting in found]
 
 
 def main() -> None:
@@ -52,11 +73,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench, text = start(write_texts(Path(folder)), args.device)
         dense = Subject(bench.bundle, bench.texts).losses(text, 256)
-        rows = []
+        rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
         for setting in grid():
-            rows.append(measure(bench, text, dense, setting))
-            print(json.dumps(rows[-1]), flush=True)
-            args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            if not any(setting == {name: row[name] for name in row if name not in FIGURES} for row in rows):
+                rows.append(measure(bench, text, dense, setting))
+                print(json.dumps(rows[-1]), flush=True)
+                args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def start(folder: Path, device: str) -> tuple[Bench, str]:

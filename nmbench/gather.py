@@ -30,7 +30,7 @@ class Skip:
 
 def unplaced() -> NMBenchError:
     return NMBenchError(
-        "a layer is not given all tokens (a mixture of experts?), so it cannot be told which are the first of a window; "
+        "a layer is not given all tokens (a mixture of experts?), so which are the first of a window is not known; "
         "choose a method, or options, that skip no tokens (skip_tokens=0)."
     )
 
@@ -84,7 +84,7 @@ class Gatherer:
         self.dense_stream.append(stream.detach().clone())  # the block may go on to work in place
 
     def counterpart(self, dense: list[Tensor], x: Tensor) -> Tensor:
-        """The values `[tokens, width]` in the dense model of the same tokens. Raises `NMBenchError` if it has others."""
+        """The values of the same tokens in the dense model, like `x`. Raises `NMBenchError` if it has others."""
         y = self.skip.rows(dense.pop(0)) if dense else x[:0]
         if y.shape != x.shape:
             raise NMBenchError(

@@ -5,8 +5,8 @@ first place where this sum can be seen. To find it, a block is run once as it is
 the layer's output: the tap is the first place after the layer whose values change by just these numbers, other than
 places where the output itself is handed on, to a dropout say, before it is added.
 
-In a Llama the tap of `o_proj` is the input of the second norm, and that of `down_proj` is the output of the block. Where
-attention and MLP are added at once (GPT-NeoX), both have the latter. Where a norm lies between the layer and the
+In a Llama the tap of `o_proj` is the input of the second norm, and that of `down_proj` is the output of the block.
+Where attention and MLP are added at once (GPT-NeoX), both have the latter. Where a norm lies between the layer and the
 residual stream (Gemma 2), there is none.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,14 +34,24 @@ def find_taps(run: Run, block: nn.Module, hidden: Tensor, layers: Sequence[str])
     noise = noise_for(usual.values(), hidden)
     taps = {}
     for layer in layers:
-        if (output := Place(layer, output=True)) in usual:
+        if Place(layer, output=True) in usual:
             with adding(noise, block.get_submodule(layer)):
-                moved = trace(run, block, hidden, layers)
-            behind = list(usual)[list(usual).index(output) + 1 :]
-            found = [place for place in behind if place in moved and differ_by(noise, usual[place], moved[place])]
-            found = [place for place in found if not torch.equal(usual[place], usual[output])]
-            taps.update({layer: place for place in found[:1]})
+                noisy = trace(run, block, hidden, layers)
+            tap = first_moved(usual, noisy, noise, Place(layer, output=True))
+            taps.update({} if tap is None else {layer: tap})
     return taps
+
+
+def first_moved(
+    usual: Mapping[Place, Tensor], noisy: Mapping[Place, Tensor], noise: Tensor, output: Place
+) -> Place | None:
+    """The first place behind `output` that differs by the noise alone and holds something else than `output`."""
+    places = list(usual)
+    for place in places[places.index(output) + 1 :]:
+        known = place in noisy and not torch.equal(usual[place], usual[output])
+        if known and differ_by(noise, usual[place], noisy[place]):
+            return place
+    return None
 
 
 def trace(run: Run, block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[Place, Tensor]:

@@ -233,7 +233,7 @@ def test_gatherer_does_not_care_for_the_split(data):
     x = data.draw(strategies.tensors(Pattern(2, 4), ("normal", "ties", "zeros", "half grid"), max_rows=24))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=3)))
     windows = data.draw(st.integers(1, 5))
-    gatherer = Gatherer(BOTH, x.shape[1], x.device)
+    gatherer = Gatherer(BOTH, (1, x.shape[1]), x.device)
     for start, stop in itertools.pairwise([0, *cuts, len(x)]):
         gatherer.add(x[start:stop])
     got, wanted = gatherer.finish(windows, "a"), strategies.statistics(x.double(), windows)
@@ -245,7 +245,7 @@ def test_gatherer_does_not_care_for_the_split(data):
 def test_half_precision_inputs_are_summed_in_float32():
     """Squares that overflow in half precision, and sums that stall in it, come out right."""
     x = torch.full((5000, 4), 300.0, dtype=torch.float16)
-    gatherer = Gatherer(BOTH, 4, x.device)
+    gatherer = Gatherer(BOTH, (1, 4), x.device)
     gatherer.add(x)
     stats = gatherer.finish(1, "a")
     torch.testing.assert_close(stats.input_norm, torch.full((4,), 300.0 * 5000**0.5))
@@ -378,7 +378,7 @@ def test_blocks_that_are_not_called_are_refused():
 @pytest.mark.parametrize("dense", [None, 4])
 def test_tokens_without_a_counterpart_are_refused(dense):
     """Drift is defined only for layers that are given the same tokens as in the dense model."""
-    gatherer = Gatherer(ALL, 8, torch.device("cpu"))
+    gatherer = Gatherer(ALL, (1, 8), torch.device("cpu"))
     if dense:
         gatherer.add_dense(torch.zeros(dense, 8))
     with pytest.raises(NMBenchError, match=f"given 5 tokens where it is given {dense or 0} in the dense model"):

@@ -1,6 +1,6 @@
 """Swaps in plain loops, float64: every candidate is judged by the whole error of its row, computed anew.
 
-Nothing of nmbench is used. `target` is what the outputs `x @ w` are measured from: inputs `[tokens, in]` of their own.
+Nothing of nmbench is used. `goal` `[tokens]` is what a row's outputs on `x` `[tokens, in]` are to come near to.
 """
 
 import itertools
@@ -12,9 +12,9 @@ MOST_PATTERNS = 128
 BETTER = 1e-9  # relative; less is taken for rounding
 
 
-def error(w: np.ndarray, kept: np.ndarray, x: np.ndarray, target: np.ndarray) -> float:
-    """The squared distance of one row's outputs from its target."""
-    return float(((x @ (w * kept) - target @ w) ** 2).sum())
+def error(w: np.ndarray, kept: np.ndarray, x: np.ndarray, goal: np.ndarray) -> float:
+    """The squared distance of one row's outputs from its goal."""
+    return float(((x @ (w * kept) - goal) ** 2).sum())
 
 
 def candidates(kept: np.ndarray) -> list[np.ndarray]:
@@ -27,17 +27,17 @@ def candidates(kept: np.ndarray) -> list[np.ndarray]:
     return [kept ^ np.isin(np.arange(group), pair) for pair in pairs]
 
 
-def refine_row(w: np.ndarray, kept: np.ndarray, x: np.ndarray, target: np.ndarray, group: int, sweeps: int):
+def refine_row(w: np.ndarray, kept: np.ndarray, x: np.ndarray, goal: np.ndarray, group: int, sweeps: int):
     """The row's mask after each sweep, up to the first that changes nothing."""
     history = [kept.copy()]
     for _ in range(sweeps):
         now = history[-1].copy()
         for start in range(0, len(w), group):
-            place, best, least = slice(start, start + group), None, error(w, now, x, target) * (1 - BETTER)
+            place, best, least = slice(start, start + group), None, error(w, now, x, goal) * (1 - BETTER)
             for candidate in candidates(now[place]):
                 trial = now.copy()
                 trial[place] = candidate
-                if (cost := error(w, trial, x, target)) < least:
+                if (cost := error(w, trial, x, goal)) < least:
                     best, least = candidate, cost
             if best is not None:
                 now[place] = best

@@ -22,11 +22,11 @@ Logits, policy, prior, frozen dense weights, forward losses alone and the choice
 A step computes two products per layer, so its tokens count twice in `cost.forward_tokens`, which is more than fair to
 MaskPro: attention, norms and the output head are computed once.
 
-Whether the gradient is less noisy depends on the losses. Over masks, let tau^2 be the variance of what all windows share
-and omega^2 that of what each has for itself. Where no single row matters much, with minibatches of n windows on both
-sides and as many counted tokens, the variance is 4 (tau^2 + omega^2) / (n tau^2 + omega^2) times MaskPro's: the factor 4
-because tokens count twice and a difference of two gradients has twice the variance. It is less than 1 if
-3 omega^2 < (n - 4) tau^2, so large minibatches suit it.
+Whether the gradient is less noisy depends on the losses. Over masks, let tau^2 be the variance of what all windows
+share, and omega^2 that of what each has for itself. Where no single row matters much, with minibatches of n windows on
+both sides and as many counted tokens, the variance is 4 (tau^2 + omega^2) / (n tau^2 + omega^2) times MaskPro's: tokens
+count twice, and a difference of two gradients has twice the variance. That is less than 1 if 3 omega^2 < (n - 4) tau^2,
+so large minibatches suit it.
 """
 
 from __future__ import annotations

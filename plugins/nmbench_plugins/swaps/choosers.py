@@ -1,0 +1,83 @@
+"""How the pattern of one group is chosen, all others fixed: the best of all, or the best exchange of two weights."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench_plugins.swaps.problem import Problem, own_blocks
+
+MOST_PATTERNS = 128  # of a group; beyond it, swaps
+
+
+class Chooser(Protocol):
+    """Chooses the pattern of one group after the other, in one block of columns."""
+
+    def choose(self, number: int, pull: Tensor, dropped: Tensor) -> None:
+        """Write what is best to drop in group `number` to `dropped` `[group, out]`, given its p, `[group, out]`."""
+
+
+def chooser_of(pattern: nmbench.Pattern) -> type[AllPatterns | Exchange]:
+    return AllPatterns if math.comb(pattern.group, pattern.keep) <= MOST_PATTERNS else Exchange
+
+
+class AllPatterns:
+    """Compares all patterns of a group."""
+
+    def __init__(self, problem: Problem, dropped: Tensor, block: slice) -> None:
+        size = problem.pattern.group
+        weight = problem.weight[block].unflatten(0, (-1, size))  # [groups, group, out]
+        gram = own_blocks(problem.gram[block, block].contiguous(), size)  # [group, group, groups]
+        self.table, self.columns, pairs, first, second = tables(problem.pattern, weight.device)
+        own = weight.square() * gram.diagonal().unsqueeze(2)
+        both = 2 * weight[:, first] * weight[:, second] * gram[first, second].t().unsqueeze(2)  # [groups, pairs, out]
+        self.fixed = self.table @ own + pairs @ both  # [groups, patterns, out], the cost if p were 0
+        self.twice = 2 * weight
+        now = (self.table @ dropped.unflatten(0, (-1, size))).max(dim=1, keepdim=True).indices  # [groups, 1, out]
+        noise = problem.noise[block].unflatten(0, (-1, size)).sum(dim=1, keepdim=True)
+        self.fixed.scatter_add_(1, now, -noise)  # others must be better beyond rounding
+
+    def choose(self, number: int, pull: Tensor, dropped: Tensor) -> None:
+        cost = torch.addmm(self.fixed[number], self.table, self.twice[number] * pull)  # [patterns, out]
+        torch.index_select(self.columns, 1, cost.min(dim=0).indices, out=dropped)
+
+
+@functools.cache
+def tables(pattern: nmbench.Pattern, device: torch.device) -> tuple[Tensor, ...]:
+    """What the patterns of a group drop: float `[patterns, group]`, 1 where dropped, its transpose, and the same for
+    pairs, `[patterns, pairs]`, with the two members of each pair. Made once, so that nothing waits for a copy.
+    """
+    size = pattern.group
+    chosen = torch.tensor(list(itertools.combinations(range(size), size - pattern.keep)))  # [patterns, dropped]
+    table = torch.zeros(len(chosen), size).scatter_(1, chosen, 1.0)
+    first, second = torch.triu_indices(size, size, 1)
+    pairs = table[:, first] * table[:, second]
+    return tuple(tensor.to(device) for tensor in (table, table.t().contiguous(), pairs, first, second))
+
+
+class Exchange:
+    """Exchanges the best pair of a kept and a dropped weight of a group."""
+
+    def __init__(self, problem: Problem, dropped: Tensor, block: slice) -> None:
+        size = problem.pattern.group
+        self.weight = problem.weight[block].unflatten(0, (-1, size))  # [groups, group, out]
+        self.gram = own_blocks(problem.gram[block, block].contiguous(), size).permute(2, 0, 1)  # [groups, group, group]
+        self.noise = problem.noise[block].unflatten(0, (-1, size)).sum(dim=1)  # [groups, out]
+
+    def choose(self, number: int, pull: Tensor, dropped: Tensor) -> None:
+        weight, gram = self.weight[number], self.gram[number]
+        slope = 2 * weight * torch.addmm(pull, gram, weight * dropped)  # [group, out]
+        own = weight.square() * gram.diagonal()[:, None]
+        drop = (own + slope).masked_fill(dropped == 1, torch.inf)
+        restore = (own - slope).masked_fill(dropped == 0, torch.inf)
+        both = weight[:, None] * weight * (2 * gram[:, :, None])  # [dropped now, restored now, out]
+        change, pair = (drop[:, None] + restore - both).flatten(0, 1).min(dim=0)
+        better = (change < -self.noise[number]).float()[None]
+        dropped.scatter_(0, (pair // len(gram))[None], better)
+        dropped.scatter_(0, (pair % len(gram))[None], 1 - better)
