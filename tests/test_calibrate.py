@@ -1,26 +1,31 @@
 """Laws of the walk: every block sees what a plain forward pass of the partly pruned model would show it."""
 
-import itertools
+import re
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nmbench import calibrate
-from nmbench.calibrate import Gatherer, walk
+from nmbench.calibrate import walk
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
 from nmbench.pattern import Pattern
-from nmbench.testing import strategies
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 from reference import one_shot
 
 BOTH = Stat.INPUT_NORM | Stat.GRAM
-ALL = BOTH | Stat.DRIFT
+ALL = BOTH | Stat.DRIFT | Stat.LAG
 WINDOW = 24  # longer than the sliding windows of the tiny models
+LLAMA = {"self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": ""}
+TAPS = {  # of the layers that write into the residual stream: which sub-module is given the sum, or the block's output
+    **dict.fromkeys(("llama", "mistral", "qwen3", "phi3"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3"), {}),  # a norm lies between
+    "gptneox": {"attention.dense": "", "mlp.dense_4h_to_h": ""},
+    "gpt2": {"attn.c_proj": "ln_2", "mlp.c_proj": ""},
+    "opt": {"self_attn.out_proj": "final_layer_norm", "fc2": ""},
+}
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
 
 
@@ -32,12 +37,18 @@ def random_windows(count: int = 6, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, WINDOW), generator=torch.Generator().manual_seed(seed))
 
 
-def expected(x: Tensor, windows: int, y: Tensor | None = None) -> LayerStats:
+def flat(values: Tensor, skip: int = 0) -> Tensor:
+    """Values `[..., width]` as float64 `[tokens, width]`, less the first `skip` tokens of every window."""
+    whole = values.double().reshape(-1, WINDOW, values.shape[-1])  # OPT flattens what it gives its last layers itself
+    return whole[:, skip:].flatten(0, 1)
+
+
+def expected(inputs: Tensor, windows: int, dense: Tensor | None = None, skip: int = 0) -> LayerStats:
     """Statistics of inputs `[..., in]`, and of their drift from those in the dense model, in float64."""
-    flat = x.double().flatten(0, -2)  # [tokens, in]; OPT flattens what it gives its last layers itself
-    norm = (flat.square().sum(0) / windows).sqrt()
-    drift = None if y is None else 2 / windows * (y.double().flatten(0, -2) - flat).T @ flat
-    return LayerStats(windows, len(flat), norm, 2 / windows * flat.T @ flat, drift)
+    x = flat(inputs, skip)
+    norm = (x.square().sum(0) / windows).sqrt()
+    drift = None if dense is None else 2 / windows * (flat(dense, skip) - x).T @ x
+    return LayerStats(windows, len(x), norm, 2 / windows * x.T @ x, drift)
 
 
 def assert_close(got: LayerStats, wanted: LayerStats) -> None:
@@ -121,6 +132,52 @@ def test_statistics_below_a_pruned_block(family):
             assert_close(step.stats[layer.name], expected(plain[layer.name], len(windows)))
             changed = not torch.allclose(plain[layer.name], dense[layer.name], atol=1e-6)
             assert changed == (step.index > 0)
+        for layer in step.layers:
+            halve(layer)
+
+
+@families
+@pytest.mark.parametrize("skip", [0, 1, WINDOW - 1])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_lag_behind_the_dense_model(family, sequential, skip):
+    """The lag is that of the residual stream, the layer's output on dense weights included, by its inputs; layers that
+    do not write into the stream have none.
+    """
+    bundle, windows = load(family), random_windows()
+    dense = one_shot.seen(bundle.model, windows)
+    for step in walk(bundle, windows, Stat.GRAM | Stat.LAG, sequential, skip):
+        plain = one_shot.seen(bundle.model, windows)
+        for layer in step.layers:
+            got, tap = step.stats[layer.name], tap_of(layer, family)
+            assert (got.lag is None) == (tap is None)
+            if tap is not None:
+                behind = flat(dense[tap], skip) - flat(plain[tap], skip)
+                wanted = 2 / len(windows) * behind.T @ flat(plain[layer.name, "input"], skip)
+                tolerance = 1e-5 * float(got.gram.abs().max())
+                torch.testing.assert_close(got.lag.double(), wanted, rtol=1e-3, atol=tolerance)
+                assert step.index == 0 or wanted.abs().max() > 100 * tolerance
+        for layer in step.layers:
+            halve(layer)
+
+
+def tap_of(layer: Layer, family: str) -> tuple[str, str] | None:
+    """Where the residual stream can be seen behind a layer, by the names of the architecture."""
+    block, _, name = re.fullmatch(r"(.*?\.\d+)\.((?:.*\.)?)(\w+)", layer.name).groups()
+    if (tap := TAPS[family].get(layer.name.removeprefix(f"{block}."))) is None:
+        return None
+    return (f"{block}.{tap}", "input") if tap else (block, "output")
+
+
+@families
+@pytest.mark.parametrize("sequential", [False, True])
+def test_first_tokens_are_left_out(family, sequential):
+    """Skipped tokens run through the blocks, but nothing is known of them in any statistic."""
+    bundle, windows = load(family), random_windows()
+    dense = one_shot.inputs(bundle.model, bundle.layers, windows)
+    for step in walk(bundle, windows, ALL, sequential, skip_tokens=3):
+        plain = one_shot.inputs(bundle.model, step.stats, windows)
+        for name, got in step.stats.items():
+            assert_close(got, expected(plain[name], len(windows), dense[name], skip=3))
         for layer in step.layers:
             halve(layer)
 
@@ -226,32 +283,6 @@ def test_batches_do_not_matter(family, monkeypatch):
             torch.testing.assert_close(got.gram, results[0][name].gram, rtol=1e-3, atol=1e-5 * scale)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_gatherer_does_not_care_for_the_split(data):
-    """Inputs that arrive in any pieces give the statistics of all of them together."""
-    x = data.draw(strategies.tensors(Pattern(2, 4), ("normal", "ties", "zeros", "half grid"), max_rows=24))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=3)))
-    windows = data.draw(st.integers(1, 5))
-    gatherer = Gatherer(BOTH, (1, x.shape[1]), x.device)
-    for start, stop in itertools.pairwise([0, *cuts, len(x)]):
-        gatherer.add(x[start:stop])
-    got, wanted = gatherer.finish(windows, "a"), strategies.statistics(x.double(), windows)
-    assert (got.windows, got.tokens) == (windows, len(x))
-    torch.testing.assert_close(got.input_norm, wanted.input_norm, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(got.gram, wanted.gram, rtol=1e-4, atol=1e-4)
-
-
-def test_half_precision_inputs_are_summed_in_float32():
-    """Squares that overflow in half precision, and sums that stall in it, come out right."""
-    x = torch.full((5000, 4), 300.0, dtype=torch.float16)
-    gatherer = Gatherer(BOTH, (1, 4), x.device)
-    gatherer.add(x)
-    stats = gatherer.finish(1, "a")
-    torch.testing.assert_close(stats.input_norm, torch.full((4,), 300.0 * 5000**0.5))
-    torch.testing.assert_close(stats.gram, torch.full((4, 4), 2 * 5000 * 300.0**2), rtol=1e-3, atol=0)
-
-
 @pytest.mark.parametrize(("needs", "norm", "gram"), [(Stat.INPUT_NORM, True, False), (Stat.GRAM, False, True)])
 def test_only_what_was_asked_for(needs, norm, gram):
     """A statistic that nobody asked for is not gathered."""
@@ -315,6 +346,13 @@ def test_no_trace_when_the_walk_is_abandoned():
 # What is refused
 
 
+@pytest.mark.parametrize("skip", [-1, WINDOW, 1000])
+def test_nothing_left_of_a_window(skip):
+    """Windows that are skipped altogether are refused, with both lengths, before anything runs."""
+    with pytest.raises(NMBenchError, match=f"skip_tokens is {skip}, but calibration windows have {WINDOW} tokens"):
+        next(walk(load(), random_windows(), BOTH, skip_tokens=skip))
+
+
 def test_broken_embeddings_are_named():
     """NaN that comes in with the tokens is reported with the first layer that was given it, and leaves no hook."""
     bundle, windows = load(), random_windows()
@@ -373,16 +411,6 @@ def test_blocks_that_are_not_called_are_refused():
     """A model that does not call all its blocks is refused with the counts."""
     with pytest.raises(NMBenchError, match="toy calls 1 of its 2 blocks"):
         list(walk(Bundle.of("toy", Stack(False, 1), None), random_windows(), BOTH))
-
-
-@pytest.mark.parametrize("dense", [None, 4])
-def test_tokens_without_a_counterpart_are_refused(dense):
-    """Drift is defined only for layers that are given the same tokens as in the dense model."""
-    gatherer = Gatherer(ALL, (1, 8), torch.device("cpu"))
-    if dense:
-        gatherer.add_dense(torch.zeros(dense, 8))
-    with pytest.raises(NMBenchError, match=f"given 5 tokens where it is given {dense or 0} in the dense model"):
-        gatherer.add(torch.zeros(5, 8))
 
 
 @pytest.mark.parametrize("sequential", [False, True])

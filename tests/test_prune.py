@@ -197,7 +197,8 @@ def test_cost(method):
     cost = Cost()
     prune(method, cost=cost)
     tokens = 0 if method.needs is Stat.NONE else windows().numel()
-    passes = 4 * 2 + 1 + 1 if method.sequential else 2  # four turns of both models, and a look at whose turn it is
+    beside = Stat.DRIFT in method.needs  # the dense model runs beside the pruned one
+    passes = 4 * 2 + 1 + 1 if method.sequential else 2 + beside  # four turns of both models, and whose turn it is
     passes += 4 if Stat.LAG in method.needs else 0  # the probe for taps: as it is, and with three layers made noisy
     assert cost == Cost(forward_tokens=passes * tokens, unique_tokens=tokens)
 

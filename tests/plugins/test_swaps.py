@@ -32,7 +32,7 @@ class Case:
     """A weight `[out, in]`, its mask, and what goes into the layer and to where it writes.
 
     `x`, `y` float64 `[tokens, in]`: correlated inputs and, near them, those in the dense model. `behind` float64
-    `[tokens, out]`: how much more there is in the dense model of what the outputs are added to, in part a function of x.
+    `[tokens, out]`: by how much what the outputs are added to is larger in the dense model; in part a function of x.
     """
 
     weight: Tensor

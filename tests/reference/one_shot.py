@@ -34,6 +34,26 @@ def inputs(model: nn.Module, names: Iterable[str], tokens: Tensor) -> dict[str, 
 
 
 @torch.no_grad()
+def seen(model: nn.Module, tokens: Tensor) -> dict[tuple[str, str], Tensor]:
+    """What every module is given first ("input"), and what it returns first ("output"), in one plain forward pass."""
+    found: dict[tuple[str, str], Tensor] = {}
+
+    def listener(name: str) -> Callable[..., None]:
+        def listen(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+            result = output[0] if isinstance(output, tuple) else output
+            named = {"input": args[0] if args else None, "output": result}
+            found.update({(name, side): value.clone() for side, value in named.items() if isinstance(value, Tensor)})
+
+        return listen
+
+    handles = [module.register_forward_hook(listener(name)) for name, module in model.named_modules()]
+    model(input_ids=tokens)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@torch.no_grad()
 def prune(
     model: nn.Module, blocks: Sequence[Sequence[str]], tokens: Tensor, keep: int, group: int, rule: Rule
 ) -> dict[str, Tensor]:
