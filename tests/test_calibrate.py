@@ -1,7 +1,5 @@
 """Laws of the walk: every block sees what a plain forward pass of the partly pruned model would show it."""
 
-import re
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,14 +16,6 @@ from reference import one_shot
 BOTH = Stat.INPUT_NORM | Stat.GRAM
 ALL = BOTH | Stat.DRIFT | Stat.LAG
 WINDOW = 24  # longer than the sliding windows of the tiny models
-LLAMA = {"self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": ""}
-TAPS = {  # of the layers that write into the residual stream: which sub-module is given the sum, or the block's output
-    **dict.fromkeys(("llama", "mistral", "qwen3", "phi3"), LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3"), {}),  # a norm lies between
-    "gptneox": {"attention.dense": "", "mlp.dense_4h_to_h": ""},
-    "gpt2": {"attn.c_proj": "ln_2", "mlp.c_proj": ""},
-    "opt": {"self_attn.out_proj": "final_layer_norm", "fc2": ""},
-}
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
 
 
@@ -134,38 +124,6 @@ def test_statistics_below_a_pruned_block(family):
             assert changed == (step.index > 0)
         for layer in step.layers:
             halve(layer)
-
-
-@families
-@pytest.mark.parametrize("skip", [0, 1, WINDOW - 1])
-@pytest.mark.parametrize("sequential", [False, True])
-def test_lag_behind_the_dense_model(family, sequential, skip):
-    """The lag is that of the residual stream, the layer's output on dense weights included, by its inputs; layers that
-    do not write into the stream have none.
-    """
-    bundle, windows = load(family), random_windows()
-    dense = one_shot.seen(bundle.model, windows)
-    for step in walk(bundle, windows, Stat.GRAM | Stat.LAG, sequential, skip):
-        plain = one_shot.seen(bundle.model, windows)
-        for layer in step.layers:
-            got, tap = step.stats[layer.name], tap_of(layer, family)
-            assert (got.lag is None) == (tap is None)
-            if tap is not None:
-                behind = flat(dense[tap], skip) - flat(plain[tap], skip)
-                wanted = 2 / len(windows) * behind.T @ flat(plain[layer.name, "input"], skip)
-                tolerance = 1e-5 * float(got.gram.abs().max())
-                torch.testing.assert_close(got.lag.double(), wanted, rtol=1e-3, atol=tolerance)
-                assert step.index == 0 or wanted.abs().max() > 100 * tolerance
-        for layer in step.layers:
-            halve(layer)
-
-
-def tap_of(layer: Layer, family: str) -> tuple[str, str] | None:
-    """Where the residual stream can be seen behind a layer, by the names of the architecture."""
-    block, _, name = re.fullmatch(r"(.*?\.\d+)\.((?:.*\.)?)(\w+)", layer.name).groups()
-    if (tap := TAPS[family].get(layer.name.removeprefix(f"{block}."))) is None:
-        return None
-    return (f"{block}.{tap}", "input") if tap else (block, "output")
 
 
 @families

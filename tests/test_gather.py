@@ -46,7 +46,7 @@ def test_half_precision_inputs_are_summed_in_float32():
 @pytest.mark.parametrize("dense", [None, 4])
 def test_tokens_without_a_counterpart_are_refused(dense):
     """Drift is defined only for layers that are given the same tokens as in the dense model."""
-    gatherer = Gatherer(ALL, (1, 8), torch.device("cpu"))
+    gatherer = Gatherer(Stat.DRIFT, (1, 8), CPU)
     if dense:
         gatherer.add_dense(torch.zeros(dense, 8))
     with pytest.raises(NMBenchError, match=f"given 5 tokens where it is given {dense or 0} in the dense model"):
@@ -57,7 +57,7 @@ def test_tokens_without_a_counterpart_are_refused(dense):
 def test_tokens_without_a_place_are_refused(tokens):
     """First tokens can be left out only of layers that are given whole windows, and all of them."""
     gatherer = Gatherer(BOTH, (1, 8), CPU, skip=Skip(1, 8))
-    with pytest.raises(NMBenchError, match="not known which are the first of a window"):  # noqa: PT012
+    with pytest.raises(NMBenchError, match="it cannot skip the first of every window"):  # noqa: PT012
         for count in tokens:
             gatherer.add(torch.ones(count, 8))
         gatherer.finish(3, "a")
