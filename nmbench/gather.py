@@ -30,8 +30,8 @@ class Skip:
 
 def unplaced() -> NMBenchError:
     return NMBenchError(
-        "a layer is not given all tokens (a mixture of experts?), so it is not known which are the first of a window; "
-        "choose a method, or options, that skip no tokens (skip_tokens=0)."
+        "a layer is not given all tokens (a mixture of experts?), so it cannot skip the first of every window; choose "
+        "a method, or options, that skip no tokens (skip_tokens=0)."
     )
 
 
