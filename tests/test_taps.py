@@ -69,6 +69,26 @@ def test_a_probe_leaves_no_trace(family):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in bundle.model.modules())
 
 
+@pytest.mark.parametrize("runs", [0, 1, 2])
+@torch.no_grad()
+def test_no_trace_after_an_exception(runs):
+    """When the block raises, noise and hooks are gone all the same."""
+    left = iter(range(runs))
+
+    def fail(block: Block, hidden: Tensor) -> Tensor:
+        output = hidden + block.one(hidden) + block.two(hidden)
+        if next(left, None) is None:
+            raise OSError("out of luck")
+        return output
+
+    block, hidden = Block(fail), torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
+    usual = hidden + block.one(hidden) + block.two(hidden)
+    with pytest.raises(OSError, match="out of luck"):
+        find_taps(Run({3: Call((), {})}), block, hidden, ["one", "two"])
+    assert torch.equal(hidden + block.one(hidden) + block.two(hidden), usual)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())
+
+
 class Block(nn.Module):
     """A block with layers that `add` combines with the hidden state."""
 

@@ -32,11 +32,11 @@ def test_the_demo_in_short(nmbench, records, tmp_path):
 
 @pytest.mark.slow
 def test_the_order_of_the_methods(nmbench, tmp_path):
-    """At 2:4 with default settings: dense < SparseGPT < Wanda < magnitude, and MaskPro is below its initial mask."""
-    methods = [flag for name in ("magnitude", "wanda", "sparsegpt", "maskpro") for flag in ("--method", name)]
+    """At 2:4 with default settings: dense < swaps < SparseGPT < Wanda < magnitude, and MaskPro is below its start."""
+    methods = [flag for name in ("magnitude", "wanda", "sparsegpt", "swaps", "maskpro") for flag in ("--method", name)]
     result = nmbench("run", *methods, "--out", "out")
     assert result.exit_code == 0, result.output
-    found = {label: losses(tmp_path / "out", label) for label in ("dense", "sparsegpt", "wanda", "magnitude")}
+    found = {label: losses(tmp_path / "out", label) for label in ("dense", "swaps", "sparsegpt", "wanda", "magnitude")}
     for better, worse in zip(list(found)[:-1], list(found)[1:], strict=True):
         assert paired(found[better], found[worse]).high < 0, (better, worse)
     gain = paired(losses(tmp_path / "out", "maskpro"), losses(tmp_path / "out", "maskpro@init"))

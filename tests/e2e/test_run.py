@@ -292,6 +292,26 @@ def test_any_one_shot_mask_can_be_refined(nmbench, small, records, tmp_path):
     assert len({row["proof"]["masks_digest"] for row in rows}) == 2
 
 
+def test_each_aim_of_swaps_counts(nmbench, small, records, tmp_path):
+    """Without a target, or with the first tokens, swaps find another mask; without the dense model they run fewer."""
+    labels = [flag for name in "abcd" for flag in ("--method", f"{name}=swaps")]
+    options = ["b.residual_weight=0", "c.skip_tokens=0", "d.residual_weight=0", "d.dense_weight=0"]
+    settings = [flag for option in options for flag in ("--set", option)]
+    result = nmbench("run", *small[: small.index("--set")], "--out", "out", *labels, *settings)
+    assert result.exit_code == 0, result.output
+    rows = records(tmp_path / "out")[1:]
+    assert len({row["proof"]["masks_digest"] for row in rows}) == 4
+    tokens = [row["cost"]["forward_tokens"] for row in rows]
+    assert tokens[0] == tokens[2] > tokens[1] > tokens[3]
+
+
+def test_windows_that_swaps_skip_altogether(nmbench, small):
+    """A window of which no token is left fails the job, with its length."""
+    result = nmbench("run", *small[: small.index("--set")], "--method", "swaps", "--set", "swaps.skip_tokens=999")
+    assert result.exit_code == 1
+    assert "swaps 2:4 seed 0: skip_tokens is 999, but calibration windows have" in result.output
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gptneox", "gemma2", "gemma3", "qwen3", "phi3", "mistral"])
 def test_every_architecture_runs_end_to_end(nmbench, small, records, tmp_path, family):
     """Solver, scorer and refiner prune every family of small models, and the dense row is the same model."""

@@ -1,5 +1,6 @@
 """Laws of swaps: exact refinement of masks on frozen weights, and equality with plain loops."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -219,6 +220,17 @@ def test_nothing_to_gain_changes_nothing():
     dead = LayerStats(1, 8, gram=torch.zeros(8, 8))
     assert torch.equal(Swaps(**HERE).refine(case.weight, dead, case.mask, case.pattern).mask, case.mask)
     assert torch.equal(Swaps().refine(torch.zeros(3, 8), case.stats, case.mask, case.pattern).mask, case.mask)
+
+
+@pytest.mark.parametrize("weak", [0.0, 1e-41, 1e-20])
+def test_weak_rows_that_lag_behind(weak):
+    """Rows of hardly any weight, whose residual stream lags behind all the same, spoil no figure and no other row."""
+    strong = Case.of(4, 3, Pattern(2, 4), 0)
+    strong = dataclasses.replace(strong, behind=1e3 * strong.behind)
+    weight = torch.cat([strong.weight[:3], weak * strong.weight[3:]])
+    one = dataclasses.replace(strong, weight=weight).refined(residual_weight=1.0)
+    assert torch.equal(one.mask[:3], strong.refined(residual_weight=1.0).mask[:3])
+    assert all(np.isfinite(value) for value in one.figures.values())
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(8, 16)], ids=str)

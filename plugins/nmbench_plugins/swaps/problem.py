@@ -38,15 +38,19 @@ class Problem:
         `[out, in]`.
         """
         rows = weight.float()
-        scale = rows.abs().amax(dim=1).clamp_min(TINY)  # [out]
-        rows = rows / scale[:, None]
         largest = gram.diagonal().amax().clamp_min(TINY)
         gram = gram / largest
+        scale = rows.abs().amax(dim=1)  # [out]
+        if lag is not None:
+            lag = lag / largest
+            scale = scale.maximum(lag.abs().amax(dim=1))  # a row of zeros may lag behind as much as any other
+        scale = scale.clamp_min(TINY)
+        rows = rows / scale[:, None]
         others = gram.clone()
         own_blocks(others, pattern.group).zero_()
         linear = torch.zeros_like(rows) if drift is None else rows @ (drift / largest)
         if lag is not None:
-            linear = linear + lag / largest / scale[:, None]
+            linear = linear + lag / scale[:, None]
         reach = rows.abs() * gram.diagonal().sqrt()  # [out, in]
         noise = EPSILON * (reach * reach.sum(dim=1, keepdim=True) + (rows * linear).abs()) + TINY
         columns, linear, noise = (tensor.t().contiguous() for tensor in (rows, linear, noise))
