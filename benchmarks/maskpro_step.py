@@ -69,7 +69,7 @@ def main() -> None:
         bundle = bundle_of(name)
         for logits in args.logits or ("float32", "float16"):
             for size in args.minibatch or (8, 32):
-                rows.append({"model": name, **measure(bundle, size, logits, args.repeats)})
+                rows.append({"model": Path(name).name, **measure(bundle, size, logits, args.repeats)})
                 print(line(rows[-1]), flush=True)
         del bundle
         gc.collect()
