@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nmbench.errors import CannotWrite, NMBenchError
@@ -84,17 +85,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Bits of a bool mask, row by row, lowest bit first: uint8 `[ceil(numel / 8)]`."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=None, bitorder="little"))
+    """Bits of a bool mask, row by row, lowest bit first, where the mask is: uint8 `[ceil(numel / 8)]`."""
+    flat = mask.reshape(-1).view(torch.uint8)
+    eights = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8)  # [bytes, 8]
+    result = torch.zeros(len(eights), dtype=torch.uint8, device=mask.device)
+    for bit, column in enumerate(eights.unbind(1)):
+        result |= column << bit
+    return result
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `pack`: bool `shape`. Raises `NMBenchError` if the number of bytes does not fit."""
-    count = int(np.prod(shape))
+    """The inverse of `pack`, where the bits are: bool `shape`.
+
+    Raises `NMBenchError` if the number of bytes does not fit.
+    """
+    count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
         raise NMBenchError(f"a packed mask of shape {tuple(shape)} has {(count + 7) // 8} bytes, not {packed.numel()}.")
-    bits = np.unpackbits(packed.numpy(), count=count, bitorder="little")
-    return torch.from_numpy(bits.astype(bool)).reshape(shape)
+    eights = torch.empty(len(packed), 8, dtype=torch.bool, device=packed.device)
+    for bit, column in enumerate(eights.unbind(1)):
+        column.copy_((packed >> bit) & 1)
+    return eights.view(-1)[:count].view(shape)
 
 
 def save_masks(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from nmbench.store import pack, unpack
+
 Masks = Mapping[str, Tensor]
 
 
@@ -54,22 +56,3 @@ class Packed(Computed):
 
     def _unpacked(self, name: str) -> Tensor:
         return unpack(self.bits[name].to(self.device), self.shapes[name])
-
-
-def pack(mask: Tensor) -> Tensor:
-    """Bits of a bool mask, lowest first, where the mask is: uint8 `[ceil(numel / 8)]`."""
-    flat = mask.reshape(-1).view(torch.uint8)
-    padding = -flat.numel() % 8
-    eights = torch.nn.functional.pad(flat, (0, padding)).view(-1, 8)  # [bytes, 8]
-    result = torch.zeros(len(eights), dtype=torch.uint8, device=mask.device)
-    for bit, column in enumerate(eights.unbind(1)):
-        result |= column << bit
-    return result
-
-
-def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `pack`: bool `shape`, where the bits are."""
-    eights = torch.empty(len(bits), 8, dtype=torch.bool, device=bits.device)
-    for bit, column in enumerate(eights.unbind(1)):
-        column.copy_((bits >> bit) & 1)
-    return eights.view(-1)[: shape.numel()].view(shape)
