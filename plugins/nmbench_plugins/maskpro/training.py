@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.evaluate import losses_in_parts
 from nmbench_plugins.maskpro.engine import Engine
 from nmbench_plugins.maskpro.packed import Masks, Packed
 from nmbench_plugins.maskpro.tracker import Figures
@@ -55,12 +56,8 @@ class Training:
 
     def measure(self) -> Tensor:
         """f(m_0), window by window: float32 `[windows]`."""
-        parts = self.windows.split(self.method.minibatch)
-        losses = torch.empty(len(self.windows), device=self.windows.device)  # apart from large tensors that come and go
-        for index, (part, slot) in enumerate(zip(parts, losses.split(self.method.minibatch), strict=True)):
-            slot.copy_(self.engine.references(part))
-            self.task.progress("measure the initial mask", index + 1, len(parts))
-        return losses
+        report = functools.partial(self.task.progress, "measure the initial mask")
+        return losses_in_parts(self.engine.references, self.windows, self.method.minibatch, report)
 
     def run(self) -> None:
         """Take the steps that are left."""
