@@ -239,10 +239,10 @@ def call(
     }
     where = (logits, weight, out, variant.keep, variant.group)
     if reference:
-        (twin.step_reference if variant.masks == 1 else twin.pair_step_reference)(*where, **same)
+        twin.step_reference(*where, **same)
     else:
         same["launch"] = launch
-        (kernels.step if variant.masks == 1 else kernels.pair_step)(*where, **same)
+        kernels.step(*where, **same)
 
 
 # Speed

@@ -1,7 +1,8 @@
 """A problem with a planted answer: a model whose large weights are all that it needs, and tasks to learn its masks."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmbench.learn import CheckpointStore, LearnTask
+from nmbench.live import LiveWeights
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.store import MemoryCheckpoints
+from nmbench_plugins.maskpro.engine import Engine
 from nmbench_plugins.maskpro.logits import Logits
 
 VOCABULARY = 16
@@ -78,6 +81,24 @@ def make(
     store = store or MemoryCheckpoints()
     initial = strongest(bundle, by_layer) if from_best else weakest(bundle, by_layer)
     return LearnTask(bundle, dense, by_layer, initial, pool, selection, seed, store, "acme", on_report)
+
+
+@contextlib.contextmanager
+def working(engine: Callable[[LearnTask, LiveWeights], Engine], **options: Any) -> Iterator[Engine]:
+    """An engine at work on the planted model, whose dense weights are there again afterwards."""
+    task = make(**options)
+    with torch.no_grad(), task.live_weights() as live:
+        yield engine(task, live)
+    assert planted()[0].digest() == planted()[1].digest
+
+
+def logits_of(engine: Engine) -> dict[str, Tensor]:
+    """The logits of an engine by layer, [out, in]."""
+    saved = engine.to_save()
+    if engine.name == "streamed":
+        return {name: saved[f"logits {name}"].clone() for name in engine.task.layers}
+    flat = {p: logits.contiguous() for p, logits in engine.logits.flat.items()}
+    return {n: logits.clone() for n, logits in engine.logits._drawn(flat).by_layer.items()}
 
 
 def loss_of(task: LearnTask, masks: Mapping[str, Tensor], windows: Tensor) -> float:

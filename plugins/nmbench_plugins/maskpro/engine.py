@@ -78,10 +78,11 @@ class TorchEngine(Engine):
 
     name = "torch"
     waits = True
+    logits_kind: ClassVar[type[Logits]] = Logits
 
     def __init__(self, task: nmbench.LearnTask, live: LiveWeights, rule: Start, note: str = "") -> None:
         super().__init__(task, live, rule, note)
-        self.logits = Logits.prior(task, rule.prior)
+        self.logits = self.logits_kind.prior(task, rule.prior)
 
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         masks = self.logits.draw(self.task.generator)

@@ -84,34 +84,43 @@ def step(
     bfloat16, float16 or float32; all contiguous. `step`: int64 [1]; scale: float32 [1], or [out], a factor per row.
     `first_group`: how many groups the layers before have. The old mask is the one that was drawn at step - 1 with the
     same seed, from the same logits; dropped weights become +0.0, also where the weight is NaN.
+
+    With out [2 * out, in] there are two independent masks A and B, A the one that is drawn alone: logits += scale *
+    (grad log P(old A) - grad log P(old B)), and out holds the weights masked by the new A, then those masked by the new
+    B. Where A and B keep the same weights of a group, its logits do not change.
     """
-    _launch(logits, weight, (out, out), keep, group, seed, first_group, step, scale, update, draw, False, launch)
-
-
-@torch.no_grad()
-def pair_step(
-    logits: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    keep: int,
-    group: int,
-    *,
-    seed: int,
-    first_group: int,
-    step: Tensor,
-    scale: Tensor,
-    update: bool,
-    draw: bool,
-    launch: Launch | None = None,
-) -> None:
-    """`step` with two independent masks: logits += scale * (grad log P(old A) - grad log P(old B)).
-
-    out [2 * out, in]: the weights masked by the new A, then those masked by the new B. Where A and B keep the same
-    weights of a group, its logits do not change. A is the mask that `step` draws.
-    """
-    rows = len(logits)
-    halves = (out[:rows], out[rows:])
-    _launch(logits, weight, halves, keep, group, seed, first_group, step, scale, update, draw, True, launch)
+    halves = out.split(len(logits))
+    _check(logits, weight, halves, keep, group)
+    assert len(halves) <= 2, out.shape
+    assert step.dtype == torch.int64 and scale.dtype == torch.float32 and len(scale) in (1, len(logits))
+    launch = launch or LAUNCHES[group, len(halves)]
+    quads = logits.numel() // 4
+    with torch.cuda.device_of(logits):
+        _programs().step_program[_grid(quads, launch)](
+            _words(logits) if logits.dtype == torch.float16 else logits,
+            _words(weight),
+            _words(halves[0]),
+            _words(halves[-1]),
+            scale,
+            step,
+            _signed(seed),
+            _signed(seed >> 32),
+            first_group,
+            quads,
+            logits.shape[1] // 4,
+            KEEP=keep,
+            GROUP=group,
+            UPDATE=update,
+            DRAW=draw,
+            PAIR=len(halves) == 2,
+            PER_ROW=len(scale) > 1,
+            WIDE=weight.dtype == torch.float32,
+            WHOLE=quads % 2 == 0,
+            ROUNDS=ROUNDS,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+            maxnreg=launch.registers,
+        )
 
 
 @torch.no_grad()
@@ -130,52 +139,6 @@ def greedy(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int, *
             GROUP=group,
             WIDE=weight.dtype == torch.float32,
             WHOLE=quads % 2 == 0,
-            BLOCK=launch.block,
-            num_warps=launch.warps,
-            maxnreg=launch.registers,
-        )
-
-
-def _launch(
-    logits: Tensor,
-    weight: Tensor,
-    out: tuple[Tensor, Tensor],
-    keep: int,
-    group: int,
-    seed: int,
-    first_group: int,
-    step: Tensor,
-    scale: Tensor,
-    update: bool,
-    draw: bool,
-    pair: bool,
-    launch: Launch | None,
-) -> None:
-    _check(logits, weight, out, keep, group)
-    assert step.dtype == torch.int64 and scale.dtype == torch.float32 and len(scale) in (1, len(logits))
-    launch = launch or LAUNCHES[group, 1 + pair]
-    quads = logits.numel() // 4
-    with torch.cuda.device_of(logits):
-        _programs().step_program[_grid(quads, launch)](
-            _words(logits) if logits.dtype == torch.float16 else logits,
-            _words(weight),
-            *map(_words, out),
-            scale,
-            step,
-            _signed(seed),
-            _signed(seed >> 32),
-            first_group,
-            quads,
-            logits.shape[1] // 4,
-            KEEP=keep,
-            GROUP=group,
-            UPDATE=update,
-            DRAW=draw,
-            PAIR=pair,
-            PER_ROW=len(scale) > 1,
-            WIDE=weight.dtype == torch.float32,
-            WHOLE=quads % 2 == 0,
-            ROUNDS=ROUNDS,
             BLOCK=launch.block,
             num_warps=launch.warps,
             maxnreg=launch.registers,

@@ -6,9 +6,8 @@ of output row o what its coin says. Everything else is what the engines of MaskP
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -19,44 +18,20 @@ from nmbench.evaluate import batch_size, losses_in_parts, window_losses
 from nmbench.live import LiveWeights, masked
 from nmbench_plugins.maskpro.engine import Engine, TorchEngine
 from nmbench_plugins.maskpro.engines import choose
-from nmbench_plugins.maskpro.graph import unpacked_windows
 from nmbench_plugins.maskpro.logits import Drawn
 from nmbench_plugins.maskpro.pair_logits import PairLogits
 from nmbench_plugins.maskpro.pair_tracker import PairRule, PairTracker
-from nmbench_plugins.maskpro.streamed import Kernels, StreamedEngine
+from nmbench_plugins.maskpro.streamed import StreamedEngine
 
 MASKS = 2  # A and B
-
-
-class PairKernels(Kernels, Protocol):
-    """What `kernels` offers: `step` for two masks, `out` `[2 * out, in]` and a scale for every row besides."""
-
-    def pair_step(
-        self,
-        logits: Tensor,
-        weight: Tensor,
-        out: Tensor,
-        keep: int,
-        group: int,
-        *,
-        seed: int,
-        first_group: int,
-        step: Tensor,
-        scale: Tensor,
-        update: bool,
-        draw: bool,
-    ) -> None: ...
 
 
 class PairTorchEngine(TorchEngine):
     """Vectorised torch on any device and for every pattern; a pair step leaves the live weights alone."""
 
+    logits_kind = PairLogits
     tracker: PairTracker
     logits: PairLogits
-
-    def __init__(self, task: nmbench.LearnTask, live: LiveWeights, rule: PairRule, note: str = "") -> None:
-        Engine.__init__(self, task, live, rule, note)
-        self.logits = PairLogits.prior(task, rule.prior)
 
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         self.task.count_forward(MASKS * tokens.numel())
@@ -87,27 +62,14 @@ class PairTorchEngine(TorchEngine):
 
 
 class PairStreamedEngine(StreamedEngine):
-    """The streamed engine with `pair_step`: neither masks nor gradients are stored, both masks come from their seed."""
+    """The streamed engine with two masks: neither masks nor gradients are stored, both masks come from their seed."""
 
     draws = MASKS
-    kernels: PairKernels
     tracker: PairTracker
 
-    def _step(self, tokens: Tensor, references: Tensor) -> None:
-        asked: Counter[str] = Counter()
-        coins = self.tracker.toss(len(tokens))
-
-        def product(name: str, input: Tensor) -> Tensor:
-            asked[name] += 1
-            return mix(input, self._run(name, update=True, draw=True), coins[:, self.tracker.rows[name]])
-
-        with unpacked_windows(), self.live.computed(product):
-            losses = window_losses(self.task.model, tokens)
-        self._check_asked(asked)
-        self.tracker.take(losses, references)
-
-    def _launch(self) -> Callable[..., Any]:
-        return self.kernels.pair_step
+    def _masked_layers(self, drawn: Callable[[str], Tensor], windows: int) -> AbstractContextManager[None]:
+        coins, rows = self.tracker.toss(windows), self.tracker.rows
+        return self.live.computed(lambda name, input: mix(input, drawn(name), coins[:, rows[name]]))
 
     def _scale(self, name: str) -> Tensor:
         return self.tracker.scale[self.tracker.rows[name]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluate import window_losses
-from nmbench.live import LiveWeights
+from nmbench.live import LiveWeights, masked
 from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engine import Engine
 from nmbench_plugins.maskpro.graph import Recorded, record, unpacked_windows
@@ -29,7 +30,10 @@ LOGIT_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Kernels(Protocol):
-    """What `kernels` offers, and `twin` in torch: `logits`, `weight` and `out` are contiguous `[out, in]`."""
+    """What `kernels` offers, and `twin` in torch: `logits`, `weight` and `out` are contiguous `[out, in]`.
+
+    With `out` `[2 * out, in]`, `step` draws two masks.
+    """
 
     def step(
         self,
@@ -140,10 +144,14 @@ class StreamedEngine(Engine):
             asked[name] += 1
             return self._run(name, update=True, draw=True)
 
-        with unpacked_windows(), self.live.provided(drawn):
+        with unpacked_windows(), self._masked_layers(drawn, len(tokens)):
             losses = window_losses(self.task.model, tokens)
         self._check_asked(asked)
         self.tracker.take(losses, references)
+
+    def _masked_layers(self, drawn: Callable[[str], Tensor], windows: int) -> AbstractContextManager[None]:
+        """Let every layer compute with the weights that `drawn(name)` has just masked."""
+        return self.live.provided(drawn)
 
     def _check_asked(self, asked: Counter[str]) -> None:
         """Raise `NMBenchError` unless every layer was computed exactly once, and so updated exactly once."""
@@ -164,7 +172,7 @@ class StreamedEngine(Engine):
 
     def _run(self, name: str, update: bool, draw: bool) -> Tensor:
         pattern, out = self.task.pattern[name], self._out(name, self.draws)
-        self._launch()(
+        self.kernels.step(
             self.logits[name],
             self.weights[name],
             out,
@@ -179,10 +187,6 @@ class StreamedEngine(Engine):
         )
         return out
 
-    def _launch(self) -> Callable[..., Any]:
-        """The kernel that updates logits and draws masks."""
-        return self.kernels.step
-
     def _scale(self, name: str) -> Tensor:
         """What the update of a layer is multiplied with, float32 `[1]`, or `[out]`, a factor per row."""
         return self.tracker.scale
@@ -193,9 +197,9 @@ class StreamedEngine(Engine):
         return out
 
     def _masked(self, name: str, masks: Masks) -> Tensor:
-        weight = self.weights[name]
-        zero = torch.zeros((), dtype=weight.dtype, device=weight.device)
-        return torch.where(masks[name].to(weight.device), weight, zero, out=self._out(name))
+        weight, out = self.weights[name], self._out(name)
+        masked(weight, masks[name].to(weight.device), out)
+        return out
 
     def _top(self, name: str) -> Tensor:
         pattern, logits = self.task.pattern[name], self.logits[name]

@@ -53,30 +53,18 @@ def step_reference(
     rounds: int = ROUNDS,
 ) -> Masks:
     """`kernels.step`."""
-    place = Place(seed, first_group, rounds)
-    return _step(logits, weight, (out,), (keep, group), place, int(step), scale, update, draw)
-
-
-@torch.no_grad()
-def pair_step_reference(
-    logits: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    keep: int,
-    group: int,
-    *,
-    seed: int,
-    first_group: int,
-    step: Tensor,
-    scale: Tensor,
-    update: bool,
-    draw: bool,
-    rounds: int = ROUNDS,
-) -> Masks:
-    """`kernels.pair_step`."""
-    place = Place(seed, first_group, rounds)
-    halves = (out[: len(logits)], out[len(logits) :])
-    return _step(logits, weight, halves, (keep, group), place, int(step), scale, update, draw)
+    place, now, pattern = Place(seed, first_group, rounds), int(step), (keep, group)
+    halves = out.split(len(logits))
+    streams = range(len(halves))
+    old = new = None
+    if update:
+        old = tuple(draw_mask(logits, *pattern, place, now - 1, stream) for stream in streams)
+        logits.copy_(_updated(logits, old, group, place, now, scale))
+    if draw:
+        new = tuple(draw_mask(logits, *pattern, place, now, stream) for stream in streams)
+        for target, mask in zip(halves, new, strict=True):
+            target.copy_(torch.where(mask, weight, 0))
+    return Masks(old, new)
 
 
 @torch.no_grad()
@@ -85,29 +73,6 @@ def greedy_reference(logits: Tensor, weight: Tensor, out: Tensor, keep: int, gro
     mask = draws.top(logits.reshape(-1, group).t(), keep).t().reshape(logits.shape)
     out.copy_(torch.where(mask, weight, 0))
     return mask
-
-
-def _step(
-    logits: Tensor,
-    weight: Tensor,
-    out: tuple[Tensor, ...],
-    pattern: tuple[int, int],
-    place: Place,
-    step: int,
-    scale: Tensor,
-    update: bool,
-    draw: bool,
-) -> Masks:
-    old = new = None
-    streams = range(len(out))
-    if update:
-        old = tuple(draw_mask(logits, *pattern, place, step - 1, stream) for stream in streams)
-        logits.copy_(_updated(logits, old, pattern[1], place, step, scale))
-    if draw:
-        new = tuple(draw_mask(logits, *pattern, place, step, stream) for stream in streams)
-        for target, mask in zip(out, new, strict=True):
-            target.copy_(torch.where(mask, weight, 0))
-    return Masks(old, new)
 
 
 def draw_mask(logits: Tensor, keep: int, group: int, place: Place, step: int, stream: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Laws of the engines: both compute the published update, and work left for later is never seen from outside."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -19,7 +19,19 @@ from nmbench_plugins.maskpro.engines import choose
 from nmbench_plugins.maskpro.streamed import StreamedEngine
 from nmbench_plugins.maskpro.tracker import Rule
 from reference import maskpro as reference
-from reference.planted import FOUR_EIGHT, LENGTH, TWO_FOUR, cycles, equal, loss_of, make, planted, record_draws
+from reference.planted import (
+    FOUR_EIGHT,
+    LENGTH,
+    TWO_FOUR,
+    cycles,
+    equal,
+    logits_of,
+    loss_of,
+    make,
+    planted,
+    record_draws,
+    working,
+)
 
 ONE_FOUR = Pattern(1, 4)
 RULE = Rule(learning_rate=3.0, prior=2.0, decay=0.99, normalise=False)
@@ -54,16 +66,11 @@ class PlainKernels:
 Make = Callable[..., Engine]
 
 
-@contextmanager
-def opened(kind: str, rule: Rule = RULE, **task: object) -> Iterator[Engine]:
+def opened(kind: str, rule: Rule = RULE, **task: object) -> AbstractContextManager[Engine]:
     """An engine on the planted model."""
-    task = make(**task)
-    with torch.no_grad(), task.live_weights() as live:
-        if kind == "torch":
-            yield TorchEngine(task, live, rule)
-        else:
-            yield StreamedEngine(task, live, rule, PlainKernels())
-    assert planted()[0].digest() == planted()[1].digest
+    if kind == "torch":
+        return working(lambda task, live: TorchEngine(task, live, rule), **task)
+    return working(lambda task, live: StreamedEngine(task, live, rule, PlainKernels()), **task)
 
 
 engines = pytest.mark.parametrize("kind", ["torch", "streamed"])
@@ -83,15 +90,6 @@ def advance(engine: Engine, steps: int) -> None:
 
 def loss_under(engine: Engine, masks: Mapping[str, Tensor], windows: Tensor) -> Tensor:
     return torch.stack([torch.tensor(loss_of(engine.task, masks, window[None])) for window in windows]).float()
-
-
-def logits_of(engine: Engine) -> dict[str, Tensor]:
-    """Logits by layer, [out, in]."""
-    saved = engine.to_save()
-    if engine.name == "streamed":
-        return {name: saved[f"logits {name}"].clone() for name in engine.task.layers}
-    flat = {p: logits.contiguous() for p, logits in engine.logits.flat.items()}
-    return {n: logits.clone() for n, logits in engine.logits._drawn(flat).by_layer.items()}
 
 
 # The update

@@ -69,7 +69,7 @@ class Layer:
 
     def step(self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9):
         self.out.fill_(torch.nan)
-        self._call(kernels.step if self.masks == 1 else kernels.pair_step)(
+        self._call(kernels.step)(
             *pattern, seed=seed, first_group=5, scale=scale.to(self.logits.device), update=update, draw=draw,
             step=torch.tensor([step], device=self.logits.device), launch=self.launch,
         )  # fmt: skip
@@ -78,7 +78,7 @@ class Layer:
         self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9
     ):
         self.out.fill_(torch.nan)
-        self._call(twin.step_reference if self.masks == 1 else twin.pair_step_reference)(
+        self._call(twin.step_reference)(
             *pattern, seed=seed, first_group=5, scale=scale, update=update, draw=draw, step=torch.tensor([step])
         )
 
@@ -209,8 +209,7 @@ def test_a_captured_step_reads_its_number_from_the_device(masks):
     """Replays of one CUDA graph draw what calls with the numbers 1, 2, 3 draw."""
     ours, theirs = (make((2, 4), (64, 256), masks=masks, device="cuda") for _ in range(2))
     step, scale = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.full((64,), 0.1, device="cuda")
-    launch = kernels.step if masks == 1 else kernels.pair_step
-    call = partial(launch, keep=2, group=4, seed=1, first_group=0, scale=scale, update=True, draw=True)
+    call = partial(kernels.step, keep=2, group=4, seed=1, first_group=0, scale=scale, update=True, draw=True)
     call(*(tensor.clone() for tensor in (ours.logits, ours.weight, ours.out)), step=step)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,7 +1,7 @@
 """Laws of a pair step: every window has a mask of its own, and both engines take the steps of the formulas."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,19 @@ from nmbench_plugins.maskpro.pair_engines import PairStreamedEngine, PairTorchEn
 from nmbench_plugins.maskpro.pair_logits import PairLogits
 from nmbench_plugins.maskpro.pair_tracker import PairRule
 from reference import policy as policy_reference
-from reference.planted import FOUR_EIGHT, LENGTH, TWO_FOUR, VOCABULARY, cycles, equal, loss_of, make, planted
+from reference.planted import (
+    FOUR_EIGHT,
+    LENGTH,
+    TWO_FOUR,
+    VOCABULARY,
+    cycles,
+    equal,
+    logits_of,
+    loss_of,
+    make,
+    planted,
+    working,
+)
 
 RULE = PairRule(learning_rate=0.5, prior=2.0, fades_over=40)
 ONE_FOUR, THREE_FOUR = Pattern(1, 4), Pattern(3, 4)
@@ -33,27 +45,21 @@ class TwinKernels:
     """The functions of `kernels` in torch; remembers the masks of every pair step by first group."""
 
     greedy = staticmethod(twin.greedy_reference)
-    step = staticmethod(twin.step_reference)
 
     def __init__(self) -> None:
         self.drawn: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
-    def pair_step(self, *tensors: Any, **options: Any) -> None:
-        masks = twin.pair_step_reference(*tensors, **options)
+    def step(self, *tensors: Any, **options: Any) -> None:
+        masks = twin.step_reference(*tensors, **options)
         if masks.new is not None:
             self.drawn[int(options["step"]), options["first_group"]] = masks.new
 
 
-@contextlib.contextmanager
-def opened(kind: str, rule: PairRule = RULE, **options: Any) -> Iterator[Engine]:
+def opened(kind: str, rule: PairRule = RULE, **options: Any) -> AbstractContextManager[Engine]:
     """An engine on the planted model."""
-    task = make(**options)
-    with torch.no_grad(), task.live_weights() as live:
-        if kind == "torch":
-            yield PairTorchEngine(task, live, rule)
-        else:
-            yield PairStreamedEngine(task, live, rule, TwinKernels())
-    assert planted()[0].digest() == planted()[1].digest
+    if kind == "torch":
+        return working(lambda task, live: PairTorchEngine(task, live, rule), **options)
+    return working(lambda task, live: PairStreamedEngine(task, live, rule, TwinKernels()), **options)
 
 
 engines = pytest.mark.parametrize("kind", ["torch", "streamed"])
@@ -67,15 +73,6 @@ def advance(engine: Engine, steps: int) -> None:
     start = engine.figures().step
     for step in range(start, start + steps):
         engine.advance(minibatch(step), torch.linspace(0, 1, 5))
-
-
-def logits_of(engine: Engine) -> dict[str, Tensor]:
-    """Logits by layer, [out, in]."""
-    saved = engine.to_save()
-    if engine.name == "streamed":
-        return {name: saved[f"logits {name}"].clone() for name in engine.task.layers}
-    flat = {p: logits.contiguous() for p, logits in engine.logits.flat.items()}
-    return {n: logits.clone() for n, logits in engine.logits._drawn(flat).by_layer.items()}
 
 
 def remember_pairs(monkeypatch: Any) -> list[tuple[Drawn, Drawn]]:
