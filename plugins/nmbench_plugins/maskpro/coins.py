@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nmbench_plugins.maskpro.kernels import ROUNDS
-from nmbench_plugins.maskpro.philox import LOW, philox
+from nmbench_plugins.maskpro.philox import counters, philox
 
 STREAM = 3
 COINS = 128  # of one counter
@@ -22,9 +22,7 @@ def toss(seed: int, step: Tensor, windows: int, rows: int) -> Tensor:
     Nothing waits for the device. The coins of a window do not depend on how many windows come after it.
     """
     per_window = -(-rows // COINS)
-    place = torch.arange(windows * per_window, device=step.device)
-    now = (step & LOW).expand(len(place))
-    counter = torch.stack((place, torch.zeros_like(place), now, torch.full_like(place, STREAM)), -1)
+    counter = counters(0, windows * per_window, step, STREAM, step.device)
     words = philox(counter, seed, ROUNDS).to(torch.int32)  # [counters, 4]
     parts = words.view(torch.uint8)[..., None]  # [counters, 16, 1]
     bits = torch.arange(8, dtype=torch.uint8, device=step.device)
