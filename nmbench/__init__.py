@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nmbench.anatomy import Anatomy as Anatomy
+    from nmbench.anatomy import Weight as Weight
+    from nmbench.anatomy import anatomy_of as anatomy_of
     from nmbench.errors import NMBenchError as NMBenchError
     from nmbench.errors import NotStrict as NotStrict
     from nmbench.errors import NumericalFailure as NumericalFailure
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from nmbench.table import render as render
 
 HOMES = {
+    "anatomy": ("Anatomy", "Weight", "anatomy_of"),
     "errors": ("NMBenchError", "NotStrict", "NumericalFailure"),
     "evaluate": ("DenseSubject", "Subject"),
     "events": ("Progress",),

@@ -7,6 +7,9 @@ through it again to make the next block's inputs.
 Two variations. A sequential walk does this for the layers of a block in several steps, in the order in which they are
 executed, so that each is pruned before the inputs of the next are looked at. And where `Stat.DRIFT` or `Stat.LAG` is
 asked for, the same windows also run through a copy of every block that stays dense, on the outputs of such copies.
+
+Fused experts (`nmbench.experts`) have statistics of the tokens routed to them. One that no token was routed to is given
+the statistics that it has if all tokens of the block are; `Step.fallbacks` names it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
-from nmbench.gather import Gatherer, Skip
+from nmbench.experts import ExpertEar, hearing, rerouted
+from nmbench.gather import Gatherer, Skip, routed_refusal
 from nmbench.methods import LayerStats, Stat
 from nmbench.models import Bundle, Layer
 from nmbench.replay import Ear, Place, Run, embed, listening, same
@@ -43,6 +47,7 @@ class Step:
     stats: Mapping[str, LayerStats]
     last: bool
     block_tokens: int
+    fallbacks: Sequence[str] = ()
 
 
 @torch.no_grad()
@@ -57,6 +62,8 @@ def walk(
     """
     skip = Skip(skip_tokens, windows.shape[1])
     check_skip(skip)
+    if any(layer.fused for layer in bundle.layers.values()):
+        routed_refusal(needs, skip)
     batches = windows.to(bundle.device).split(max(1, BATCH_TOKENS // windows.shape[1]))
     hidden, calls = embed(bundle, batches)
     dense = hidden if needs & BESIDE else []
@@ -64,16 +71,18 @@ def walk(
         run = Run({size: captured[index] for size, captured in calls.items()})
         layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
         twin = copy.deepcopy(block) if needs & BESIDE else None
-        taps = find_taps(run, block, hidden[0], list(layers)) if Stat.LAG in needs else {}
+        modules = [n for n, layer in layers.items() if not layer.fused]
+        taps = find_taps(run, block, hidden[0], modules) if Stat.LAG in needs else {}
         parts = stages(run, block, hidden[0], layers) if sequential else [list(layers)]
         for part in parts:
             gatherers = {n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, skip) for n in part}
-            with full_float32(), listening(ears(gatherers, taps, block, twin)):
+            with full_float32(), told(gatherers, layers, taps, block, twin):
                 outputs = pass_through(run, block, hidden, twin, dense)
+            fallbacks = fall_back(run, block, hidden, gatherers, layers)
             last = part is parts[-1]
             tokens, run.tokens = run.tokens + last * windows.numel(), 0
             stats = {layers[n].name: gatherer.finish(len(windows), layers[n].name) for n, gatherer in gatherers.items()}
-            yield Step(index, [layers[n] for n in part], stats, last, tokens)
+            yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
         if index + 1 < len(bundle.blocks):
             hidden, dense = [run(block, batch) for batch in hidden], outputs
 
@@ -89,23 +98,31 @@ def check_skip(skip: Skip) -> None:
 def stages(run: Run, block: nn.Module, hidden: Tensor, layers: Mapping[str, Layer]) -> list[list[str]]:
     """Layers in the order in which a block executes them, those that are given the same inputs together.
 
-    Layers that `hidden` does not reach join the last ones.
+    Fused experts of one parameter stay together. Layers that `hidden` does not reach join the last ones.
     """
     heard: dict[str, Tensor] = {}  # first inputs, in the order of execution; copies, as a block may work in place
+    members: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        members.setdefault(layer.where.stored, []).append(name)
 
-    def ear(name: str) -> Callable[[Tensor], None]:
-        return lambda inputs: heard.update({name: inputs.clone()} if name not in heard else {})
+    def tell(name: str) -> Callable[[Tensor], None]:
+        first = layers[name].where.stored
+        return lambda inputs: heard.update({first: inputs.clone()} if first not in heard else {})
 
-    with listening(Ear(layer.module, ear(name)) for name, layer in layers.items()):
+    with (
+        listening(Ear(layer.module, tell(name)) for name, layer in layers.items() if not layer.fused),
+        hearing(ExpertEar(layer.module, layer.where, tell(name)) for name, layer in layers.items() if layer.fused),
+    ):
         run(block, hidden)
     parts: list[list[str]] = []
-    for name, inputs in heard.items():
+    for stored, inputs in heard.items():
         alike = [part for part in parts if same(heard[part[0]], inputs)]
         if not alike:
             parts.append([])
-        (alike or parts)[-1].append(name)
-    unheard = [name for name in layers if name not in heard]
-    return [*parts[:-1], [*(parts[-1] if parts else []), *unheard]]
+        (alike or parts)[-1].append(stored)
+    unheard = [stored for stored in members if stored not in heard]
+    parts = [*parts[:-1], [*(parts[-1] if parts else []), *unheard]]
+    return [[name for stored in part for name in members[stored]] for part in parts]
 
 
 def pass_through(
@@ -123,6 +140,20 @@ def pass_through(
     return outputs
 
 
+@contextlib.contextmanager
+def told(
+    gatherers: Mapping[str, Gatherer],
+    layers: Mapping[str, Layer],
+    taps: Mapping[str, Place],
+    block: nn.Module,
+    twin: nn.Module | None,
+) -> Iterator[None]:
+    """While the context is open, gatherers are told what their layers are given."""
+    modules = {name: gatherer for name, gatherer in gatherers.items() if not layers[name].fused}
+    with listening(ears(modules, taps, block, twin)), hearing(expert_ears(gatherers, layers)):
+        yield
+
+
 def ears(
     gatherers: Mapping[str, Gatherer], taps: Mapping[str, Place], block: nn.Module, twin: nn.Module | None
 ) -> Iterator[Ear]:
@@ -135,6 +166,29 @@ def ears(
         if twin is not None and name in taps:
             yield Ear.at(taps[name], block, gatherer.add_stream)
             yield Ear.at(taps[name], twin, gatherer.add_dense_stream)
+
+
+def expert_ears(gatherers: Mapping[str, Gatherer], layers: Mapping[str, Layer]) -> Iterator[ExpertEar]:
+    """What is told to the gatherers of fused experts."""
+    for name, gatherer in gatherers.items():
+        if layers[name].fused:
+            yield ExpertEar(layers[name].module, layers[name].where, gatherer.add)
+
+
+def fall_back(
+    run: Run,
+    block: nn.Module,
+    hidden: Sequence[Tensor],
+    gatherers: Mapping[str, Gatherer],
+    layers: Mapping[str, Layer],
+) -> list[str]:
+    """Gather the statistics of fused experts that no token was routed to from all tokens; returns their names."""
+    unreached = {name: g for name, g in gatherers.items() if layers[name].fused and not g.tokens}
+    if unreached:
+        with full_float32(), rerouted(expert_ears(unreached, layers)):
+            for batch in hidden:
+                run(block, batch)
+    return [layers[name].name for name in unreached]
 
 
 @contextlib.contextmanager

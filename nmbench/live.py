@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmbench.errors import NMBenchError
 from nmbench.models import Bundle
 
 PART_WEIGHTS = 2**15  # more would wake other threads, which costs more than it gains
@@ -55,6 +56,14 @@ class LiveWeights:
         """
         return self._intercepted(lambda name, bias, input: with_bias(product(name, input), bias))
 
+    @property
+    def fused(self) -> str | None:
+        """The name of a layer that is one of several experts in one parameter, if there is one.
+
+        Nothing can stand in for its product: `provided` and `computed` are impossible, `apply` is not.
+        """
+        return next((name for name, layer in self.bundle.layers.items() if layer.fused), None)
+
     def original(self, name: str) -> Tensor:
         """The dense weight `[out, in]` of one layer on the model's device, to be read only."""
         if name not in self._fetched:
@@ -63,7 +72,15 @@ class LiveWeights:
 
     @contextlib.contextmanager
     def _intercepted(self, compute: Callable[[str, Tensor | None, Tensor], Tensor]) -> Iterator[None]:
-        """Let `compute(name, bias, input)` stand in for the forward of every prunable layer."""
+        """Let `compute(name, bias, input)` stand in for the forward of every prunable layer.
+
+        Raises `NMBenchError` if fused experts are among them.
+        """
+        if self.fused:
+            raise NMBenchError(
+                f"{self.fused} is one of several experts in one parameter, whose product nothing can stand in for; "
+                f"choose a learner that writes its masks into the model, or leave them dense with --skip."
+            )
         tables = {name: vars(layer.module) for name, layer in self.bundle.layers.items()}
         before = {name: table.get("forward") for name, table in tables.items()}
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.calibrate import full_float32, walk
+from nmbench.calibrate import Step, full_float32, walk
 from nmbench.errors import NMBenchError
 from nmbench.meter import Cost
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
@@ -43,6 +43,7 @@ def prune_one_shot(
     if needs is Stat.NONE:
         return prune_layers(bundle, method, patterns, who, report, init)
     layers: dict[str, Pruned] = {}
+    few = FewTokens()
     block_tokens = 0
     try:
         for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens):
@@ -50,6 +51,7 @@ def prune_one_shot(
                 pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init)
                 layer.write(applied(pruned, layer.read()))
                 layers[layer.name] = pruned
+            few.note(step)
             block_tokens += step.block_tokens
             if step.last:
                 report(step.index + 1, len(bundle.blocks))
@@ -57,7 +59,32 @@ def prune_one_shot(
         dense.restore()
     cost.forward_tokens += block_tokens // len(bundle.blocks)
     cost.unique_tokens += windows.numel()
-    return finished({name: layers[name] for name in bundle.layers}, method)
+    whole = finished({name: layers[name] for name in bundle.layers}, method)
+    return PrunedModel(whole.layers, {**whole.notes, **few.notes})
+
+
+class FewTokens:
+    """Remembers for the record the fused experts that too few calibration tokens were routed to.
+
+    `never_reached`: pruned by the statistics of all tokens of their block. `under_calibrated`: pruned by those of fewer
+    tokens than a weight has inputs, whose Gram matrix is singular; the number of tokens.
+    """
+
+    def __init__(self) -> None:
+        self.never_reached: list[str] = []
+        self.under_calibrated: dict[str, int] = {}
+
+    def note(self, step: Step) -> None:
+        self.never_reached += step.fallbacks
+        for layer in step.layers:
+            tokens = step.stats[layer.name].tokens
+            if layer.fused and layer.name not in step.fallbacks and tokens < layer.shape[1]:
+                self.under_calibrated[layer.name] = tokens
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        content = {"never_reached": self.never_reached, "under_calibrated": self.under_calibrated}
+        return {f"experts_{name}": value for name, value in content.items() if value}
 
 
 def prune_layers(

@@ -237,8 +237,13 @@ def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tup
 
 
 def matches(name: str, glob: str) -> bool:
-    """Whether a layer name, or the end of it after a dot, matches a shell pattern: 'mlp.*', 'q_proj'."""
-    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")
+    """Whether a layer name, or the end of it after a dot, matches a shell pattern: 'mlp.*', 'q_proj'.
+
+    Without a number in brackets all fused experts of a parameter match; with one, brackets are no pattern.
+    """
+    glob = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)
+    names = (name, re.sub(r"\[\d+\]$", "", name))
+    return any(fnmatch.fnmatchcase(n, g) for n in names for g in (glob, f"*.{glob}"))
 
 
 def refuse_duplicates(kind: str, names: Sequence[str]) -> None:

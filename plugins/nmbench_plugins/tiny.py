@@ -35,6 +35,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
     ),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_inner": 96, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+    "mixtral": ("MixtralConfig", {**LLAMA, "num_local_experts": 4}),
+    "qwen3moe": ("Qwen3MoeConfig", {**LLAMA, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}),
     "opt": (
         "OPTConfig",
         {
