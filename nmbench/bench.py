@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from nmbench.checkpoint import check_dense, check_finite
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import NMBenchError, unknown
 from nmbench.evaluate import DenseSubject
@@ -109,15 +110,17 @@ class Bench:
 
 
 def load_model(spec: RunSpec, plugins: Plugins) -> Bundle:
-    """Load the model of `spec` on its device, without the layers it skips; checks that all weights are finite."""
+    """Load the model of `spec` on its device, without the layers it skips; its weights must be finite and dense."""
     cls, ref = source_of(spec.model, plugins)
     device = device_of(spec.device)
     dtype = dtype_of(spec.dtype) if spec.dtype else ("float32" if device.type == "cpu" else None)
     with no_loading_bar():
         bundle = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code).load(ref)
     bundle.model.to(device)
-    bundle.check_finite()
-    return bundle.without(spec.skip)
+    check_finite(bundle)
+    bundle = bundle.without(spec.skip)
+    bundle.provenance = {**bundle.provenance, **check_dense(bundle, bool(spec.allow_sparse))}
+    return bundle
 
 
 @contextlib.contextmanager

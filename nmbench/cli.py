@@ -64,6 +64,7 @@ plugin_option = click.option(
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
+@click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
 @click.option("--quiet", is_flag=True, help="No progress, only the table.")

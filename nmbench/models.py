@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.anatomy import Anatomy, Weight, anatomy_of
-from nmbench.errors import NMBenchError, NumericalFailure, RunMismatch
+from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.spec import Defaults, matches
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -148,12 +148,6 @@ class Bundle:
     def digest(self) -> str:
         """SHA-256 over the names, dtypes and bytes of all parameters and buffers."""
         return tensors_digest(self.tensors())
-
-    def check_finite(self) -> None:
-        """Raise `NumericalFailure` naming the first layer with a NaN or infinite weight."""
-        for name, layer in self.layers.items():
-            if not layer.read().isfinite().all():
-                raise NumericalFailure(f"layer {name} of {self.ref} holds NaN or infinite weights; nothing was pruned.")
 
 
 class DenseWeights:

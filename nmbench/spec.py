@@ -71,7 +71,8 @@ class Defaults:
 @dataclass(frozen=True)
 class RunSpec:
     """One comparison. Lengths are in tokens; `windows` windows of `window_tokens` tokens feed the statistics, learners
-    see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load.
+    see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load. A model
+    that is sparse already is pruned only if `allow_sparse`.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -89,6 +90,7 @@ class RunSpec:
     dtype: str | None = None
     eval_dtype: str | None = None
     trust_remote_code: bool = False
+    allow_sparse: bool | None = None
     device: str = "auto"
     plugins: tuple[str, ...] = ()
 

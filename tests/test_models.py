@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from nmbench.checkpoint import check_finite
 from nmbench.errors import NMBenchError, NumericalFailure, RunMismatch
 from nmbench.models import Bundle, DenseWeights
 from nmbench_plugins.tiny import FAMILIES, TinyModel
@@ -101,7 +102,7 @@ def test_nested_lists_and_fused_experts():
         "stack.1.experts.0",
         "stack.1.experts.1",
     ]
-    assert bundle.skipped["stack.0.fused"] == "not a linear layer (3, 8, 8)"
+    assert bundle.skipped["stack.0.fused"] == "fused weights of an unknown layout (3, 8, 8)"
     assert bundle.skipped["front.0.weight"] == "outside the decoder blocks (8, 8)"
     assert bundle.coverage()["share_of_decoder"] == pytest.approx(3 * 64 / (3 * 64 + 2 * 8 + 3 * 64))
 
@@ -160,11 +161,11 @@ def test_written_weights_are_live(family):
 def test_broken_weights_are_named():
     """A NaN or infinite weight is refused with the name of its layer; a sound model is not."""
     bundle = load()
-    bundle.check_finite()
+    check_finite(bundle)
     for value in (torch.nan, torch.inf):
         bundle.layers["model.layers.1.mlp.up_proj"].read()[3, 5] = value
         with pytest.raises(NumericalFailure, match=r"layer model\.layers\.1\.mlp\.up_proj of tiny:llama"):
-            bundle.check_finite()
+            check_finite(bundle)
 
 
 # Leaving layers dense
