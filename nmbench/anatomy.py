@@ -120,7 +120,7 @@ def weights_of(block_name: str, block: nn.Module) -> tuple[list[Weight], dict[st
                 for parameter, value in fused.items()
                 for expert in range(len(value))
             ]
-            others = matrices(name, module, "not a linear layer", "fused weights of an unknown layout")
+            others = matrices(name, module, f"not a linear layer but {type(module).__name__}")
             skipped.update({n: reason for n, reason in others.items() if n.removeprefix(f"{name}.") not in fused})
     return weights, skipped
 
@@ -148,10 +148,8 @@ def named_below(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module
         yield (f"{prefix}.{name}" if name else prefix), child
 
 
-def matrices(name: str, module: nn.Module, reason: str, of_three: str | None = None) -> dict[str, str]:
-    """The parameters of at least two dimensions that a module holds itself, each with the reason given; those of three
-    with a reason of their own, if there is one.
-    """
-    own = {f"{name}.{p}" if name else p: value for p, value in module.named_parameters(recurse=False)}
-    reasons = {n: (of_three or reason) if value.dim() == 3 else reason for n, value in own.items()}
-    return {n: f"{reasons[n]} {tuple(value.shape)}" for n, value in own.items() if value.dim() >= 2}
+def matrices(name: str, module: nn.Module, reason: str) -> dict[str, str]:
+    """The parameters of at least two dimensions that a module holds itself, each with the reason given."""
+    own = module.named_parameters(recurse=False)
+    prefix = f"{name}." if name else ""
+    return {f"{prefix}{p}": f"{reason} {tuple(value.shape)}" for p, value in own if value.dim() >= 2}

@@ -94,7 +94,7 @@ def test_experts_of_a_layout_that_no_module_tells():
     model = transformers.AutoModelForCausalLM.from_config(config)
     found = anatomy_of(model, "it")
     name = "model.layers.0.feed_forward.experts"
-    assert found.skipped[f"{name}.down_proj"] == "fused weights of an unknown layout (4, 96, 64)"
+    assert found.skipped[f"{name}.down_proj"] == "not a linear layer but Llama4TextExperts (4, 96, 64)"
     parts = [(parameter, expert) for parameter in ("gate_up_proj", "down_proj") for expert in range(4)]
     more = tuple(Weight(name, parameter, expert, transposed=True) for parameter, expert in parts)
     told = dataclasses.replace(found, weights=(*found.weights, *more))

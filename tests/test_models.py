@@ -102,7 +102,7 @@ def test_nested_lists_and_fused_experts():
         "stack.1.experts.0",
         "stack.1.experts.1",
     ]
-    assert bundle.skipped["stack.0.fused"] == "fused weights of an unknown layout (3, 8, 8)"
+    assert bundle.skipped["stack.0.fused"] == "not a linear layer but ToyBlock (3, 8, 8)"
     assert bundle.skipped["front.0.weight"] == "outside the decoder blocks (8, 8)"
     assert bundle.coverage()["share_of_decoder"] == pytest.approx(3 * 64 / (3 * 64 + 2 * 8 + 3 * 64))
 

@@ -28,7 +28,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {**LLAMA, "sliding_window": 16}),
     "qwen3": ("Qwen3Config", LLAMA),
     "gemma2": ("Gemma2Config", {**LLAMA, "sliding_window": 16, "query_pre_attn_scalar": 16}),
-    "gemma3": ("Gemma3TextConfig", {**LLAMA, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            **LLAMA,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention"],  # so that blocks differ in masks and rotary tables
+        },
+    ),
     "phi3": ("Phi3Config", {k: v for k, v in LLAMA.items() if k != "head_dim"}),
     "gptneox": (
         "GPTNeoXConfig",
