@@ -1,8 +1,8 @@
 """Which weights of which architectures can be pruned, found by the code itself on small random models.
 
 Prints a table, architecture x (layers found, pruned strictly 2:4 by Wanda on a few random windows, share of the
-decoder, what stays dense and why), and writes results/architectures.json. The first models are those of `tiny:`; the others show
-what becomes of architectures that nobody prepared for.
+decoder, what stays dense and why), and writes results/architectures.json. The first models are those of `tiny:`; the
+others show what becomes of architectures that nobody prepared for.
 
     python benchmarks/architectures.py
 """
