@@ -68,23 +68,25 @@ def walk(
     hidden, calls = embed(bundle, batches)
     dense = hidden if needs & BESIDE else []
     for index, (name, block) in enumerate(bundle.blocks.items()):
-        run = Run({size: captured[index] for size, captured in calls.items()})
-        layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
-        twin = copy.deepcopy(block) if needs & BESIDE else None
-        modules = [n for n, layer in layers.items() if not layer.fused]
-        taps = find_taps(run, block, hidden[0], modules) if Stat.LAG in needs else {}
-        parts = stages(run, block, hidden[0], layers) if sequential else [list(layers)]
-        for part in parts:
-            gatherers = {n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, skip) for n in part}
-            with full_float32(), told(gatherers, layers, taps, block, twin):
-                outputs = pass_through(run, block, hidden, twin, dense)
-            fallbacks = fall_back(run, block, hidden, gatherers, layers)
-            last = part is parts[-1]
-            tokens, run.tokens = run.tokens + last * windows.numel(), 0
-            stats = {layers[n].name: gatherer.finish(len(windows), layers[n].name) for n, gatherer in gatherers.items()}
-            yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
-        if index + 1 < len(bundle.blocks):
-            hidden, dense = [run(block, batch) for batch in hidden], outputs
+        run = Run({size: captured[index] for size, captured in calls.items()}, bundle.device, bundle.host)
+        with bundle.holding(block):
+            layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
+            first = hidden[0].to(bundle.device)
+            twin = copy.deepcopy(block) if needs & BESIDE else None
+            modules = [n for n, layer in layers.items() if not layer.fused]
+            taps = find_taps(run, block, first, modules) if Stat.LAG in needs else {}
+            parts = stages(run, block, first, layers) if sequential else [list(layers)]
+            for part in parts:
+                gatherers = {n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, skip) for n in part}
+                with full_float32(), told(gatherers, layers, taps, block, twin):
+                    outputs = pass_through(run, block, hidden, twin, dense)
+                fallbacks = fall_back(run, block, hidden, gatherers, layers)
+                last = part is parts[-1]
+                tokens, run.tokens = run.tokens + last * windows.numel(), 0
+                stats = {layers[n].name: g.finish(len(windows), layers[n].name) for n, g in gatherers.items()}
+                yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
+            if index + 1 < len(bundle.blocks):
+                hidden, dense = [run(block, batch) for batch in hidden], outputs
 
 
 def check_skip(skip: Skip) -> None:

@@ -61,6 +61,7 @@ plugin_option = click.option(
 @click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may choose by.")
 @click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="As ppl:wikitext2@2048; repeatable.")
 @click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU where there is one.  [auto]")
+@click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")

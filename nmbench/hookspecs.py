@@ -15,6 +15,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from nmbench.events import Progress
+    from nmbench.memory import Estimate
     from nmbench.registry import Register
     from nmbench.spec import RunSpec
 
@@ -58,8 +59,10 @@ def nmbench_register_reporters(register: Register) -> None:
 
 
 @hookspec
-def nmbench_run_started(spec: RunSpec) -> None:
-    """Once, when a run begins, after the model is loaded and before the first job; `spec` is fully resolved."""
+def nmbench_run_started(spec: RunSpec, memory: Estimate) -> None:
+    """Once, when a run begins, after the model is loaded and before the first job; `spec` is fully resolved, `memory`
+    the device memory that its one-shot methods are estimated to need.
+    """
 
 
 @hookspec

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from nmbench.anatomy import Anatomy, Weight, anatomy_of
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.spec import Defaults, matches
+from nmbench.streaming import Streaming, unhooked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -71,6 +73,7 @@ class Bundle:
     skipped: dict[str, str]
     defaults: Defaults = field(default_factory=Defaults)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    streaming: Streaming | None = None
 
     @classmethod
     def of(
@@ -109,7 +112,21 @@ class Bundle:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where the model computes."""
+        return self.streaming.device if self.streaming else next(self.model.parameters()).device
+
+    @property
+    def host(self) -> torch.device:
+        """Where large things wait: with the model, or on the host if it does not fit on the device."""
+        return torch.device("cpu") if self.streaming else self.device
+
+    def stream(self, device: torch.device) -> None:
+        """Keep the blocks where they are, on the host, and bring each to `device` while it works."""
+        self.streaming = Streaming(self.model, self.blocks.values(), device)
+
+    def holding(self, block: nn.Module) -> AbstractContextManager[None]:
+        """While the context is open, a block is on the device."""
+        return self.streaming.holding(block) if self.streaming else nullcontext()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,13 +136,16 @@ class Bundle:
         """This bundle, or a copy of it in another dtype."""
         if dtype == self.dtype:
             return self
-        model = cast_parameters(copy.deepcopy(self.model), dtype)
+        model = cast_parameters(unhooked(copy.deepcopy(self.model)), dtype)
         blocks = {name: model.get_submodule(name) for name in self.blocks}
         moved = {
             n: dataclasses.replace(layer, module=model.get_submodule(layer.where.module))
             for n, layer in self.layers.items()
         }
-        return dataclasses.replace(self, model=model, blocks=blocks, layers=moved)
+        other = dataclasses.replace(self, model=model, blocks=blocks, layers=moved, streaming=None)
+        if self.streaming:
+            other.stream(self.device)
+        return other
 
     def block_layers(self, index: int) -> list[Layer]:
         """The prunable layers of one block, in the order of the module tree."""
@@ -233,12 +253,12 @@ def check_shared(model: nn.Module, layers: Mapping[str, Layer]) -> None:
     """Raise `NMBenchError` if a prunable weight is at the same time another parameter of the model."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.numel():
+        if parameter.numel() and not parameter.is_meta:
             names.setdefault(parameter.data_ptr(), []).append(name)
     modules = dict(model.named_modules(remove_duplicate=False))
     stored = {layer.where.stored for layer in layers.values()}
     for layer in layers.values():
-        for other in names[layer.module.get_parameter(layer.where.parameter).data_ptr()]:
+        for other in names.get(layer.module.get_parameter(layer.where.parameter).data_ptr(), ()):
             owner = other.rpartition(".")[0]
             alias = modules[owner] is layer.module and other not in stored  # one module under two names
             if other != layer.where.stored and not alias:

@@ -6,6 +6,7 @@ them, and the dense weights are restored when it ends, however it ends.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def prune_one_shot(
             for layer in step.layers:
                 pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init)
                 layer.write(applied(pruned, layer.read()))
-                layers[layer.name] = pruned
+                layers[layer.name] = kept(pruned, bundle.host)
             few.note(step)
             block_tokens += step.block_tokens
             if step.last:
@@ -98,9 +99,17 @@ def prune_layers(
     """Run a method that needs no statistics: no walk, no tokens."""
     layers = {}
     for index, (name, layer) in enumerate(bundle.layers.items()):
-        layers[name] = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
+        with bundle.holding(list(bundle.blocks.values())[layer.block]):
+            pruned = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
+        layers[name] = kept(pruned, bundle.host)
         report(index + 1, len(bundle.layers))
     return finished(layers, method)
+
+
+def kept(pruned: Pruned, host: torch.device) -> Pruned:
+    """A pruned layer where the model waits."""
+    weight = None if pruned.weight is None else pruned.weight.to(host)
+    return dataclasses.replace(pruned, mask=pruned.mask.to(host), weight=weight)
 
 
 def prune_layer(

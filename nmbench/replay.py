@@ -34,16 +34,21 @@ def hidden_of(output: Any) -> Tensor:
 class Run:
     """Runs one block on hidden states `[batch, window_tokens, width]` as the model does; `calls` by batch size.
 
-    Counts the `tokens` that it ran.
+    It computes on `device` and returns its results on `host`; by default, where the hidden states are. Counts the
+    `tokens` that it ran.
     """
 
-    def __init__(self, calls: Mapping[int, Call]) -> None:
+    def __init__(
+        self, calls: Mapping[int, Call], device: torch.device | None = None, host: torch.device | None = None
+    ) -> None:
         self.calls = calls
+        self.device = device
+        self.host = host
         self.tokens = 0
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
         self.tokens += hidden.shape[:2].numel()
-        return self.calls[len(hidden)](block, hidden)
+        return self.calls[len(hidden)](block, hidden.to(self.device)).to(self.host)
 
 
 def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, list[Call]]]:
@@ -67,7 +72,7 @@ def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict
                 f"the blocks of {bundle.ref} are given hidden states {tuple(inputs.shape)} for tokens "
                 f"{tuple(batch.shape)}, not [windows, tokens, width]; it cannot be walked block by block."
             )
-        hidden.append(inputs)
+        hidden.append(inputs.to(bundle.host))
     return hidden, calls
 
 

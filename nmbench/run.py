@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.bench import Bench, check_names, load_model, prepare
+from nmbench.bench import Bench, check_names, load_model, planned, prepare
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
-from nmbench.jobs import Job, check_supported, contenders, jobs
+from nmbench.jobs import Job, check_supported, contenders, jobs, lineage
 from nmbench.learn import LearnTask
 from nmbench.meter import Cost, Meter
 from nmbench.methods import Baseline, MaskLearner, Pruned, PrunedModel
@@ -43,7 +43,8 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
     check_names(spec, plugins)
     methods = contenders(spec, plugins)
     check_supported(methods, spec)
-    bundle = load_model(spec, plugins)
+    used = [c.method for contender in methods for c in lineage(contender)]
+    bundle = load_model(spec, plugins, used)
     spec = spec.resolved(bundle.defaults)
     check_names(spec, plugins)
     check_supported(methods, spec)
@@ -53,7 +54,8 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
 
     with RunDirectory(out or bench.directory()) as directory:
         directory.adopt(spec, bench.manifest())
-        plugins.announce("nmbench_run_started", spec=spec)
+        memory = planned(bundle, spec, used, bundle.device, bundle.streaming is not None)
+        plugins.announce("nmbench_run_started", spec=spec, memory=memory)
         records = []
         for job in jobs(spec, methods, bench.protocol_digest):
             record = directory.finished(job.digest, job.name)

@@ -30,7 +30,7 @@ KINDS = {  # announcing hooks without their prefix, and the registry that each m
     "reporters": "reporters",
 }
 OBSERVING = {
-    "nmbench_run_started": "spec",
+    "nmbench_run_started": "spec, memory",
     "nmbench_progress": "event",
     "nmbench_method_finished": "record",
     "nmbench_run_finished": "records",
