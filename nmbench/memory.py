@@ -59,7 +59,9 @@ def estimate(
     tokens = windows * window_tokens
     largest = max(blocks)
     block_layers = [bundle.block_layers(index) for index in range(len(bundle.blocks))]
-    run = max(running(layers, max(batch_tokens, window_tokens), size) for layers in block_layers)
+    at_once = max(batch_tokens, window_tokens)
+    run = max(running(layers, at_once, size) for layers in block_layers)
+    run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
     solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
     return Estimate(
         device,
@@ -93,6 +95,11 @@ def running(layers: list[Layer], tokens: int, size: int) -> int:
     shapes = [layer.shape for layer in layers if not layer.fused or layer.where.expert == 0]
     through = sum(outputs + inputs for outputs, inputs in shapes)
     return tokens * (size * through + 2 * FLOAT * max((inputs for _, inputs in shapes), default=0))
+
+
+def probing(block: nn.Module) -> int:
+    """How many copies of the hidden states a probe for taps makes: two of every place, and some to compare them."""
+    return 2 * sum(1 for _ in block.modules()) + 10
 
 
 def solving(layer: Layer, needs: Stat) -> int:
