@@ -1,6 +1,6 @@
 """How much device memory one-shot pruning of large models is estimated to need; no weight is made.
 
-Prints a table, shape x method x (whole model on the device, blocks streamed from the host), in GiB, in bfloat16 with 128
+Prints a table, shape x method x (whole model on the device, blocks streamed from the host), in GiB, bfloat16, with 128
 windows of 2048 tokens, and writes results/memory.json. These are estimates: `nmbench run` records what was measured, as
 `peak_bytes`, in every row.
 
