@@ -35,7 +35,7 @@ def test_every_run_is_understood(command, nmbench, tmp_path, monkeypatch):
     (tmp_path / "my-model").mkdir()
     reached = []
 
-    def stop(spec, plugins):
+    def stop(spec, plugins, methods):
         reached.append(spec)
         raise NMBenchError("far enough")
 
@@ -57,7 +57,7 @@ def test_the_commands_can_follow_each_other(nmbench, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(PLUGIN)
     specs = []
 
-    def stop(spec, plugins):
+    def stop(spec, plugins, methods):
         specs.append(spec)
         raise NMBenchError("far enough")
 
