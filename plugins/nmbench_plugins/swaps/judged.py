@@ -47,7 +47,7 @@ class SwapsJudged(nmbench.MaskLearner):
     )
     sweeps: int = nmbench.option(3, "most sweeps over the groups of a layer for a proposal")
     statistics_tokens: int = nmbench.option(98304, "calibration tokens for the statistics of a round", unit="tokens")
-    judge_tokens: int = nmbench.option(49152, "tokens on which the proposals of a block are tried", unit="tokens")
+    judge_tokens: int = nmbench.option(32768, "tokens on which the proposals of a block are tried", unit="tokens")
     judge_window: int = nmbench.option(512, "longest window to try proposals on", unit="tokens")
     minibatch: int = nmbench.option(32, "windows that go through the model at once", unit="windows")
     margin: float = nmbench.option(1.0, "standard errors by which a proposal must lower the loss")
