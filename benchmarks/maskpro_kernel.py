@@ -4,7 +4,7 @@
 
 One layer of 32768 x 8192 weights by default. First every program is compared with its twin in plain torch (float64
 gradients), then everything is timed in this process by CUDA events, the median of 20 runs after warming up. Bytes are
-those that must move: logits read and written, weights read, masked weights written. About 80 s on an H100. With
+those that must move: logits read and written, weights read, masked weights written. Less than 80 s on an H100. With
 `--device cpu` the twin takes the place of the programs, on a tiny layer: a test of this file, not of speed.
 """
 
