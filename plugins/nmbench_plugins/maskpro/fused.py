@@ -19,7 +19,7 @@ import triton.language as tl
 from nmbench_plugins.maskpro.fused_policy import draw, exponents_of, is_kept, largest, updated
 
 MASK_STREAM = tl.constexpr(0)
-ROUNDING_STREAM = tl.constexpr(2)
+ROUNDING_STREAM = tl.constexpr(1)
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "first", "quads"])

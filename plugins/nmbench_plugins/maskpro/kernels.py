@@ -4,7 +4,7 @@ A step draws the *old* mask again from the logits it was drawn from, updates the
 mask and writes the masked weights; no mask is stored. Bytes per weight: 4 + 4 logits, 2 weight, 2 masked weight.
 
 Random words are those of Philox4x32 (Salmon et al., SC 2011) with the counter (first_group + chunk, step, stream) and
-the seed as key; a chunk is 8 consecutive weights of the layer, and streams are 0 for masks and 2 for rounding logits to
+the seed as key; a chunk is 8 consecutive weights of the layer, and streams are 0 for masks and 1 for rounding logits to
 float16. Old masks use step - 1, new ones and rounding use step. 7 rounds pass the BigCrush tests, as the authors found;
 10 are their margin for unknown ones, 5 % more instructions here.
 

@@ -18,7 +18,7 @@ from nmbench_plugins.maskpro.kernels import CHUNK, ROUNDS
 from nmbench_plugins.maskpro.philox import counters, philox
 
 LARGEST = 36.0  # log2 of the largest weight
-MASK_STREAM, ROUNDING_STREAM = 0, 2
+MASK_STREAM, ROUNDING_STREAM = 0, 1
 
 
 class Place(NamedTuple):
