@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
-from nmbench.experts import ExpertEar, hearing, rerouted
-from nmbench.gather import Gatherer, Skip, routed_refusal
+from nmbench.experts import ExpertEar, hearing
+from nmbench.gather import Gatherer, Skip
 from nmbench.methods import LayerStats, Stat
 from nmbench.models import Bundle, Layer
 from nmbench.replay import Ear, Place, Run, embed, listening, same
@@ -71,8 +71,6 @@ def walk(
     """
     skip = Skip(skip_tokens, windows.shape[1])
     check_skip(skip)
-    if any(layer.fused for layer in bundle.layers.values()):
-        routed_refusal(needs, skip)
     batches = windows.to(bundle.device).split(max(1, BATCH_TOKENS // windows.shape[1]))
     hidden, calls = embed(bundle, batches)
     dense = hidden if needs & BESIDE else []
@@ -89,10 +87,19 @@ def walk(
             taps = find_taps(run, block, first, modules) if Stat.LAG in needs else {}
             parts = stages(run, block, first, layers) if sequential else [list(layers)]
             for part in parts:
-                gatherers = {n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, skip) for n in part}
-                with full_float32(), told(gatherers, layers, taps, block, twin):
+                gatherers = {
+                    n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, None if layers[n].fused else skip)
+                    for n in part
+                }
+                fused = expert_ears(gatherers, layers, name, twin)
+                with full_float32(), listening(ears(gatherers, layers, taps, block, twin)), hearing(fused, skip):
                     outputs = pass_through(run, block, hidden, twin, dense)
-                fallbacks = fall_back(run, block, hidden, gatherers, layers)
+                unreached = [n for n in part if layers[n].fused and not gatherers[n].tokens]
+                if unreached:
+                    fused = expert_ears({n: gatherers[n] for n in unreached}, layers, name, twin)
+                    with full_float32(), hearing(fused, skip, rerouted=True):
+                        pass_through(run, block, hidden, twin, dense)
+                fallbacks = [layers[n].name for n in unreached]
                 last = part is parts[-1]
                 tokens, run.tokens = run.tokens + last * windows.numel(), 0
                 stats = {layers[n].name: g.finish(len(windows), layers[n].name) for n, g in gatherers.items()}
@@ -168,25 +175,17 @@ def pass_through(
     return outputs
 
 
-@contextlib.contextmanager
-def told(
+def ears(
     gatherers: Mapping[str, Gatherer],
     layers: Mapping[str, Layer],
     taps: Mapping[str, Place],
     block: nn.Module,
     twin: nn.Module | None,
-) -> Iterator[None]:
-    """While the context is open, gatherers are told what their layers are given."""
-    modules = {name: gatherer for name, gatherer in gatherers.items() if not layers[name].fused}
-    with listening(ears(modules, taps, block, twin)), hearing(expert_ears(gatherers, layers)):
-        yield
-
-
-def ears(
-    gatherers: Mapping[str, Gatherer], taps: Mapping[str, Place], block: nn.Module, twin: nn.Module | None
 ) -> Iterator[Ear]:
-    """What of a block, and of its dense `twin`, is told to the gatherers of its layers."""
+    """What of a block, and of its dense `twin`, is told to the gatherers of layers that are modules."""
     for name, gatherer in gatherers.items():
+        if layers[name].fused:
+            continue
         inputs = Place(name, output=False)
         yield Ear.at(inputs, block, gatherer.add)
         if twin is not None:
@@ -196,27 +195,15 @@ def ears(
             yield Ear.at(taps[name], twin, gatherer.add_dense_stream)
 
 
-def expert_ears(gatherers: Mapping[str, Gatherer], layers: Mapping[str, Layer]) -> Iterator[ExpertEar]:
+def expert_ears(
+    gatherers: Mapping[str, Gatherer], layers: Mapping[str, Layer], block_name: str, twin: nn.Module | None
+) -> Iterator[ExpertEar]:
     """What is told to the gatherers of fused experts."""
     for name, gatherer in gatherers.items():
         if layers[name].fused:
-            yield ExpertEar(layers[name].module, layers[name].where, gatherer.add)
-
-
-def fall_back(
-    run: Run,
-    block: nn.Module,
-    hidden: Sequence[Tensor],
-    gatherers: Mapping[str, Gatherer],
-    layers: Mapping[str, Layer],
-) -> list[str]:
-    """Gather the statistics of fused experts that no token was routed to from all tokens; returns their names."""
-    unreached = {name: g for name, g in gatherers.items() if layers[name].fused and not g.tokens}
-    if unreached:
-        with full_float32(), rerouted(expert_ears(unreached, layers)):
-            for batch in hidden:
-                run(block, batch)
-    return [layers[name].name for name in unreached]
+            where = layers[name].where
+            beside = None if twin is None else twin.get_submodule(where.module.removeprefix(block_name).removeprefix("."))
+            yield ExpertEar(layers[name].module, where, gatherer.add, beside, gatherer.add_dense)
 
 
 @contextlib.contextmanager

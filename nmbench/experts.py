@@ -4,6 +4,9 @@ transformers 5 stores the experts of a mixture as one parameter `[experts, out, 
 experts, in grouped or in batched products, as its configuration says. No module hook can see what one expert is given,
 least of all what its down projection is given. But each of those ways ends in one of a few products of PyTorch, one
 factor of which is a view of the parameter, or rows picked from it; the other factor is what the experts are given.
+
+Where the first tokens of windows are left out, the module is run a second time, without them, and that is listened to.
+What an expert is given in the dense model is what it would be given there for the tokens that are routed to it here.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nmbench.anatomy import Weight
 from nmbench.errors import NMBenchError
+from nmbench.gather import Skip
+from nmbench.routing import INTEGERS, Arguments, routed_alike, to_expert, without_first
 
 FACTORS = {  # the positions of both factors of a product
     "aten::mm": (0, 1),
@@ -28,16 +33,19 @@ FACTORS = {  # the positions of both factors of a product
     "aten::_grouped_mm": (0, 1),
     "transformers::grouped_mm_fallback": (0, 1),
 }
-INTEGERS = (torch.int64, torch.int32)
 Tell = Callable[[Tensor], None]
 
 
 class ExpertEar(NamedTuple):
-    """Tells `tell` the inputs `[tokens, in]` of one fused expert, `weight`, which `module` holds."""
+    """Tells `tell` the inputs `[tokens, in]` of one fused expert, `weight`, which `module` holds; and, just before,
+    `tell_dense` the same of the dense `twin` of the module, which is run on the same windows first.
+    """
 
     module: nn.Module
     weight: Weight
     tell: Tell
+    twin: nn.Module | None = None
+    tell_dense: Tell | None = None
 
 
 class Fused(NamedTuple):
@@ -57,14 +65,18 @@ class Picked(NamedTuple):
 
 
 @contextlib.contextmanager
-def hearing(ears: Iterable[ExpertEar]) -> Iterator[None]:
-    """While the context is open, the ears hear what the experts are given.
+def hearing(ears: Iterable[ExpertEar], skip: Skip | None = None, rerouted: bool = False) -> Iterator[None]:
+    """While the context is open, the ears hear what the experts are given; `skip` leaves out first tokens.
 
-    Raises `NMBenchError` in the forward pass if a module computes with its experts in a way that is not understood.
+    If `rerouted`, they hear instead what their experts would be given if every token were routed to them. What modules
+    return is as ever. Raises `NMBenchError` in the forward pass if a module computes with its experts, or is told of
+    their routing, in a way that is not understood.
     """
     with contextlib.ExitStack() as stack:
-        for module, fused in fused_by_module(ears):
-            stack.enter_context(instead(module, heard(module.forward, module, fused)))
+        for listener in listeners(ears, skip or Skip()):
+            if listener.twin is not None:
+                stack.enter_context(instead(listener.twin, listener.remember))
+            stack.enter_context(instead(listener.module, listener.reroute if rerouted else listener.listen))
         yield
 
 
@@ -82,38 +94,102 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             table["forward"] = before
 
 
-def fused_by_module(ears: Iterable[ExpertEar]) -> list[tuple[nn.Module, list[Fused]]]:
-    """The ears gathered by module and parameter."""
-    modules: dict[int, nn.Module] = {}
-    tells: dict[int, dict[tuple[str, str, bool], dict[int, Tell]]] = {}
-    for module, weight, tell in ears:
+def listeners(ears: Iterable[ExpertEar], skip: Skip) -> list[Listener]:
+    """The ears gathered by module."""
+    by_module: dict[int, list[ExpertEar]] = {}
+    for ear in ears:
+        by_module.setdefault(id(ear.module), []).append(ear)
+    return [Listener(group, skip) for group in by_module.values()]
+
+
+def fused_of(module: nn.Module, tells: Iterable[tuple[Weight, Tell]]) -> list[Fused]:
+    """Who is told of which experts of a module, by parameter."""
+    by_parameter: dict[tuple[str, str, bool], dict[int, Tell]] = {}
+    for weight, tell in tells:
         assert weight.expert is not None
-        modules[id(module)] = module
-        key = (weight.stored, weight.parameter, weight.transposed)
-        tells.setdefault(id(module), {}).setdefault(key, {})[weight.expert] = tell
-    return [
-        (modules[number], [Fused(name, modules[number].get_parameter(p), t, who) for (name, p, t), who in told.items()])
-        for number, told in tells.items()
-    ]
+        by_parameter.setdefault((weight.stored, weight.parameter, weight.transposed), {})[weight.expert] = tell
+    return [Fused(name, module.get_parameter(p), t, who) for (name, p, t), who in by_parameter.items()]
 
 
-def heard(forward: Callable[..., Any], module: nn.Module, fused: Sequence[Fused]) -> Callable[..., Any]:
-    """The forward of a module that holds `fused` experts, listened to."""
+class Listener:
+    """Stands in for the forward of one module with fused experts, and that of its dense twin, and listens."""
 
-    def listened(*args: Any, **kwargs: Any) -> Any:
+    def __init__(self, ears: Sequence[ExpertEar], skip: Skip) -> None:
+        self.module, self.twin, self.skip = ears[0].module, ears[0].twin, skip
+        self.forward = self.module.forward
+        self.dense_forward = self.twin.forward if self.twin is not None else None
+        self.fused = fused_of(self.module, [(ear.weight, ear.tell) for ear in ears])
+        both = [(ear.weight, ear.tell_dense) for ear in ears if ear.tell_dense is not None]
+        self.dense_fused = fused_of(self.twin, both) if self.twin is not None else []
+        self.dense: list[Arguments] = []  # what the twin was called with, until its counterpart comes
+
+    def remember(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the twin."""
+        assert self.dense_forward is not None
+        self.dense.append(Arguments(args, kwargs))
+        return self.dense_forward(*args, **kwargs)
+
+    def listen(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the module."""
+        arguments = Arguments(args, kwargs)
+        if not self.skip.tokens and self.twin is None:
+            return self._hear(self.forward, self.fused, arguments)
+        result = self.forward(*args, **kwargs)
+        dense = routed_alike(self.dense.pop(0), arguments) if self.twin is not None else None
+        if self.twin is not None and dense is None:
+            raise no_counterpart()
+        self._hear_both(self.fused, self.dense_fused, arguments, dense)
+        return result
+
+    def reroute(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the module, which is then run again for every expert listened to, on all tokens."""
+        result = self.forward(*args, **kwargs)
+        arguments, beside = Arguments(args, kwargs), self.dense.pop(0) if self.twin is not None else None
+        for expert in sorted({expert for one in self.fused for expert in one.tells}):
+            forced = to_expert(arguments, expert)
+            if forced is None:
+                raise unreachable(self.fused[0].name)
+            dense = routed_alike(beside, forced) if beside is not None else None
+            self._hear_both(only(expert, self.fused), only(expert, self.dense_fused), forced, dense)
+        return result
+
+    def _hear_both(
+        self, fused: Sequence[Fused], dense_fused: Sequence[Fused], arguments: Arguments, dense: Arguments | None
+    ) -> None:
+        if dense is not None and self.dense_forward is not None:
+            self._hear(self.dense_forward, dense_fused, without_first(dense, self.skip))
+        self._hear(self.forward, fused, without_first(arguments, self.skip))
+
+    def _hear(self, forward: Callable[..., Any], fused: Sequence[Fused], arguments: Arguments) -> Any:
         with Products(fused) as products:
-            result = forward(*args, **kwargs)
-        tokens = sum(value.numel() for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            result = forward(*arguments.args, **arguments.kwargs)
+        tokens = sum(value.numel() for value in arguments.values if isinstance(value, Tensor))
         silent = [one.name for one in fused if one.name not in products.met]
         if silent and tokens:
             how = f" (it computes with {', '.join(sorted(products.strange))})" if products.strange else ""
             raise NMBenchError(
-                f"{type(module).__name__} does not show what the experts of {silent[0]} are given{how}; load the model "
-                f"with experts_implementation='eager', or leave them dense with --skip {silent[0]!r}."
+                f"{type(self.module).__name__} does not show what the experts of {silent[0]} are given{how}; load the "
+                f"model with experts_implementation='eager', or leave them dense with --skip {silent[0]!r}."
             )
         return result
 
-    return listened
+
+def only(expert: int, fused: Iterable[Fused]) -> list[Fused]:
+    return [one._replace(tells={expert: one.tells[expert]}) for one in fused if expert in one.tells]
+
+
+def unreachable(name: str) -> NMBenchError:
+    return NMBenchError(
+        f"no calibration token reached one of the experts of {name}, and how to send tokens there is unknown; give "
+        f"more --windows, or leave them dense with --skip {name!r}."
+    )
+
+
+def no_counterpart() -> NMBenchError:
+    return NMBenchError(
+        "fused experts whose routing is unknown have no counterpart in the dense model; choose a method, or options, "
+        "that do not need the drift of inputs, or leave them dense with --skip."
+    )
 
 
 class Products(TorchDispatchMode):
@@ -222,50 +298,3 @@ def tell(picked: Picked, inputs: Tensor, offsets: Tensor | None) -> None:
         for expert in chosen.unique().tolist():
             if expert in tells:
                 tells[expert](inputs[(chosen == expert).to(inputs.device)].flatten(0, 1))
-
-
-@contextlib.contextmanager
-def rerouted(ears: Iterable[ExpertEar]) -> Iterator[None]:
-    """While the context is open, the ears hear what their experts would be given if every token were routed to them.
-
-    What the module returns is as ever. Raises `NMBenchError` in the forward pass if it is not told of a routing
-    `[tokens, choices]` of integers.
-    """
-    with contextlib.ExitStack() as stack:
-        for module, fused in fused_by_module(ears):
-            stack.enter_context(instead(module, also_rerouted(module.forward, module, fused)))
-        yield
-
-
-def also_rerouted(forward: Callable[..., Any], module: nn.Module, fused: Sequence[Fused]) -> Callable[..., Any]:
-    """The forward of a module which is then run again for every expert listened to, on all tokens."""
-    experts = sorted({expert for one in fused for expert in one.tells})
-
-    def twice(*args: Any, **kwargs: Any) -> Any:
-        result = forward(*args, **kwargs)
-        for expert in experts:
-            told = [one._replace(tells={expert: one.tells[expert]}) for one in fused if expert in one.tells]
-            forced, named = routed_to(expert, args, kwargs, told[0].name)
-            heard(forward, module, told)(*forced, **named)
-        return result
-
-    return twice
-
-
-def routed_to(
-    expert: int, args: Sequence[Any], kwargs: Mapping[str, Any], name: str
-) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of an experts module that send every token to one expert, once."""
-    routings = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dtype in INTEGERS and v.dim() == 2]
-    if len(routings) != 1:
-        raise NMBenchError(
-            f"no calibration token reached one of the experts of {name}, and how to send tokens there is unknown; give "
-            f"more --windows, or leave them dense with --skip {name!r}."
-        )
-
-    def forced(value: Any) -> Any:
-        if value is routings[0]:
-            return torch.full_like(value[:, :1], expert)
-        return value[:, :1] if isinstance(value, Tensor) and value.shape == routings[0].shape else value
-
-    return [forced(value) for value in args], {key: forced(value) for key, value in kwargs.items()}

@@ -28,17 +28,6 @@ class Skip:
         return values.detach().reshape(-1, width).float()
 
 
-def routed_refusal(needs: Stat, skip: Skip) -> None:
-    """Raise `NMBenchError` for what cannot be known of fused experts: which of the tokens they are given."""
-    if skip.tokens:
-        raise unplaced()
-    if needs & (Stat.DRIFT | Stat.LAG):
-        raise NMBenchError(
-            "fused experts are not given the tokens that they are given in the dense model, so there is no drift of "
-            "their inputs; choose a method, or options, that do not need it, or leave them dense with --skip."
-        )
-
-
 def unplaced() -> NMBenchError:
     return NMBenchError(
         "a layer is not given all tokens (a mixture of experts?), so it cannot skip the first of every window; choose "

@@ -19,7 +19,6 @@ WINDOW = 24  # longer than the sliding windows of the tiny models
 FUSED = {"mixtral", "qwen3moe"}
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
 unrouted = pytest.mark.parametrize("family", sorted(FAMILIES.keys() - FUSED))
-routed = pytest.mark.parametrize("family", sorted(FUSED))
 
 
 def load(family: str = "llama") -> Bundle:
@@ -166,7 +165,7 @@ def test_drift_from_the_dense_model(family, sequential):
             halve(layer)
 
 
-@families
+@unrouted
 @pytest.mark.parametrize("sequential", [False, True])
 def test_walking_a_pruned_model(family, sequential):
     """A pruned model is walked as it is, next to the dense one that the caller knows, and left as it was."""
@@ -318,7 +317,7 @@ def test_walk_leaves_no_trace(family, sequential):
     """After a walk, hooks, cache flag, training flags, random state and weights are what they were."""
     bundle = load(family)
     before, digest = surroundings(bundle), bundle.digest()
-    for _ in walk(bundle, random_windows(), BOTH if family in FUSED else ALL, sequential):
+    for _ in walk(bundle, random_windows(), ALL, sequential):
         assert hooks_of(bundle.model) == before[0]
         assert torch.is_grad_enabled() == before[4]
     assert surroundings(bundle) == before

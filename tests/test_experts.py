@@ -349,18 +349,57 @@ def test_experts_that_cannot_be_heard():
     assert "forward" not in vars(bundle.model.blocks[0])
 
 
-@families
-def test_what_needs_the_place_of_a_token_is_refused(family):
-    """Methods that skip tokens or compare with the dense model are refused with a remedy before anything runs."""
-    bundle = load(family)
+def test_what_needs_a_routing_is_refused_without():
+    """First tokens of experts that are told of no routing cannot be left out, and there is no drift of their inputs."""
+    bundle = Bundle.of("toy", Stack(Transposed()), None)
     with pytest.raises(NMBenchError, match="cannot skip the first of every window"):
-        prune(bundle, Swaps(), random_windows(), Wanda())
-    with pytest.raises(NMBenchError, match="no drift of their inputs"):
-        prune(bundle, Swaps(skip_tokens=0), random_windows(), Wanda())
-    options = {"skip_tokens": 0, "dense_weight": 0.0, "residual_weight": 0.0}
-    pruned = prune(bundle, Swaps(**options), random_windows(), Wanda())
-    assert all((TWO_FOUR.kept(mask) == 2).all() for mask in pruned.masks.values())
-    prune(bundle.without(["experts.*"]), Swaps(), random_windows(), Wanda())
+        list(walk(bundle, random_windows(), BOTH, skip_tokens=1))
+    with pytest.raises(NMBenchError, match="no counterpart in the dense model"):
+        list(walk(bundle, random_windows(), BOTH | Stat.DRIFT))
+    assert "forward" not in vars(bundle.model.blocks[0])
+
+
+# Beside the dense model
+
+
+@families
+@ways
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("skip", [0, 3])
+@torch.no_grad()
+def test_drift_and_first_tokens(family, way, sequential, skip):
+    """An expert's inputs are compared with what it would be given in the dense model for the tokens routed to it in the
+    partly pruned one; first tokens are left out of both.
+    """
+    bundle, dense, windows = load(family, way), load(family, way), random_windows()
+    place = torch.arange(windows.numel()) % windows.shape[1] >= skip
+    before = routing(dense, windows)
+    for step in walk(bundle, windows, BOTH | Stat.DRIFT | Stat.LAG, sequential, skip):
+        now = routing(bundle, windows)
+        for name in (name for name in step.stats if bundle.layers[name].fused):
+            module, parameter, expert = experts.EXPERT.fullmatch(name).groups()
+            hidden, chosen = (tensor[place] for tensor in now[module])
+            x, y = (
+                experts.inputs(model.get_submodule(module), values, chosen, int(expert), parameter).double()
+                for model, values in ((bundle.model, hidden), (dense.model, before[module][0][place]))
+            )
+            got, scale = step.stats[name], 1e-5 * float((2 / 6 * x.T @ x).abs().max())
+            assert (got.tokens, got.lag) == (len(x), None)
+            torch.testing.assert_close(got.gram.double(), 2 / 6 * x.T @ x, rtol=1e-4, atol=scale)
+            torch.testing.assert_close(got.drift.double(), 2 / 6 * (y - x).T @ x, rtol=1e-3, atol=scale)
+            assert bool((y - x).abs().max() > 1e-6) == (step.index > 0 or (sequential and len(x) > 0))
+        for layer in step.layers:
+            layer.write(torch.where(TWO_FOUR.top(layer.read().abs()), layer.read(), 0.0))
+
+
+@families
+@pytest.mark.parametrize("method", [Swaps(), Swaps(sequential=False, skip_tokens=0)], ids=["default", "other"])
+def test_swaps_refine_experts(family, method):
+    """Swaps prune experts strictly with their default options, also those that no token reached."""
+    for windows in (random_windows(), one_token()):
+        pruned = prune(load(family), method, windows, Wanda())
+        assert all((TWO_FOUR.kept(mask) == 2).all() for mask in pruned.masks.values())
+    assert pruned.notes["experts_never_reached"]
 
 
 # Learners
