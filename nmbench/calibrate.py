@@ -202,7 +202,8 @@ def expert_ears(
     for name, gatherer in gatherers.items():
         if layers[name].fused:
             where = layers[name].where
-            beside = None if twin is None else twin.get_submodule(where.module.removeprefix(block_name).removeprefix("."))
+            inside = where.module.removeprefix(block_name).removeprefix(".")
+            beside = None if twin is None else twin.get_submodule(inside)
             yield ExpertEar(layers[name].module, where, gatherer.add, beside, gatherer.add_dense)
 
 
