@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmbench import commands
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -192,6 +193,10 @@ def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
     """Write the reports named."""
     return [plugins.lookup(plugins.registries.reporters, name)().write(results, directory) for name in formats]
+
+
+for command in (commands.validate, commands.diff):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,214 @@
+"""Is it strictly N:M? One pass over a checkpoint or a mask file of any size, a few rows at a time.
+
+A mask must keep exactly N in every group, and the weights beside it must be zero wherever it drops. Weights without a
+mask do not say which zeros were kept ones, so that all that can be asked of them is at most N non-zeros in every group;
+groups that have fewer are counted.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nmbench.artifacts.counting import Counts, count, nonzeros
+from nmbench.artifacts.decoder import Scope, aligned, scope_of
+from nmbench.artifacts.inference import infer
+from nmbench.artifacts.matrix import Artifact, Matrix, Unreadable
+from nmbench.errors import NMBenchError
+from nmbench.pattern import Pattern
+from nmbench.spec import matches
+
+AT_MOST = "weights without masks: at most N non-zeros in every group"
+EXACTLY = "masks: exactly N kept in every group"
+BOTH = "masks and weights: exactly N kept in every group, zeros everywhere else"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer. `problem` is empty if it is strict; `first` is row, column and count of its first broken group.
+
+    `fewer` groups have less than N non-zeros; `extra_zeros` are zeros among the weights that the pattern, or the mask,
+    lets live; `off_mask` counts the non-zeros off the mask.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    pattern: str | None
+    problem: str = ""
+    groups: int = 0
+    broken: int = 0
+    first: tuple[int, int, int] | None = None
+    fewer: int = 0
+    extra_zeros: int = 0
+    negative_zeros: int = 0
+    off_mask: int = 0
+    flat: bool = False
+
+    @property
+    def strict(self) -> bool:
+        return not self.problem
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The answer: `layers` that were judged, `skipped` what was not, and why; `coverage` is the share of the decoder's
+    parameters that lies in strict layers, None where a file of masks does not say.
+    """
+
+    path: str
+    form: str
+    basis: str
+    layers: Sequence[LayerReport]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    coverage: float | None = None
+    bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def strict(self) -> bool:
+        return all(layer.strict for layer in self.layers)
+
+    @property
+    def first_problem(self) -> LayerReport | None:
+        return next((layer for layer in self.layers if not layer.strict), None)
+
+
+def validate(
+    artifact: Artifact, pattern: Pattern | None = None, skip: Sequence[str] = (), like: Artifact | None = None
+) -> Validation:
+    """Check every layer against `pattern`, the one that the file claims, or the one that its own zeros show.
+
+    `skip` names layers that may be dense; `like` is a checkpoint that gives flat masks their shapes. Raises
+    `Unreadable` if the file is damaged or has nothing to judge, `NMBenchError` for a `skip` that matches nothing.
+    """
+    scope = scope_of(artifact)
+    masks = {name: mask.shaped(shape) for name, mask, shape in shaped(artifact, scope_of(like) if like else scope)}
+    weights, skipped = without(scope, masks, skip)
+    judged = {name: (masks.get(name), weights.get(name)) for name in in_order({**weights, **masks})}
+    if not judged:
+        raise Unreadable(f"{artifact.path} holds no matrix of decoder weights and no mask: there is nothing to judge.")
+    start = time.perf_counter()
+    patterns = {name: pattern or artifact.patterns.get(name) for name in judged}
+    if not all(patterns.values()):
+        patterns = guessed(patterns, {name: mask or weight for name, (mask, weight) in judged.items()})
+    layers = [layer_report(name, *judged[name], patterns[name]) for name in judged]
+    covered = sum(layer.weights for layer in layers if layer.strict)
+    return Validation(
+        artifact.path,
+        artifact.form,
+        (BOTH if weights else EXACTLY) if masks else AT_MOST,
+        layers,
+        skipped,
+        covered / scope.decoder_weights if scope.decoder_weights else None,
+        sum(matrix.bytes for pair in judged.values() for matrix in pair if matrix),
+        time.perf_counter() - start,
+    )
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of the model: block 2 before block 10."""
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix, tuple[int, int]]]:
+    """Every mask under the name of its layer, with the shape of that layer, as far as it is known."""
+    shapes = {name: weight.shape for name, weight in scope.weights.items()}
+    for name, mask in artifact.masks.items():
+        known = aligned(name, shapes)
+        yield (known if known and artifact.weights else name), mask, shapes[known] if known else mask.shape
+
+
+def without(scope: Scope, masks: Mapping[str, Matrix], skip: Sequence[str]) -> tuple[dict[str, Matrix], dict[str, str]]:
+    """The weights to judge, and the others with the reason: `skip`, or that others have masks and they have none."""
+    weights, skipped = dict(scope.weights), dict(scope.skipped)
+    for glob in skip:
+        matched = [name for name in weights if matches(name, glob)]
+        if not matched:
+            raise NMBenchError(f"--skip {glob!r} matches no layer; names look like {next(iter(weights), 'nothing')!r}.")
+        for name in matched:
+            skipped[name] = f"left out by --skip {glob}"
+            del weights[name]
+    if masks:
+        skipped |= {name: "has no mask" for name in weights if name not in masks}
+        weights = {name: weight for name, weight in weights.items() if name in masks}
+    return weights, skipped
+
+
+def guessed(claimed: Mapping[str, Pattern | None], matrices: Mapping[str, Matrix | None]) -> dict[str, Pattern | None]:
+    """A pattern for every layer that has none: its own, else what most others show; None if no layer shows any."""
+    found = {n: claimed[n] or (infer(matrix) if matrix else None) for n, matrix in matrices.items()}
+    usual = Counter(pattern for pattern in found.values() if pattern).most_common(1)
+    return {name: pattern or (usual[0][0] if usual else None) for name, pattern in found.items()}
+
+
+def layer_report(name: str, mask: Matrix | None, weight: Matrix | None, pattern: Pattern | None) -> LayerReport:
+    """Read one layer from top to bottom."""
+    matrix = mask or weight
+    assert matrix is not None
+    report = LayerReport(name, matrix.shape, str(pattern) if pattern else None, flat=matrix.flat)
+    if pattern is None:
+        return replace(report, problem="shows no N:M pattern with M up to 32")
+    if not pattern.divides(matrix.shape[1]):
+        return replace(report, problem=f"rows of {matrix.shape[1]} do not fall into groups of {pattern.group}")
+    if mask and weight and mask.shape != weight.shape:
+        return replace(report, problem=f"its mask has shape {mask.shape}, its weights {weight.shape}")
+    return judged_layer(report, mask, weight, pattern)
+
+
+def judged_layer(report: LayerReport, mask: Matrix | None, weight: Matrix | None, pattern: Pattern) -> LayerReport:
+    """The counts of one layer, and the first thing that is wrong with it."""
+    total, finite, extra, negative, off = Counts(), True, 0, 0, 0
+    kept_parts = mask.slices(pattern.group) if mask else None
+    weight_parts = weight.slices(pattern.group) if weight else None
+    for row, column, part in kept_parts or weight_parts or ():
+        if mask:
+            kept = part.numpy()
+            total = total.plus(count(kept, pattern, True, row, column))
+            if weight_parts:
+                found = nonzeros(next(weight_parts)[2])
+                wrong = int(np.count_nonzero(found.kept & ~kept))
+                off += wrong
+                extra += int(np.count_nonzero(kept)) - int(np.count_nonzero(found.kept)) + wrong
+                negative += found.negative_zeros
+                finite &= found.finite
+        else:
+            found = nonzeros(part)
+            counted = count(found.kept, pattern, False, row, column)
+            total = total.plus(counted)
+            extra += counted.missing
+            negative += found.negative_zeros
+            finite &= found.finite
+    return replace(
+        report,
+        problem=problem_of(total, off, finite, pattern, exact=mask is not None),
+        groups=total.groups,
+        broken=total.broken,
+        first=total.first,
+        fewer=total.fewer,
+        extra_zeros=extra,
+        negative_zeros=negative,
+        off_mask=off,
+    )
+
+
+def problem_of(total: Counts, off_mask: int, finite: bool, pattern: Pattern, exact: bool) -> str:
+    """What is wrong with a layer, in a few words; empty if nothing is."""
+    if total.first:
+        row, column, kept = total.first
+        wanted = f"{pattern.keep}" if exact else f"at most {pattern.keep}"
+        return (
+            f"{total.broken} of {total.groups} groups are not {pattern}; first: row {row}, columns "
+            f"{column}..{column + pattern.group - 1} keep {kept} instead of {wanted}"
+        )
+    if off_mask:
+        return f"{off_mask} weights off the mask are not zero"
+    return "" if finite else "holds NaN or infinite weights"
