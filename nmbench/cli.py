@@ -149,9 +149,10 @@ def options_text(name: str, cls: Any) -> str:
 
 def kind_of(cls: Any) -> str:
     """The kind of a method, as the documentation names it."""
-    from nmbench.methods import MaskLearner, Refiner, Scorer, Solver
+    from nmbench.methods import MaskLearner, MaskSource, Refiner, Scorer, Solver
 
     kinds = {Scorer: "scorer", Solver: "solver", Refiner: "refiner", MaskLearner: "mask learner"}
+    kinds[MaskSource] = "mask source"
     return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
 
 
@@ -195,7 +196,7 @@ def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequ
     return [plugins.lookup(plugins.registries.reporters, name)().write(results, directory) for name in formats]
 
 
-for command in (commands.validate, commands.diff):
+for command in (commands.validate, commands.diff, commands.export):
     main.add_command(command)
 
 

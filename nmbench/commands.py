@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -60,3 +61,40 @@ def diff(first: str, second: str, pattern: str | None, as_json: bool) -> None:
     wanted = Pattern.parse(pattern) if pattern else None
     found = compare(kept_of(open_artifact(first)), kept_of(open_artifact(second)), wanted)
     click.echo(json.dumps(difference_json(found), indent=2) if as_json else difference_text(found))
+
+
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("method")
+@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@click.option("--pattern", metavar="N:M", help="The pattern of the row, if the method has several.")
+@click.option("--seed", type=click.IntRange(min=0), help="The seed of the row, if the method has several.")
+@click.option("--device", metavar="auto|cpu|cuda", help="Where repaired weights are made again.  [that of the run]")
+@click.option("--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py.")
+def export(
+    run_dir: Path,
+    method: str,
+    target: Path,
+    pattern: str | None,
+    seed: int | None,
+    device: str | None,
+    plugin_files: Sequence[str],
+) -> None:
+    """Write a row of a run as a transformers folder: zeros in place, packed masks, a model card.
+
+    METHOD is the label of the row. Weights that a method repaired are made again and must be the ones that were
+    measured, bit by bit.
+    """
+    from nmbench.artifacts.again import find_row
+    from nmbench.artifacts.text import sums, verdict
+    from nmbench.pattern import Pattern
+    from nmbench.plugins import load_plugins
+    from nmbench.progress import ProgressPrinter
+
+    row = find_row(run_dir, method, Pattern.parse(pattern) if pattern else None, seed)
+    plugins = load_plugins(tuple(dict.fromkeys((*row.spec.plugins, *plugin_files))))
+    plugins.add_observer(ProgressPrinter(), "progress")
+    from nmbench.artifacts.export import export as write
+
+    found = write(row, target, plugins, device)
+    click.echo(f"{sums(found)}\n{verdict(found)}\nwrote {target}")

@@ -36,8 +36,8 @@ class Overlap:
     def shares(self) -> dict[str, float | None]:
         """Share of equal mask bits and of equal groups (None without a pattern), and the Jaccard index of the kept."""
         return {
-            "equal_bits": self.equal / self.weights,
-            "equal_groups": self.equal_groups / self.groups if self.groups else None,
+            "bits": self.equal / self.weights,
+            "groups": self.equal_groups / self.groups if self.groups else None,
             "jaccard": self.both / self.either if self.either else 1.0,
         }
 

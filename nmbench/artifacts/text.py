@@ -106,16 +106,16 @@ def difference_text(found: Difference) -> str:
 
 def overlap_line(layer: Overlap) -> tuple[str, str, str, str, str]:
     shares = layer.shares
-    groups = shares["equal_groups"]
+    groups = shares["groups"]
     shown = "-" if groups is None else f"{groups:.2%}"
-    return layer.name, layer.pattern or "-", f"{shares['equal_bits']:.2%}", shown, f"{shares['jaccard']:.4f}"
+    return layer.name, layer.pattern or "-", f"{shares['bits']:.2%}", shown, f"{shares['jaccard']:.4f}"
 
 
 def difference_json(found: Difference) -> dict[str, Any]:
     """Everything as plain data, with the shares."""
-    layers = [{**dataclasses.asdict(layer), **layer.shares} for layer in found.layers]
+    layers = [{**dataclasses.asdict(layer), "shares": layer.shares} for layer in found.layers]
     return {
         **dataclasses.asdict(found),
         "layers": layers,
-        "total": {**dataclasses.asdict(found.total), **found.total.shares},
+        "total": {**dataclasses.asdict(found.total), "shares": found.total.shares},
     }

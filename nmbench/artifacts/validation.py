@@ -27,6 +27,8 @@ AT_MOST = "weights without masks: at most N non-zeros in every group"
 EXACTLY = "masks: exactly N kept in every group"
 BOTH = "masks and weights: exactly N kept in every group, zeros everywhere else"
 
+NO_WEIGHT = "has a mask, but the checkpoint has no matrix of weights for it"
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -92,7 +94,7 @@ def validate(
     """
     scope = scope_of(artifact)
     masks = {name: mask.shaped(shape) for name, mask, shape in shaped(artifact, scope_of(like) if like else scope)}
-    weights, skipped = without(scope, masks, skip)
+    weights, masks, skipped = without(scope, masks, skip)
     judged = {name: (masks.get(name), weights.get(name)) for name in in_order({**weights, **masks})}
     if not judged:
         raise Unreadable(f"{artifact.path} holds no matrix of decoder weights and no mask: there is nothing to judge.")
@@ -101,6 +103,8 @@ def validate(
     if not all(patterns.values()):
         patterns = guessed(patterns, {name: mask or weight for name, (mask, weight) in judged.items()})
     layers = [layer_report(name, *judged[name], patterns[name]) for name in judged]
+    if weights:
+        layers = [layer if layer.name in weights else replace(layer, problem=NO_WEIGHT) for layer in layers]
     covered = sum(layer.weights for layer in layers if layer.strict)
     return Validation(
         artifact.path,
@@ -127,20 +131,21 @@ def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix, tupl
         yield (known if known and artifact.weights else name), mask, shapes[known] if known else mask.shape
 
 
-def without(scope: Scope, masks: Mapping[str, Matrix], skip: Sequence[str]) -> tuple[dict[str, Matrix], dict[str, str]]:
-    """The weights to judge, and the others with the reason: `skip`, or that others have masks and they have none."""
-    weights, skipped = dict(scope.weights), dict(scope.skipped)
+def without(
+    scope: Scope, masks: Mapping[str, Matrix], skip: Sequence[str]
+) -> tuple[dict[str, Matrix], dict[str, Matrix], dict[str, str]]:
+    """Weights and masks to judge, and the rest with the reason: `skip`, or that other layers have masks."""
+    skipped = dict(scope.skipped)
+    names = list({**scope.weights, **masks})
     for glob in skip:
-        matched = [name for name in weights if matches(name, glob)]
+        matched = [name for name in names if matches(name, glob)]
         if not matched:
-            raise NMBenchError(f"--skip {glob!r} matches no layer; names look like {next(iter(weights), 'nothing')!r}.")
-        for name in matched:
-            skipped[name] = f"left out by --skip {glob}"
-            del weights[name]
+            raise NMBenchError(f"--skip {glob!r} matches no layer; names look like {next(iter(names), 'nothing')!r}.")
+        skipped |= dict.fromkeys(matched, f"left out by --skip {glob}")
     if masks:
-        skipped |= {name: "has no mask" for name in weights if name not in masks}
-        weights = {name: weight for name, weight in weights.items() if name in masks}
-    return weights, skipped
+        skipped |= {name: "has no mask" for name in scope.weights if name not in masks}
+    weights = {name: weight for name, weight in scope.weights.items() if name not in skipped}
+    return weights, {name: mask for name, mask in masks.items() if name not in skipped}, skipped
 
 
 def guessed(claimed: Mapping[str, Pattern | None], matrices: Mapping[str, Matrix | None]) -> dict[str, Pattern | None]:
