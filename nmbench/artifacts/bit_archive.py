@@ -6,7 +6,9 @@ shape is not stored, so a mask is one long row until something else says the sha
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_laye
 
 LARGE = 2**30  # bytes of one entry: a mask of 8.6 billion weights
 HIGHEST_RATIO = 20  # masks hardly compress; beyond this, and large, an entry is taken for a bomb
-BROKEN = (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, MemoryError, RuntimeError)
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError, MemoryError, OSError)
+BROKEN += (RuntimeError, SyntaxError, ValueError)  # what a damaged archive, or the header of an array, can raise
 
 
 def read_bit_archive(path: Path) -> Artifact:

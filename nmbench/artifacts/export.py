@@ -26,6 +26,7 @@ from nmbench.artifacts.folder import MASKS
 from nmbench.artifacts.kept import file_digest
 from nmbench.artifacts.reading import open_artifact
 from nmbench.artifacts.validation import BOTH, Validation, validate
+from nmbench.bench import no_loading_bar
 from nmbench.errors import NMBenchError
 from nmbench.methods import PrunedModel
 from nmbench.models import Bundle
@@ -77,7 +78,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def write_model(bundle: Bundle, folder: Path) -> None:
     """Weights, configuration and tokenizer as transformers writes them, without vestiges of other compressions."""
-    with quiet():
+    with quiet(), no_loading_bar():
         bundle.model.save_pretrained(folder, max_shard_size=SHARD)  # type: ignore[operator]
         bundle.tokenizer.save_pretrained(folder)
     path = folder / "config.json"

@@ -118,6 +118,11 @@ def layer_name(stored: str) -> str:
     return next((stored.removesuffix(ending) for ending in SUFFIXES if stored.endswith(ending)), stored)
 
 
+def is_weight(stored: str) -> bool:
+    """Whether a stored name is that of the weight of a module."""
+    return stored == "weight" or stored.endswith(".weight")
+
+
 def by_layer(path: str, found: Mapping[str, Matrix]) -> dict[str, Matrix]:
     """Matrices of stored names by layer name. Raises `Unreadable` if two are of one layer."""
     result: dict[str, Matrix] = {}

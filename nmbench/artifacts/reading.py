@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from nmbench.artifacts.bit_archive import read_bit_archive
+from nmbench.artifacts.bit_archive import BROKEN, read_bit_archive
 from nmbench.artifacts.folder import read_folder
 from nmbench.artifacts.matrix import Artifact, Unreadable, one_line
 from nmbench.artifacts.safetensors_file import read_safetensors
@@ -39,8 +39,8 @@ def reader_of(path: Path) -> Callable[[Path], Artifact]:
     try:
         with path.open("rb") as file:
             head = file.read(9)
-        names = zipfile.ZipFile(path).namelist() if head.startswith(b"PK") else []
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        names = names_in(path) if head.startswith(b"PK") else []
+    except BROKEN as error:
         raise Unreadable(f"{path} cannot be read: {one_line(error)}.") from error
     if any(name.endswith("data.pkl") for name in names):
         return read_torch
@@ -51,6 +51,11 @@ def reader_of(path: Path) -> Callable[[Path], Artifact]:
     if head.startswith(b"\x80"):
         return read_torch
     raise Unreadable(f"{path} is of no known format; expected {KNOWN}.")
+
+
+def names_in(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
 
 
 def row_masks(ref: str) -> Path | None:

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 
 from nmbench.artifacts.bits import bool_rows
-from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, layer_name, one_line
+from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, is_weight, layer_name, one_line
 from nmbench.artifacts.values import as_mask
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
@@ -37,7 +37,7 @@ def read_safetensors(path: Path) -> Artifact:
     return Artifact(
         str(path),
         "safetensors file",
-        weights=by_layer(str(path), {n: m for n, m in found.items() if not m.mask and n.endswith(".weight")}),
+        weights=by_layer(str(path), {n: m for n, m in found.items() if not m.mask and is_weight(n)}),
         masks=by_layer(str(path), {n: m for n, m in found.items() if m.mask}),
         tensors={name: shape for name, (shape, _) in listed.items()},
     )
@@ -59,7 +59,7 @@ def header_of(file: Any, name: str) -> tuple[tuple[int, ...], str]:
 
 
 def is_mask(name: str, dtype: str) -> bool:
-    return dtype == "BOOL" or name.endswith(("mask",))
+    return dtype == "BOOL" or name.endswith("mask")
 
 
 def rows_of(path: Path, name: str) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nmbench.artifacts.difference import Difference, Overlap
-    from nmbench.artifacts.validation import LayerReport, Validation
+    from nmbench.artifacts.judging import LayerReport
+    from nmbench.artifacts.validation import Validation
 
 
 def validation_text(found: Validation) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, layer_name, one_line
+from nmbench.artifacts.bit_archive import BROKEN
+from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, is_weight, layer_name, one_line
 from nmbench.artifacts.values import as_mask
 
 
@@ -30,7 +31,7 @@ def read_torch(path: Path) -> Artifact:
             shape = (tensor.shape[0], tensor.shape[1])
             mask = tensor.dtype == torch.bool or name.endswith("mask")
             found[name] = Matrix(layer_name(name), shape, mask, rows_of(path, name), 8 * tensor.element_size())
-    weights = {name: matrix for name, matrix in found.items() if not matrix.mask and name.endswith(".weight")}
+    weights = {name: matrix for name, matrix in found.items() if not matrix.mask and is_weight(name)}
     masks = {name: matrix for name, matrix in found.items() if matrix.mask}
     return Artifact(
         str(path),
@@ -93,7 +94,7 @@ def check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except BROKEN as error:
         raise Unreadable(f"{path} is not a whole file of torch.save: {one_line(error)}.") from error
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:

@@ -13,11 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from nmbench.artifacts.counting import Counts, count, nonzeros
 from nmbench.artifacts.decoder import Scope, aligned, scope_of
 from nmbench.artifacts.inference import infer
+from nmbench.artifacts.judging import LayerReport, layer_report
 from nmbench.artifacts.matrix import Artifact, Matrix, Unreadable
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
@@ -28,36 +26,6 @@ EXACTLY = "masks: exactly N kept in every group"
 BOTH = "masks and weights: exactly N kept in every group, zeros everywhere else"
 
 NO_WEIGHT = "has a mask, but the checkpoint has no matrix of weights for it"
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One layer. `problem` is empty if it is strict; `first` is row, column and count of its first broken group.
-
-    `fewer` groups have less than N non-zeros; `extra_zeros` are zeros among the weights that the pattern, or the mask,
-    lets live; `off_mask` counts the non-zeros off the mask.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    pattern: str | None
-    problem: str = ""
-    groups: int = 0
-    broken: int = 0
-    first: tuple[int, int, int] | None = None
-    fewer: int = 0
-    extra_zeros: int = 0
-    negative_zeros: int = 0
-    off_mask: int = 0
-    flat: bool = False
-
-    @property
-    def strict(self) -> bool:
-        return not self.problem
-
-    @property
-    def weights(self) -> int:
-        return self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -93,7 +61,7 @@ def validate(
     `Unreadable` if the file is damaged or has nothing to judge, `NMBenchError` for a `skip` that matches nothing.
     """
     scope = scope_of(artifact)
-    masks = {name: mask.shaped(shape) for name, mask, shape in shaped(artifact, scope_of(like) if like else scope)}
+    masks = dict(shaped(artifact, scope_of(like) if like else scope))
     weights, masks, skipped = without(scope, masks, skip)
     judged = {name: (masks.get(name), weights.get(name)) for name in in_order({**weights, **masks})}
     if not judged:
@@ -123,12 +91,12 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
-def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix, tuple[int, int]]]:
-    """Every mask under the name of its layer, with the shape of that layer, as far as it is known."""
+def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix]]:
+    """Every mask under the name of its layer, in the shape of that layer, as far as it is known."""
     shapes = {name: weight.shape for name, weight in scope.weights.items()}
     for name, mask in artifact.masks.items():
         known = aligned(name, shapes)
-        yield (known if known and artifact.weights else name), mask, shapes[known] if known else mask.shape
+        yield (known if known and artifact.weights else name), mask.shaped(shapes[known]) if known else mask
 
 
 def without(
@@ -153,67 +121,3 @@ def guessed(claimed: Mapping[str, Pattern | None], matrices: Mapping[str, Matrix
     found = {n: claimed[n] or (infer(matrix) if matrix else None) for n, matrix in matrices.items()}
     usual = Counter(pattern for pattern in found.values() if pattern).most_common(1)
     return {name: pattern or (usual[0][0] if usual else None) for name, pattern in found.items()}
-
-
-def layer_report(name: str, mask: Matrix | None, weight: Matrix | None, pattern: Pattern | None) -> LayerReport:
-    """Read one layer from top to bottom."""
-    matrix = mask or weight
-    assert matrix is not None
-    report = LayerReport(name, matrix.shape, str(pattern) if pattern else None, flat=matrix.flat)
-    if pattern is None:
-        return replace(report, problem="shows no N:M pattern with M up to 32")
-    if not pattern.divides(matrix.shape[1]):
-        return replace(report, problem=f"rows of {matrix.shape[1]} do not fall into groups of {pattern.group}")
-    if mask and weight and mask.shape != weight.shape:
-        return replace(report, problem=f"its mask has shape {mask.shape}, its weights {weight.shape}")
-    return judged_layer(report, mask, weight, pattern)
-
-
-def judged_layer(report: LayerReport, mask: Matrix | None, weight: Matrix | None, pattern: Pattern) -> LayerReport:
-    """The counts of one layer, and the first thing that is wrong with it."""
-    total, finite, extra, negative, off = Counts(), True, 0, 0, 0
-    kept_parts = mask.slices(pattern.group) if mask else None
-    weight_parts = weight.slices(pattern.group) if weight else None
-    for row, column, part in kept_parts or weight_parts or ():
-        if mask:
-            kept = part.numpy()
-            total = total.plus(count(kept, pattern, True, row, column))
-            if weight_parts:
-                found = nonzeros(next(weight_parts)[2])
-                wrong = int(np.count_nonzero(found.kept & ~kept))
-                off += wrong
-                extra += int(np.count_nonzero(kept)) - int(np.count_nonzero(found.kept)) + wrong
-                negative += found.negative_zeros
-                finite &= found.finite
-        else:
-            found = nonzeros(part)
-            counted = count(found.kept, pattern, False, row, column)
-            total = total.plus(counted)
-            extra += counted.missing
-            negative += found.negative_zeros
-            finite &= found.finite
-    return replace(
-        report,
-        problem=problem_of(total, off, finite, pattern, exact=mask is not None),
-        groups=total.groups,
-        broken=total.broken,
-        first=total.first,
-        fewer=total.fewer,
-        extra_zeros=extra,
-        negative_zeros=negative,
-        off_mask=off,
-    )
-
-
-def problem_of(total: Counts, off_mask: int, finite: bool, pattern: Pattern, exact: bool) -> str:
-    """What is wrong with a layer, in a few words; empty if nothing is."""
-    if total.first:
-        row, column, kept = total.first
-        wanted = f"{pattern.keep}" if exact else f"at most {pattern.keep}"
-        return (
-            f"{total.broken} of {total.groups} groups are not {pattern}; first: row {row}, columns "
-            f"{column}..{column + pattern.group - 1} keep {kept} instead of {wanted}"
-        )
-    if off_mask:
-        return f"{off_mask} weights off the mask are not zero"
-    return "" if finite else "holds NaN or infinite weights"
