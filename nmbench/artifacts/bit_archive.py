@@ -19,8 +19,10 @@ from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_laye
 
 LARGE = 2**30  # bytes of one entry: a mask of 8.6 billion weights
 HIGHEST_RATIO = 20  # masks hardly compress; beyond this, and large, an entry is taken for a bomb
-BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError, MemoryError, OSError)
-BROKEN += (RuntimeError, SyntaxError, ValueError)  # what a damaged archive, or the header of an array, can raise
+BROKEN: tuple[type[Exception], ...] = (  # what a damaged archive, or the header of an array, can raise
+    *(zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SyntaxError, ValueError),
+)
 
 
 def read_bit_archive(path: Path) -> Artifact:
