@@ -19,27 +19,38 @@ NOT_STRICT, CANNOT_TELL = 1, 3
 @click.option("--pattern", metavar="N:M", help="Keep N of every M weights.  [what the file claims, or shows]")
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Layers that may be dense, as 'q_proj'; repeatable.")
 @click.option("--like", metavar="PATH", help="A checkpoint of the same model, for masks without shapes.")
+@click.option("--checksums", is_flag=True, help="Compare an export's files with the SHA-256 recorded for them, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-def validate(path: str, pattern: str | None, skip: Sequence[str], like: str | None, as_json: bool) -> None:
+def validate(
+    path: str, pattern: str | None, skip: Sequence[str], like: str | None, checksums: bool, as_json: bool
+) -> None:
     """Is this checkpoint, or mask file, strictly N:M? The first broken group is named.
 
     PATH is a folder of transformers, a safetensors, torch or .npz file, a folder of masks, or RUN_DIRECTORY:LABEL.
-    Exit status: 0 strict, 1 not strict, 3 could not tell.
+    Exit status: 0 strict, 1 not strict (or a file changed), 3 could not tell.
     """
     from nmbench.pattern import Pattern
 
     wanted = Pattern.parse(pattern) if pattern else None
     try:
+        from nmbench.artifacts.checksums import changed_files
         from nmbench.artifacts.reading import open_artifact
         from nmbench.artifacts.text import validation_json, validation_text
         from nmbench.artifacts.validation import validate as judge
 
-        found = judge(open_artifact(path), wanted, skip, open_artifact(like) if like else None)
+        artifact = open_artifact(path)
+        found = judge(artifact, wanted, skip, open_artifact(like) if like else None)
+        changed = changed_files(artifact) if checksums else []
     except NMBenchError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(CANNOT_TELL)
-    click.echo(json.dumps(validation_json(found), indent=2) if as_json else validation_text(found))
-    sys.exit(0 if found.strict else NOT_STRICT)
+    content = {**validation_json(found), **({"changed_files": changed} if checksums else {})}
+    click.echo(json.dumps(content, indent=2) if as_json else validation_text(found))
+    if checksums and not as_json:
+        click.echo(
+            f"CHANGED since it was written: {', '.join(changed)}" if changed else "checksums as they were written"
+        )
+    sys.exit(0 if found.strict and not changed else NOT_STRICT)
 
 
 @click.command()

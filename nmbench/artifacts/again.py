@@ -7,7 +7,6 @@ same tokens, and what comes out must have the hash that was recorded when it was
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nmbench.artifacts.folder import read_json
 from nmbench.bench import load_model, prepare
 from nmbench.errors import NMBenchError, RunMismatch, unknown
 from nmbench.jobs import contenders, jobs
@@ -66,9 +66,10 @@ def find_row(directory: Path, label: str, pattern: Pattern | None = None, seed: 
         raise NMBenchError(f"{directory} has {problem} for {label}; choose by --pattern and --seed from {listed}.")
     if found[0]["status"] != "ok":
         raise NMBenchError(f"{label} failed in {directory}: {found[0]['error']}")
-    dense = next(record for record in records if record["label"] == DENSE)
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    return Row(directory, found[0], dense, spec_of(directory, found[0]), manifest)
+    dense = next((record for record in records if record["label"] == DENSE), None)
+    if dense is None:
+        raise NMBenchError(f"{directory} has no row of the dense model; give its command again to complete it.")
+    return Row(directory, found[0], dense, spec_of(directory, found[0]), read_json(directory / "manifest.json"))
 
 
 def spec_of(directory: Path, record: Record) -> RunSpec:

@@ -97,14 +97,18 @@ def files_digest(ref: str) -> str:
         files = [file for file in (*sorted(path.iterdir()), path / MASKS) if file.suffix in PARTS and file.is_file()]
     total = hashlib.sha256()
     for file in files:
-        status = file.stat()
-        total.update(f"{file.name} {file_digest(file, status.st_mtime_ns, status.st_size)};".encode())
+        total.update(f"{file.name} {file_digest(file)};".encode())
     return total.hexdigest()[:16]
 
 
-@lru_cache
-def file_digest(path: Path, changed: int = 0, size: int = 0) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of one file; remembered for as long as it stays unchanged."""
+    status = path.stat()
+    return _digest(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _digest(path: Path, *version: int) -> str:
     total = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -21,7 +21,13 @@ Rows = Callable[[int, int], "Tensor"]  # first row, last row + 1 -> [rows, in]
 
 
 class Unreadable(NMBenchError):
-    """A file that is damaged, hostile or of a format that nmbench does not know: nothing can be said about it."""
+    """A file that is damaged, hostile or of a format that nmbench does not know: nothing can be said about it.
+
+    What the file calls its tensors may be anything; the message has no character that a terminal would obey.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(character if character.isprintable() else "?" for character in text))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,14 @@ def open_artifact(ref: str) -> Artifact:
 
     Raises `Unreadable` if there is no such file, or it is damaged or of no format that is known.
     """
+    artifact = opened(ref)
+    if odd := [name for name in artifact.tensors if not name.isprintable()]:
+        raise Unreadable(f"{artifact.path} has a tensor named {odd[0]!r}; such names are not printed.")
+    return artifact
+
+
+def opened(ref: str) -> Artifact:
+    """What a path, or a row of a run directory, holds."""
     path = Path(ref)
     if not path.exists() and (row := row_masks(ref)):
         return read_safetensors(row)

@@ -57,11 +57,11 @@ def rows_of(path: Path, name: str) -> Any:
 def tensors_of(path: Path) -> dict[str, Tensor]:
     """All tensors of a file by name; a tensor alone has the name of its file. Raises `Unreadable`."""
     status = path.stat()
-    return loaded(path, status.st_mtime_ns, status.st_size)
+    return loaded(path, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1)
-def loaded(path: Path, changed: int, size: int) -> dict[str, Tensor]:
+def loaded(path: Path, *version: int) -> dict[str, Tensor]:
     """`tensors_of`, kept for the file that was asked for last."""
     check_zip(path)
     content = unpickled(path)

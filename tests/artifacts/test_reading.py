@@ -351,6 +351,15 @@ def test_a_mask_that_is_none(tmp_path):
     refused(tmp_path / "m.pt", "a.weight.mask is no mask")
 
 
+@pytest.mark.parametrize("name", ["a\nSTRICT 2:4\n", "a\x1b[2Jb", "a\u202eb"])
+def test_names_that_a_terminal_would_obey(tmp_path, name):
+    """A layer's name with line breaks or control characters is refused, and shown escaped."""
+    safetensors.torch.save_file({f"{name}.weight": torch.zeros(4, 4)}, tmp_path / "m.safetensors")
+    assert refused(tmp_path / "m.safetensors", "such names are not printed").isprintable()
+    np.savez(tmp_path / "m.npz", **{name: np.ones(3)})
+    assert refused(tmp_path / "m.npz", "not a packed mask").isprintable()
+
+
 def test_two_masks_of_one_layer(tmp_path):
     """`a.mask` and `a.weight.mask` would be one layer; which of them counts is not guessed."""
     mask = two_four()

@@ -17,7 +17,7 @@ from nmbench.artifacts.export import VESTIGES
 from nmbench.store import load_masks, save_masks
 from nmbench.validate import masks_digest
 
-FAMILIES = ("llama", "gpt2", "qwen3")
+MODELS = ("tiny:llama", "tiny:gpt2", "tiny:qwen3", "demo")
 TOKENS = torch.arange(40)[None]
 
 
@@ -45,18 +45,18 @@ def run(nmbench, flags, records, tmp_path):
     return go
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_an_export_is_the_model_that_was_measured(run, nmbench, tmp_path, family, method):
+def test_an_export_is_the_model_that_was_measured(run, nmbench, tmp_path, model, method):
     """Loaded with `from_pretrained` it has the perplexity of its row to the last digit, generates, and is strict."""
-    rows = run(f"tiny:{family}", "--method", method)
+    rows = run(model, "--method", method)
     result = nmbench("export", "out", method, "--to", "exported")
     assert result.exit_code == 0, result.output
     assert "STRICT 2:4" in result.output and "coverage" in result.output
     again = run("exported", "--method", method, out="again")
     assert value_of(again["dense"]) == value_of(rows[method])
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
-    assert model.generate(TOKENS, max_new_tokens=5, min_new_tokens=5).shape == (1, 45)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    assert loaded.generate(TOKENS, max_new_tokens=5, min_new_tokens=5).shape == (1, 45)
     config = json.loads((tmp_path / "exported/config.json").read_text())
     assert not set(VESTIGES) & set(config)
     found = nmbench("validate", "exported", "--json")
@@ -126,6 +126,24 @@ def sha256(path):
     import hashlib
 
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_checksums(run, nmbench, tmp_path):
+    """A weight that is changed and still strict is seen by its checksum; without checksums nothing can be told."""
+    run("tiny:llama", "--method", "wanda")
+    assert nmbench("export", "out", "wanda", "--to", "exported").exit_code == 0
+    result = nmbench("validate", "exported", "--checksums")
+    assert result.exit_code == 0 and "checksums as they were written" in result.stdout
+    path = tmp_path / "exported/model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight"] *= 2
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    assert nmbench("validate", "exported").exit_code == 0
+    result = nmbench("validate", "exported", "--checksums")
+    assert result.exit_code == 1 and "CHANGED since it was written: model.safetensors" in result.stdout
+    assert json.loads(nmbench("validate", "exported", "--checksums", "--json").stdout)["changed_files"] == [path.name]
+    result = nmbench("validate", "out:wanda", "--checksums")
+    assert result.exit_code == 3 and "has no checksums" in result.stderr
 
 
 def test_export_refuses(run, nmbench, tmp_path):
