@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from nmbench.artifacts.counting import Array, group_counts, nonzeros
@@ -21,14 +19,16 @@ def infer(matrix: Matrix) -> Pattern | None:
     "Nearly", so that a matrix with a few broken groups is told from a dense one; and N must be the usual count, not
     just an upper bound, which any thin matrix has. None if there is no such pattern with M <= 32.
     """
-    _, _, rows = next(matrix.slices(math.lcm(*range(2, 17), LARGEST_GROUP), SAMPLE_WEIGHTS))
-    found = [pattern for group in range(2, LARGEST_GROUP + 1) if (pattern := fitting(nonzeros(rows).kept, group))]
+    _, _, rows = next(matrix.slices(1, SAMPLE_WEIGHTS))
+    kept = nonzeros(rows).kept
+    fits = [group for group in range(2, LARGEST_GROUP + 1) if matrix.shape[1] % group == 0]
+    found = [pattern for group in fits if (pattern := fitting(kept[:, : kept.shape[1] // group * group], group))]
     return min(found, key=lambda pattern: (pattern.density, pattern.group), default=None)
 
 
 def fitting(kept: Array, group: int) -> Pattern | None:
     """The pattern of groups of one size: its N is the least that the share `FIT` of groups does not exceed."""
-    if kept.shape[1] % group:
+    if not kept.size:
         return None
     histogram = np.bincount(group_counts(kept, group).reshape(-1), minlength=group + 1)
     share = histogram / histogram.sum()
