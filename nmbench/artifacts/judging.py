@@ -53,7 +53,7 @@ def layer_report(name: str, mask: Matrix | None, weight: Matrix | None, pattern:
     if not pattern.divides(matrix.shape[1]):
         return replace(report, problem=f"rows of {matrix.shape[1]} do not fall into groups of {pattern.group}")
     if mask and weight and mask.shape != weight.shape:
-        return replace(report, problem=f"its mask has shape {mask.shape}, its weights {weight.shape}")
+        return replace(report, problem=f"has a mask of shape {mask.shape}, but weights {weight.shape}")
     total = Tally()
     for tally in tallies(mask, weight, pattern):
         total = total.plus(tally)

@@ -57,22 +57,23 @@ def validate(
 ) -> Validation:
     """Check every layer against `pattern`, the one that the file claims, or the one that its own zeros show.
 
-    `skip` names layers that may be dense; `like` is a checkpoint that gives flat masks their shapes. Raises
-    `Unreadable` if the file is damaged or has nothing to judge, `NMBenchError` for a `skip` that matches nothing.
+    `skip` names layers that may be dense; `like` is a checkpoint of the same model, which knows the shapes that
+    masks must have and how large the decoder is. Raises `Unreadable` if the file is damaged or has nothing to judge,
+    `NMBenchError` for a `skip` that matches nothing.
     """
     scope = scope_of(artifact)
-    masks = dict(shaped(artifact, scope_of(like) if like else scope))
+    reference = scope_of(like) if like else scope
+    masks = dict(shaped(artifact, reference))
     weights, masks, skipped = without(scope, masks, skip)
     judged = {name: (masks.get(name), weights.get(name)) for name in in_order({**weights, **masks})}
     if not judged:
         raise Unreadable(f"{artifact.path} holds no matrix of decoder weights and no mask: there is nothing to judge.")
     start = time.perf_counter()
-    patterns = {name: pattern or artifact.patterns.get(name) for name in judged}
+    claims = {name: artifact.patterns.get(mask.name) for name, mask in masks.items()}
+    patterns = {name: pattern or claims.get(name) for name in judged}
     if not all(patterns.values()):
         patterns = guessed(patterns, {name: mask or weight for name, (mask, weight) in judged.items()})
-    layers = [layer_report(name, *judged[name], patterns[name]) for name in judged]
-    if weights:
-        layers = [layer if layer.name in weights else replace(layer, problem=NO_WEIGHT) for layer in layers]
+    layers = [compared(layer_report(name, *judged[name], patterns[name]), reference) for name in judged]
     covered = sum(layer.weights for layer in layers if layer.strict)
     return Validation(
         artifact.path,
@@ -80,7 +81,7 @@ def validate(
         (BOTH if weights else EXACTLY) if masks else AT_MOST,
         layers,
         skipped,
-        covered / scope.decoder_weights if scope.decoder_weights else None,
+        covered / reference.decoder_weights if reference.decoder_weights else None,
         sum(matrix.bytes for pair in judged.values() for matrix in pair if matrix),
         time.perf_counter() - start,
     )
@@ -88,7 +89,12 @@ def validate(
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names in the order of the model: block 2 before block 10."""
-    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+    def key(name: str) -> list[tuple[int, str]]:
+        parts = re.split(r"([0-9]+)", name)  # words and numbers take turns; a longer number is a larger one
+        return [(len(part.lstrip("0")) if i % 2 else 0, part) for i, part in enumerate(parts)]
+
+    return sorted(names, key=key)
 
 
 def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix]]:
@@ -97,6 +103,17 @@ def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix]]:
     for name, mask in artifact.masks.items():
         known = aligned(name, shapes)
         yield (known if known and artifact.weights else name), mask.shaped(shapes[known]) if known else mask
+
+
+def compared(layer: LayerReport, reference: Scope) -> LayerReport:
+    """A report with the problem that the layer has beside the weights of its model, if it has one."""
+    if not reference.weights:
+        return layer
+    known = aligned(layer.name, reference.weights)
+    if known is None:
+        return replace(layer, problem=NO_WEIGHT)
+    shape = reference.weights[known].shape
+    return layer if layer.shape == shape else replace(layer, problem=f"has shape {layer.shape}, its weights {shape}")
 
 
 def without(

@@ -14,7 +14,7 @@ from nmbench.artifacts.inference import infer
 from nmbench.artifacts.matrix import Matrix, Unreadable
 from nmbench.artifacts.reading import open_artifact
 from nmbench.artifacts.text import validation_json, validation_text, verdict
-from nmbench.artifacts.validation import AT_MOST, BOTH, EXACTLY, validate
+from nmbench.artifacts.validation import AT_MOST, BOTH, EXACTLY, in_order, validate
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
 from nmbench.store import save_masks
@@ -288,6 +288,39 @@ def test_flat_masks_take_the_shapes_of_a_model(tmp_path):
     shaped = validate(open_artifact(str(tmp_path / "m.npz")), TWO_FOUR, like=open_artifact(str(tmp_path)))
     assert shaped.first_problem.name == name
     assert shaped.first_problem.first == (7, 4, 3)
+
+
+def test_masks_beside_their_model(tmp_path):
+    """With `like`, masks alone have a coverage; one of another shape, and one of no layer, are faults."""
+    bundle = saved(tmp_path, "gpt2")
+    model = open_artifact(str(tmp_path))
+    kept = {name: layer.read() != 0 for name, layer in bundle.layers.items()}
+    name = "transformer.h.1.mlp.c_fc"
+
+    def beside(chosen):
+        save_masks(tmp_path / "m.safetensors", chosen, dict.fromkeys(chosen, TWO_FOUR), {})
+        return validate(open_artifact(str(tmp_path / "m.safetensors")), like=model)
+
+    found = beside(kept)
+    assert found.strict and found.coverage == pytest.approx(bundle.coverage()["share_of_decoder"])
+    found = beside({**kept, name: kept[name].repeat(1, 2)})
+    assert verdict(found).endswith(f"{name}: has shape (96, 128), its weights (96, 64).")
+    found = beside({**kept, "transformer.h.2.mlp.c_fc": kept[name]})
+    assert "transformer.h.2.mlp.c_fc: has a mask, but" in verdict(found)
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "1" * 5000, "a.0000.b", "\u0663"])
+def test_names_with_odd_numbers(folder, name):
+    """Layers whose names hold unusual digits are judged like any other."""
+    weights = {f"{name}.{i}.weight": TWO_FOUR.top(torch.rand(8, 16)).float() for i in (10, 9)}
+    safetensors.torch.save_file(weights, folder / "odd.safetensors")
+    assert validate(open_artifact(str(folder / "odd.safetensors"))).strict
+
+
+def test_layers_come_in_the_order_of_the_model():
+    """Numbers in names are compared as numbers."""
+    names = [f"model.layers.{i}.mlp" for i in (0, 2, 9, 10, 11, 100)]
+    assert in_order(reversed(names)) == names
 
 
 def test_a_mask_without_its_weight(tmp_path):
