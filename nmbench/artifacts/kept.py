@@ -26,8 +26,9 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Kept:
-    """Bool matrices by layer, in canonical view. With `weights`, they are the non-zeros of those, so that a kept weight
-    that is zero is missing from them.
+    """Bool matrices by layer, in canonical view, and the weights that come with them, if any do.
+
+    If it is `at_most`, they are the non-zeros of the weights, so that a kept weight that is zero is missing from them.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Kept:
     matrices: Mapping[str, Matrix]
     weights: Mapping[str, Matrix]
     patterns: Mapping[str, Pattern]
+    at_most: bool = False
 
     def of_layer(self, name: str, shape: tuple[int, int]) -> Matrix:
         """The mask of a layer of a model. Raises `NMBenchError` if there is none or it has another shape."""
@@ -50,9 +52,10 @@ class Kept:
         return matrix
 
     def weight_of(self, name: str) -> Tensor:
-        """The weight `[out, in]` whose non-zeros the mask of a layer is."""
+        """The weight `[out, in]` beside the mask of a layer. Raises `NMBenchError` if there is none."""
         found = aligned(name, self.weights)
-        assert found is not None
+        if found is None:
+            raise NMBenchError(f"{self.path} has no weights for layer {name} of the model.")
         return self.weights[found].whole()
 
     def others(self, names: Iterable[str]) -> list[str]:
@@ -68,11 +71,11 @@ def open_masks(ref: str) -> Kept:
 
 def kept_of(artifact: Artifact) -> Kept:
     """Masks of an artifact, or the non-zeros of its decoder layers. Raises `Unreadable` if it has neither."""
-    weights = {} if artifact.masks else scope_of(artifact).weights
+    weights = scope_of(artifact).weights
     matrices = artifact.masks or {name: nonzero_matrix(weight) for name, weight in weights.items()}
     if not matrices:
         raise Unreadable(f"{artifact.path} holds no mask and no matrix of decoder weights.")
-    return Kept(artifact.path, artifact.form, matrices, weights, artifact.patterns)
+    return Kept(artifact.path, artifact.form, matrices, weights, artifact.patterns, not artifact.masks)
 
 
 def nonzero_matrix(weight: Matrix) -> Matrix:

@@ -24,7 +24,7 @@ class Import(nmbench.MaskSource):
     path: str = nmbench.option("", "a file or folder that `nmbench validate` reads, or RUN_DIRECTORY:LABEL")
     weights: bool = nmbench.option(
         False,
-        "take the weights of a sparse checkpoint's linear layers as well, not the dense ones (nothing else of it)",
+        "take the weights of the checkpoint's linear layers as well, not the dense ones (and nothing else of it)",
     )
 
     def content(self) -> Mapping[str, str]:
@@ -36,7 +36,7 @@ class Import(nmbench.MaskSource):
         kept = nmbench.open_masks(self.path)
         refuse_others(kept, model)
         if self.weights and not kept.weights:
-            raise nmbench.NMBenchError(f"{kept.path} holds masks; only a sparse checkpoint has weights to take.")
+            raise nmbench.NMBenchError(f"{kept.path} holds masks; a checkpoint has weights to take.")
         total: dict[str, int] = {}
         layers = {}
         for name, dense in model.weights.items():
@@ -65,23 +65,28 @@ def refuse_others(kept: nmbench.Kept, model: nmbench.DenseModel) -> None:
 def mask_of(kept: nmbench.Kept, name: str, dense: Tensor, pattern: nmbench.Pattern) -> tuple[Tensor, dict[str, int]]:
     """The bool mask `[out, in]` of one layer, and what had to be decided to make it. The host checks its groups."""
     mask = kept.of_layer(name, (dense.shape[0], dense.shape[1])).whole()
-    if not kept.weights:
-        return mask, {}
-    counts = pattern.kept(mask)  # [out, in / group]
+    counts = {}
+    if kept.weights:
+        unlike = (kept.weight_of(name).to(dense.dtype) != dense) & mask
+        counts["kept_weights_unlike_dense"] = int(unlike.sum())
+    if not kept.at_most:
+        return mask, counts
+    refuse_more(kept, name, pattern.kept(mask), pattern)
+    filled = pattern.top(torch.where(mask, 1.0, -dense.float().abs()))  # [out, in]
+    counts["groups_filled"] = int((pattern.kept(mask) < pattern.keep).sum())
+    counts["filled_with_nonzero_dense_weights"] = int(((dense != 0) & filled & ~mask).sum())
+    return filled, counts
+
+
+def refuse_more(kept: nmbench.Kept, name: str, counts: Tensor, pattern: nmbench.Pattern) -> None:
+    """Raise `NotStrict` if a group, of `counts` `[out, in / group]` non-zeros, has more than `pattern.keep`."""
     if len(more := (counts > pattern.keep).nonzero()):
-        row, first = int(more[0, 0]), int(more[0, 1]) * pattern.group
+        row, group = more[0].tolist()
+        columns = f"{group * pattern.group}..{(group + 1) * pattern.group - 1}"
         raise nmbench.NotStrict(
             f"{kept.path} is not {pattern} in {name}: {len(more)} of {counts.numel()} groups; first: row {row}, "
-            f"columns {first}..{first + pattern.group - 1} have {int(counts[tuple(more[0])])} non-zeros instead of "
-            f"at most {pattern.keep}."
+            f"columns {columns} have {int(counts[row, group])} non-zeros instead of at most {pattern.keep}."
         )
-    filled = pattern.top(torch.where(mask, 1.0, -dense.float().abs()))  # [out, in]
-    changed = (kept.weight_of(name).to(dense.dtype) != dense) & mask
-    return filled, {
-        "groups_filled": int((counts < pattern.keep).sum()),
-        "filled_with_nonzero_dense_weights": int(((dense != 0) & filled & ~mask).sum()),
-        "kept_weights_unlike_dense": int(changed.sum()),
-    }
 
 
 @nmbench.hookimpl

@@ -249,15 +249,17 @@ def test_repaired_weights_come_back(run, nmbench, tmp_path):
     """An exported SparseGPT row, imported with its weights, has its perplexity again; and can be exported again."""
     rows = run("tiny:gpt2", "--method", "sparsegpt")
     assert nmbench("export", "out", "sparsegpt", "--to", "exported").exit_code == 0
-    safetensors.torch.save_file(safetensors.torch.load_file("exported/model.safetensors"), "exported/only.safetensors")
     (tmp_path / "sparse").mkdir()
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json"):  # without the masks
         (tmp_path / "sparse" / name).write_bytes((tmp_path / "exported" / name).read_bytes())
-    asked = ["--method", "again=import", "--set", "again.path=sparse"]
+    asked = ["--method", "again=import", "--set", "again.path=sparse", "--method", "masks=import"]
+    asked += ["--set", "masks.path=exported", "--set", "masks.weights=true"]
     again = run("tiny:gpt2", *asked, "--set", "again.weights=true")
-    assert again["again"]["weights_changed"] is True
-    assert again["again"]["metrics"] == rows["sparsegpt"]["metrics"]
-    assert again["again"]["notes"]["imported"]["kept_weights_unlike_dense"] > 0
+    for label in ("again", "masks"):
+        assert again[label]["weights_changed"] is True
+        assert again[label]["metrics"] == rows["sparsegpt"]["metrics"]
+        assert again[label]["notes"]["imported"]["kept_weights_unlike_dense"] > 0
+    assert "groups_filled" not in again["masks"]["notes"]["imported"]
     result = nmbench("export", "out", "again", "--to", "second")
     assert result.exit_code == 0, result.output
     first, second = (safetensors.torch.load_file(f"{name}/model.safetensors") for name in ("exported", "second"))

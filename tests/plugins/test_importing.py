@@ -71,7 +71,7 @@ def test_weights_of_a_checkpoint_may_come_along(folder):
     assert torch.equal(pruned.weight, checkpoint)
     assert not pruned.weight[0, 2].signbit()
     np.savez(folder / "m.npz", **{f"{LAYER}.weight.mask": np.packbits([1, 1, 0, 0])})
-    with pytest.raises(nmbench.NMBenchError, match="only a sparse checkpoint has weights"):
+    with pytest.raises(nmbench.NMBenchError, match="a checkpoint has weights to take"):
         Import(str(folder / "m.npz"), weights=True).bring(model_of(dense))
 
 
