@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ class Skeleton:
     shapes: Mapping[str, tuple[int, int]]
     transposed: frozenset[str]
     skipped: Mapping[str, str]
-    decoder_weights: int
+
+    @cached_property
+    def layers(self) -> Names:
+        return Names(self.shapes)
+
+    @cached_property
+    def others(self) -> Names:
+        return Names(self.skipped)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,10 @@ class Scope:
     weights: Mapping[str, Matrix]
     skipped: Mapping[str, str] = field(default_factory=dict)
     decoder_weights: int | None = None
-    skeleton: Skeleton | None = None
+
+    @cached_property
+    def names(self) -> Names:
+        return Names(self.weights)
 
 
 def scope_of(artifact: Artifact) -> Scope:
@@ -52,19 +63,31 @@ def scope_of(artifact: Artifact) -> Scope:
     for stored, shape in artifact.tensors.items():
         if not artifact.weights or len(shape) < 2:
             continue
-        name = layer_name(stored)
-        known = aligned(name, skeleton.shapes) if skeleton else None
+        found = matrices_of(stored, artifact, skeleton)
         if stored not in inside:
             skipped[stored] = "outside the decoder blocks"
-        elif name not in artifact.weights:
+        elif not found:
             skipped[stored] = f"not a matrix of weights {shape}"
-        elif skeleton and not known and (other := aligned(stored, skeleton.skipped)):
+        elif skeleton and not skeleton.layers.find(next(iter(found))) and (other := skeleton.others.find(stored)):
             skipped[stored] = skeleton.skipped[other]
         else:
-            turned = skeleton is not None and known in skeleton.transposed
-            weights[name] = artifact.weights[name].transposed() if turned else artifact.weights[name]
+            weights.update(found)
     total = sum(math.prod(artifact.tensors[stored]) for stored in inside) if artifact.weights else None
-    return Scope(weights, skipped, total, skeleton)
+    return Scope(weights, skipped, total)
+
+
+def matrices_of(stored: str, artifact: Artifact, skeleton: Skeleton | None) -> dict[str, Matrix]:
+    """The weights in a stored tensor, in canonical view: one, those of fused experts that the model has, or none."""
+    name = layer_name(stored)
+    if name in artifact.weights:
+        found = {name: artifact.weights[name]}
+    else:
+        names = (f"{stored}[{expert}]" for expert in range(artifact.tensors[stored][0]))
+        stack = {n: artifact.stacked[n] for n in names if n in artifact.stacked}
+        found = {n: m for n, m in stack.items() if skeleton and skeleton.layers.find(n)}
+    if skeleton is None:
+        return found
+    return {n: m.transposed() if skeleton.layers.find(n) in skeleton.transposed else m for n, m in found.items()}
 
 
 def inner_tensors(tensors: Mapping[str, tuple[int, ...]]) -> set[str]:
@@ -88,15 +111,22 @@ def stack_of(name: str) -> str | None:
     return name[: match.start()] if match else None
 
 
-def aligned(name: str, known: Iterable[str]) -> str | None:
-    """The name in `known` that means the same, though one of the two may begin one word earlier (`model.`)."""
-    table = set(known)
-    if name in table:
-        return name
-    if (shorter := name.partition(".")[2]) in table:
-        return shorter
-    longer = [other for other in table if other.partition(".")[2] == name]
-    return longer[0] if len(longer) == 1 else None
+class Names:
+    """Names of layers, to look up other writings of them: one of the two may begin a word earlier (`model.`)."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = set(known)
+        self.longer: dict[str, str | None] = {}
+        for name in self.known:
+            rest = name.partition(".")[2]
+            self.longer[rest] = None if rest in self.longer else name  # None: more than one would do
+
+    def find(self, name: str) -> str | None:
+        """The known name that means the same, or None."""
+        if name in self.known:
+            return name
+        shorter = name.partition(".")[2]
+        return shorter if shorter in self.known else self.longer.get(name)
 
 
 def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
@@ -125,7 +155,6 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
         {name: layer.shape for name, layer in bundle.layers.items()},
         frozenset(name for name, layer in bundle.layers.items() if layer.transposed),
         bundle.skipped,
-        sum(p.numel() for block in bundle.blocks.values() for p in block.parameters()),
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmbench.artifacts.counting import group_counts
-from nmbench.artifacts.decoder import aligned
 from nmbench.artifacts.inference import infer
 from nmbench.artifacts.kept import Kept
 from nmbench.artifacts.matrix import Matrix
@@ -64,7 +63,7 @@ def compare(first: Kept, second: Kept, pattern: Pattern | None = None) -> Differ
 
     Raises `NMBenchError` if they have no layer in common or one has another shape.
     """
-    pairs = {name: other for name in in_order(first.matrices) if (other := aligned(name, second.matrices))}
+    pairs = {name: other for name in in_order(first.matrices) if (other := second.names.find(name))}
     if not pairs:
         names = next(iter(first.matrices)), next(iter(second.matrices))
         raise NMBenchError(

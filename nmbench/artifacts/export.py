@@ -79,12 +79,19 @@ def new_folder(target: Path) -> Iterator[Path]:
 def write_model(bundle: Bundle, folder: Path) -> None:
     """Weights, configuration and tokenizer as transformers writes them, without vestiges of other compressions."""
     with quiet(), no_loading_bar():
-        bundle.model.save_pretrained(folder, max_shard_size=SHARD)  # type: ignore[operator]
+        bundle.model.save_pretrained(  # type: ignore[operator]
+            folder, max_shard_size=SHARD, save_original_format=not fused(bundle)
+        )
         bundle.tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     kept = {name: value for name, value in config.items() if name not in VESTIGES}
     path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def fused(bundle: Bundle) -> bool:
+    """Whether some layers are experts of one parameter, `path[3]`, which older formats would store in other pieces."""
+    return any(name.endswith("]") for name in bundle.layers)
 
 
 def provenance(row: Row, folder: Path) -> dict[str, Any]:

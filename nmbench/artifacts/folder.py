@@ -54,14 +54,14 @@ def sharded(folder: Path, name: str) -> Artifact:
 
 def joined(folder: Path, form: str, parts: list[Artifact]) -> Artifact:
     """Several files as one artifact. Raises `Unreadable` if two hold the same tensor."""
-    tables: dict[str, dict[str, Any]] = {"weights": {}, "masks": {}, "tensors": {}}
+    tables: dict[str, dict[str, Any]] = {"weights": {}, "masks": {}, "stacked": {}, "tensors": {}}
     for part in parts:
         for kind, table in tables.items():
             for name, value in getattr(part, kind).items():
                 if name in table:
                     raise Unreadable(f"two files of {folder} hold {name}.")
                 table[name] = value
-    return Artifact(str(folder), form, tables["weights"], tables["masks"], tables["tensors"])
+    return Artifact(str(folder), form, tables["weights"], tables["masks"], tables["stacked"], tables["tensors"])
 
 
 def with_masks(folder: Path, weights: Artifact) -> Artifact:

@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nmbench.artifacts.counting import nonzeros
-from nmbench.artifacts.decoder import aligned, scope_of
+from nmbench.artifacts.decoder import Names, scope_of
 from nmbench.artifacts.folder import MASKS
 from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable
 from nmbench.artifacts.reading import open_artifact, row_masks
@@ -38,9 +38,13 @@ class Kept:
     patterns: Mapping[str, Pattern]
     at_most: bool = False
 
+    @cached_property
+    def names(self) -> Names:
+        return Names(self.matrices)
+
     def of_layer(self, name: str, shape: tuple[int, int]) -> Matrix:
         """The mask of a layer of a model. Raises `NMBenchError` if there is none or it has another shape."""
-        found = aligned(name, self.matrices)
+        found = self.names.find(name)
         if found is None:
             example = next(iter(self.matrices))
             raise NMBenchError(f"{self.path} has no mask for layer {name} of the model; its names look like {example}.")
@@ -53,15 +57,15 @@ class Kept:
 
     def weight_of(self, name: str) -> Tensor:
         """The weight `[out, in]` beside the mask of a layer. Raises `NMBenchError` if there is none."""
-        found = aligned(name, self.weights)
+        found = Names(self.weights).find(name)
         if found is None:
             raise NMBenchError(f"{self.path} has no weights for layer {name} of the model.")
         return self.weights[found].whole()
 
     def others(self, names: Iterable[str]) -> list[str]:
         """The layers here that are none of `names`."""
-        known = set(names)
-        return [name for name in self.matrices if aligned(name, known) is None]
+        known = Names(names)
+        return [name for name in self.matrices if known.find(name) is None]
 
 
 def open_masks(ref: str) -> Kept:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SLICE_WEIGHTS = 2**19  # a few megabytes, whatever the size of the model
+LARGEST_STACK = 2**12
 SUFFIXES = (".weight.mask", ".weight_mask", ".mask", ".weight")
 
 Rows = Callable[[int, int], "Tensor"]  # first row, last row + 1 -> [rows, in]
@@ -104,15 +105,17 @@ class Matrix:
 class Artifact:
     """A checkpoint, a mask file, or both in one folder.
 
-    `weights` and `masks` hold the matrices by layer name, without `.weight` or `.mask`; `tensors` the shape of
-    everything that is stored, by stored name; `patterns` what the file itself claims; `config` a transformers
-    configuration that belongs to it; `about` what else the file says of itself.
+    `weights` and `masks` hold the matrices by layer name, without `.weight` or `.mask`; `stacked` those inside 3-D
+    tensors, which may be fused experts, as `stored_name[3]`; `tensors` the shape of everything that is stored, by its
+    stored name; `patterns` what the file itself claims; `config` a transformers configuration that belongs to it;
+    `about` what else the file says of itself.
     """
 
     path: str
     form: str
     weights: Mapping[str, Matrix] = field(default_factory=dict)
     masks: Mapping[str, Matrix] = field(default_factory=dict)
+    stacked: Mapping[str, Matrix] = field(default_factory=dict)
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     patterns: Mapping[str, Pattern] = field(default_factory=dict)
     config: Path | None = None
@@ -127,6 +130,11 @@ def layer_name(stored: str) -> str:
 def is_weight(stored: str) -> bool:
     """Whether a stored name is that of the weight of a module."""
     return stored == "weight" or stored.endswith(".weight")
+
+
+def stack_size(shape: tuple[int, ...]) -> int:
+    """How many matrices a tensor of `shape` is taken for a stack of: 0 for one that cannot be fused experts."""
+    return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 and shape[0] <= LARGEST_STACK else 0
 
 
 def by_layer(path: str, found: Mapping[str, Matrix]) -> dict[str, Matrix]:

@@ -12,7 +12,17 @@ import numpy as np
 import safetensors
 
 from nmbench.artifacts.bits import bool_rows
-from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, is_weight, layer_name, one_line
+from nmbench.artifacts.matrix import (
+    Artifact,
+    Matrix,
+    Rows,
+    Unreadable,
+    by_layer,
+    is_weight,
+    layer_name,
+    one_line,
+    stack_size,
+)
 from nmbench.artifacts.values import as_mask
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
@@ -39,6 +49,11 @@ def read_safetensors(path: Path) -> Artifact:
         "safetensors file",
         weights=by_layer(str(path), {n: m for n, m in found.items() if not m.mask and is_weight(n)}),
         masks=by_layer(str(path), {n: m for n, m in found.items() if m.mask}),
+        stacked={
+            f"{name}[{e}]": Matrix(f"{name}[{e}]", (shape[1], shape[2]), False, rows_of(path, name, e), SIZES[dtype])
+            for name, (shape, dtype) in listed.items()
+            for e in range(stack_size(shape) if dtype in SIZES else 0)
+        },
         tensors={name: shape for name, (shape, _) in listed.items()},
     )
 
@@ -62,8 +77,8 @@ def is_mask(name: str, dtype: str) -> bool:
     return dtype == "BOOL" or name.endswith("mask")
 
 
-def rows_of(path: Path, name: str) -> Any:
-    """Opens one matrix of a file: rows are copied out of the mapped file when they are asked for."""
+def rows_of(path: Path, name: str, expert: int | None = None) -> Any:
+    """Opens one matrix of a file, or of a stack in it: rows are copied out of the mapped file when asked for."""
 
     def open_rows() -> Rows:
         with opened(path) as file:
@@ -71,7 +86,7 @@ def rows_of(path: Path, name: str) -> Any:
             mask = is_mask(name, str(entry.get_dtype()))
 
         def read(start: int, stop: int) -> Any:
-            rows = entry[start:stop]
+            rows = entry[start:stop] if expert is None else entry[expert, start:stop]
             return as_mask(rows, name) if mask else rows
 
         return read

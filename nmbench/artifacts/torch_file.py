@@ -18,15 +18,28 @@ import torch
 from torch import Tensor
 
 from nmbench.artifacts.bit_archive import BROKEN
-from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, is_weight, layer_name, one_line
+from nmbench.artifacts.matrix import (
+    Artifact,
+    Matrix,
+    Rows,
+    Unreadable,
+    by_layer,
+    is_weight,
+    layer_name,
+    one_line,
+    stack_size,
+)
 from nmbench.artifacts.values import as_mask
 
 
 def read_torch(path: Path) -> Artifact:
     """Open a file of `torch.save` and list its tensors. Raises `Unreadable`."""
-    found = {}
+    found, stacked = {}, {}
     for name, tensor in tensors_of(path).items():
         check_storage(path, name, tensor)
+        for e in range(stack_size(tuple(tensor.shape))):
+            shape, bits = (tensor.shape[1], tensor.shape[2]), 8 * tensor.element_size()
+            stacked[f"{name}[{e}]"] = Matrix(f"{name}[{e}]", shape, False, rows_of(path, name, e), bits)
         if tensor.dim() == 2 and tensor.numel():
             shape = (tensor.shape[0], tensor.shape[1])
             mask = tensor.dtype == torch.bool or name.endswith("mask")
@@ -38,15 +51,16 @@ def read_torch(path: Path) -> Artifact:
         "torch file",
         weights=by_layer(str(path), weights),
         masks=by_layer(str(path), masks),
+        stacked=stacked,
         tensors={name: tuple(tensor.shape) for name, tensor in tensors_of(path).items()},
     )
 
 
-def rows_of(path: Path, name: str) -> Any:
-    """Opens one matrix; the file stays open, mapped, until another one is."""
+def rows_of(path: Path, name: str, expert: int | None = None) -> Any:
+    """Opens one matrix, or one of a stack; the file stays open, mapped, until another one is."""
 
     def open_rows() -> Rows:
-        tensor = tensors_of(path)[name]
+        tensor = tensors_of(path)[name] if expert is None else tensors_of(path)[name][expert]
         if tensor.dtype == torch.bool or name.endswith("mask"):
             return lambda start, stop: as_mask(tensor[start:stop], name)
         return lambda start, stop: tensor[start:stop]

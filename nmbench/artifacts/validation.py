@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nmbench.artifacts.decoder import Scope, aligned, scope_of
+from nmbench.artifacts.decoder import Scope, scope_of
 from nmbench.artifacts.inference import infer
 from nmbench.artifacts.judging import LayerReport, layer_report
 from nmbench.artifacts.matrix import Artifact, Matrix, Unreadable
@@ -101,7 +101,7 @@ def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix]]:
     """Every mask under the name of its layer, in the shape of that layer, as far as it is known."""
     shapes = {name: weight.shape for name, weight in scope.weights.items()}
     for name, mask in artifact.masks.items():
-        known = aligned(name, shapes)
+        known = scope.names.find(name)
         yield (known if known and artifact.weights else name), mask.shaped(shapes[known]) if known else mask
 
 
@@ -109,7 +109,7 @@ def compared(layer: LayerReport, reference: Scope) -> LayerReport:
     """A report with the problem that the layer has beside the weights of its model, if it has one."""
     if not reference.weights:
         return layer
-    known = aligned(layer.name, reference.weights)
+    known = reference.names.find(layer.name)
     if known is None:
         return replace(layer, problem=NO_WEIGHT)
     shape = reference.weights[known].shape

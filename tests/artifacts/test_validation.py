@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nmbench.artifacts.matrix as matrix_module
+from nmbench.artifacts.decoder import Skeleton
 from nmbench.artifacts.inference import infer
 from nmbench.artifacts.matrix import Matrix, Unreadable
 from nmbench.artifacts.reading import open_artifact
@@ -288,6 +289,28 @@ def test_flat_masks_take_the_shapes_of_a_model(tmp_path):
     shaped = validate(open_artifact(str(tmp_path / "m.npz")), TWO_FOUR, like=open_artifact(str(tmp_path)))
     assert shaped.first_problem.name == name
     assert shaped.first_problem.first == (7, 4, 3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_fused_experts(folder, monkeypatch, turned, suffix):
+    """Of a 3-D tensor every matrix is a layer, in its direction, if the model says so; else it is not judged."""
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    weight = torch.stack([TWO_FOUR.top(torch.rand(16, 32)).float() for _ in range(3)])
+    weight[2, 5, 8:12] = 1.0
+    stored = {f"{name}": weight.mT.contiguous() if turned else weight, "model.layers.0.a.weight": weight[0].clone()}
+    save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
+    save(stored, folder / f"experts.{suffix}")
+    artifact = open_artifact(str(folder / f"experts.{suffix}"))
+    assert validate(artifact).skipped == {name: f"not a matrix of weights {tuple(stored[name].shape)}"}
+    shapes = {**{f"{name}[{e}]": (16, 32) for e in range(3)}, "model.layers.0.a": (16, 32)}
+    skeleton = Skeleton(shapes, frozenset(n for n in shapes if turned and "[" in n), {})
+    monkeypatch.setattr("nmbench.artifacts.decoder.skeleton_of", lambda config, tensors: skeleton)
+    found = validate(artifact)
+    assert {layer.name: layer.shape for layer in found.layers} == shapes
+    (bad,) = [layer for layer in found.layers if not layer.strict]
+    assert (bad.name, bad.first) == (f"{name}[2]", (5, 8, 4))
+    assert found.coverage == pytest.approx(3 / 4)
 
 
 def test_masks_beside_their_model(tmp_path):

@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nmbench.artifacts.export import VESTIGES
 from nmbench.store import load_masks, save_masks
 from nmbench.validate import masks_digest
+from nmbench_plugins.tiny import FAMILIES
 
-MODELS = ("tiny:llama", "tiny:gpt2", "tiny:qwen3", "demo")
+EXPERTS = tuple(f"tiny:{family}" for family in FAMILIES if family in ("mixtral", "qwen3moe"))
+MODELS = ("tiny:llama", "tiny:gpt2", "tiny:qwen3", "demo", *EXPERTS)
 TOKENS = torch.arange(40)[None]
 
 
