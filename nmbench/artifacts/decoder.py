@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.artifacts.folder import read_json
-from nmbench.artifacts.matrix import Artifact, Matrix, layer_name
+from nmbench.artifacts.matrix import Artifact, Matrix, layer_name, stack_size
 
 BLOCK = re.compile(r"(?:^|(?<=\.))(\d+)\.")
 
@@ -82,7 +82,7 @@ def matrices_of(stored: str, artifact: Artifact, skeleton: Skeleton | None) -> d
     if name in artifact.weights:
         found = {name: artifact.weights[name]}
     else:
-        names = (f"{stored}[{expert}]" for expert in range(artifact.tensors[stored][0]))
+        names = (f"{stored}[{expert}]" for expert in range(stack_size(artifact.tensors[stored])))
         stack = {n: artifact.stacked[n] for n in names if n in artifact.stacked}
         found = {n: m for n, m in stack.items() if skeleton and skeleton.layers.find(n)}
     if skeleton is None:
