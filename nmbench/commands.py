@@ -6,10 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nmbench.errors import NMBenchError
+
+if TYPE_CHECKING:
+    from nmbench.pattern import Pattern
 
 NOT_STRICT, CANNOT_TELL = 1, 3
 
@@ -29,9 +33,7 @@ def validate(
     PATH is a folder of transformers, a safetensors, torch or .npz file, a folder of masks, or RUN_DIRECTORY:LABEL.
     Exit status: 0 strict, 1 not strict (or a file changed), 3 could not tell.
     """
-    from nmbench.pattern import Pattern
-
-    wanted = Pattern.parse(pattern) if pattern else None
+    wanted = parsed(pattern)
     try:
         from nmbench.artifacts.checksums import changed_files
         from nmbench.artifacts.reading import open_artifact
@@ -51,6 +53,16 @@ def validate(
             f"CHANGED since it was written: {', '.join(changed)}" if changed else "checksums as they were written"
         )
     sys.exit(0 if found.strict and not changed else NOT_STRICT)
+
+
+def parsed(pattern: str | None) -> Pattern | None:
+    """The pattern of a command whose exit status 1 says something else: an ill-formed one is wrong usage, 2."""
+    from nmbench.pattern import Pattern
+
+    try:
+        return Pattern.parse(pattern) if pattern else None
+    except NMBenchError as error:
+        raise click.BadParameter(str(error), param_hint="--pattern") from error
 
 
 @click.command()

@@ -1,7 +1,8 @@
 """Files of `torch.save`: weights, or masks as bool or 0/1 tensors. Only tensors are unpickled, never code.
 
 MaskPro writes one bool tensor a file, named by its layer; MaskLLM's raw masks are one dictionary `<name>.weight.mask`
--> 0.0 or 1.0 (their repositories woodenchild95/Maskpro and NVlabs/MaskLLM).
+-> 0.0 or 1.0 (their repositories woodenchild95/Maskpro and NVlabs/MaskLLM). Archives are mapped and read as
+needed; files of the time before archives, one pickle each, are read whole.
 """
 
 from __future__ import annotations

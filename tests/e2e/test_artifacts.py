@@ -301,7 +301,7 @@ def test_import_without_a_file(nmbench, flags):
 
 
 def test_validate_exit_status(run, nmbench, tmp_path):
-    """0 for strict, 1 for not strict with the group named, 3 for what cannot be told, 1 for a pattern that is none."""
+    """0 for strict, 1 for not strict with the group named, 3 for what cannot be told, 2 for wrong usage."""
     run("tiny:llama", "--method", "wanda")
     assert nmbench("validate", "out:wanda").exit_code == 0
     assert nmbench("validate", "out:wanda", "--pattern", "1:4").exit_code == 1
@@ -322,7 +322,8 @@ def test_validate_exit_status(run, nmbench, tmp_path):
     for what in ("nothing", "out", "out:magnitude"):
         assert nmbench("validate", what).exit_code == 3
     assert "out:wanda--2-4--seed0" in nmbench("validate", "out").stderr
-    assert nmbench("validate", path, "--pattern", "4:2").exit_code == 1
+    result = nmbench("validate", path, "--pattern", "4:2")
+    assert result.exit_code == 2 and "pattern 4:2 is impossible" in result.stderr
 
 
 HELP = """
