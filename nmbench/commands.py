@@ -22,7 +22,7 @@ NOT_STRICT, CANNOT_TELL = 1, 3
 @click.argument("path")
 @click.option("--pattern", metavar="N:M", help="Keep N of every M weights.  [what the file claims, or shows]")
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Layers that may be dense, as 'q_proj'; repeatable.")
-@click.option("--like", metavar="PATH", help="A checkpoint of the same model, for masks without shapes.")
+@click.option("--like", metavar="PATH", help="A checkpoint of the same model: shapes of masks, layout.")
 @click.option("--checksums", is_flag=True, help="Compare an export's files with the SHA-256 recorded for them, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def validate(

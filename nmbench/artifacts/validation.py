@@ -57,10 +57,12 @@ def validate(
 ) -> Validation:
     """Check every layer against `pattern`, the one that the file claims, or the one that its own zeros show.
 
-    `skip` names layers that may be dense; `like` is a checkpoint of the same model, which knows the shapes that
-    masks must have and how large the decoder is. Raises `Unreadable` if the file is damaged or has nothing to judge,
-    `NMBenchError` for a `skip` that matches nothing.
+    `skip` names layers that may be dense; `like` is a checkpoint of the same model, which knows the shapes that masks
+    must have, how large the decoder is and, by its configuration, which weights are stored `[in, out]`. Raises
+    `Unreadable` if the file is damaged or has nothing to judge, `NMBenchError` for a `skip` that matches nothing.
     """
+    if like and artifact.config is None:
+        artifact = replace(artifact, config=like.config)
     scope = scope_of(artifact)
     reference = scope_of(like) if like else scope
     masks = dict(shaped(artifact, reference))

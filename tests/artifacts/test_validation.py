@@ -313,6 +313,17 @@ def test_fused_experts(folder, monkeypatch, turned, suffix):
     assert found.coverage == pytest.approx(3 / 4)
 
 
+def test_a_file_away_from_its_configuration(tmp_path):
+    """GPT-2 stores its weights `[in, out]`: a file alone does not tell, beside its model it is strict."""
+    saved(tmp_path, "gpt2")
+    (tmp_path / "away").mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "away/m.safetensors")
+    alone = open_artifact(str(tmp_path / "away/m.safetensors"))
+    assert not validate(alone).strict
+    saved(tmp_path, "gpt2")
+    assert validate(alone, like=open_artifact(str(tmp_path))).strict
+
+
 def test_masks_beside_their_model(tmp_path):
     """With `like`, masks alone have a coverage; one of another shape, and one of no layer, are faults."""
     bundle = saved(tmp_path, "gpt2")
