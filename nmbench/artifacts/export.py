@@ -62,9 +62,14 @@ def new_folder(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
+        probe = temporary / "probe"
+        probe.touch()
+        usual = probe.stat().st_mode  # some libraries write files that others cannot read
+        probe.unlink()
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(usual)
                 with file.open("r+b") as opened:
                     os.fsync(opened.fileno())
         if target.exists():

@@ -71,6 +71,9 @@ def test_an_export_is_the_model_that_was_measured(run, nmbench, tmp_path, texts,
     assert loaded.generate(TOKENS, max_new_tokens=5, min_new_tokens=5).shape == (1, 45)
     config = json.loads((tmp_path / "exported/config.json").read_text())
     assert not set(VESTIGES) & set(config)
+    (tmp_path / "plain").touch()
+    modes = {file.stat().st_mode for file in (tmp_path / "exported").rglob("*") if file.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}  # for others to read
     found = nmbench("validate", "exported", "--json")
     assert found.exit_code == 0
     content = json.loads(found.stdout)
