@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nmbench.anatomy import Anatomy as Anatomy
     from nmbench.anatomy import Weight as Weight
     from nmbench.anatomy import anatomy_of as anatomy_of
+    from nmbench.artifacts.kept import Kept as Kept
+    from nmbench.artifacts.kept import files_digest as files_digest
+    from nmbench.artifacts.kept import open_masks as open_masks
     from nmbench.errors import NMBenchError as NMBenchError
     from nmbench.errors import NotStrict as NotStrict
     from nmbench.errors import NumericalFailure as NumericalFailure
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
     from nmbench.events import Progress as Progress
     from nmbench.hookspecs import hookimpl as hookimpl
     from nmbench.learn import LearnTask as LearnTask
+    from nmbench.methods import DenseModel as DenseModel
     from nmbench.methods import LayerStats as LayerStats
     from nmbench.methods import MaskLearner as MaskLearner
+    from nmbench.methods import MaskSource as MaskSource
     from nmbench.methods import Pruned as Pruned
     from nmbench.methods import PrunedModel as PrunedModel
     from nmbench.methods import Refiner as Refiner
@@ -47,12 +52,16 @@ if TYPE_CHECKING:
 
 HOMES = {
     "anatomy": ("Anatomy", "Weight", "anatomy_of"),
+    "artifacts.kept": ("Kept", "files_digest", "open_masks"),
     "errors": ("NMBenchError", "NotStrict", "NumericalFailure"),
     "evaluate": ("DenseSubject", "Subject"),
     "events": ("Progress",),
     "hookspecs": ("hookimpl",),
     "learn": ("LearnTask",),
-    "methods": ("LayerStats", "MaskLearner", "Pruned", "PrunedModel", "Refiner", "Scorer", "Solver", "Stat"),
+    "methods": (
+        *("DenseModel", "LayerStats", "MaskLearner", "MaskSource", "Pruned", "PrunedModel"),
+        *("Refiner", "Scorer", "Solver", "Stat"),
+    ),
     "models": ("Bundle",),
     "options": ("option",),
     "pattern": ("Pattern",),

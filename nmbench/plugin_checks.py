@@ -18,7 +18,7 @@ from nmbench.errors import PluginError, did_you_mean
 
 PREFIX = "nmbench_"
 BASES = {
-    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner")),
+    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner", "MaskSource")),
     "nmbench_register_mask_learners": ("nmbench.methods", ("MaskLearner",)),
     "nmbench_register_models": ("nmbench.sources", ("ModelSource",)),
     "nmbench_register_datasets": ("nmbench.sources", ("Dataset",)),

@@ -40,7 +40,10 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # mkstemp would hide the file from others
         try:
+            temporary.touch()
+            usual = temporary.stat().st_mode  # some libraries write files that others cannot read
             yield temporary
+            temporary.chmod(usual)
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
