@@ -1,0 +1,123 @@
+"""Laws of mask learners, on the planted model (`nmbench.testing.planted`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from nmbench.methods import MaskLearner, Method
+from nmbench.testing.cases import LearnCase
+from nmbench.testing.laws.base import KEPT, PASSED_OVER, PLANTED_PATTERNS, Broken, Judgement, law, supported, tasks
+from nmbench.testing.laws.every import raised
+from nmbench.testing.planted import cycles, planted_loss, planted_bundle
+from nmbench.testing.watch import Seen, interrupted, watch
+
+
+def mixed(method: Method) -> list[LearnCase]:
+    """Every supported pattern, and two patterns in one model."""
+    both = LearnCase("2:4", "4:8")
+    return [*tasks(*PLANTED_PATTERNS)(method), *([both] if supported(method, "2:4") and supported(method, "4:8") else [])]
+
+
+@law(MaskLearner, cases=mixed)
+def learnt_masks_are_strict(seen: Seen) -> Judgement:
+    """The masks returned keep exactly N of every M weights, each layer by its own pattern."""
+    if seen.error is not None or not seen.masks:
+        return PASSED_OVER
+    return strict(seen, seen.masks, "the masks returned")
+
+
+@law(MaskLearner, cases=mixed)
+def reported_masks_are_strict(seen: Seen) -> Judgement:
+    """Masks that are reported on the way are strict at every step; none need be reported."""
+    assert seen.task
+    for report in seen.task.reported:
+        legible = {name: mask for name, mask in (report.masks or {}).items() if seen.legible(name, mask)}
+        if isinstance(verdict := strict(seen, legible, f"the masks reported at step {report.step}"), Broken):
+            return verdict
+    return KEPT if seen.error is None else PASSED_OVER
+
+
+def strict(seen: Seen, masks: Mapping[str, Tensor], what: str) -> Judgement:
+    """Judge whether all of `masks` keep exactly N of every M weights."""
+    assert seen.task
+    for name, mask in masks.items():
+        pattern = seen.task.pattern[name]
+        broken = (pattern.kept(mask.bool()) != pattern.keep).nonzero()
+        if len(broken):
+            row, group = broken[0].tolist()
+            return Broken(
+                f"{what}: {int(pattern.kept(mask.bool())[row, group])} kept in {name}, row {row}, group {group}",
+                f"{pattern.keep} ({pattern}) in every group",
+            )
+    return KEPT
+
+
+def with_steps(method: Method) -> list[LearnCase]:
+    """Cases for a learner that has an option `steps`."""
+    return tasks("2:4", "4:8")(method) if hasattr(method, "steps") else []
+
+
+@law(MaskLearner, cases=with_steps)
+def zero_steps_return_the_initial_mask(seen: Seen) -> Judgement:
+    """With its option `steps` at 0 a learner returns the masks that it started from."""
+    method = dataclasses.replace(seen.method, steps=0)  # type: ignore[call-arg]
+    none = watch(method, seen.case)
+    if none.error is not None:
+        return Broken(raised(none), "the initial masks", f"{method!r}.learn(task)")
+    assert none.task
+    for name, mask in none.masks.items():
+        if not mask.cpu().bool().equal(none.task.initial[name]):
+            return Broken(f"another mask of {name}", "that of task.initial", f"{method!r}.learn(task)")
+    return KEPT if none.masks else PASSED_OVER
+
+
+@law(MaskLearner, cases=tasks("2:4", "4:8"))
+def planted_problem_improves(seen: Seen) -> Judgement:
+    """From the worst masks of a model whose large weights are all it needs, a learner finds better ones."""
+    assert seen.task
+    if seen.error is not None or set(seen.masks) != set(seen.shapes):
+        return PASSED_OVER
+    dense = {name: layer.read() for name, layer in planted_bundle().layers.items()}
+    initial = LearnCase.task(seen.case).initial
+    before, after = (
+        planted_loss(dense, {name: masks[name].cpu().bool() for name in dense}, cycles(16))
+        for masks in (initial, seen.masks)
+    )
+    if not after < before - 0.01:
+        return Broken(
+            f"a loss of {after:.4f} nats", f"less than {before:.4f}, the loss of the initial masks; give the options "
+            "with which it learns something on 32 windows of 12 tokens"
+        )
+    return KEPT
+
+
+@law(MaskLearner, cases=tasks("2:4"))
+def interrupted_runs_resume(seen: Seen) -> Judgement:
+    """Interrupted at any report or checkpoint and started again, a learner ends with the same masks."""
+    if seen.error is not None or not seen.masks:
+        return PASSED_OVER
+    if seen.events == 0:
+        return Broken("no report and no checkpoint", "at least one `task.report(step, loss=...)`, or nobody knows it lives")
+    for event in sorted({seen.events * part // 8 for part in range(8)} | {seen.events - 1}):
+        call = f"{seen.method!r}.learn(task), interrupted at event {event} of {seen.events}, and once more"
+        try:
+            resumed = interrupted(seen, event)
+        except Exception as error:
+            return Broken(f"{type(error).__name__}: {' '.join(str(error).split())}", "the same masks", call)
+        for name, mask in seen.masks.items():
+            if not isinstance(resumed, Mapping) or not mask.equal(resumed[name]):
+                return Broken(f"another mask of {name}", "that of the run that was not interrupted", call)
+    return KEPT
+
+
+@law(MaskLearner, cases=tasks("2:4", "4:8"))
+def tokens_are_counted(seen: Seen) -> Judgement:
+    """Every token that is sent through the model is counted: by `task.loss`, or by `task.count_forward`."""
+    assert seen.task
+    sent, counted = int(seen.task.model.tokens_seen), seen.task.settle().forward_tokens
+    if counted < sent:
+        return Broken(f"{counted} tokens counted", f"at least the {sent} that the model was shown")
+    return KEPT if seen.error is None else PASSED_OVER
