@@ -133,9 +133,7 @@ class LearnCase:
         patterns = self.patterns(bundle.layers)
         dense, store = DenseWeights(bundle), store or MemoryCheckpoints()
         pool, selection = cycles(32), cycles(16)
-        return RecordingTask(
-            bundle, dense, patterns, weakest(bundle, patterns), pool, selection, self.seed, store, who
-        )
+        return RecordingTask(bundle, dense, patterns, weakest(bundle, patterns), pool, selection, self.seed, store, who)
 
     def run(self, method: Method) -> Any:
         """The masks that a mask learner returns for this task: layer name -> bool `[out, in]`."""
@@ -162,7 +160,7 @@ class RecordingTask(LearnTask):
     def report(self, step: int, *, masks: Any = None, **values: float) -> None:
         copies = None if masks is None else {name: mask.clone() for name, mask in masks.items()}
         self.reported.append(Reported(step, copies, dict(values)))
-        super().report(step, **values)
+        super().report(step, masks=None, **values)
 
     @contextlib.contextmanager
     def interrupted_at(self, event: int | None) -> Iterator[list[int]]:
@@ -182,10 +180,8 @@ class RecordingTask(LearnTask):
             passed()
 
         self.checkpoints.store = Saving(save_and_count, self.checkpoints.store.load)
-        try:
+        with contextlib.suppress(Interrupt):
             yield count
-        except Interrupt:
-            pass
 
 
 @dataclass

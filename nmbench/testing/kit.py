@@ -24,7 +24,7 @@ class Trial:
     """One method on trial; every call of it is made once and shown to all laws that ask for it."""
 
     method: Method
-    calls: dict[Any, Seen] = field(default_factory=dict)
+    calls: dict[Any, Seen] = field(default_factory=dict, repr=False)
 
     def seen(self, case: Any) -> Seen:
         if case not in self.calls:
@@ -36,7 +36,7 @@ class Trial:
 class Check:
     """One law on one method; calling it raises `CheckFailed` if the law is broken."""
 
-    law: Law
+    law: Law = field(repr=False)
     trial: Trial
 
     @property
@@ -44,6 +44,7 @@ class Check:
         return self.law.name
 
     def __call__(self) -> None:
+        __tracebackhide__ = True  # pytest then shows the failure text, not the kit
         judged = 0
         passed_over = []
         for case in self.law.cases(self.trial.method):
@@ -116,6 +117,7 @@ def conformance_tests(
     @pytest.mark.parametrize("check", parameters)
     def test_conforms(check: Check) -> None:
         """The method keeps the law that the id names."""
+        __tracebackhide__ = True
         check()
 
     return test_conforms

@@ -65,9 +65,10 @@ def strongest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tens
     return {name: patterns[name].top(layer.read().abs()) for name, layer in bundle.layers.items()}
 
 
-def planted_loss(dense: Mapping[str, Tensor], masks: Mapping[str, Tensor], windows: Tensor) -> float:
-    """Mean cross-entropy in nats of the planted model under `masks`, float64, written out."""
+def planted_loss(masks: Mapping[str, Tensor], windows: Tensor | None = None) -> float:
+    """Mean cross-entropy in nats of the planted model under `masks`, float64, written out; on all cycles by default."""
+    windows = cycles(VOCABULARY) if windows is None else windows
     hidden = F.one_hot(windows, VOCABULARY).double()
-    for name, weight in dense.items():
-        hidden = hidden @ (weight.double() * masks[name]).t()
+    for name, layer in planted_bundle().layers.items():
+        hidden = hidden @ (layer.read().double() * masks[name]).t()
     return float(F.cross_entropy(hidden[:, :-1].reshape(-1, VOCABULARY), windows[:, 1:].reshape(-1)))

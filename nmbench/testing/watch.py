@@ -179,7 +179,10 @@ def noting(seen: Seen) -> Iterator[None]:
 
 def random_states() -> dict[str, Any]:
     """The state of every global random generator, comparable."""
-    states: dict[str, Any] = {"random": random.getstate(), "numpy.random": str(np.random.get_state())}
+    states: dict[str, Any] = {"random": random.getstate()}
+    states["numpy.random"] = [
+        part.tobytes() if isinstance(part, np.ndarray) else part for part in np.random.get_state()
+    ]
     states["torch"] = torch.get_rng_state().numpy().tobytes()
     if torch.cuda.is_available():
         states["torch.cuda"] = torch.cuda.get_rng_state().numpy().tobytes()

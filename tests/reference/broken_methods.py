@@ -52,7 +52,7 @@ class GoodSolver(nmbench.Solver):
 
 @dataclass(frozen=True)
 class GoodRefiner(nmbench.Refiner):
-    """Makes the best exchange of two weights in every row, if it helps."""
+    """Makes the best exchange of two weights in the first group of every row, if it helps."""
 
     needs = nmbench.Stat.GRAM
 
@@ -62,14 +62,13 @@ class GoodRefiner(nmbench.Refiner):
         work, gram, mask = weight.double(), stats.gram.double(), mask.clone()
         for row in range(len(work)):
             best, least = mask[row], self.error(work[row], mask[row], gram)
-            for start in range(0, work.shape[1], pattern.group):
-                group = range(start, start + pattern.group)
-                for kept, dropped in itertools.product(group, group):
-                    if mask[row, kept] and not mask[row, dropped]:
-                        trial = mask[row].clone()
-                        trial[kept], trial[dropped] = False, True
-                        if (error := self.error(work[row], trial, gram)) < least:
-                            best, least = trial, error
+            group = range(pattern.group)
+            for kept, dropped in itertools.product(group[:4], group[:4]):
+                if mask[row, kept] and not mask[row, dropped]:
+                    trial = mask[row].clone()
+                    trial[kept], trial[dropped] = False, True
+                    if (error := self.error(work[row], trial, gram)) < least:
+                        best, least = trial, error
             mask[row] = best
         return nmbench.Pruned(mask)
 
@@ -80,26 +79,32 @@ class GoodRefiner(nmbench.Refiner):
 
 @dataclass(frozen=True)
 class GoodLearner(nmbench.MaskLearner):
-    """Random search: exchanges two weights of a random group of every layer, and keeps what lowers the loss."""
+    """Random search: shuffles the masks of eight groups of a layer, and keeps what does not raise the loss."""
 
-    steps: int = nmbench.option(40, "exchanges tried", unit="steps")
+    steps: int = nmbench.option(100, "shuffles tried", unit="steps")
 
     @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
-        state = task.checkpoints.load() or {"step": 0, **task.initial}
+        state = task.checkpoints.load() or {"step": 0, **self.start(task)}
         masks = {name: state[name].clone() for name in task.layers}
         if "random" in state:
             task.generator.set_state(state["random"])
         with task.masked_weights() as live:
+            least = self.loss(task, live, masks)
             for step in range(state["step"], self.steps):
-                trial = {name: self.exchanged(mask, task, name) for name, mask in masks.items()}
-                live.apply(trial)
-                after = float(task.loss(task.pool).mean())
-                live.apply(masks)
-                if after < float(task.loss(task.pool).mean()):
-                    masks = trial
-                self.tell(task, step + 1, masks, after)
+                name = list(masks)[step % len(masks)]
+                trial = {**masks, name: self.exchanged(masks[name], task, name)}
+                if (loss := self.loss(task, live, trial)) <= least:
+                    masks, least = trial, loss
+                self.tell(task, step + 1, masks, least)
         return masks
+
+    def start(self, task: nmbench.LearnTask) -> dict[str, Tensor]:
+        return task.initial
+
+    def loss(self, task: nmbench.LearnTask, live: Any, masks: dict[str, Tensor]) -> float:
+        live.apply(masks)
+        return float(task.loss(task.pool).mean())
 
     def tell(self, task: nmbench.LearnTask, step: int, masks: dict[str, Tensor], loss: float) -> None:
         task.report(step, masks=masks, loss=loss)
@@ -109,9 +114,8 @@ class GoodLearner(nmbench.MaskLearner):
     def exchanged(self, mask: Tensor, task: nmbench.LearnTask, name: str) -> Tensor:
         group, generator = task.pattern[name].group, task.generator
         new = mask.clone().view(-1, group)
-        row = int(torch.randint(len(new), (1,), generator=generator))
-        order = torch.randperm(group, generator=generator)
-        new[row] = new[row][order]
+        rows = torch.randperm(len(new), generator=generator)[:8]
+        new[rows] = new[rows][:, torch.randperm(group, generator=generator)]
         return new.view(mask.shape)
 
 
@@ -434,9 +438,8 @@ class LooseReports(GoodLearner):
 class Starting(GoodLearner):
     """Starts from the largest weights, whatever the initial masks."""
 
-    def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
-        task.initial.update({name: task.pattern[name].top(task.dense[name].abs()) for name in task.layers})
-        return super().learn(task)
+    def start(self, task: nmbench.LearnTask) -> dict[str, Tensor]:
+        return {name: task.pattern[name].top(task.dense[name].abs()) for name in task.layers}
 
 
 @dataclass(frozen=True)
@@ -478,8 +481,8 @@ class Uncounted(GoodLearner):
 
 
 BROKEN: dict[str, tuple[nmbench.Scorer | nmbench.Solver | nmbench.Refiner | nmbench.MaskLearner, ...]] = {
-    "options_round_trip": (Forgetful(),),
-    "options_are_described": (Undescribed(), NoDocstring(), Illegal()),
+    "options_round_trip": (Forgetful(), Illegal()),
+    "options_are_described": (Undescribed(), NoDocstring()),
     "impossible_patterns_have_reasons": (Speechless(),),
     "supported_patterns_are_done": (Late(), LateLearner()),
     "results_have_the_right_shape": (Transposed(), LosesALayer()),

@@ -53,9 +53,7 @@ class NoCall:
     """The case of a law about the class, for which the method is not called."""
 
 
-def law(
-    *kinds: type[Method], cases: Callable[[Method], Sequence[Any]]
-) -> Callable[[Callable[[Seen], Judgement]], Law]:
+def law(*kinds: type[Method], cases: Callable[[Method], Sequence[Any]]) -> Callable[[Callable[[Seen], Judgement]], Law]:
     """Make a law of a function that judges one call; its docstring is the law in one sentence."""
 
     def made(judge: Callable[[Seen], Judgement]) -> Law:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from nmbench.methods import LayerStats, Pruned, Refiner, Scorer, Solver
+from nmbench.sandbox import fenced
 from nmbench.testing.cases import INPUTS, call
 from nmbench.testing.laws.base import KEPT, PASSED_OVER, PATTERNS, Broken, Judgement, law, layers
 from nmbench.testing.laws.every import raised, refused
@@ -26,7 +29,7 @@ def hostile_values_are_survived(seen: Seen) -> Judgement:
     return Broken(raised(seen), "a result, or nmbench.NumericalFailure where going on would mean another algorithm")
 
 
-@law(Scorer, Solver, Refiner, cases=layers(rows=(8,), dtype=("bfloat16", "float16"), pattern=("2:4", "1:4")))
+@law(Scorer, Solver, Refiner, cases=layers(rows=(256,), groups=(16,), dtype=("bfloat16", "float16")))
 def half_precision_is_done(seen: Seen) -> Judgement:
     """Half-precision weights are pruned; a scorer rates them as the float32 numbers that they stand for."""
     if seen.error is not None:
@@ -49,8 +52,9 @@ def score_of(seen: Seen, change: Change) -> Tensor | None:
     """The scores of the layer of a case after `change`."""
     assert isinstance(seen.method, Scorer)
     case = seen.case
-    weight, stats = change(case.weight(), case.stats(seen.method.needs))
-    score = call(seen.method, weight, stats, case.mask(), case.nm)
+    with fenced(), contextlib.redirect_stdout(io.StringIO()):
+        weight, stats = change(case.weight(), case.stats(seen.method.needs))
+        score = call(seen.method, weight, stats, case.mask(), case.nm)
     return score if isinstance(score, Tensor) and score.shape == weight.shape else None
 
 
@@ -62,7 +66,9 @@ def masks_are_strict(seen: Seen) -> Judgement:
     kept = seen.case.nm.kept(seen.masks["layer"].bool())  # [out, in/group]
     if (kept != seen.case.nm.keep).any():
         row, group = (kept != seen.case.nm.keep).nonzero()[0].tolist()
-        return Broken(f"{int(kept[row, group])} kept in row {row}, group {group}", f"{seen.case.nm.keep} in every group")
+        return Broken(
+            f"{int(kept[row, group])} kept in row {row}, group {group}", f"{seen.case.nm.keep} in every group"
+        )
     return KEPT
 
 

@@ -1,13 +1,14 @@
 """Laws of scorers: what does not change a layer's task does not change what is kept.
 
-Reordering rows, reordering or flipping input channels, and scaling all weights or all inputs leave the problem the same.
-A criterion that reads more than that, such as a random one, declares the law that it breaks as an expected failure.
+Reordering rows, reordering or flipping input channels, and scaling all weights or all inputs leave the problem as it
+is. A criterion that reads more than that, such as a random one, declares the law it breaks as an expected failure.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,8 @@ def shuffled(count: int) -> Tensor:
 def changed(stats: LayerStats, **changes: Callable[[Tensor], Tensor]) -> LayerStats:
     """The statistics with some of those that are there changed."""
     there = {name: getattr(stats, name) for name in changes}
-    return dataclasses.replace(stats, **{n: changes[n](value) for n, value in there.items() if value is not None})
+    new: dict[str, Any] = {name: changes[name](value) for name, value in there.items() if value is not None}
+    return dataclasses.replace(stats, **new)
 
 
 def same_scores(seen: Seen, change: Change, expect: Callable[[Tensor], Tensor], how: str) -> Judgement:
