@@ -189,6 +189,22 @@ def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None
         click.echo(f"wrote {path}")
 
 
+@main.command("new-plugin")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(("scorer", "solver", "learner")), default="scorer", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where.  [this folder]")
+def new_plugin_command(name: str, kind: str, out: Path) -> None:
+    """Write a package with a method NAME that builds, installs and passes its own tests."""
+    from nmbench.plugins import load_plugins
+    from nmbench.scaffold import new_plugin
+
+    taken = load_plugins().registries.methods.entries.get(name)
+    files = new_plugin(name, kind, out, taken.origin if taken else None)
+    folder = out / f"nmbench-{name}"
+    click.echo("\n".join(f"wrote {path}" for path in files))
+    click.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nmbench methods {name}")
+
+
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
     """Write the reports named."""
     return [plugins.lookup(plugins.registries.reporters, name)().write(results, directory) for name in formats]
