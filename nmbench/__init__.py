@@ -1,7 +1,8 @@
 """nmbench compares strict N:M pruning methods on language models, fairly and reproducibly.
 
-The names below are the public interface. They are imported when first used, so that `import nmbench` is quick and needs
-no torch. To run a comparison: `from nmbench.run import run`.
+The names below are imported when first used, so that `import nmbench` is quick and needs no torch. To run a comparison:
+`from nmbench.run import run`. Public is what a module lists in its `__all__`, here and below; a module without one is
+private, and so is every name that begins with an underscore (docs/compatibility.md).
 """
 
 from __future__ import annotations

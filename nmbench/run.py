@@ -33,6 +33,8 @@ from nmbench.spec import RunSpec
 from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.validate import check_divides, check_masks, check_strict, masks_digest
 
+__all__ = ["run"]
+
 
 def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
     """Do every job of `spec` that its run directory does not hold yet, and return all rows of the directory.
