@@ -13,7 +13,7 @@ import click
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
-    from nmbench.plugins import Plugins
+    from nmbench.plugins import PluginInfo, Plugins
     from nmbench.spec import RunSpec
 
 INTERRUPTED = 130
@@ -161,15 +161,27 @@ def summary(cls: Any) -> str:
 @main.command("plugins")
 @plugin_option
 def plugins_command(plugin_files: Sequence[str]) -> None:
-    """List every plugin: where it comes from, its hooks, or why it failed."""
+    """List every plugin: where it comes from, its hooks and what it registers, or why it failed."""
+    from nmbench.hookspecs import HOOKS_VERSION
     from nmbench.plugins import load_plugins
+    from nmbench.testing import KIT_VERSION
 
     plugins = load_plugins(plugin_files)
     for info in plugins.infos:
-        state = f"FAILED at {info.failure}" if info.failure else "disabled" if info.disabled else ", ".join(info.hooks)
-        click.echo(f"{info.name}: {state}")
+        click.echo(f"{info.name}: {state_of(info)}")
+        for text in info.deprecations:
+            click.echo(f"  deprecated: {text}")
+    click.echo(f"hooks {HOOKS_VERSION}, test kit {KIT_VERSION}")
     if plugins.failures:
         sys.exit(1)
+
+
+def state_of(info: PluginInfo) -> str:
+    """What has become of a plugin."""
+    if info.failure:
+        return f"FAILED at {info.failure}"
+    brings = f"; brings {', '.join(info.registered)}" if info.registered else ""
+    return "disabled" if info.disabled else f"{', '.join(info.hooks)}{brings}"
 
 
 @main.command()

@@ -14,9 +14,7 @@ from nmbench.testing.laws import LAWS
 from nmbench.testing.laws.base import KEPT, PASSED_OVER, Broken, Law, NoCall
 from nmbench.testing.watch import Seen, watch
 
-__all__ = ["KIT_VERSION", "CheckFailed", "checks_of", "conformance_tests", "run_checks"]
-
-KIT_VERSION = "1.0"  # docs/compatibility.md says what a new number means
+__all__ = ["CheckFailed", "checks_of", "conformance_tests", "run_checks"]
 
 
 @dataclass
