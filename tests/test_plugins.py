@@ -482,7 +482,7 @@ CODES = {
     "core": "\n".join(f"import nmbench.{name}" for name in [*LIGHT, "cli", "registry", "sources"]),
     "public": f"from nmbench import {PUBLIC}",
 }
-HELPS = ([], ["run"], ["methods"], ["plugins"], ["report"])
+HELPS = ([], ["run"], ["methods"], ["plugins"], ["report"], ["new-plugin"])
 
 
 def fresh(code: str) -> subprocess.CompletedProcess:
