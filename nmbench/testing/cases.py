@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,16 @@ INPUTS = ("plain", "correlated", "dead channel", "all zero")
 WINDOWS, WINDOW_TOKENS = 4, 32
 
 
-@dataclass(frozen=True)
-class LayerCase:
+class Brief:
+    """Shows the fields of a dataclass that are not the default, as Python."""
+
+    def __repr__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+@dataclass(frozen=True, repr=False)
+class LayerCase(Brief):
     """One layer to prune: a weight `[rows, groups * M]` of one `kind`, and what its `inputs` are like.
 
     `shifted`: whether the inputs differ from those in the dense model, which `drift` and `lag` speak of.
@@ -109,8 +117,8 @@ def call(method: Method, weight: Tensor, stats: LayerStats, mask: Tensor, patter
     raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
 
 
-@dataclass(frozen=True)
-class LearnCase:
+@dataclass(frozen=True, repr=False)
+class LearnCase(Brief):
     """A learning task on the planted model (`nmbench.testing.planted`), from the worst masks there are.
 
     The model has two layers; the second may have a pattern of its own.
