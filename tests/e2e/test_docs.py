@@ -43,6 +43,7 @@ class Reader:
     def __init__(self, nmbench, folder, texts):
         self.nmbench, self.folder, self.texts = nmbench, folder, texts
         self.output = ""
+        self.space = {"__name__": "docs"}  # the programs of a page follow each other, as in a notebook
 
     def python(self, text: str) -> None:
         if match := re.match(r"# (\w+\.py)\n", text):
@@ -50,7 +51,7 @@ class Reader:
             return
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(text, "docs", "exec"), {"__name__": "docs"})
+            exec(compile(text, "docs", "exec"), self.space)
         self.output += printed.getvalue()
 
     def sh(self, text: str) -> None:
