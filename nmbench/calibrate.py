@@ -7,13 +7,15 @@ through it again to make the next block's inputs.
 Two variations. A sequential walk does this for the layers of a block in several steps, in the order in which they are
 executed, so that each is pruned before the inputs of the next are looked at. And where `Stat.DRIFT` or `Stat.LAG` is
 asked for, the same windows also run through a copy of every block that stays dense, on the outputs of such copies.
+
+A model that is pruned already can be walked as well: the caller says what its dense weights are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +49,20 @@ class Step:
 
 @torch.no_grad()
 def walk(
-    bundle: Bundle, windows: Tensor, needs: Stat, sequential: bool = False, skip_tokens: int = 0
+    bundle: Bundle,
+    windows: Tensor,
+    needs: Stat,
+    sequential: bool = False,
+    skip_tokens: int = 0,
+    original: Callable[[Layer], Tensor] | None = None,
+    start: int = 0,
 ) -> Iterator[Step]:
     """Visit the blocks from first to last; what the caller does to a block's weights is seen by the blocks below.
 
     `windows` is int64 `[windows, window_tokens]`; the first `skip_tokens` of each are in no statistic. A block is one
-    step, or several if `sequential`. TF32 is off while statistics are gathered. Raises `NMBenchError` if no token of a
-    window is left.
+    step, or several if `sequential`. `original` gives the dense weight `[out, in]` of a layer, if the live ones are not
+    dense. The blocks before `start` are passed through and no more. TF32 is off while statistics are gathered. Raises
+    `NMBenchError` if no token of a window is left.
     """
     skip = Skip(skip_tokens, windows.shape[1])
     check_skip(skip)
@@ -63,7 +72,10 @@ def walk(
     for index, (name, block) in enumerate(bundle.blocks.items()):
         run = Run({size: captured[index] for size, captured in calls.items()})
         layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
-        twin = copy.deepcopy(block) if needs & BESIDE else None
+        twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
+        if index < start:
+            hidden, dense = [run(block, batch) for batch in hidden], [run(twin, batch) for batch in dense if twin]
+            continue
         taps = find_taps(run, block, hidden[0], list(layers)) if Stat.LAG in needs else {}
         parts = stages(run, block, hidden[0], layers) if sequential else [list(layers)]
         for part in parts:
@@ -76,6 +88,20 @@ def walk(
             yield Step(index, [layers[n] for n in part], stats, last, tokens)
         if index + 1 < len(bundle.blocks):
             hidden, dense = [run(block, batch) for batch in hidden], outputs
+
+
+def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[Layer], Tensor] | None) -> nn.Module:
+    """A copy of a block with dense weights; the block itself is left as it was."""
+    if original is None:
+        return copy.deepcopy(block)
+    before = {layer.name: layer.read().clone() for layer in layers}
+    try:
+        for layer in layers:
+            layer.write(original(layer))
+        return copy.deepcopy(block)
+    finally:
+        for layer in layers:
+            layer.write(before[layer.name])
 
 
 def check_skip(skip: Skip) -> None:

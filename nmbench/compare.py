@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 RESAMPLES = 2000
+ONE_SIDED_95 = 1.645  # standard errors
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,30 @@ def paired(losses: Tensor, reference: Tensor) -> Difference:
     )
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Difference(float(difference.mean()), low, high, count)
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Whether losses are not worse than others: their mean paired difference in nats, and the one-sided 95 % bound."""
+
+    nats: float
+    one_sided_95_bound: float
+    tolerance_nats: float
+    windows: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bound is within the tolerance; never if a loss was not a number."""
+        return self.one_sided_95_bound <= self.tolerance_nats
+
+
+def not_worse(losses: Tensor, reference: Tensor, tolerance_nats: float) -> Confirmation:
+    """Ask whether per-window losses `[windows]` are worse than the reference's by no more than a tolerance."""
+    difference = losses.double() - reference.double()
+    mean = float(difference.mean())
+    return Confirmation(mean, mean + ONE_SIDED_95 * standard_error(difference), tolerance_nats, len(difference))
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of values `[n]`, n at least 2."""
+    return float(values.std()) / math.sqrt(len(values))

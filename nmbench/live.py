@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +16,13 @@ __all__ = ["LiveWeights", "Product", "Provider", "masked"]
 
 PART_WEIGHTS = 2**15  # more would wake other threads, which costs more than it gains
 Provider = Callable[[str], Tensor]  # layer name -> the weight [out, in] to compute with
-Product = Callable[[str, Tensor], Tensor]  # layer name, its input [..., in] -> x W^T [..., out], without bias
 
 
 class LiveWeights:
     """The weights of a model while a learner works on it; the host makes them dense again afterwards.
 
     `apply` writes masked weights into the model. `provided` leaves the model dense and lets every layer compute with
-    what a function returns for it: nothing of the size of the model is stored besides the model. `computed` leaves the
-    whole product to a function.
+    what a function returns for it: nothing of the size of the model is stored besides the model.
     """
 
     def __init__(self, bundle: Bundle, dense: Mapping[str, Tensor]) -> None:
@@ -43,40 +40,29 @@ class LiveWeights:
             live = self[name]
             masked(self.original(name), mask.to(live.device), live)
 
-    def provided(self, provider: Provider) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def provided(self, provider: Provider) -> Iterator[None]:
         """Let every prunable layer compute with `provider(name)`, `[out, in]`, asked for just before each product.
 
         The live weights are neither read nor written. A provided weight may be overwritten once its layer is done.
         """
-        return self._intercepted(lambda name, bias, input: F.linear(input, provider(name), bias))
-
-    def computed(self, product: Product) -> AbstractContextManager[None]:
-        """Let every prunable layer return `product(name, input)` plus its bias, if it has one.
-
-        The live weights are neither read nor written by the host.
-        """
-        return self._intercepted(lambda name, bias, input: with_bias(product(name, input), bias))
-
-    def original(self, name: str) -> Tensor:
-        """The dense weight `[out, in]` of one layer on the model's device, to be read only."""
-        if name not in self._fetched:
-            self._fetched[name] = self.dense[name].to(self.bundle.device)
-        return self._fetched[name]
-
-    @contextlib.contextmanager
-    def _intercepted(self, compute: Callable[[str, Tensor | None, Tensor], Tensor]) -> Iterator[None]:
-        """Let `compute(name, bias, input)` stand in for the forward of every prunable layer."""
         tables = {name: vars(layer.module) for name, layer in self.bundle.layers.items()}
         before = {name: table.get("forward") for name, table in tables.items()}
         try:
             for name, layer in self.bundle.layers.items():
-                tables[name]["forward"] = functools.partial(_call, layer.module, name, compute)
+                tables[name]["forward"] = functools.partial(_call, layer.module, name, provider)
             yield
         finally:
             for name, table in tables.items():
                 table.pop("forward", None)
                 if before[name] is not None:
                     table["forward"] = before[name]
+
+    def original(self, name: str) -> Tensor:
+        """The dense weight `[out, in]` of one layer on the model's device, to be read only."""
+        if name not in self._fetched:
+            self._fetched[name] = self.dense[name].to(self.bundle.device)
+        return self._fetched[name]
 
 
 def masked(weight: Tensor, mask: Tensor, out: Tensor) -> None:
@@ -94,12 +80,6 @@ def masked(weight: Tensor, mask: Tensor, out: Tensor) -> None:
         torch.addcmul(zero, w, m.to(w.dtype), out=o)
 
 
-def with_bias(output: Tensor, bias: Tensor | None) -> Tensor:
-    return output if bias is None else output + bias
-
-
-def _call(
-    module: nn.Module, name: str, compute: Callable[[str, Tensor | None, Tensor], Tensor], input: Tensor
-) -> Tensor:
+def _call(module: nn.Module, name: str, provider: Provider, input: Tensor) -> Tensor:
     """What a linear layer does, whichever way round it stores its weight."""
-    return compute(name, getattr(module, "bias", None), input)
+    return F.linear(input, provider(name), getattr(module, "bias", None))

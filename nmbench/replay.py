@@ -92,6 +92,36 @@ def capture(bundle: Bundle, batch: Tensor, blocks: int) -> tuple[Tensor, list[Ca
     return inputs[0], calls
 
 
+def until(bundle: Bundle, index: int, batch: Tensor) -> Any:
+    """What block `index` returns when the model runs on `batch`; the blocks after it are not run."""
+    returned: list[Any] = []
+
+    def note(block: nn.Module, args: Any, output: Any) -> None:
+        returned.append(output)
+        raise Seen
+
+    block = list(bundle.blocks.values())[index]
+    with hooks([block.register_forward_hook(note)]), contextlib.suppress(Seen):
+        bundle.model(input_ids=batch, use_cache=False)
+    return returned[0]
+
+
+@contextlib.contextmanager
+def resumed(bundle: Bundle, index: int, output: Any) -> Iterator[None]:
+    """While the context is open, the model does not compute its blocks up to `index`, which returns `output`."""
+    tables = [vars(block) for block in list(bundle.blocks.values())[: index + 1]]
+    before = [table.get("forward") for table in tables]
+    try:
+        for table in tables:
+            table["forward"] = lambda *args, **kwargs: output
+        yield
+    finally:
+        for table, forward in zip(tables, before, strict=True):
+            table.pop("forward")
+            if forward is not None:
+                table["forward"] = forward
+
+
 class Place(NamedTuple):
     """What a sub-module of a block is given, or what it returns; "" names the block itself."""
 

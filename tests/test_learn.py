@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict
 from nmbench.learn import LearnTask, OnReport
-from nmbench.live import masked
+from nmbench.live import LiveWeights, masked
 from nmbench.meter import Cost
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
@@ -166,6 +166,17 @@ def test_provided_weights_are_computed_with(family):
         torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=1e-5)
         assert sorted(asked) == sorted(task.layers)
         assert not torch.equal(task.loss(tokens), losses)  # dense again
+
+
+def test_layers_keep_their_bias():
+    """A layer that computes with a provided weight still adds its bias."""
+    bundle = TinyModel().load("gpt2")
+    layer = next(iter(bundle.layers.values()))
+    rows, inputs = layer.shape
+    layer.module.bias.copy_(torch.linspace(-1, 1, rows))  # it starts at 0
+    with LiveWeights(bundle, {}).provided(lambda name: torch.ones(bundle.layers[name].shape)):
+        output = layer.module(torch.full((3, 5, inputs), 2.0))
+    torch.testing.assert_close(output, (2.0 * inputs + layer.module.bias).expand(3, 5, rows))
 
 
 @families

@@ -2,18 +2,15 @@
 
 `learner` states the algorithm and its options, `training` is one run of it, `watch` the guard that keeps a learnt mask
 from being worse than the one it started from. How a step is computed is up to an `engine`: plain torch, or `streamed`
-through fused kernels. `policy` holds the distribution of one group and its gradient. `plus` is a second learner of the
-same policy, `maskpro-plus`, which is not the paper's.
+through fused kernels. `policy` holds the distribution of one group and its gradient.
 """
 
 from __future__ import annotations
 
 import nmbench
 from nmbench_plugins.maskpro.learner import MaskPro as MaskPro
-from nmbench_plugins.maskpro.plus import MaskProPlus as MaskProPlus
 
 
 @nmbench.hookimpl
 def nmbench_register_mask_learners(register: nmbench.Register) -> None:
     register("maskpro", MaskPro)
-    register("maskpro-plus", MaskProPlus)

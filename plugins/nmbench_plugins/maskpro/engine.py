@@ -15,7 +15,7 @@ import nmbench
 from nmbench.live import LiveWeights
 from nmbench_plugins.maskpro.logits import Logits
 from nmbench_plugins.maskpro.packed import Masks
-from nmbench_plugins.maskpro.tracker import Figures, Scalars, Start
+from nmbench_plugins.maskpro.tracker import Figures, Rule, Tracker
 
 
 class Engine:
@@ -24,12 +24,12 @@ class Engine:
     name: ClassVar[str]
     waits: ClassVar[bool]  # whether `advance` waits for the device, so that looking at figures costs nothing
 
-    def __init__(self, task: nmbench.LearnTask, live: LiveWeights, rule: Start, note: str = "") -> None:
+    def __init__(self, task: nmbench.LearnTask, live: LiveWeights, rule: Rule, note: str = "") -> None:
         self.task = task
         self.live = live
         self.rule = rule
         self.note = note  # why this engine and how it runs, for the record
-        self.tracker: Scalars = rule.tracker(task)
+        self.tracker = Tracker(rule, task.bundle.device)
 
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         """One step on windows int64 `[n, window]`, whose losses under the initial mask are `references` `[n]`."""
@@ -78,11 +78,10 @@ class TorchEngine(Engine):
 
     name = "torch"
     waits = True
-    logits_kind: ClassVar[type[Logits]] = Logits
 
-    def __init__(self, task: nmbench.LearnTask, live: LiveWeights, rule: Start, note: str = "") -> None:
+    def __init__(self, task: nmbench.LearnTask, live: LiveWeights, rule: Rule, note: str = "") -> None:
         super().__init__(task, live, rule, note)
-        self.logits = self.logits_kind.prior(task, rule.prior)
+        self.logits = Logits.prior(task, rule.prior)
 
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         masks = self.logits.draw(self.task.generator)

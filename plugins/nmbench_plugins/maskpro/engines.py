@@ -11,35 +11,27 @@ from nmbench.live import LiveWeights
 from nmbench_plugins.maskpro import kernels
 from nmbench_plugins.maskpro.engine import Engine, TorchEngine
 from nmbench_plugins.maskpro.streamed import StreamedEngine
-from nmbench_plugins.maskpro.tracker import Start
+from nmbench_plugins.maskpro.tracker import Rule
 
 ENGINES = ("auto", "streamed", "torch")
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def choose(
-    task: nmbench.LearnTask,
-    live: LiveWeights,
-    rule: Start,
-    engine: str,
-    logits: str,
-    kinds: tuple[type[StreamedEngine], type[TorchEngine]] = (StreamedEngine, TorchEngine),
-) -> Engine:
-    """The streamed engine of `kinds` where it can be, else the torch engine, whose note says why.
+def choose(task: nmbench.LearnTask, live: LiveWeights, rule: Rule, engine: str, logits: str) -> Engine:
+    """The streamed engine where it can be, else the torch engine, whose note says why.
 
     Raises `NMBenchError` if that is not the engine, or not the type of logits, that was asked for.
     """
-    streamed, plain = kinds
     reason = f"{task.who}.engine=torch" if engine == "torch" else obstacle(task, live)
     if reason is None:
-        return streamed(task, live, rule, kernels, logits)
+        return StreamedEngine(task, live, rule, kernels, logits)
     if engine == "streamed":
         raise nmbench.NMBenchError(f"{task.who}.engine=streamed is impossible: {reason}; use {task.who}.engine=auto.")
     if logits != "float32":
         raise nmbench.NMBenchError(
             f"{task.who}.logits={logits} needs the streamed engine, which is impossible: {reason}; use float32."
         )
-    return plain(task, live, rule, reason)
+    return TorchEngine(task, live, rule, reason)
 
 
 def obstacle(task: nmbench.LearnTask, live: LiveWeights) -> str | None:

@@ -4,9 +4,9 @@ A step draws the *old* mask again from the logits it was drawn from, updates the
 mask and writes the masked weights; no mask is stored. Bytes per weight: 4 + 4 logits, 2 weight, 2 masked weight.
 
 Random words are those of Philox4x32 (Salmon et al., SC 2011) with the counter (first_group + chunk, step, stream) and
-the seed as key; a chunk is 8 consecutive weights of the layer, and streams are 0 for mask A, 1 for mask B of a pair and
-2 for rounding logits to float16. Old masks use step - 1, new ones and rounding use step. 7 rounds pass the BigCrush
-tests, as the authors found; 10 are their margin for unknown ones, 5 % more instructions here.
+the seed as key; a chunk is 8 consecutive weights of the layer, and streams are 0 for masks and 1 for rounding logits to
+float16. Old masks use step - 1, new ones and rounding use step. 7 rounds pass the BigCrush tests, as the authors found;
+10 are their margin for unknown ones, 5 % more instructions here.
 
 `step` and `scale` are read on the device, nothing waits for the host and nothing is allocated, so that a CUDA graph can
 capture a step, once a first call has compiled its program. `twin` has the same functions in plain torch.
@@ -41,12 +41,7 @@ class Launch:
     registers: int | None = None
 
 
-LAUNCHES = {  # by group and number of masks
-    (4, 1): Launch(registers=48),
-    (4, 2): Launch(registers=64),
-    (8, 1): Launch(),
-    (8, 2): Launch(),
-}
+LAUNCHES = {4: Launch(registers=48), 8: Launch()}  # by group
 
 
 def available(device: torch.device | str) -> bool:
@@ -81,39 +76,29 @@ def step(
     """logits += scale * grad log P(old mask), if `update`; then out = new mask * weight, if `draw`.
 
     logits [out, in], float32, or float16 rounded at random without bias; weight and out [out, in], of one dtype:
-    bfloat16, float16 or float32; all contiguous. `step`: int64 [1]; scale: float32 [1], or [out], a factor per row.
+    bfloat16, float16 or float32; all contiguous. `step`: int64 [1]; scale: float32 [1].
     `first_group`: how many groups the layers before have. The old mask is the one that was drawn at step - 1 with the
     same seed, from the same logits; dropped weights become +0.0, also where the weight is NaN.
-
-    With out [2 * out, in] there are two independent masks A and B, A the one that is drawn alone: logits += scale *
-    (grad log P(old A) - grad log P(old B)), and out holds the weights masked by the new A, then those masked by the new
-    B. Where A and B keep the same weights of a group, its logits do not change.
     """
-    halves = out.split(len(logits))
-    _check(logits, weight, halves, keep, group)
-    assert len(halves) <= 2, out.shape
-    assert step.dtype == torch.int64 and scale.dtype == torch.float32 and len(scale) in (1, len(logits))
-    launch = launch or LAUNCHES[group, len(halves)]
+    _check(logits, weight, out, keep, group)
+    assert step.dtype == torch.int64 and scale.dtype == torch.float32 and step.shape == scale.shape == (1,)
+    launch = launch or LAUNCHES[group]
     quads = logits.numel() // 4
     with torch.cuda.device_of(logits):
         _programs().step_program[_grid(quads, launch)](
             _words(logits) if logits.dtype == torch.float16 else logits,
             _words(weight),
-            _words(halves[0]),
-            _words(halves[-1]),
+            _words(out),
             scale,
             step,
             _signed(seed),
             _signed(seed >> 32),
             first_group,
             quads,
-            logits.shape[1] // 4,
             KEEP=keep,
             GROUP=group,
             UPDATE=update,
             DRAW=draw,
-            PAIR=len(halves) == 2,
-            PER_ROW=len(scale) > 1,
             WIDE=weight.dtype == torch.float32,
             WHOLE=quads % 2 == 0,
             ROUNDS=ROUNDS,
@@ -126,7 +111,7 @@ def step(
 @torch.no_grad()
 def greedy(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int, *, launch: Launch | None = None) -> None:
     """out = weight where the logit is among the `keep` largest of its group (equal ones: lower index), else +0.0."""
-    _check(logits, weight, (out,), keep, group)
+    _check(logits, weight, out, keep, group)
     launch = launch or Launch()
     quads = logits.numel() // 4
     with torch.cuda.device_of(logits):
@@ -150,15 +135,15 @@ def _programs() -> Any:
     return importlib.import_module("nmbench_plugins.maskpro.fused")
 
 
-def _check(logits: Tensor, weight: Tensor, out: tuple[Tensor, ...], keep: int, group: int) -> None:
+def _check(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> None:
     """What the caller must have seen to; a wrong pointer would go unnoticed."""
     assert (keep, group) in FUSED, (keep, group)
     assert logits.dim() == 2 and logits.shape[1] % group == 0 and logits.numel() < 2**33, logits.shape
     assert logits.dtype in (torch.float32, torch.float16), logits.dtype
     assert weight.dtype in (torch.float32, torch.float16, torch.bfloat16), weight.dtype
-    for tensor in (logits, weight, *out):
+    for tensor in (logits, weight, out):
         assert tensor.shape == logits.shape and tensor.is_contiguous() and tensor.device == logits.device
-    assert all(tensor.dtype == weight.dtype for tensor in out)
+    assert out.dtype == weight.dtype, out.dtype
 
 
 def _grid(quads: int, launch: Launch) -> tuple[int]:

@@ -16,16 +16,20 @@ returns the best mask seen, or the initial one if other windows do not confirm t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 import nmbench
-from nmbench.live import LiveWeights
-from nmbench_plugins.maskpro.base import PolicyLearner
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.engines import choose
+from nmbench_plugins.maskpro.engines import ENGINES, choose
+from nmbench_plugins.maskpro.groups import MAX_GROUP
+from nmbench_plugins.maskpro.streamed import LOGIT_TYPES
 from nmbench_plugins.maskpro.tracker import Rule
+from nmbench_plugins.maskpro.training import Training
 
 PAPER = {
     "steps": 10_000,
@@ -41,20 +45,83 @@ PAPER = {
 
 
 @dataclass(frozen=True)
-class MaskPro(PolicyLearner):
+class MaskPro(nmbench.MaskLearner):
     """Learn one categorical distribution per group by policy gradient, from forward losses only; weights stay dense."""
 
-    registered: ClassVar[str] = "maskpro"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER}
 
+    steps: int = nmbench.option(1000, "updates of the logits", unit="steps")
+    learning_rate: float = nmbench.option(1.0, "step size on the logits")
+    prior: float = nmbench.option(10.0, "logits start at this value times the initial mask")
+    minibatch: int = nmbench.option(8, "windows per step", unit="windows")
+    window_tokens: int | None = nmbench.option(None, "window length; none: the pool's, at most 128", unit="tokens")
+    pool_windows: int | None = nmbench.option(
+        None, "learn from this many windows; none: the whole pool", unit="windows"
+    )
+    shuffle: bool = nmbench.option(True, "draw minibatches at random instead of in fixed order")
     tracker: float = nmbench.option(0.99, "decay of the moving average of loss residuals")
     normalise: bool = nmbench.option(True, "divide the advantage by its running spread")
+    select: bool = nmbench.option(True, "return the best greedy mask on held-out windows if others confirm it")
+    tolerance: float = nmbench.option(0.005, "how much worse than the initial mask is not worse", unit="nats")
+    check_every: int = nmbench.option(100, "steps between two looks at the held-out windows", unit="steps")
+    checkpoint_every: int = nmbench.option(
+        100, "steps between two checkpoints; sooner after 3 minutes, later where one takes long", unit="steps"
+    )
+    engine: str = nmbench.option("auto", "what computes the steps; auto: the fastest there is", choices=ENGINES)
+    logits: str = nmbench.option("float32", "how logits are stored; float16 needs CUDA", choices=tuple(LOGIT_TYPES))
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        least = {"steps": 0, "minibatch": 1, "window_tokens": 2, "pool_windows": 1, "check_every": 1}
+        for name, value in {**least, "checkpoint_every": 1}.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise impossible(f"{name} must be at least {value}, not {given}")
+        if not self.prior > 0:
+            raise impossible(f"prior must be above 0, not {self.prior}")
+        if not self.tolerance >= 0:
+            raise impossible(f"tolerance must be at least 0 nats, not {self.tolerance}")
         if not 0 <= self.tracker < 1:
-            raise self.impossible(f"tracker must lie in [0, 1), not {self.tracker}")
+            raise impossible(f"tracker must lie in [0, 1), not {self.tracker}")
 
-    def computing(self, task: nmbench.LearnTask, live: LiveWeights) -> Engine:
+    def supports(self, pattern: nmbench.Pattern) -> str | None:
+        return None if pattern.group <= MAX_GROUP else f"its policy draws from groups of at most {MAX_GROUP} weights."
+
+    @torch.no_grad()
+    def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
+        """Return the greedy mask of the learnt logits; see the module for the algorithm."""
+        windows = self.pool(task)
         rule = Rule(self.learning_rate, self.prior, self.tracker, self.normalise)
-        return choose(task, live, rule, self.engine, self.logits)
+        with self.memory_explained(task.who), task.live_weights() as live:
+            training = Training(task, self, windows, choose(task, live, rule, self.engine, self.logits))
+            training.start()
+            training.run()
+            return training.conclude()
+
+    def pool(self, task: nmbench.LearnTask) -> Tensor:
+        """The windows to learn from. Raises `NMBenchError` if the pool has fewer or shorter ones than asked for."""
+        length = self.window_tokens or min(128, task.pool.shape[1])
+        windows = task.windows(length)
+        wanted = self.pool_windows or len(windows)
+        if wanted > len(windows):
+            raise nmbench.NMBenchError(
+                f"{task.who} asks for {wanted} windows of {length} tokens, the pool has {len(windows)}; raise "
+                f"--pool-tokens to {wanted * length}."
+            )
+        return windows[:wanted]
+
+    @contextlib.contextmanager
+    def memory_explained(self, who: str) -> Iterator[None]:
+        """Turn running out of memory into one line that says what to lower."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+                raise
+            raise nmbench.NMBenchError(
+                f"{who} ran out of memory with minibatches of {self.minibatch} windows; lower --set {who}.minibatch or "
+                f"--set {who}.window_tokens, or choose --dtype bfloat16 or, on CUDA, --set {who}.logits=float16."
+            ) from error
+
+
+def impossible(what: str) -> nmbench.NMBenchError:
+    return nmbench.NMBenchError(f"option maskpro.{what}.")

@@ -22,9 +22,9 @@ def philox(counter: Tensor, seed: int, rounds: int) -> Tensor:
     return torch.stack((a, b, c, d), -1)
 
 
-def counters(first: int, count: int, step: int | Tensor, stream: int, device: torch.device | None = None) -> Tensor:
-    """The counters (first, first + 1, ... as 64 bits, step, stream), int64 [count, 4]; `step` may be int64 [1]."""
-    place = torch.arange(first, first + count, device=device)
+def counters(first: int, count: int, step: int, stream: int) -> Tensor:
+    """The counters (first, first + 1, ... as 64 bits, step, stream), int64 [count, 4]."""
+    place = torch.arange(first, first + count)
     zero = torch.zeros_like(place)
     return torch.stack((place & LOW, _high(place), zero + (step & LOW), zero + stream), 1)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -24,16 +23,13 @@ from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engine import Engine
 from nmbench_plugins.maskpro.graph import Recorded, record, unpacked_windows
 from nmbench_plugins.maskpro.packed import Computed, Masks
-from nmbench_plugins.maskpro.tracker import Start
+from nmbench_plugins.maskpro.tracker import Rule
 
 LOGIT_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Kernels(Protocol):
-    """What `kernels` offers, and `twin` in torch: `logits`, `weight` and `out` are contiguous `[out, in]`.
-
-    With `out` `[2 * out, in]`, `step` draws two masks.
-    """
+    """What `kernels` offers, and `twin` in torch: `logits`, `weight` and `out` are contiguous `[out, in]`."""
 
     def step(
         self,
@@ -59,13 +55,12 @@ class StreamedEngine(Engine):
 
     name = "streamed"
     waits = False
-    draws = 1  # masks in a step
 
     def __init__(
         self,
         task: nmbench.LearnTask,
         live: LiveWeights,
-        rule: Start,
+        rule: Rule,
         kernels: Kernels,
         logits: str = "float32",
         note: str = "",
@@ -80,13 +75,13 @@ class StreamedEngine(Engine):
         self.logits = {n: torch.empty(w.shape, dtype=kind, device=w.device) for n, w in self.weights.items()}
         self._fill(task.initial)
         largest = max(self.weights.values(), key=torch.Tensor.numel)
-        self.scratch = torch.empty(self.draws * largest.numel(), dtype=largest.dtype, device=largest.device)
+        self.scratch = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
         self._due = False
         self._recorded: Recorded | None = None
         self._record = largest.device.type == "cuda"
 
     def advance(self, tokens: Tensor, references: Tensor) -> None:
-        self.task.count_forward(self.draws * tokens.numel())
+        self.task.count_forward(tokens.numel())
         if self._record and self._recorded is None:
             self._try_to_record(tokens, references)
         if self._recorded is not None:
@@ -144,14 +139,10 @@ class StreamedEngine(Engine):
             asked[name] += 1
             return self._run(name, update=True, draw=True)
 
-        with unpacked_windows(), self._masked_layers(drawn, len(tokens)):
+        with unpacked_windows(), self.live.provided(drawn):
             losses = window_losses(self.task.model, tokens)
         self._check_asked(asked)
         self.tracker.take(losses, references)
-
-    def _masked_layers(self, drawn: Callable[[str], Tensor], windows: int) -> AbstractContextManager[None]:
-        """Let every layer compute with the weights that `drawn(name)` has just masked."""
-        return self.live.provided(drawn)
 
     def _check_asked(self, asked: Counter[str]) -> None:
         """Raise `NMBenchError` unless every layer was computed exactly once, and so updated exactly once."""
@@ -171,7 +162,7 @@ class StreamedEngine(Engine):
             self._due = False
 
     def _run(self, name: str, update: bool, draw: bool) -> Tensor:
-        pattern, out = self.task.pattern[name], self._out(name, self.draws)
+        pattern, out = self.task.pattern[name], self._out(name)
         self.kernels.step(
             self.logits[name],
             self.weights[name],
@@ -181,15 +172,11 @@ class StreamedEngine(Engine):
             seed=self.seed,
             first_group=self.first_group[name],
             step=self.tracker.step,
-            scale=self._scale(name),
+            scale=self.tracker.scale,
             update=update,
             draw=draw,
         )
         return out
-
-    def _scale(self, name: str) -> Tensor:
-        """What the update of a layer is multiplied with, float32 `[1]`, or `[out]`, a factor per row."""
-        return self.tracker.scale
 
     def _greedy_weight(self, name: str) -> Tensor:
         pattern, out = self.task.pattern[name], self._out(name)
@@ -205,10 +192,10 @@ class StreamedEngine(Engine):
         pattern, logits = self.task.pattern[name], self.logits[name]
         return policy.greedy(pattern.groups(logits), pattern.keep).view(logits.shape)
 
-    def _out(self, name: str, masks: int = 1) -> Tensor:
-        """The scratch buffer in the shape of a layer, or of several above each other: `[masks * out, in]`."""
-        rows, inputs = self.weights[name].shape
-        return self.scratch[: masks * rows * inputs].view(masks * rows, inputs)
+    def _out(self, name: str) -> Tensor:
+        """The scratch buffer in the shape of a layer, `[out, in]`."""
+        weight = self.weights[name]
+        return self.scratch[: weight.numel()].view(weight.shape)
 
     def _fill(self, masks: Masks) -> None:
         for name, logits in self.logits.items():

@@ -16,30 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import nmbench
-
 
 @dataclass(frozen=True)
-class Start:
-    """Where a learner starts: its step size, and logits of `prior` times the initial mask."""
+class Rule:
+    """Where learning starts, logits of `prior` times the initial mask, and how residuals become updates."""
 
     learning_rate: float
     prior: float
-
-    def tracker(self, task: nmbench.LearnTask) -> Scalars:
-        """The scalars of a learner that starts here."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Rule(Start):
-    """How residuals become updates."""
-
     decay: float
     normalise: bool
-
-    def tracker(self, task: nmbench.LearnTask) -> Tracker:
-        return Tracker(self, task.bundle.device)
 
 
 class Figures(NamedTuple):
@@ -53,13 +38,11 @@ class Figures(NamedTuple):
     broken: int | None
 
 
-class Scalars:
-    """The scalars of a learner as tensors of one element, changed in place: a CUDA graph can hold them.
+class Tracker:
+    """The scalars of a run as tensors of one element, changed in place: a CUDA graph can hold them."""
 
-    Only `scale`, of the update that is due, may have one element for every output row of all layers.
-    """
-
-    def __init__(self, rule: Start, device: torch.device, scales: int = 1) -> None:
+    def __init__(self, rule: Rule, device: torch.device) -> None:
+        self.rule = rule
         self.device = device
         # No Python number below becomes a tensor of its own: copying one to the device would break a CUDA graph.
         self.step = self._whole(0)  # steps done
@@ -67,21 +50,24 @@ class Scalars:
         self.broken = self._whole(-1)
         self.residual, self.baseline, self.mean_square = (self._number(0.0) for _ in range(3))
         self.learning_rate = self._number(rule.learning_rate)
-        self.scale = torch.zeros(scales, device=device)  # float32
+        self.scale = torch.zeros(1, device=device)  # float32, of the update that is due
         self._zero = self._number(0.0)
+        self._log_decay = math.log(rule.decay) if rule.decay else -math.inf
 
     def take(self, losses: Tensor, references: Tensor) -> None:
         """Count a step with losses `[n]` against `references` `[n]`, and set `scale` for its update."""
-        raise NotImplementedError
-
-    def count(self, residual: Tensor) -> Tensor:
-        """Count a step with a mean residual float64 `[1]`; returns bool `[1]`, whether all was finite so far."""
-        sound = residual.isfinite() & (self.broken < 0)
-        self.step += 1
-        self.tracked += 1
-        self.broken.copy_(torch.where(sound | (self.broken >= 0), self.broken, self.step))
-        self.residual.copy_(torch.where(sound | (self.broken == self.step), residual, self.residual))
-        return sound
+        residual = (losses - references).mean().double().view(1)
+        sound = self._count(residual)
+        decay = self.rule.decay
+        baseline = decay * self.baseline + (1 - decay) * residual
+        advantage = residual - baseline
+        mean_square = decay * self.mean_square + (1 - decay) * advantage.square()
+        if self.rule.normalise:
+            corrected = mean_square / -(self.tracked.double() * self._log_decay).expm1()  # 1 - decay^tracked
+            advantage = torch.where(corrected > 0, advantage / corrected.sqrt(), self._zero)
+        self.baseline.copy_(torch.where(sound, baseline, self.baseline))
+        self.mean_square.copy_(torch.where(sound, mean_square, self.mean_square))
+        self.scale.copy_(torch.where(sound, -self.learning_rate * advantage, self._zero))
 
     def restart(self, learning_rate: float) -> None:
         """Forget the residuals, and go on with another step size."""
@@ -109,31 +95,17 @@ class Scalars:
         for name in self.to_save():
             getattr(self, name).fill_(saved[name])
 
+    def _count(self, residual: Tensor) -> Tensor:
+        """Count a step with a mean residual float64 `[1]`; returns bool `[1]`, whether all was finite so far."""
+        sound = residual.isfinite() & (self.broken < 0)
+        self.step += 1
+        self.tracked += 1
+        self.broken.copy_(torch.where(sound | (self.broken >= 0), self.broken, self.step))
+        self.residual.copy_(torch.where(sound | (self.broken == self.step), residual, self.residual))
+        return sound
+
     def _number(self, value: float) -> Tensor:
         return torch.full((1,), value, dtype=torch.float64, device=self.device)
 
     def _whole(self, value: int) -> Tensor:
         return torch.full((1,), value, dtype=torch.int64, device=self.device)
-
-
-class Tracker(Scalars):
-    """Sets the one scale of a step from the moving averages of residuals."""
-
-    def __init__(self, rule: Rule, device: torch.device) -> None:
-        super().__init__(rule, device)
-        self.rule = rule
-        self._log_decay = math.log(rule.decay) if rule.decay else -math.inf
-
-    def take(self, losses: Tensor, references: Tensor) -> None:
-        residual = (losses - references).mean().double().view(1)
-        sound = self.count(residual)
-        decay = self.rule.decay
-        baseline = decay * self.baseline + (1 - decay) * residual
-        advantage = residual - baseline
-        mean_square = decay * self.mean_square + (1 - decay) * advantage.square()
-        if self.rule.normalise:
-            corrected = mean_square / -(self.tracked.double() * self._log_decay).expm1()  # 1 - decay^tracked
-            advantage = torch.where(corrected > 0, advantage / corrected.sqrt(), self._zero)
-        self.baseline.copy_(torch.where(sound, baseline, self.baseline))
-        self.mean_square.copy_(torch.where(sound, mean_square, self.mean_square))
-        self.scale.copy_(torch.where(sound, -self.learning_rate * advantage, self._zero))

@@ -16,7 +16,7 @@ from nmbench_plugins.maskpro.tracker import Figures
 from nmbench_plugins.maskpro.watch import Watch
 
 if TYPE_CHECKING:
-    from nmbench_plugins.maskpro.base import PolicyLearner
+    from nmbench_plugins.maskpro.learner import MaskPro
 
 CHECKPOINT_SECONDS = 180.0  # the longest time between two checkpoints
 SHARE_OF_TIME = 10  # but learning gets this many times the seconds that a checkpoint takes
@@ -25,7 +25,7 @@ SHARE_OF_TIME = 10  # but learning gets this many times the seconds that a check
 class Training:
     """The state of a run. A step is taken by the engine; here is what happens around it."""
 
-    def __init__(self, task: nmbench.LearnTask, method: PolicyLearner, windows: Tensor, engine: Engine) -> None:
+    def __init__(self, task: nmbench.LearnTask, method: MaskPro, windows: Tensor, engine: Engine) -> None:
         self.task = task
         self.method = method
         self.windows = windows

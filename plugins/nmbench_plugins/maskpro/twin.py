@@ -1,7 +1,7 @@
 """The slow, readable twin of `kernels`: the same random words and the same draws in plain torch, on the CPU.
 
 Masks agree with those of the programs unless rounding decides a draw, in fewer than one of 10^5 groups. Gradients are
-those of `policy` in float64. Arguments and effects are those of `kernels`; what was drawn is returned as well.
+those of `policy` in float64. Arguments and effects are those of `kernels`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from nmbench_plugins.maskpro.kernels import CHUNK, ROUNDS
 from nmbench_plugins.maskpro.philox import counters, philox
 
 LARGEST = 36.0  # log2 of the largest weight
-ROUNDING_STREAM = 2
-
-
-class Masks(NamedTuple):
-    """The old and new masks of a step, bool [out, in], None where none was drawn; tuples hold A, and B of a pair."""
-
-    old: tuple[Tensor, ...] | None
-    new: tuple[Tensor, ...] | None
+MASK_STREAM, ROUNDING_STREAM = 0, 1
 
 
 class Place(NamedTuple):
@@ -51,34 +44,27 @@ def step_reference(
     update: bool,
     draw: bool,
     rounds: int = ROUNDS,
-) -> Masks:
+) -> None:
     """`kernels.step`."""
-    place, now, pattern = Place(seed, first_group, rounds), int(step), (keep, group)
-    halves = out.split(len(logits))
-    streams = range(len(halves))
-    old = new = None
+    place, now = Place(seed, first_group, rounds), int(step)
     if update:
-        old = tuple(draw_mask(logits, *pattern, place, now - 1, stream) for stream in streams)
+        old = draw_mask(logits, keep, group, place, now - 1)
         logits.copy_(_updated(logits, old, group, place, now, scale))
     if draw:
-        new = tuple(draw_mask(logits, *pattern, place, now, stream) for stream in streams)
-        for target, mask in zip(halves, new, strict=True):
-            target.copy_(torch.where(mask, weight, 0))
-    return Masks(old, new)
+        out.copy_(torch.where(draw_mask(logits, keep, group, place, now), weight, 0))
 
 
 @torch.no_grad()
-def greedy_reference(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> Tensor:
+def greedy_reference(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> None:
     """`kernels.greedy`."""
     mask = draws.top(logits.reshape(-1, group).t(), keep).t().reshape(logits.shape)
     out.copy_(torch.where(mask, weight, 0))
-    return mask
 
 
-def draw_mask(logits: Tensor, keep: int, group: int, place: Place, step: int, stream: int) -> Tensor:
+def draw_mask(logits: Tensor, keep: int, group: int, place: Place, step: int) -> Tensor:
     """Draw `keep` members of every group one after the other by inverse CDF: logits [out, in] -> bool [out, in]."""
     rows = logits.reshape(-1, group).float()  # [groups, group]
-    words = _words(place, logits.numel(), step, stream)  # [chunks, 4]
+    words = _words(place, logits.numel(), step, MASK_STREAM)  # [chunks, 4]
     used = words[:, : keep * (CHUNK // group)].reshape(-1, keep)[: len(rows)]  # [groups, keep]
     level = rows.topk(keep).values[:, -1:]
     exponents = ((rows - level) * math.log2(math.e)).clamp(max=LARGEST)
@@ -104,12 +90,11 @@ def _pick(weights: Tensor, word: Tensor) -> Tensor:
     return (u * reach[:, -1:] >= reach[:, :-1]).sum(-1, keepdim=True)
 
 
-def _updated(logits: Tensor, old: tuple[Tensor, ...], group: int, place: Place, step: int, scale: Tensor) -> Tensor:
+def _updated(logits: Tensor, old: Tensor, group: int, place: Place, step: int, scale: Tensor) -> Tensor:
     exact = logits.double()
     rows = exact.reshape(-1, group)  # [groups, group]
-    slopes = [policy.grad_log_prob(rows, mask.reshape(-1, group)) for mask in old]
-    slope = slopes[0] if len(slopes) == 1 else slopes[0] - slopes[1]
-    exact += scale.double()[:, None] * slope.view(logits.shape)
+    slope = policy.grad_log_prob(rows, old.reshape(-1, group))
+    exact += scale.double() * slope.view(logits.shape)
     if logits.dtype == torch.float32:
         return exact.float()
     return _round_at_random(exact.float(), _words(place, logits.numel(), step, ROUNDING_STREAM))

@@ -9,18 +9,18 @@ not be above a tolerance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.compare import ONE_SIDED_95, not_worse, standard_error
 from nmbench_plugins.maskpro.engine import Engine
 from nmbench_plugins.maskpro.packed import Masks, Packed
 
-ONE_SIDED_95 = 1.645  # standard errors
 PATIENCE = 3  # looks one after the other that find the mask clearly worse
 AT_ONCE_NATS = 0.5  # a rise that needs no second look
 FORGOTTEN_NATS = 1.0  # fall of the mean log P of the best mask
@@ -91,20 +91,15 @@ class Watch:
 
     def verdict(self) -> Masks:
         """The best mask if the unseen half confirms it, else the initial one."""
-        difference = self.losses(self.unseen, self.best) - self.losses(self.unseen, self.initial)
-        mean = float(difference.mean())
-        bound = mean + ONE_SIDED_95 * standard_error(difference)
-        confirmed = self.best_step > 0 and bound <= self.tolerance_nats
+        confirmation = not_worse(
+            self.losses(self.unseen, self.best), self.losses(self.unseen, self.initial), self.tolerance_nats
+        )
+        confirmed = self.best_step > 0 and confirmation.holds
         self.notes = {
             "returned": "learnt" if confirmed else "initial",
             "best_step": self.best_step,
             "drifts": self.drifts,
-            "confirmation": {
-                "nats": mean,
-                "one_sided_95_bound": bound,
-                "tolerance_nats": self.tolerance_nats,
-                "windows": len(difference),
-            },
+            "confirmation": asdict(confirmation),
         }
         return self.best if confirmed else self.initial
 
@@ -124,7 +119,3 @@ class Watch:
 
 
 SAVED = ("best_step", "best_losses", "initial_log_prob", "initial_loss", "worse", "drifts")
-
-
-def standard_error(values: Tensor) -> float:
-    return float(values.std()) / math.sqrt(len(values))

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import nmbench
+from nmbench_plugins.swaps.aim import Aim
 from nmbench_plugins.swaps.descent import descend
 from nmbench_plugins.swaps.problem import TINY, Problem
 
@@ -50,12 +51,12 @@ class Swaps(nmbench.Refiner):
 
     sweeps: int = nmbench.option(4, "most sweeps over the groups of a layer; ends earlier when nothing changes")
     dense_weight: float = nmbench.option(
-        0.2,
+        0.15,
         "aim at the layer's outputs on pruned inputs (0), in the dense model (1), or between; try several: of "
         "those tried, 0.15 was best for SmolLM2-135M (30 blocks), 0.6 for the demo (4), together with residual_weight",
     )
     residual_weight: float = nmbench.option(
-        0.2,
+        0.15,
         "aim at making up for none (0) to all (1) of the error in the residual stream that the layer writes into; "
         "see dense_weight",
     )
@@ -74,19 +75,18 @@ class Swaps(nmbench.Refiner):
             )
 
     @property
+    def aim(self) -> Aim:
+        return Aim(self.dense_weight, self.residual_weight)
+
+    @property
     def needs(self) -> nmbench.Stat:
-        needs = nmbench.Stat.GRAM
-        if self.dense_weight or self.residual_weight:
-            needs |= nmbench.Stat.DRIFT
-        if self.residual_weight:
-            needs |= nmbench.Stat.LAG
-        return needs
+        return self.aim.needs
 
     def refine(
         self, weight: Tensor, stats: nmbench.LayerStats, mask: Tensor, pattern: nmbench.Pattern
     ) -> nmbench.Pruned:
         assert stats.gram is not None
-        problem = Problem.of(weight, stats.gram, *self.target(stats), pattern)
+        problem = Problem.of(weight, stats.gram, *self.aim.target(stats), pattern)
         dropped = (~mask).t().float().contiguous()  # [in, out]
         before = problem.error(dropped)
         refined, used = descend(problem, dropped, self.sweeps)
@@ -94,12 +94,3 @@ class Swaps(nmbench.Refiner):
         fall = (before - problem.error(refined)) / problem.pruned_error(dropped).clamp_min(TINY)
         figures = {"error_fall": float(fall), "groups_changed": float(changed), "sweeps": float(used)}
         return nmbench.Pruned((refined == 0).t().contiguous(), figures=figures)
-
-    def target(self, stats: nmbench.LayerStats) -> tuple[Tensor | None, Tensor | None]:
-        """(a - b) D and b L; a D and None for a layer that does not write into the residual stream."""
-        lag = None if stats.lag is None or not self.residual_weight else self.residual_weight * stats.lag
-        share = self.dense_weight - (0 if lag is None else self.residual_weight)
-        if not share:
-            return None, lag
-        assert stats.drift is not None
-        return share * stats.drift, lag

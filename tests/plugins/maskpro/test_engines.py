@@ -1,7 +1,7 @@
 """Laws of the engines: both compute the published update, and work left for later is never seen from outside."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import pytest
@@ -61,9 +61,6 @@ class PlainKernels:
     def mask(self, rows, keep, seed, first_group, step):
         generator = torch.Generator().manual_seed(hash((seed, first_group, step)) % 2**63)
         return policy.sample(rows, keep, generator)
-
-
-Make = Callable[..., Engine]
 
 
 def opened(kind: str, rule: Rule = RULE, **task: object) -> AbstractContextManager[Engine]:

@@ -1,10 +1,9 @@
 """Laws of the fused MaskPro step; its programs run in Triton's interpreter, and on a GPU where there is one."""
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,11 +31,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide b
 def interpreted():
     """The programs in Triton's interpreter, beside those that a GPU would compile."""
     triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
-    spec = importlib.util.spec_from_file_location("interpreted_fused", Path(kernels.__file__).with_name("fused.py"))
-    module = importlib.util.module_from_spec(spec)
+    names = ["nmbench_plugins.maskpro.fused", "nmbench_plugins.maskpro.fused_policy"]
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = True
-        spec.loader.exec_module(module)
+        module = importlib.import_module(names[0])
+    for name in names:
+        del sys.modules[name]
+    sys.modules.update(others)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_programs", lambda: module)
         yield
@@ -54,12 +56,10 @@ programs = pytest.mark.usefixtures("interpreted")
 class Layer:
     """One layer in the middle of larger buffers, whose borders must not be written to."""
 
-    def __init__(self, shape: tuple[int, int], logits: Tensor, weight: Tensor, masks: int, device: str = "cpu") -> None:
-        self.rows = shape[0]
+    def __init__(self, shape: tuple[int, int], logits: Tensor, weight: Tensor, device: str = "cpu") -> None:
         self.logits = self._inside(logits.reshape(shape).to(device))
         self.weight = weight.reshape(shape).to(device)
-        self.out = self._inside(torch.full((masks * shape[0], shape[1]), torch.nan, dtype=weight.dtype, device=device))
-        self.masks = masks
+        self.out = self._inside(torch.full(shape, torch.nan, dtype=weight.dtype, device=device))
         # The interpreter runs block after block: few large ones, but not larger than the layer.
         self.launch = kernels.Launch(block=max(128, min(4096, 2 ** (logits.numel() // 8).bit_length())))
 
@@ -85,9 +85,9 @@ class Layer:
     def _call(self, function):
         return partial(function, self.logits, self.weight, self.out)
 
-    def kept(self) -> tuple[Tensor, ...]:
-        """The masks as the masked weights show them; no weight is 0."""
-        return self.out.cpu().ne(0).split(self.rows)
+    def kept(self) -> Tensor:
+        """The mask as the masked weights show it; no weight is 0."""
+        return self.out.cpu().ne(0)
 
     def borders(self) -> Tensor:
         return torch.stack(
@@ -110,11 +110,11 @@ def make_logits(kind: str, shape: tuple[int, int], group: int, generator: torch.
             return torch.tensor([float(kind)] + [0.0] * (group - 1)).repeat(shape[0], shape[1] // group)
 
 
-def make(pattern, shape, kind="normal", seed=0, masks=1, logits=torch.float32, weight=torch.bfloat16, device="cpu"):
+def make(pattern, shape, kind="normal", seed=0, logits=torch.float32, weight=torch.bfloat16, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     values = make_logits(kind, shape, pattern[1], generator).to(logits)
     weights = torch.randn(shape, generator=generator).to(weight)
-    return Layer(shape, values, torch.where(weights == 0, 1, weights), masks, device)
+    return Layer(shape, values, torch.where(weights == 0, 1, weights), device)
 
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 9)).map(lambda shape: (shape[0], shape[1] * 8))
@@ -123,7 +123,6 @@ cases = {
     "shape": shapes,
     "kind": st.sampled_from(KINDS),
     "seed": st.integers(0, 2**32),
-    "masks": st.sampled_from([1, 2]),
     "logits": st.sampled_from([torch.float32, torch.float16]),
     "weight": st.sampled_from(WEIGHTS),
 }
@@ -155,11 +154,11 @@ def test_counters_are_64_bits_wide():
 # Programs and twin
 
 
-def agree(pattern, shape, kind, seed, masks, logits, weight, per_row, device="cpu"):
-    """Draw, update and draw, update: masks, masked weights, logits and borders are those of the twin."""
-    ours = make(pattern, shape, kind, seed, masks, logits, weight, device)
-    theirs = make(pattern, shape, kind, seed, masks, logits, weight)
-    scale = torch.linspace(-2, 3, shape[0]) if per_row else 1.5 * ONE
+def agree(pattern, shape, kind, seed, logits, weight, device="cpu"):
+    """Draw, update and draw, update: masked weights, logits and borders are those of the twin."""
+    ours = make(pattern, shape, kind, seed, logits, weight, device)
+    theirs = make(pattern, shape, kind, seed, logits, weight)
+    scale = 1.5 * ONE
     for step, update, draw in ((7, False, True), (8, True, True), (9, True, False)):
         theirs.logits.copy_(ours.logits)  # the same start: rounding does not add up
         ours.step(pattern, step, scale, update, draw, seed)
@@ -175,40 +174,37 @@ def agree(pattern, shape, kind, seed, masks, logits, weight, per_row, device="cp
 
 @programs
 @few
-@given(**cases, per_row=st.booleans())
-def test_programs_agree_with_their_twin(pattern, shape, kind, seed, masks, logits, weight, per_row):
-    """Masks and masked weights are equal, logits to 4e-5, and nothing else is written."""
-    agree(pattern, shape, kind, seed, masks, logits, weight, per_row)
+@given(**cases)
+def test_programs_agree_with_their_twin(pattern, shape, kind, seed, logits, weight):
+    """Masked weights are equal, logits to 4e-5, and nothing else is written."""
+    agree(pattern, shape, kind, seed, logits, weight)
 
 
 @programs
 @pytest.mark.parametrize("shape", [(1, 4), (3, 12), (5, 4), (3, 68)], ids=str)
-@pytest.mark.parametrize("masks", [1, 2])
-def test_odd_numbers_of_groups(shape, masks):
+def test_odd_numbers_of_groups(shape):
     """A chunk may be cut in half by the end of the layer, or by the end of a row."""
     for logits, weight in ((torch.float32, torch.bfloat16), (torch.float16, torch.float32)):
-        agree((2, 4), shape, "normal", 3, masks, logits, weight, per_row=True)
+        agree((2, 4), shape, "normal", 3, logits, weight)
 
 
 @on_gpu
 @pytest.mark.usefixtures("compiled")
 @in_pattern
-@pytest.mark.parametrize("masks", [1, 2])
 @pytest.mark.parametrize("logits", [torch.float32, torch.float16], ids=str)
-def test_compiled_programs_agree_with_their_twin(pattern, masks, logits):
+def test_compiled_programs_agree_with_their_twin(pattern, logits):
     """The same law on a GPU."""
     weight = torch.bfloat16 if logits == torch.float32 else torch.float32
     for kind, shape in (("normal", (30, 1000)), ("gaps", (2, 88))):
-        agree(pattern, shape, kind, 1, masks, logits, weight, True, "cuda")
+        agree(pattern, shape, kind, 1, logits, weight, "cuda")
 
 
 @on_gpu
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("masks", [1, 2])
-def test_a_captured_step_reads_its_number_from_the_device(masks):
+def test_a_captured_step_reads_its_number_from_the_device():
     """Replays of one CUDA graph draw what calls with the numbers 1, 2, 3 draw."""
-    ours, theirs = (make((2, 4), (64, 256), masks=masks, device="cuda") for _ in range(2))
-    step, scale = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.full((64,), 0.1, device="cuda")
+    ours, theirs = (make((2, 4), (64, 256), device="cuda") for _ in range(2))
+    step, scale = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.full((1,), 0.1, device="cuda")
     call = partial(kernels.step, keep=2, group=4, seed=1, first_group=0, scale=scale, update=True, draw=True)
     call(*(tensor.clone() for tensor in (ours.logits, ours.weight, ours.out)), step=step)  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -226,26 +222,26 @@ def test_a_captured_step_reads_its_number_from_the_device(masks):
 
 @programs
 @few
-@given(pattern=cases["pattern"], kind=cases["kind"], weight=cases["weight"], seed=cases["seed"], masks=cases["masks"])
-def test_masked_weights_are_strict(pattern, kind, weight, seed, masks):
+@given(pattern=cases["pattern"], kind=cases["kind"], weight=cases["weight"], seed=cases["seed"])
+def test_masked_weights_are_strict(pattern, kind, weight, seed):
     """Every group keeps exactly `keep` weights, bit for bit, also NaN; the others are +0.0, whatever they were."""
-    layer = make(pattern, (6, 40), kind, seed, masks, weight=weight)
+    layer = make(pattern, (6, 40), kind, seed, weight=weight)
     layer.weight[0], layer.weight[1], layer.weight[2] = torch.nan, -torch.inf, -1
     layer.step(pattern, 3, ONE, update=False)
     integer = torch.int32 if weight == torch.float32 else torch.int16
-    for out in layer.out.view(integer).split(6):
-        assert (out.ne(0).view(-1, pattern[1]).sum(-1) == pattern[0]).all()
-        assert torch.equal(out, layer.weight.view(integer) * out.ne(0))
+    out = layer.out.view(integer)
+    assert (out.ne(0).view(-1, pattern[1]).sum(-1) == pattern[0]).all()
+    assert torch.equal(out, layer.weight.view(integer) * out.ne(0))
 
 
 def drawn_sets(logits: Tensor, pattern, n: int) -> tuple[Tensor, Tensor]:
     """How often each mask of the pattern was drawn in n groups, and its log probability."""
     masks = reference.all_masks(*pattern)  # [sets, group]
-    layer = Layer((n, pattern[1]), logits.repeat(n, 1), torch.ones(n, pattern[1]).bfloat16(), 1)
+    layer = Layer((n, pattern[1]), logits.repeat(n, 1), torch.ones(n, pattern[1]).bfloat16())
     layer.step(pattern, 0, ONE, update=False)
     bits = 2 ** torch.arange(pattern[1])
     order = (masks * bits).sum(-1)
-    codes = (layer.kept()[0] * bits).sum(-1)
+    codes = (layer.kept() * bits).sum(-1)
     counts = torch.bincount(codes, minlength=2 ** pattern[1])[order]
     return counts, policy.log_prob(logits.double().expand(masks.shape), masks)
 
@@ -282,19 +278,14 @@ def test_events_as_rare_as_the_words_allow_are_drawn():
 
 
 @programs
-def test_seeds_steps_streams_and_layers_differ():
-    """Another seed, step or layer draws another mask; the two masks of a pair are independent, A is that of `step`."""
-    single, pair = (make((2, 4), (64, 256), "0", masks=masks) for masks in (1, 2))
-    single.step((2, 4), 5, ONE, update=False)
-    (first,) = single.kept()
-    pair.step((2, 4), 5, ONE, update=False)
-    a, b = pair.kept()
-    assert torch.equal(a, first)
-    others = [b]
+def test_seeds_and_steps_differ():
+    """Another step, or a seed with other low or other high bits, draws an independent mask."""
+    layer = make((2, 4), (64, 256), "0")
+    layer.step((2, 4), 5, ONE, update=False)
+    first = layer.kept()
     for step, seed in ((6, 2**63 + 9), (5, 2**63 + 10), (5, 9)):
-        single.step((2, 4), step, ONE, update=False, seed=seed)
-        others.append(single.kept()[0])
-    for other in others:
+        layer.step((2, 4), step, ONE, update=False, seed=seed)
+        other = layer.kept()
         same = (other == first).view(-1, 4).all(-1).sum()
         assert same == pytest.approx(4096 / 6, abs=5 * (4096 * 5 / 36) ** 0.5)  # one of six masks, 5 deviations
 
@@ -304,21 +295,17 @@ def test_seeds_steps_streams_and_layers_differ():
 
 @programs
 @few
-@given(pattern=cases["pattern"], kind=cases["kind"], seed=cases["seed"], masks=cases["masks"])
-def test_updates_use_the_mask_that_was_drawn(pattern, kind, seed, masks):
+@given(pattern=cases["pattern"], kind=cases["kind"], seed=cases["seed"])
+def test_updates_use_the_mask_that_was_drawn(pattern, kind, seed):
     """The change of the logits is the gradient at the mask that the weights showed, to 4e-5, gaps of 1000 included."""
-    layer = make(pattern, (64, 32), kind, seed, masks)
+    layer = make(pattern, (64, 32), kind, seed)
     layer.step(pattern, 3, ONE, update=False)
     kept, before = layer.kept(), layer.logits.double()
     size = 2.0**11  # far above the last bits of logits of 1000
     layer.step(pattern, 4, size * ONE, draw=False)
-    slopes = [policy.grad_log_prob(before.view(-1, pattern[1]), mask.view(-1, pattern[1])) for mask in kept]
-    expected = slopes[0] if masks == 1 else slopes[0] - slopes[1]
+    expected = policy.grad_log_prob(before.view(-1, pattern[1]), kept.view(-1, pattern[1]))
     change = (layer.logits.double() - before).view(-1, pattern[1]) / size
     torch.testing.assert_close(change, expected, rtol=0, atol=4e-5)
-    if masks == 2:
-        same = (kept[0] == kept[1]).view(-1, pattern[1]).all(-1)
-        assert not change[same].any()
 
 
 @programs
@@ -330,9 +317,9 @@ def test_many_steps_stay_in_step(pattern):
     expected = layer.logits.double()
     for step in range(1, 6):
         rows = expected.view(-1, pattern[1])
-        slope = policy.grad_log_prob(rows, layer.kept()[0].view(-1, pattern[1]))
+        slope = policy.grad_log_prob(rows, layer.kept().view(-1, pattern[1]))
         expected = expected + 0.7 * slope.view(expected.shape)
-        layer.step(pattern, step, torch.full((16,), 0.7))
+        layer.step(pattern, step, 0.7 * ONE)
     torch.testing.assert_close(layer.logits.double(), expected, rtol=0, atol=2e-4)
 
 
@@ -341,9 +328,9 @@ def test_many_steps_stay_in_step(pattern):
 def test_rounding_to_float16_is_unbiased(size):
     """1:4 from equal logits: 0.75 and -0.25 of the factor round to a neighbour each, and right on average."""
     n = 2**14
-    layer = Layer((n, 4), torch.zeros(n, 4).half(), torch.ones(n, 4).bfloat16(), 1)
+    layer = Layer((n, 4), torch.zeros(n, 4).half(), torch.ones(n, 4).bfloat16())
     layer.step((1, 4), 3, ONE, update=False)
-    (kept,) = layer.kept()
+    kept = layer.kept()
     layer.step((1, 4), 4, torch.tensor([size]), draw=False)
     for values, exact in ((layer.logits[kept], 0.75 * size), (layer.logits[~kept], -0.25 * size)):
         low, high = values.min().double(), values.max().double()
@@ -355,7 +342,7 @@ def test_rounding_to_float16_is_unbiased(size):
 @programs
 def test_float16_logits_stay_finite():
     """Beyond its range the largest float16 is kept."""
-    layer = Layer((2, 32), torch.full((2, 32), 60000.0).half(), torch.ones(2, 32).bfloat16(), 1)
+    layer = Layer((2, 32), torch.full((2, 32), 60000.0).half(), torch.ones(2, 32).bfloat16())
     layer.step((1, 4), 1, torch.tensor([1e6]))
     assert layer.logits.unique().tolist() == [-65504, 65504]
 
@@ -368,7 +355,7 @@ def test_float16_logits_stay_finite():
 @given(pattern=cases["pattern"], kind=cases["kind"], logits=cases["logits"], weight=cases["weight"], shape=shapes)
 def test_greedy_keeps_the_largest(pattern, kind, logits, weight, shape):
     """The `keep` largest logits of every group, lower index on ties; the others are +0.0."""
-    layer = make(pattern, shape, kind, 0, 1, logits, weight)
+    layer = make(pattern, shape, kind, 0, logits, weight)
     kernels.greedy(layer.logits, layer.weight, layer.out, *pattern, launch=layer.launch)
     expected = draws.top(layer.logits.reshape(-1, pattern[1]).t(), pattern[0]).t().reshape(shape)
     assert torch.equal(layer.out, torch.where(expected, layer.weight, 0)) and not layer.out.signbit()[~expected].any()

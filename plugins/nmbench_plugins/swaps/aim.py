@@ -1,0 +1,56 @@
+"""What a layer is to come close to when weights are dropped; the formulas are in `refiner`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+import nmbench
+
+
+class Aim(NamedTuple):
+    """a and b of the target: `dense`, from the outputs on pruned inputs (0) to those in the dense model (1);
+    `residual`, how much of the error in the residual stream to make up for, in layers that write into it.
+    """
+
+    dense: float
+    residual: float
+
+    def __str__(self) -> str:
+        return f"{self.dense:g}/{self.residual:g}"
+
+    @property
+    def needs(self) -> nmbench.Stat:
+        needs = nmbench.Stat.GRAM
+        if self.dense or self.residual:
+            needs |= nmbench.Stat.DRIFT
+        if self.residual:
+            needs |= nmbench.Stat.LAG
+        return needs
+
+    def target(self, stats: nmbench.LayerStats) -> tuple[Tensor | None, Tensor | None]:
+        """(a - b) D and b L; a D and None for a layer that does not write into the residual stream."""
+        lag = None if stats.lag is None or not self.residual else self.residual * stats.lag
+        share = self.dense - (0 if lag is None else self.residual)
+        if not share:
+            return None, lag
+        assert stats.drift is not None
+        return share * stats.drift, lag
+
+    def linear(self, weight: Tensor, stats: nmbench.LayerStats) -> Tensor:
+        """l `[out, in]` of the rows of `weight`, float32."""
+        drift, lag = self.target(stats)
+        linear = weight.new_zeros(weight.shape) if drift is None else weight @ drift
+        return linear if lag is None else linear + lag
+
+    @classmethod
+    def parsed(cls, text: str) -> list[Aim]:
+        """Aims written as `0/0, 0.15/0.15`. Raises `ValueError` for anything else, and for repeated ones."""
+        aims = []
+        for part in text.split(","):
+            dense, residual = part.split("/")
+            aims.append(cls(float(dense), float(residual)))
+        if len(set(aims)) < len(aims) or not all(-2 <= number <= 2 for aim in aims for number in aim):
+            raise ValueError
+        return aims

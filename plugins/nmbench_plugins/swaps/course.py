@@ -1,0 +1,207 @@
+"""One run of judged swaps: rounds over the blocks, checkpoints, and the choice by held-out windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench.calibrate import Step, full_float32, walk
+from nmbench.compare import not_worse
+from nmbench.evaluate import losses_in_parts, window_losses
+from nmbench.live import LiveWeights
+from nmbench.store import pack, unpack
+from nmbench_plugins.swaps.aim import Aim
+from nmbench_plugins.swaps.descent import descend
+from nmbench_plugins.swaps.judge import Judge
+from nmbench_plugins.swaps.problem import Problem
+
+if TYPE_CHECKING:
+    from nmbench_plugins.swaps.judged import SwapsJudged
+
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints inside a round; the time of a checkpoint changes no result
+SAVED = ("round", "block", "best_round", "log")
+KINDS = ("masks", "best")  # of masks, which are saved as bits
+
+Masks = Mapping[str, Tensor]
+
+
+class Trial(NamedTuple):
+    """Masks proposed for layers with the same inputs, and the losses float64 `[windows]` of the model with them."""
+
+    aim: Aim
+    masks: Masks
+    losses: Tensor
+
+
+class Course:
+    """The state of a run: the masks so far, the best ones, and where in which round it is."""
+
+    def __init__(self, task: nmbench.LearnTask, method: SwapsJudged, live: LiveWeights) -> None:
+        half = len(task.selection) // 2
+        if half < 2:
+            raise nmbench.NMBenchError(f"{task.who} needs at least 4 selection windows; raise --selection-tokens.")
+        self.task, self.method, self.live = task, method, live
+        self.aims = Aim.parsed(method.aims)
+        self.needs = nmbench.Stat.NONE
+        for aim in self.aims:
+            self.needs |= aim.needs
+        self.looked_at, self.unseen = task.selection[:half], task.selection[half:]
+        self.masks = {name: mask.to(task.bundle.device) for name, mask in task.initial.items()}
+        self.best = dict(self.masks)
+        self.round = self.block = self.best_round = 0
+        self.statistics = torch.zeros(0, dtype=torch.int64)  # numbers of this round's windows
+        self.log: list[dict[str, Any]] = []  # one entry for the start, and one each round
+        self.saved_at = time.perf_counter()
+
+    def start(self) -> None:
+        """Measure the initial mask, or go on where a checkpoint left off."""
+        saved = self.task.checkpoints.load()
+        if saved is None:
+            self.live.apply(self.masks)
+            self.log.append({"round": 0, "held_out": self.held_out(), "forward_tokens": 0})
+            return
+        for name in SAVED:
+            setattr(self, name, saved[name])
+        device = self.task.bundle.device
+        for kind in KINDS:
+            packed = {name: saved[f"{kind} {name}"].to(device) for name in self.masks}
+            setattr(self, kind, {name: unpack(bits, tuple(self.masks[name].shape)) for name, bits in packed.items()})
+        self.statistics = saved["statistics"]
+        self.task.generator.set_state(saved["generator"].cpu())
+        self.live.apply(self.masks)
+
+    def run(self) -> None:
+        """Do the rounds that are left."""
+        while self.round < self.method.rounds:
+            if self.block == 0:
+                self.begin_round()
+            self.visit_blocks()
+            self.end_round()
+            self.save()
+
+    def begin_round(self) -> None:
+        """Draw the windows for the statistics of this round."""
+        self.statistics = self.draw(self.method.statistics_tokens).chosen.cpu()
+        self.log.append({"round": self.round + 1, "taken": []})
+
+    def draw(self, tokens: int) -> nmbench.Batch:
+        """About so many tokens of the pool, at least one window."""
+        pool = self.task.pool
+        return next(self.task.batches(max(1, tokens // pool.shape[1]), self.task.generator, pool))
+
+    def visit_blocks(self) -> None:
+        """One walk over the blocks that are left of this round."""
+        task, total = self.task, len(self.task.bundle.blocks)
+        judge = None
+        for step in walk(
+            task.bundle,
+            task.pool[self.statistics.to(task.pool.device)],
+            self.needs,
+            sequential=True,
+            skip_tokens=self.method.skip_tokens,
+            original=lambda layer: task.dense[layer.name],
+            start=self.block,
+        ):
+            task.count_forward(step.block_tokens // total)
+            judge = judge or self.new_judge(step.index)
+            self.decide(step, judge)
+            if step.last:
+                judge, self.block = None, step.index + 1
+                task.progress(f"round {self.round + 1} of {self.method.rounds}", self.block, total)
+                if self.block < total and time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
+                    self.save()
+
+    def new_judge(self, index: int) -> Judge:
+        """A judge for one block, with windows of its own, of the length to try proposals on."""
+        tokens = self.draw(self.method.judge_tokens).tokens
+        length = min(self.method.judge_window, tokens.shape[1])
+        windows = tokens[:, : tokens.shape[1] // length * length].reshape(-1, length)
+        return Judge(self.task, index, windows, self.method.minibatch)
+
+    def decide(self, step: Step, judge: Judge) -> None:
+        """Take the best proposal for these layers, if it is clearly better than what they have now."""
+        proposals = {layer.name: self.proposals(layer.name, step.stats[layer.name]) for layer in step.layers}
+        trials = []
+        for number, aim in enumerate(self.aims):
+            masks = {name: masks[number] for name, masks in proposals.items()}
+            if any(not torch.equal(mask, self.masks[name]) for name, mask in masks.items()):
+                self.live.apply(masks)
+                trials.append(Trial(aim, masks, judge.losses()))
+        best = min(trials, key=lambda trial: float(trial.losses.mean()), default=None)
+        if best is not None and judge.prefers(best.losses, self.method.margin):
+            nats = float((best.losses - judge.present).mean())
+            self.log[-1]["taken"].append({"layers": list(proposals), "aim": str(best.aim), "nats": round(nats, 5)})
+            self.masks.update(best.masks)
+            judge.present = best.losses
+        self.live.apply({name: self.masks[name] for name in proposals})
+
+    def proposals(self, name: str, stats: nmbench.LayerStats) -> list[Tensor]:
+        """What swaps make of the present mask of a layer, for every aim."""
+        assert stats.gram is not None
+        count = len(self.aims)
+        weight = self.live.original(name).float()
+        with full_float32():
+            linear = torch.cat([aim.linear(weight, stats) for aim in self.aims])
+            problem = Problem.of(weight.repeat(count, 1), stats.gram, None, linear, self.task.pattern[name])
+            dropped = (~self.masks[name]).t().float().repeat(1, count)  # [in, aims * out]
+            refined, _ = descend(problem, dropped, self.method.sweeps)
+        return [(part == 0).t().contiguous() for part in refined.chunk(count, dim=1)]
+
+    def end_round(self) -> None:
+        """Look at the first half of the selection windows, and keep the mask if it is the best so far."""
+        self.round, self.block = self.round + 1, 0
+        held_out = self.held_out()
+        self.log[-1].update(held_out=held_out, forward_tokens=self.task.cost.forward_tokens)
+        if held_out < self.log[self.best_round]["held_out"]:
+            self.best, self.best_round = dict(self.masks), self.round
+        self.task.report(self.round, masks=self.masks, held_out=held_out)
+
+    def held_out(self) -> float:
+        return float(self.losses(self.looked_at).mean())
+
+    def losses(self, windows: Tensor) -> Tensor:
+        """Losses float64 `[n]` of the model as it is now. Raises `NumericalFailure` if one is not finite."""
+        self.task.count_forward(windows.numel())
+        losses = losses_in_parts(lambda part: window_losses(self.task.model, part), windows, self.method.minibatch)
+        if not losses.isfinite().all():
+            raise nmbench.NumericalFailure(
+                f"{self.task.who}: a loss on the selection windows is NaN or infinite; another --dtype may help."
+            )
+        return losses.double().cpu()
+
+    def save(self) -> None:
+        """Store everything that what follows depends on."""
+        masks = {f"{kind} {name}": pack(mask).cpu() for kind in KINDS for name, mask in getattr(self, kind).items()}
+        state = {name: getattr(self, name) for name in SAVED}
+        tensors = {"statistics": self.statistics, "generator": self.task.generator.get_state()}
+        self.task.checkpoints.save({**state, **masks, **tensors})
+        self.saved_at = time.perf_counter()
+
+    def conclude(self) -> dict[str, Tensor]:
+        """The masks to return, and what happened, for the record."""
+        self.live.apply(self.task.initial)
+        reference = self.losses(self.unseen)
+        self.live.apply(self.best)
+        confirmation = not_worse(self.losses(self.unseen), reference, self.method.tolerance)
+        confirmed = self.best_round > 0 and confirmation.holds
+        masks = {name: mask.cpu() for name, mask in (self.best if confirmed else self.task.initial).items()}
+        self.task.notes.update(
+            returned="judged" if confirmed else "initial",
+            best_round=self.best_round,
+            confirmation=asdict(confirmation),
+            groups_changed=groups_changed(masks, self.task.initial, self.task.pattern),
+            log=self.log,
+        )
+        return masks
+
+
+def groups_changed(masks: Masks, initial: Masks, patterns: Mapping[str, nmbench.Pattern]) -> float:
+    """The share of groups that differ."""
+    changed = [patterns[name].groups(mask ^ initial[name]).any(dim=-1).flatten() for name, mask in masks.items()]
+    return float(torch.cat(changed).double().mean())

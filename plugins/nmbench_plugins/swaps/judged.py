@@ -1,0 +1,79 @@
+"""Swaps, judged: the Gram matrices propose masks, the loss of the model decides.
+
+`swaps` aims every layer at some point between what it makes of its inputs in the pruned model and in the dense one, and
+how far it should aim is a guess, the same for all layers. Here the model is asked. In every round the blocks are
+visited from first to last, and the layers of a block in the order in which they are executed, those with the same
+inputs together. The statistics of their inputs are gathered with all other layers pruned, as they are by now. Every aim
+(a, b) in a list gives one proposal: the mask that sweeps of swaps reach from the present one. Each proposal is tried in
+the pruned model, on windows drawn for this block. The one with the lowest mean loss is taken if its paired difference
+to the present mask is below zero by `margin` standard errors; else nothing changes. So it is a descent of the loss over
+blocks of coordinates, in which a proposal may change thousands of groups at once, all in a direction that makes sense.
+
+That is why little data goes a long way: a policy gradient has to find out for every weight by itself what the loss, one
+number, says about it; here the loss only chooses among a handful of proposals.
+
+Only forward passes are used, dense weights are frozen. Besides losses it uses, like `swaps`, the Gram matrix of the
+inputs of a layer and how they, and the residual stream, differ from the dense model.
+
+After every round the mask is measured on one half of the selection windows, and the best one is kept. At the end the
+other half must confirm it: the initial mask is returned unless the one-sided 95 % bound of the paired difference is
+within the tolerance.
+
+Idea: proposals from second-order statistics accepted by paired losses; we know of no publication of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench_plugins.swaps.aim import Aim
+from nmbench_plugins.swaps.course import Course
+
+
+@dataclass(frozen=True)
+class SwapsJudged(nmbench.MaskLearner):
+    """Let swaps propose masks, layer by layer, and the model's loss choose among them; weights stay as they are."""
+
+    init: str = nmbench.option("swaps", "registered one-shot method whose mask, on the dense weights, is the start")
+    rounds: int = nmbench.option(2, "how often all blocks are visited")
+    aims: str = nmbench.option(
+        "0/0, -0.15/-0.15, 0.15/0.15, 0.3/0.3, 0.6/0.6, 0.4/0.1, 0.1/0.4",
+        "proposals: dense_weight/residual_weight of swaps, from -2 to 2",
+    )
+    sweeps: int = nmbench.option(3, "most sweeps over the groups of a layer for a proposal")
+    statistics_tokens: int = nmbench.option(98304, "calibration tokens for the statistics of a round", unit="tokens")
+    judge_tokens: int = nmbench.option(32768, "tokens on which the proposals of a block are tried", unit="tokens")
+    judge_window: int = nmbench.option(512, "longest window to try proposals on", unit="tokens")
+    minibatch: int = nmbench.option(32, "windows that go through the model at once", unit="windows")
+    margin: float = nmbench.option(1.0, "standard errors by which a proposal must lower the loss")
+    skip_tokens: int = nmbench.option(1, "first tokens of every window that are left out of the statistics")
+    tolerance: float = nmbench.option(0.005, "how much worse than the initial mask is not worse", unit="nats")
+
+    def __post_init__(self) -> None:
+        least = {"rounds": 0, "sweeps": 1, "minibatch": 1, "judge_window": 2, "skip_tokens": 0, "margin": 0.0}
+        for name, value in {**least, "tolerance": 0.0, "statistics_tokens": 1, "judge_tokens": 1}.items():
+            if not getattr(self, name) >= value:
+                raise nmbench.NMBenchError(
+                    f"option swaps-judged.{name} must be at least {value}, not {getattr(self, name)}."
+                )
+        try:
+            Aim.parsed(self.aims)
+        except ValueError:
+            raise nmbench.NMBenchError(
+                f"option swaps-judged.aims must be like '0/0, 0.3/0.3', numbers from -2 to 2, all pairs different; got "
+                f"{self.aims!r}."
+            ) from None
+
+    @torch.no_grad()
+    def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
+        """Return the best mask found, if it is confirmed, else the initial one; see the module."""
+        with task.live_weights() as live:
+            course = Course(task, self, live)
+            course.start()
+            course.run()
+            return course.conclude()
