@@ -13,7 +13,13 @@ from nmbench.testing.laws.base import Law
 
 HERE = Path(__file__).parent
 HEAD = "<!-- made by docs/generate.py; do not edit -->"
-KINDS = {"every": "method", "layerwise": "one-shot method", "learner": "mask learner"}
+KINDS = {
+    "every": "method: options and patterns",
+    "results": "method: what it returns",
+    "conduct": "method: what else it does",
+    "layerwise": "one-shot method",
+    "learner": "mask learner",
+}
 
 
 def main() -> None:

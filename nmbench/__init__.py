@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nmbench.evaluate import Subject as Subject
     from nmbench.events import Progress as Progress
     from nmbench.hookspecs import hookimpl as hookimpl
+    from nmbench.learn import Batch as Batch
     from nmbench.learn import LearnTask as LearnTask
     from nmbench.methods import LayerStats as LayerStats
     from nmbench.methods import MaskLearner as MaskLearner
@@ -48,7 +49,7 @@ HOMES = {
     "evaluate": ("DenseSubject", "Subject"),
     "events": ("Progress",),
     "hookspecs": ("hookimpl",),
-    "learn": ("LearnTask",),
+    "learn": ("Batch", "LearnTask"),
     "methods": ("LayerStats", "MaskLearner", "Pruned", "PrunedModel", "Refiner", "Scorer", "Solver", "Stat"),
     "models": ("Bundle",),
     "options": ("option",),

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from nmbench.errors import NMBenchError
 from nmbench.models import Bundle
 
+__all__ = ["resumed", "until"]
+
 
 @dataclass(frozen=True)
 class Call:

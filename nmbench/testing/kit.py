@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,12 +73,11 @@ def checks_of(method: Method | type[Method]) -> list[Check]:
     if not isinstance(made, Method):
         raise NMBenchError(f"{made!r} is no method; derive it from nmbench.Scorer, Solver, Refiner or MaskLearner.")
     trial = Trial(made)
-    return [Check(law, trial) for law in LAWS if isinstance(made, law.kinds) and applies(law, made)]
-
-
-def applies(law: Law, method: Method) -> bool:
-    """Whether a law has anything to say: one about an option `steps` only speaks to who has it."""
-    return law.name != "zero_steps_return_the_initial_mask" or hasattr(method, "steps")
+    return [
+        Check(law, trial)
+        for law in LAWS
+        if isinstance(made, law.kinds) and (not law.option or hasattr(made, law.option))
+    ]
 
 
 def run_checks(method: Method | type[Method]) -> dict[str, str]:
@@ -144,7 +142,6 @@ def refuse_unknown(expected: Mapping[str, str], names: set[str]) -> None:
             raise NMBenchError(f"expected failure {name!r} needs a reason, so that others know why it is allowed.")
 
 
-@functools.cache
 def law_names() -> tuple[str, ...]:
     """The names of all checks of all kinds."""
     return tuple(law.name for law in LAWS)

@@ -22,22 +22,38 @@ VOCABULARY = 16
 LENGTH = 12
 
 
+class Block(nn.Module):
+    """One linear layer, which counts the tokens that pass it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.tokens_seen = 0
+        self.linear = nn.Linear(VOCABULARY, VOCABULARY, bias=False)
+        self.linear.weight = nn.Parameter(weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.tokens_seen += hidden.shape[:-1].numel()
+        return self.linear(hidden)
+
+
 class Planted(nn.Module):
     """Predicts the next token of a cycle through two linear layers; its large weights are all that it needs."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.tokens_seen = 0
-        self.blocks = nn.ModuleList([nn.Linear(VOCABULARY, VOCABULARY, bias=False) for _ in range(2)])
+        noise = [0.1 * torch.randn(VOCABULARY, VOCABULARY, generator=generator) for _ in range(2)]
+        planted = [2.5 * torch.eye(VOCABULARY).roll(shift, 0) for shift in (1, 0)]
+        self.blocks = nn.ModuleList([Block(n + p) for n, p in zip(noise, planted, strict=True)])
         self.head = nn.Linear(VOCABULARY, VOCABULARY, bias=False)
         self.head.weight = nn.Parameter(torch.eye(VOCABULARY))
-        for block, shift in zip(self.blocks, (1, 0), strict=True):
-            noise = 0.1 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)
-            block.weight = nn.Parameter(noise + 2.5 * torch.eye(VOCABULARY).roll(shift, 0))
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens that went through the model; those that went through half of it count half."""
+        return sum(block.tokens_seen for block in self.blocks if isinstance(block, Block)) // len(self.blocks)
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        self.tokens_seen += input_ids.numel()
         hidden = F.one_hot(input_ids, VOCABULARY).to(self.head.weight.dtype)
         for block in self.blocks:
             hidden = block(hidden)

@@ -7,9 +7,9 @@ import importlib.metadata
 from nmbench.plugins import load_plugins
 from nmbench.testing import conformance_tests
 from nmbench_plugins.magnitude import Magnitude
-from nmbench_plugins.maskpro import MaskPro, MaskProPlus
+from nmbench_plugins.maskpro import MaskPro
 from nmbench_plugins.sparsegpt import SparseGPT
-from nmbench_plugins.swaps import Swaps
+from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
 
 QUICK = {"minibatch": 8, "learning_rate": 2.0, "prior": 1.0, "check_every": 20, "checkpoint_every": 9}
@@ -20,7 +20,7 @@ METHODS = (
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=200, **QUICK),
-    MaskProPlus(steps=60, **QUICK),
+    SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
 )
 
 test_built_in_methods = conformance_tests(*METHODS)

@@ -5,8 +5,8 @@ Every law looks at one thing and passes over what another law looks at, so that 
 
 from __future__ import annotations
 
-from nmbench.testing.laws import every, layerwise, learner, refiner, scorer, solver
+from nmbench.testing.laws import conduct, every, layerwise, learner, refiner, results, scorer, solver
 from nmbench.testing.laws.base import Law
 
-MODULES = (every, layerwise, scorer, solver, refiner, learner)
+MODULES = (every, results, conduct, layerwise, scorer, solver, refiner, learner)
 LAWS: tuple[Law, ...] = tuple(law for module in MODULES for law in vars(module).values() if isinstance(law, Law))

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nmbench.methods import Method
+from nmbench.errors import NMBenchError
+from nmbench.methods import MaskLearner, Method
+from nmbench.pattern import Pattern
 from nmbench.testing.cases import LayerCase, LearnCase, variants
 from nmbench.testing.watch import Seen
 
@@ -46,6 +48,7 @@ class Law:
     kinds: tuple[type[Method], ...]
     cases: Callable[[Method], Sequence[Any]]
     judge: Callable[[Seen], Judgement]
+    option: str = ""  # it has something to say to methods with this option only
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ class NoCall:
     """The case of a law about the class, for which the method is not called."""
 
 
-def law(*kinds: type[Method], cases: Callable[[Method], Sequence[Any]]) -> Callable[[Callable[[Seen], Judgement]], Law]:
+def law(
+    *kinds: type[Method], cases: Callable[[Method], Sequence[Any]], option: str = ""
+) -> Callable[[Callable[[Seen], Judgement]], Law]:
     """Make a law of a function that judges one call; its docstring is the law in one sentence."""
 
     def made(judge: Callable[[Seen], Judgement]) -> Law:
         assert judge.__doc__
-        return Law(judge.__name__, " ".join(judge.__doc__.split()), kinds, cases, judge)
+        return Law(judge.__name__, " ".join(judge.__doc__.split()), kinds, cases, judge, option)
 
     return made
 
@@ -86,12 +91,23 @@ def one_or_other(
     layer_cases: Callable[[Method], Sequence[Any]], learn_cases: Callable[[Method], Sequence[Any]]
 ) -> Callable[[Method], Sequence[Any]]:
     """Tasks for a mask learner, layers for any other method."""
-    from nmbench.methods import MaskLearner
-
     return lambda method: learn_cases(method) if isinstance(method, MaskLearner) else layer_cases(method)
 
 
 def supported(method: Method, pattern: str) -> bool:
-    from nmbench.pattern import Pattern
-
     return method.supports(Pattern.parse(pattern)) is None
+
+
+def raised(seen: Seen) -> str:
+    """The exception of a call, on one line."""
+    text = " ".join(str(seen.error).split())
+    return f"{type(seen.error).__name__}: {text}"
+
+
+def refused(seen: Seen) -> bool:
+    """Whether the method refused to go on in a way that the user of a run is told about in one line."""
+    return isinstance(seen.error, NMBenchError)
+
+
+# What most laws look at
+usual = one_or_other(layers(pattern=("2:4", "4:8", "1:2"), inputs=("plain", "correlated")), tasks("2:4", "4:8", "1:2"))

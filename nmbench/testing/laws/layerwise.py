@@ -12,8 +12,17 @@ from torch import Tensor
 from nmbench.methods import LayerStats, Pruned, Refiner, Scorer, Solver
 from nmbench.sandbox import fenced
 from nmbench.testing.cases import INPUTS, call
-from nmbench.testing.laws.base import KEPT, PASSED_OVER, PATTERNS, Broken, Judgement, law, layers
-from nmbench.testing.laws.every import raised, refused
+from nmbench.testing.laws.base import (
+    KEPT,
+    PASSED_OVER,
+    PATTERNS,
+    Broken,
+    Judgement,
+    law,
+    layers,
+    raised,
+    refused,
+)
 from nmbench.testing.values import KINDS
 from nmbench.testing.watch import Seen
 

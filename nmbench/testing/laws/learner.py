@@ -10,8 +10,17 @@ from torch import Tensor
 
 from nmbench.methods import MaskLearner, Method
 from nmbench.testing.cases import LearnCase
-from nmbench.testing.laws.base import KEPT, PASSED_OVER, PLANTED_PATTERNS, Broken, Judgement, law, supported, tasks
-from nmbench.testing.laws.every import raised
+from nmbench.testing.laws.base import (
+    KEPT,
+    PASSED_OVER,
+    PLANTED_PATTERNS,
+    Broken,
+    Judgement,
+    law,
+    raised,
+    supported,
+    tasks,
+)
 from nmbench.testing.planted import VOCABULARY, Planted, planted_bundle, planted_loss
 from nmbench.testing.values import values
 from nmbench.testing.watch import Seen, interrupted, watch
@@ -60,12 +69,7 @@ def strict(seen: Seen, masks: Mapping[str, Tensor], what: str) -> Judgement:
     return KEPT
 
 
-def with_steps(method: Method) -> list[LearnCase]:
-    """Cases for a learner that has an option `steps`."""
-    return tasks("2:4", "4:8")(method) if hasattr(method, "steps") else []
-
-
-@law(MaskLearner, cases=with_steps)
+@law(MaskLearner, cases=tasks("2:4", "4:8"), option="steps")
 def zero_steps_return_the_initial_mask(seen: Seen) -> Judgement:
     """With its option `steps` at 0 a learner returns the masks that it started from."""
     method = dataclasses.replace(seen.method, steps=0)  # type: ignore[call-arg]
