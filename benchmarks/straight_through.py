@@ -36,7 +36,7 @@ class Masked(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class StraightThrough(nmbench.MaskLearner):
-    """Learn mask logits by the straight-through gradient; weights stay dense. A reference, not forward-only."""
+    """Learn mask logits by the straight-through gradient; weights stay dense. A reference: it needs backpropagation."""
 
     init: str = nmbench.option("wanda", "registered one-shot method whose mask is the starting point")
     steps: int = nmbench.option(700, "updates of the logits", unit="steps")

@@ -11,6 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nmbench.artifacts.kept import Kept as Kept
+    from nmbench.artifacts.kept import files_digest as files_digest
+    from nmbench.artifacts.kept import open_masks as open_masks
     from nmbench.errors import NMBenchError as NMBenchError
     from nmbench.errors import NotStrict as NotStrict
     from nmbench.errors import NumericalFailure as NumericalFailure
@@ -20,8 +23,10 @@ if TYPE_CHECKING:
     from nmbench.hookspecs import hookimpl as hookimpl
     from nmbench.learn import Batch as Batch
     from nmbench.learn import LearnTask as LearnTask
+    from nmbench.methods import DenseModel as DenseModel
     from nmbench.methods import LayerStats as LayerStats
     from nmbench.methods import MaskLearner as MaskLearner
+    from nmbench.methods import MaskSource as MaskSource
     from nmbench.methods import Pruned as Pruned
     from nmbench.methods import PrunedModel as PrunedModel
     from nmbench.methods import Refiner as Refiner
@@ -45,12 +50,16 @@ if TYPE_CHECKING:
     from nmbench.table import render as render
 
 HOMES = {
+    "artifacts.kept": ("Kept", "files_digest", "open_masks"),
     "errors": ("NMBenchError", "NotStrict", "NumericalFailure"),
     "evaluate": ("DenseSubject", "Subject"),
     "events": ("Progress",),
     "hookspecs": ("hookimpl",),
     "learn": ("Batch", "LearnTask"),
-    "methods": ("LayerStats", "MaskLearner", "Pruned", "PrunedModel", "Refiner", "Scorer", "Solver", "Stat"),
+    "methods": (
+        *("DenseModel", "LayerStats", "MaskLearner", "MaskSource", "Pruned", "PrunedModel"),
+        *("Refiner", "Scorer", "Solver", "Stat"),
+    ),
     "models": ("Bundle",),
     "options": ("option",),
     "pattern": ("Pattern",),

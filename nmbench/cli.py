@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmbench import commands
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -148,9 +149,10 @@ def options_text(name: str, cls: Any) -> str:
 
 def kind_of(cls: Any) -> str:
     """The kind of a method, as the documentation names it."""
-    from nmbench.methods import MaskLearner, Refiner, Scorer, Solver
+    from nmbench.methods import MaskLearner, MaskSource, Refiner, Scorer, Solver
 
     kinds = {Scorer: "scorer", Solver: "solver", Refiner: "refiner", MaskLearner: "mask learner"}
+    kinds[MaskSource] = "mask source"
     return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
 
 
@@ -220,6 +222,10 @@ def new_plugin_command(name: str, kind: str, out: Path) -> None:
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
     """Write the reports named."""
     return [plugins.lookup(plugins.registries.reporters, name)().write(results, directory) for name in formats]
+
+
+for command in (commands.validate, commands.diff, commands.export):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

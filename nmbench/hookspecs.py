@@ -28,7 +28,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec(historic=True)
 def nmbench_register_baselines(register: Register) -> None:
-    """When the plugin loads: `register("magnitude", Magnitude)` for every `Scorer`, `Solver` or `Refiner` class."""
+    """When the plugin loads: `register("magnitude", Magnitude)` for every `Scorer`, `Solver`, `Refiner` or `MaskSource`
+    class.
+    """
 
 
 @hookspec(historic=True)

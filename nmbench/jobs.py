@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nmbench.errors import NMBenchError
@@ -24,6 +24,7 @@ class Contender:
     method: Method
     options: Mapping[str, Any]
     init: Contender | None = None
+    content: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
             options = {PRESET: asked.options[PRESET], **options}
         init = initial(method, asked.label, plugins)
         found += [init] if init and isinstance(method, MaskLearner) else []
-        found.append(Contender(asked.label, asked.name, method, options, init))
+        found.append(Contender(asked.label, asked.name, method, options, init, method.content()))
     return found
 
 
@@ -79,12 +80,12 @@ def initial(method: Method, label: str, plugins: Plugins) -> Contender | None:
         return None
     cls = plugins.lookup(plugins.registries.methods, method.init)
     if not issubclass(cls, Baseline):
-        raise NMBenchError(f"option {label}.init must name a one-shot method; {method.init!r} is a mask learner.")
+        raise NMBenchError(f"option {label}.init must name a one-shot method; {method.init!r} is none.")
     if isinstance(method, Refiner) and issubclass(cls, Refiner):
         raise NMBenchError(f"option {label}.init must name a scorer or a solver; {method.init!r} is a refiner itself.")
     start = build(cls, {"mask_only": True} if issubclass(cls, Solver) else {}, f"{label}@init")
     below = initial(start, f"{label}@init", plugins)
-    return Contender(f"{label}@init", method.init, start, resolved(start), below)
+    return Contender(f"{label}@init", method.init, start, resolved(start), below, start.content())
 
 
 def check_supported(found: Sequence[Contender], spec: RunSpec) -> None:
@@ -120,5 +121,7 @@ def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int,
 
 def content_of(contender: Contender) -> dict[str, Any]:
     """Method and options of a contender and of what it starts from."""
-    content = {"method": contender.name, "options": dict(contender.options)}
+    content: dict[str, Any] = {"method": contender.name, "options": dict(contender.options)}
+    if contender.content:
+        content["content"] = dict(contender.content)
     return {**content, "init": content_of(contender.init)} if contender.init else content

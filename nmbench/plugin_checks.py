@@ -20,7 +20,7 @@ from nmbench.options import PRESET, READERS, alternatives
 
 PREFIX = "nmbench_"
 BASES = {
-    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner")),
+    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner", "MaskSource")),
     "nmbench_register_mask_learners": ("nmbench.methods", ("MaskLearner",)),
     "nmbench_register_models": ("nmbench.sources", ("ModelSource",)),
     "nmbench_register_datasets": ("nmbench.sources", ("Dataset",)),

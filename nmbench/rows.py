@@ -44,6 +44,7 @@ def failed(job: Job, bench: Bench, message: str, trace: str) -> Record:
         "traceback": trace,
         "strict": None,
         "proof": None,
+        "measured_digest": None,
         "weights_changed": None,
         "metrics": {},
         "against_dense": {},

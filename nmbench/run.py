@@ -22,7 +22,7 @@ from nmbench.intact import check_intact, is_intact, renewed
 from nmbench.jobs import Job, check_supported, contenders, jobs
 from nmbench.learn import LearnTask
 from nmbench.meter import Cost, Meter
-from nmbench.methods import Baseline, MaskLearner, Pruned, PrunedModel
+from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Pruned, PrunedModel
 from nmbench.models import Bundle
 from nmbench.plugins import Plugins, load_plugins
 from nmbench.prune import apply, prune_one_shot
@@ -107,7 +107,7 @@ def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
         pruned, earlier_seconds = prune(job, bench, directory, cost) if job.contender else (None, 0.0)
     with Meter(bench.bundle.device) as evaluating:
         try:
-            proof, subject, metrics = evaluate(job, bench, pruned)
+            proof, subject, metrics, measured_digest = evaluate(job, bench, pruned)
         finally:
             bench.dense.restore()
     if pruned is None:
@@ -119,6 +119,7 @@ def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
         "status": "ok",
         "strict": True if pruned else None,
         "proof": proof,
+        "measured_digest": measured_digest,
         "weights_changed": pruned.weights_changed if pruned else False,
         "metrics": metrics,
         "against_dense": against_dense(subject, bench.reference) if pruned else {},
@@ -143,6 +144,8 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
     patterns = bench.spec.layer_patterns(job.pattern, bench.bundle.layers)
     if isinstance(method, Baseline):
         return one_shot(job, method, bench, patterns, cost), 0.0
+    if isinstance(method, MaskSource):
+        return brought(job, method, bench, patterns), 0.0
     assert isinstance(method, MaskLearner)
     task = LearnTask(
         bench.bundle,
@@ -175,6 +178,19 @@ def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, An
     return prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, job.label, cost, report, init)
 
 
+def brought(job: Job, method: MaskSource, bench: Bench, patterns: Mapping[str, Any]) -> PrunedModel:
+    """Masks that were made elsewhere, checked and on the model's device."""
+    weights = {name: bench.dense.layer(layer) for name, layer in bench.bundle.layers.items()}
+    pruned = method.bring(DenseModel(weights, patterns, bench.bundle.skipped))
+    check_masks(pruned.masks, patterns, shapes(bench.bundle), job.label)
+    device = bench.bundle.device
+    layers = {
+        name: Pruned(layer.mask.to(device), None if layer.weight is None else layer.weight.to(device))
+        for name, layer in pruned.layers.items()
+    }
+    return PrunedModel(layers, pruned.notes)
+
+
 def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
     """The masks of the row `<label>@init`, which was done just before this one.
 
@@ -195,8 +211,11 @@ def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, 
 
 def evaluate(
     job: Job, bench: Bench, pruned: PrunedModel | None
-) -> tuple[dict[str, Any] | None, Subject, dict[str, dict[str, Any]]]:
-    """Apply, prove strict, measure, and prove by hash that the very tensors measured are still the same."""
+) -> tuple[dict[str, Any] | None, Subject, dict[str, dict[str, Any]], str]:
+    """Apply, prove strict, measure, and prove by hash that the very tensors measured are still the same.
+
+    The hash comes last: it tells whether a model that is made again is the one that was measured.
+    """
     if pruned is not None:
         apply(bench.bundle, pruned)
     measured = bench.bundle.in_dtype(getattr(torch, str(bench.spec.eval_dtype)))
@@ -209,7 +228,7 @@ def evaluate(
     metrics = measure_all(bench.metrics, subject, reference)
     if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")
-    return proof, subject, metrics
+    return proof, subject, metrics, before
 
 
 def prove(job: Job, bench: Bench, measured: Bundle, pruned: PrunedModel | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -159,7 +160,7 @@ class MemoryCheckpoints:
         self.state: dict[str, Any] | None = None
 
     def save(self, state: Mapping[str, Any]) -> None:
-        self.state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+        self.state = copy.deepcopy(dict(state))  # a snapshot: the learner goes on to change what it handed over
 
     def load(self) -> dict[str, Any] | None:
-        return None if self.state is None else dict(self.state)
+        return copy.deepcopy(self.state)

@@ -157,6 +157,38 @@ def test_drift_from_the_dense_model(family, sequential):
 
 
 @families
+@pytest.mark.parametrize("sequential", [False, True])
+def test_walking_a_pruned_model(family, sequential):
+    """A pruned model is walked as it is, next to the dense one that the caller knows, and left as it was."""
+    bundle, windows = load(family), random_windows()
+    dense = one_shot.inputs(bundle.model, bundle.layers, windows)
+    weights = {name: layer.read().clone() for name, layer in bundle.layers.items()}
+    for layer in bundle.layers.values():
+        halve(layer)
+    plain, digest = one_shot.inputs(bundle.model, bundle.layers, windows), bundle.digest()
+    for step in walk(bundle, windows, ALL, sequential, original=lambda layer: weights[layer.name]):
+        for name, got in step.stats.items():
+            assert_close(got, expected(plain[name], len(windows), dense[name]))
+    assert bundle.digest() == digest
+
+
+@families
+def test_starting_at_a_later_block(family):
+    """A walk that starts at a block sees there what one from the beginning sees."""
+    bundle, windows = load(family), random_windows()
+    original = {name: layer.read().clone() for name, layer in bundle.layers.items()}
+    for layer in bundle.block_layers(0):
+        halve(layer)
+    whole, rest = (
+        list(walk(bundle, windows, ALL, original=lambda layer: original[layer.name], start=start)) for start in (0, 1)
+    )
+    assert [step.index for step in rest] == [1]
+    for name, got in rest[0].stats.items():
+        assert torch.equal(got.gram, whole[1].stats[name].gram)
+        assert torch.equal(got.drift, whole[1].stats[name].drift)
+
+
+@families
 def test_statistics_of_a_sequential_walk(family):
     """At every step of a sequential walk the layers before are pruned, and every layer has its turn once."""
     bundle, windows = load(family), random_windows()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nmbench.compare import paired
+from nmbench.compare import not_worse, paired
 from reference import bootstrap as reference
 
 quick = settings(max_examples=12, deadline=None)
@@ -166,3 +166,18 @@ def test_shown_with_signs():
     """A difference is shown as mean and interval in nats, each with its sign."""
     found = dataclasses.replace(paired(torch.ones(3), torch.ones(3)), mean=-0.25, low=-0.3, high=0.125)
     assert str(found) == "-0.2500 [-0.3000, +0.1250]"
+
+
+@quick
+@given(pairs(min_size=2), st.floats(0, 1))
+def test_not_worse_is_the_one_sided_bound(pair, tolerance):
+    """Losses are not worse if mean plus 1.645 standard errors of the paired difference is within the tolerance."""
+    ours, theirs = pair
+    found = not_worse(ours, theirs, tolerance)
+    difference = (ours.double() - theirs.double()).numpy()
+    bound = difference.mean() + 1.645 * difference.std(ddof=1) / len(difference) ** 0.5
+    assert found.one_sided_95_bound == pytest.approx(bound, abs=1e-9)
+    assert found.holds == (found.one_sided_95_bound <= tolerance)
+    assert not_worse(ours, ours, tolerance).holds
+    assert not not_worse(ours + 5, ours, tolerance).holds
+    assert not not_worse(ours * torch.nan, ours, tolerance).holds

@@ -6,6 +6,7 @@ import importlib.metadata
 
 from nmbench.plugins import load_plugins
 from nmbench.testing import conformance_tests
+from nmbench_plugins.importing import Import
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -20,6 +21,7 @@ METHODS = (
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=200, **QUICK),
+    Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
 )
 

@@ -1,0 +1,169 @@
+"""What mask learners add to the masks they start from, and what that costs: a table and a plot of finished runs.
+
+    nmbench run --plugin straight_through.py --method swaps-judged --method maskpro --method straight-through --out RUN
+    python learners.py RUN --json results/learners.json --plot results/learners.png
+
+Every learner is compared with the row of its initial mask in the same run: nats gained on the test text, tokens that
+went forward and backward, seconds, peak device memory. In the plot a line leads from the initial mask, at the tokens
+that it took, to the learnt one, at the tokens of both. Rows of several runs, say one for each seed, are put together
+if their protocols are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DEVICE = ("device_name", "torch", "transformers", "dtype", "eval_dtype", "nmbench")
+
+
+class Gain(NamedTuple):
+    """A learner's row beside that of its initial mask; nats on the test text, over the dense model."""
+
+    label: str
+    init: str
+    pattern: str
+    seed: int
+    perplexity_init: float
+    perplexity: float
+    nats_init: float
+    nats: float
+    nats_gained: float
+    forward_tokens_init: int
+    forward_tokens: int
+    backward_tokens: int
+    seconds: float
+    device_gib: float | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories, or their records.jsonl")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    runs = [read(path) for path in args.runs]
+    records = [record for run in runs for record in run]
+    if len({record["protocol_digest"] for record in records}) != 1:
+        raise SystemExit("Error: the runs follow different protocols; compare those of each protocol by themselves.")
+    gains = [gain for run in runs for gain in found(run)]
+    print(table(gains))
+    if args.json:
+        args.json.write_text(json.dumps(summary(records, gains), indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        plot(gains, args.plot)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    file = path / "records.jsonl" if path.is_dir() else path
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
+    """The gains of all learners of one run that are done."""
+    done = [record for record in records if record["status"] == "ok"]
+    dense = math.log(value(next(record for record in done if record["label"] == "dense")))
+    inits = {key(record): record for record in done if record["label"].endswith("@init")}
+    gains = []
+    for row in done:
+        init = inits.get((f"{row['label']}@init", *key(row)[1:]))
+        if init is None:
+            continue
+        nats_init, nats = (math.log(value(record)) - dense for record in (init, row))
+        peak = row["peak_bytes"]["device"]
+        gains.append(
+            Gain(
+                row["label"],
+                row["options"]["init"],
+                row["pattern"],
+                row["seed"],
+                round(value(init), 4),
+                round(value(row), 4),
+                round(nats_init, 4),
+                round(nats, 4),
+                round(nats_init - nats, 4),
+                init["cost"]["forward_tokens"],
+                row["cost"]["forward_tokens"],
+                row["cost"]["backward_tokens"],
+                row["seconds"]["prune"],
+                peak and round(peak / 2**30, 2),
+            )
+        )
+    return gains
+
+
+def key(record: dict[str, Any]) -> tuple[str, str, int]:
+    return record["label"], record["pattern"], record["seed"]
+
+
+def value(record: dict[str, Any]) -> float:
+    """The first metric, a perplexity."""
+    return float(next(iter(record["metrics"].values()))["value"])
+
+
+def table(gains: Sequence[Gain]) -> str:
+    """The gains as Markdown."""
+    lines = ["| learner | from | pattern | seed | perplexity | nats gained | forward tokens | backward | seconds |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for gain in gains:
+        cells = (
+            f"{gain.label} | {gain.init} | {gain.pattern} | {gain.seed}",
+            f"{gain.perplexity_init:.1f} → {gain.perplexity:.1f} | {gain.nats_gained:.3f}",
+            f"{gain.forward_tokens / 1e6:.1f} M | {gain.backward_tokens / 1e6:.1f} M | {gain.seconds:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary(records: Sequence[dict[str, Any]], gains: Sequence[Gain]) -> dict[str, Any]:
+    """The gains, with all options and the course of learning, and what they depend on."""
+    about = [record["environment"] for record in records]
+    rows = [
+        {
+            name: record.get(name)
+            for name in ("label", "pattern", "seed", "options", "metrics", "against_dense", "notes")
+        }
+        for record in records
+    ]
+    return {
+        "environment": {name: sorted({str(one[name]) for one in about if name in one}) for name in DEVICE},
+        "protocol_digest": records[0]["protocol_digest"],
+        "gains": [gain._asdict() for gain in gains],
+        "rows": rows,
+    }
+
+
+def plot(gains: Sequence[Gain], path: Path) -> None:
+    """One panel for each pattern: nats over the dense model against forward tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    patterns, labels = sorted({g.pattern for g in gains}), sorted({(g.label, g.init) for g in gains})
+    figure, axes = plt.subplots(1, len(patterns), figsize=(5.5 * len(patterns), 4.2), squeeze=False)
+    for axis, pattern in zip(axes[0], patterns, strict=True):
+        for number, (label, init) in enumerate(labels):
+            shown = f"{label} from {init}"
+            for gain in gains:
+                if (gain.label, gain.init, gain.pattern) == (label, init, pattern):
+                    tokens = gain.forward_tokens_init, gain.forward_tokens_init + gain.forward_tokens
+                    nats = gain.nats_init, gain.nats
+                    axis.plot(tokens, nats, "o-", color=f"C{number}", label=shown, markersize=4)
+                    shown = "_" + shown  # one entry in the legend for all seeds
+        axis.set_xscale("log")
+        axis.set_xlabel("forward tokens, those of the initial mask included")
+        axis.set_ylabel("test loss over the dense model (nats per token)")
+        axis.set_title(pattern)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
