@@ -1,7 +1,8 @@
 """nmbench compares strict N:M pruning methods on language models, fairly and reproducibly.
 
-The names below are the public interface. They are imported when first used, so that `import nmbench` is quick and needs
-no torch. To run a comparison: `from nmbench.run import run`.
+The names below are imported when first used, so that `import nmbench` is quick and needs no torch. To run a comparison:
+`from nmbench.run import run`. Public is what a module lists in its `__all__`, here and below; a module without one is
+private, and so is every name that begins with an underscore (docs/compatibility.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from nmbench.evaluate import Subject as Subject
     from nmbench.events import Progress as Progress
     from nmbench.hookspecs import hookimpl as hookimpl
+    from nmbench.learn import Batch as Batch
     from nmbench.learn import LearnTask as LearnTask
     from nmbench.methods import DenseModel as DenseModel
     from nmbench.methods import LayerStats as LayerStats
@@ -57,7 +59,7 @@ HOMES = {
     "evaluate": ("DenseSubject", "Subject"),
     "events": ("Progress",),
     "hookspecs": ("hookimpl",),
-    "learn": ("LearnTask",),
+    "learn": ("Batch", "LearnTask"),
     "methods": (
         *("DenseModel", "LayerStats", "MaskLearner", "MaskSource", "Pruned", "PrunedModel"),
         *("Refiner", "Scorer", "Solver", "Stat"),

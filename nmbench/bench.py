@@ -21,6 +21,7 @@ from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_token
 from nmbench.errors import NMBenchError, unknown
 from nmbench.evaluate import DenseSubject
 from nmbench.events import Progress
+from nmbench.intact import Fingerprint, fingerprint, probe_of
 from nmbench.memory import Estimate, estimate
 from nmbench.methods import Baseline, MaskLearner, Method, Stat
 from nmbench.models import Bundle, DenseWeights
@@ -46,6 +47,8 @@ class Bench:
     texts: Mapping[str, Tensor]
     pools: Mapping[int, Pool]
     provenance: Mapping[str, Any]
+    probe: Tensor
+    fingerprint: Fingerprint
     reference: DenseSubject = field(default_factory=lambda: DenseSubject({}))
 
     @cached_property
@@ -207,7 +210,9 @@ def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle, learners: bool = Tr
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
-    return Bench(spec, plugins, bundle, DenseWeights(bundle), metrics, texts, pools, provenance)
+    probe = probe_of(texts, next(iter(pools.values())).calibration[0])
+    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe))
+    return Bench(spec, plugins, bundle, DenseWeights(bundle), *shared)
 
 
 def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:

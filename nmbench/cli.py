@@ -14,7 +14,7 @@ from nmbench import commands
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
-    from nmbench.plugins import Plugins
+    from nmbench.plugins import PluginInfo, Plugins
     from nmbench.spec import RunSpec
 
 INTERRUPTED = 130
@@ -165,15 +165,27 @@ def summary(cls: Any) -> str:
 @main.command("plugins")
 @plugin_option
 def plugins_command(plugin_files: Sequence[str]) -> None:
-    """List every plugin: where it comes from, its hooks, or why it failed."""
+    """List every plugin: where it comes from, its hooks and what it registers, or why it failed."""
+    from nmbench.hookspecs import HOOKS_VERSION
     from nmbench.plugins import load_plugins
+    from nmbench.testing import KIT_VERSION
 
     plugins = load_plugins(plugin_files)
     for info in plugins.infos:
-        state = f"FAILED at {info.failure}" if info.failure else "disabled" if info.disabled else ", ".join(info.hooks)
-        click.echo(f"{info.name}: {state}")
+        click.echo(f"{info.name}: {state_of(info)}")
+        for text in info.deprecations:
+            click.echo(f"  deprecated: {text}")
+    click.echo(f"hooks {HOOKS_VERSION}, test kit {KIT_VERSION}")
     if plugins.failures:
         sys.exit(1)
+
+
+def state_of(info: PluginInfo) -> str:
+    """What has become of a plugin."""
+    if info.failure:
+        return f"FAILED at {info.failure}"
+    brings = f"; brings {', '.join(info.registered)}" if info.registered else ""
+    return "disabled" if info.disabled else f"{', '.join(info.hooks)}{brings}"
 
 
 @main.command()
@@ -191,6 +203,22 @@ def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None
     click.echo(render(results))
     for path in write_reports(load_plugins(plugin_files), results, out or directories[0], formats):
         click.echo(f"wrote {path}")
+
+
+@main.command("new-plugin")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(("scorer", "solver", "learner")), default="scorer", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where.  [this folder]")
+def new_plugin_command(name: str, kind: str, out: Path) -> None:
+    """Write a package with a method NAME that builds, installs and passes its own tests."""
+    from nmbench.plugins import load_plugins
+    from nmbench.scaffold import new_plugin
+
+    taken = load_plugins().registries.methods.entries.get(name)
+    files = new_plugin(name, kind, out, taken.origin if taken else None)
+    folder = out / f"nmbench-{name}"
+    click.echo("\n".join(f"wrote {path}" for path in files))
+    click.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nmbench methods {name}")
 
 
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:

@@ -19,6 +19,8 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models import Bundle
 from nmbench.sources import Metric
 
+__all__ = ["DenseSubject", "Subject", "batch_size", "losses_in_parts", "window_losses"]
+
 LOGIT_BYTES = 64 * 2**20  # a batch is as large as this allows for its float32 logits; more is slower on a CPU
 GPU_LOGIT_BYTES = 2**30  # of a whole batch on a GPU, where small batches are slow
 LARGE_VOCABULARY = 2**17  # assumed of a model that does not tell

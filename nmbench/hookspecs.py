@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from nmbench.registry import Register
     from nmbench.spec import RunSpec
 
+__all__ = ["HOOKS_VERSION", "hookimpl"]
+
 PROJECT = "nmbench"
+HOOKS_VERSION = "1.0"  # docs/compatibility.md says what a new number means
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from nmbench.errors import NMBenchError
 from nmbench.models import Bundle
 
+__all__ = ["LiveWeights", "Provider", "masked"]
+
 PART_WEIGHTS = 2**15  # more would wake other threads, which costs more than it gains
 Provider = Callable[[str], Tensor]  # layer name -> the weight [out, in] to compute with
 

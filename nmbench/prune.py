@@ -120,6 +120,7 @@ def prune_layer(
     try:
         with full_float32():
             pruned = choose(method, layer.read().clone(), stats, pattern, mask)
+            check_pruned(pruned, layer)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
@@ -130,11 +131,22 @@ def prune_layer(
     return pruned
 
 
+def check_pruned(pruned: object, layer: Layer) -> None:
+    """Raise `NMBenchError` unless a method returned a `Pruned` whose tensors are where the layer is."""
+    if not isinstance(pruned, Pruned):
+        raise NMBenchError(f"it returned {type(pruned).__name__} instead of nmbench.Pruned.")
+    for what, tensor in (("mask", pruned.mask), ("weight", pruned.weight)):
+        if isinstance(tensor, Tensor) and tensor.device != layer.read().device:
+            raise NMBenchError(f"it returned a {what} on {tensor.device}, the layer is on {layer.read().device}.")
+
+
 @torch.no_grad()
 def choose(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Pruned:
     """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
     if isinstance(method, Scorer):
         score = method.score(weight, stats)
+        if not isinstance(score, Tensor):
+            raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
         if score.shape != weight.shape:
             raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
         return Pruned(pattern.top(score))

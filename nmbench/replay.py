@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from nmbench.errors import NMBenchError
 from nmbench.models import Bundle
 
+__all__ = ["resumed", "until"]
+
 
 @dataclass(frozen=True)
 class Call:

@@ -7,7 +7,7 @@ meets the same evaluator. A finished job is never repeated; a record is durable 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from torch import Tensor
 from nmbench.bench import Bench, check_names, load_model, planned, prepare
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
+from nmbench.intact import check_intact, is_intact, renewed
 from nmbench.jobs import Job, check_supported, contenders, jobs, lineage
 from nmbench.learn import LearnTask
 from nmbench.meter import Cost, Meter
-from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Pruned, PrunedModel
+from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Method, Pruned, PrunedModel
 from nmbench.models import Bundle
 from nmbench.plugins import Plugins, load_plugins
 from nmbench.prune import apply, prune_one_shot
@@ -31,6 +32,8 @@ from nmbench.sandbox import fenced
 from nmbench.spec import RunSpec
 from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.validate import check_divides, check_masks, check_strict, masks_digest
+
+__all__ = ["run"]
 
 
 def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
@@ -61,6 +64,7 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
             record = directory.finished(job.digest, job.name)
             if record is None:
                 record = attempt(job, bench, directory)
+                bench = sound(bench, job, record, used)
                 directory.append(record)
                 directory.drop_checkpoint(job.name, record)
                 plugins.announce("nmbench_method_finished", record=record)
@@ -69,6 +73,15 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
             records.append(record)
         plugins.announce("nmbench_run_finished", records=records)
         return Results(directory.records(), [directory.path], records)
+
+
+def sound(bench: Bench, job: Job, record: Record, used: Sequence[Method]) -> Bench:
+    """The bench for the next job: the same, or with the model loaded again if this job left another one behind; it is
+    put where all methods `used` can work on it.
+    """
+    if is_intact(bench, restore=record["status"] != "ok"):  # a job that ended well has restored the dense weights
+        return bench
+    return renewed(bench, load_model(bench.spec, bench.plugins, used), job.title)
 
 
 def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
@@ -82,7 +95,6 @@ def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
     except CannotWrite:
         raise
     except (Exception, SystemExit) as error:
-        bench.dense.restore()
         trace = directory.file("errors", job.name, ".txt")
         write_atomic(trace, traceback.format_exc().encode())
         kind = "" if isinstance(error, NMBenchError) else f"{type(error).__name__}: "
@@ -144,8 +156,8 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
         bench.dense,
         patterns,
         initial_masks(job, bench, directory),
-        bench.pools[job.seed].calibration,
-        bench.pools[job.seed].selection,
+        bench.pools[job.seed].calibration.clone(),  # not even a learner that writes into its tokens reaches others
+        bench.pools[job.seed].selection.clone(),
         job.seed,
         FileCheckpoints(directory.file("checkpoints", job.name, ".safetensors"), job.digest),
         job.label,
@@ -153,7 +165,7 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
         cost,
     )
     masks = method.learn(task)
-    bench.dense.restore()  # whatever the learner left behind
+    check_intact(bench, job.label)  # whatever the learner left behind is undone, or its row fails
     check_masks(masks, patterns, shapes(bench.bundle), job.label)
     task.settle()
     pruned = {name: Pruned(mask.to(bench.bundle.device)) for name, mask in masks.items()}
@@ -213,8 +225,10 @@ def evaluate(
     measured = bench.bundle.in_dtype(getattr(torch, str(bench.spec.eval_dtype)))
     proof = prove(job, bench, measured, pruned)
     before = measured.digest()
-    subject = Subject(measured, bench.texts, bench.reporter(job.title, "evaluate"))
-    reference = bench.reference if pruned is not None else DenseSubject({}, live=subject)
+    texts = {name: tokens.clone() for name, tokens in bench.texts.items()}  # a metric is lent copies
+    subject = Subject(measured, texts, bench.reporter(job.title, "evaluate"))
+    cached = {name: losses.clone() for name, losses in bench.reference.cached.items()}
+    reference = DenseSubject(cached) if pruned is not None else DenseSubject({}, live=subject)
     metrics = measure_all(bench.metrics, subject, reference)
     if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")

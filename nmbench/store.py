@@ -21,6 +21,8 @@ from torch import Tensor
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
 
+__all__ = ["FileCheckpoints", "MemoryCheckpoints", "load_masks", "pack", "save_masks", "unpack"]
+
 FORMAT = "nmbench packed masks 1"
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import nmbench as public
+import nmbench.plugins as plugin_module
 from nmbench import hookspecs
 from nmbench.errors import NMBenchError, PluginError, UnknownName
 from nmbench.options import describe
@@ -483,7 +484,7 @@ CODES = {
     "core": "\n".join(f"import nmbench.{name}" for name in [*LIGHT, "cli", "registry", "sources"]),
     "public": f"from nmbench import {PUBLIC}",
 }
-HELPS = ([], ["run"], ["methods"], ["plugins"], ["report"])
+HELPS = ([], ["run"], ["methods"], ["plugins"], ["report"], ["new-plugin"])
 
 
 def fresh(code: str) -> subprocess.CompletedProcess:
@@ -517,3 +518,23 @@ def test_unknown_public_name():
     with pytest.raises(AttributeError, match="no attribute 'Sorcerer'"):
         _ = public.Sorcerer
     assert all(a < b for a, b in pairwise(public.__all__)) and "hookimpl" in dir(public)
+
+
+# What is deprecated
+
+
+def test_deprecated_hooks_are_listed_and_warned_of(points, monkeypatch):
+    """A plugin that uses a hook which will go is told so, in the list and by a warning; it still works."""
+    manager_of = plugin_module.manager_with_specs
+
+    def with_deprecated_hook():
+        manager = manager_of()
+        manager.hook.nmbench_register_models.spec.opts["warn_on_impl"] = None
+        manager.hook.nmbench_register_models.spec.warn_on_impl = DeprecationWarning("use something else")
+        return manager
+
+    monkeypatch.setattr(plugin_module, "manager_with_specs", with_deprecated_hook)
+    with pytest.warns(DeprecationWarning, match="use something else"):
+        plugins = load(points, "acme", "zz")
+    assert [info.deprecations for info in plugins.infos] == [(), ("use something else",)]
+    assert held(plugins) == expected(["acme", "zz"])
