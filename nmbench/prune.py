@@ -178,4 +178,5 @@ def applied(pruned: Pruned, dense: Tensor) -> Tensor:
 def apply(bundle: Bundle, pruned: PrunedModel) -> None:
     """Write a pruned model into the live one."""
     for name, layer in bundle.layers.items():
-        layer.write(applied(pruned.layers[name], layer.read()))
+        dense = layer.read()
+        layer.write(applied(kept(pruned.layers[name], dense.device), dense))
