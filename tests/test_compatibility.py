@@ -20,7 +20,7 @@ HOOKS = {
         "nmbench_register_datasets": ["register"],
         "nmbench_register_metrics": ["register"],
         "nmbench_register_reporters": ["register"],
-        "nmbench_run_started": ["spec"],
+        "nmbench_run_started": ["spec", "memory"],
         "nmbench_progress": ["event"],
         "nmbench_method_finished": ["record"],
         "nmbench_run_finished": ["records"],
