@@ -29,12 +29,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be: a contender at a pattern and a seed, or the dense reference (no contender)."""
+    """One row to be: a contender at a pattern and a seed, or the dense reference (no contender).
+
+    `digest` names everything that decides the row, `work` everything but its label.
+    """
 
     contender: Contender | None
     pattern: Pattern | None
     seed: int | None
     digest: str
+    work: str
 
     @property
     def label(self) -> str:
@@ -43,9 +47,13 @@ class Job:
     @property
     def name(self) -> str:
         """Names the job's files: `maskpro--2-4--seed0`."""
+        return self.files_of(self.label)
+
+    def files_of(self, label: str) -> str:
+        """Names the files of the job of that label, pattern and seed being the same."""
         if self.pattern is None:
-            return self.label
-        return f"{self.label}--{self.pattern.keep}-{self.pattern.group}--seed{self.seed}"
+            return label
+        return f"{label}--{self.pattern.keep}-{self.pattern.group}--seed{self.seed}"
 
     @property
     def title(self) -> str:
@@ -105,18 +113,20 @@ def lineage(contender: Contender | None) -> Iterator[Contender]:
 
 def jobs(spec: RunSpec, found: Sequence[Contender], protocol: str) -> Iterator[Job]:
     """Every job of a resolved spec; `protocol` digests what its numbers depend on."""
-    yield Job(None, None, None, digest({"protocol": protocol, "label": DENSE}))
+    dense = digest({"protocol": protocol, "label": DENSE})
+    yield Job(None, None, None, dense, dense)
     for pattern in spec.patterns:
         for seed in spec.seeds:
             for contender in found:
-                yield Job(contender, pattern, seed, job_digest(spec, contender, pattern, seed, protocol))
+                content = decides(spec, contender, pattern, seed, protocol)
+                yield Job(contender, pattern, seed, digest({"label": contender.label, **content}), digest(content))
 
 
-def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int, protocol: str) -> str:
-    """Names everything that decides a row: protocol, label, method, options, patterns, seed."""
+def decides(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int, protocol: str) -> dict[str, Any]:
+    """Everything that decides a row, whatever its label: protocol, method, options, patterns, seed."""
     special = [(glob, str(chosen)) for glob, chosen in spec.pattern_for]  # in order: the last match counts
     where = {"protocol": protocol, "pattern": str(pattern), "pattern_for": special, "seed": seed}
-    return digest({"label": contender.label, "init": None, **content_of(contender), **where})
+    return {"init": None, **content_of(contender), **where}
 
 
 def content_of(contender: Contender) -> dict[str, Any]:

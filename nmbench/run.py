@@ -29,6 +29,7 @@ from nmbench.prune import apply, prune_one_shot
 from nmbench.results import Record, Results, RunDirectory, identity
 from nmbench.rows import against_dense, described, failed
 from nmbench.sandbox import fenced
+from nmbench.sharing import shared
 from nmbench.spec import RunSpec
 from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.validate import check_divides, check_masks, check_strict, masks_digest
@@ -63,8 +64,10 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
         for job in jobs(spec, methods, bench.protocol_digest):
             record = directory.finished(job.digest, job.name)
             if record is None:
-                record = attempt(job, bench, directory)
-                bench = sound(bench, job, record, used)
+                record = shared(job, bench, directory)
+                if record is None:
+                    record = attempt(job, bench, directory)
+                    bench = sound(bench, job, record, used)
                 directory.append(record)
                 directory.drop_checkpoint(job.name, record)
                 plugins.announce("nmbench_method_finished", record=record)

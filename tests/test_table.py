@@ -263,9 +263,9 @@ def test_without_losses_there_is_no_ranking(tmp_path):
 @given(patterns(), st.integers(0, 99), st.sampled_from(["acme", "acme@init", "a.b-c"]))
 def test_table_finds_the_files_of_jobs(pattern, seed, label):
     """The file name taken from a record is the one the job gave its files."""
-    job = Job(Contender(label, "magnitude", Scorer(), {}), pattern, seed, "digest")
+    job = Job(Contender(label, "magnitude", Scorer(), {}), pattern, seed, "digest", "work")
     assert file_name(record(label, 1.0, str(pattern), seed)) == job.name
-    assert file_name(record("dense", 1.0)) == Job(None, None, None, "digest").name
+    assert file_name(record("dense", 1.0)) == Job(None, None, None, "digest", "work").name
 
 
 def test_experts_with_too_few_tokens_are_printed(tmp_path):
