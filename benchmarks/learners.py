@@ -18,7 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nmbench.results import newest, read_records
+
 DEVICE = ("device_name", "torch", "transformers", "dtype", "eval_dtype", "nmbench")
+
+FIGURES = ("label", "pattern", "seed", "options", "metrics", "against_dense", "cost", "seconds", "peak_bytes", "notes")
 
 
 class Gain(NamedTuple):
@@ -59,8 +63,7 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    file = path / "records.jsonl" if path.is_dir() else path
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return list(newest(read_records(path / "records.jsonl" if path.is_dir() else path)))
 
 
 def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
@@ -122,13 +125,7 @@ def table(gains: Sequence[Gain]) -> str:
 def summary(records: Sequence[dict[str, Any]], gains: Sequence[Gain]) -> dict[str, Any]:
     """The gains, with all options and the course of learning, and what they depend on."""
     about = [record["environment"] for record in records]
-    rows = [
-        {
-            name: record.get(name)
-            for name in ("label", "pattern", "seed", "options", "metrics", "against_dense", "notes")
-        }
-        for record in records
-    ]
+    rows = [{name: record.get(name) for name in FIGURES} for record in records]
     return {
         "environment": {name: sorted({str(one[name]) for one in about if name in one}) for name in DEVICE},
         "protocol_digest": records[0]["protocol_digest"],

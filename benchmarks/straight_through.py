@@ -65,7 +65,7 @@ class StraightThrough(nmbench.MaskLearner):
                         with torch.no_grad():
                             held_out = float(task.loss(task.selection).double().mean())
                         masks = {name: task.pattern[name].top(value.detach()).cpu() for name, value in logits.items()}
-                        best = masks if held_out < min((e["held_out"] for e in log), default=torch.inf) else best
+                        best = masks if held_out < min([torch.inf, *(e["held_out"] for e in log)]) else best
                         log.append({"step": step, "held_out": held_out, "forward_tokens": task.cost.forward_tokens})
                         task.report(step, masks=masks, held_out=held_out)
                     if step < self.steps:

@@ -20,6 +20,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,9 @@ def walk(
             layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
             twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
             if index < start:
-                hidden, dense = [run(block, batch) for batch in hidden], [run(twin, batch) for batch in dense if twin]
+                with full_float32():  # as what gathers statistics
+                    outputs = [run(twin, batch) for batch in dense] if twin is not None else []
+                hidden, dense = [run(block, batch) for batch in hidden], outputs
                 continue
             first = hidden[0].to(bundle.device)
             modules = [n for n, layer in layers.items() if not layer.fused]
@@ -108,6 +111,31 @@ def walk(
                 yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
             if index + 1 < len(bundle.blocks):
                 hidden, dense = [run(block, batch) for batch in hidden], outputs
+
+
+class FewTokens:
+    """Remembers for the record the fused experts that too few calibration tokens were routed to.
+
+    `never_reached`: pruned by the statistics of all tokens of their block. `under_calibrated`: pruned by those of fewer
+    tokens than a weight has inputs, whose Gram matrix is singular; the number of tokens.
+    """
+
+    def __init__(self) -> None:
+        self.never_reached: list[str] = []
+        self.under_calibrated: dict[str, int] = {}
+
+    def note(self, step: Step) -> None:
+        """Look at one step; a layer that is visited again counts once."""
+        self.never_reached += [name for name in step.fallbacks if name not in self.never_reached]
+        for layer in step.layers:
+            tokens = step.stats[layer.name].tokens
+            if layer.fused and layer.name not in step.fallbacks and tokens < layer.shape[1]:
+                self.under_calibrated[layer.name] = tokens
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        content = {"never_reached": self.never_reached, "under_calibrated": self.under_calibrated}
+        return {f"experts_{name}": value for name, value in content.items() if value}
 
 
 def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[Layer], Tensor] | None) -> nn.Module:

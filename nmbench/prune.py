@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.calibrate import Step, full_float32, walk
+from nmbench.calibrate import FewTokens, full_float32, walk
 from nmbench.errors import NMBenchError
 from nmbench.meter import Cost
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
@@ -62,30 +62,6 @@ def prune_one_shot(
     cost.unique_tokens += windows.numel()
     whole = finished({name: layers[name] for name in bundle.layers}, method)
     return PrunedModel(whole.layers, {**whole.notes, **few.notes})
-
-
-class FewTokens:
-    """Remembers for the record the fused experts that too few calibration tokens were routed to.
-
-    `never_reached`: pruned by the statistics of all tokens of their block. `under_calibrated`: pruned by those of fewer
-    tokens than a weight has inputs, whose Gram matrix is singular; the number of tokens.
-    """
-
-    def __init__(self) -> None:
-        self.never_reached: list[str] = []
-        self.under_calibrated: dict[str, int] = {}
-
-    def note(self, step: Step) -> None:
-        self.never_reached += step.fallbacks
-        for layer in step.layers:
-            tokens = step.stats[layer.name].tokens
-            if layer.fused and layer.name not in step.fallbacks and tokens < layer.shape[1]:
-                self.under_calibrated[layer.name] = tokens
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        content = {"never_reached": self.never_reached, "under_calibrated": self.under_calibrated}
-        return {f"experts_{name}": value for name, value in content.items() if value}
 
 
 def prune_layers(

@@ -86,11 +86,13 @@ def capture(bundle: Bundle, batch: Tensor, blocks: int) -> tuple[Tensor, list[Ca
     """Run the model on `batch` as far as the first `blocks` blocks; return the first one's input and all the calls.
 
     Where that is all of them, it runs on to the output embeddings, to see whether a block is called again.
-    Raises `NMBenchError` unless every block is called once, in order.
+    Raises `NMBenchError` unless every block is called once, in order, or if blocks tell each other something in a
+    container that they are all given.
     """
     inputs: list[Tensor] = []
     calls: list[Call] = []
     called: list[str] = []
+    containers: dict[int, tuple[str, Any, int]] = {}  # by address: argument, container, its first length
 
     def note(name: str) -> Callable[..., None]:
         def take(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,6 +102,9 @@ def capture(bundle: Bundle, batch: Tensor, blocks: int) -> tuple[Tensor, list[Ca
                 inputs.append(hidden)
             calls.append(Call(args[1:], rest))
             called.append(name)
+            for argument, value in rest.items():
+                if isinstance(value, (dict, list)):
+                    containers.setdefault(id(value), (argument, value, len(value)))
             if len(calls) == blocks < len(bundle.blocks) or len(calls) > len(bundle.blocks):
                 raise Seen
 
@@ -114,6 +119,12 @@ def capture(bundle: Bundle, batch: Tensor, blocks: int) -> tuple[Tensor, list[Ca
     with hooks(attached), contextlib.suppress(Seen):
         bundle.model(input_ids=batch, use_cache=False)  # a captured cache would grow on every replay
     check_order(bundle, called, blocks)
+    for argument, value, length in containers.values():
+        if len(value) != length:
+            raise NMBenchError(
+                f"the blocks of {bundle.ref} hand results to each other in {argument!r}; it cannot be walked block by "
+                f"block, choose a method that needs no statistics."
+            )
     return inputs[0], calls
 
 

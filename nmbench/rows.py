@@ -29,7 +29,6 @@ def described(job: Job, bench: Bench) -> Record:
         "calibration_digest": bench.calibration_digest(job.seed) if job.seed is not None else None,
         "pool_digest": bench.pools[job.seed].digest if job.seed is not None and learns(job) else None,
         "job_digest": job.digest,
-        "work_digest": job.work,
         "spec_digest": bench.spec.digest,
         "protocol_digest": bench.protocol_digest,
         "environment": bench.environment(),

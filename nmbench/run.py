@@ -29,7 +29,7 @@ from nmbench.prune import apply, prune_one_shot
 from nmbench.results import Record, Results, RunDirectory, identity
 from nmbench.rows import against_dense, described, failed
 from nmbench.sandbox import fenced
-from nmbench.sharing import shared
+from nmbench.sharing import Shared
 from nmbench.spec import RunSpec
 from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.validate import check_divides, check_masks, check_strict, masks_digest
@@ -60,14 +60,15 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
         directory.adopt(spec, bench.manifest())
         memory = planned(bundle, spec, used, bundle.device, bundle.streaming is not None)
         plugins.announce("nmbench_run_started", spec=spec, memory=memory)
-        records = []
+        records, shared = [], Shared()
         for job in jobs(spec, methods, bench.protocol_digest):
             record = directory.finished(job.digest, job.name)
             if record is None:
-                record = shared(job, bench, directory)
+                record = shared.row(job, bench, directory)
                 if record is None:
                     record = attempt(job, bench, directory)
                     bench = sound(bench, job, record, used)
+                    shared.keep(job, record)
                 directory.append(record)
                 directory.drop_checkpoint(job.name, record)
                 plugins.announce("nmbench_method_finished", record=record)
@@ -209,7 +210,7 @@ def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, 
     rows = [record for record in directory.records() if identity(record) == wanted]
     if not rows or rows[0]["status"] != "ok":
         raise NMBenchError(f"{job.label} has no initial mask, because {label} failed.")
-    path = directory.file("masks", f"{label}{job.name.removeprefix(job.label)}", ".safetensors")
+    path = directory.file("masks", job.files_of(label), ".safetensors")
     masks = load_masks(path)
     if masks_digest(masks) != rows[0]["proof"]["masks_digest"]:
         raise NMBenchError(f"{path} does not hold the masks of its record; remove it and give the same command again.")

@@ -2,36 +2,47 @@
 
 The mask that a learner starts from has a row of its own, `<label>@init`. Several learners may start from the same mask,
 and the method that makes it may be in the comparison itself. All that decides such rows is the same but for the label,
-so the second is a copy of the first, files and figures, seconds and tokens included; its notes say of which.
+so the second is a copy of the first, files and figures, seconds and tokens included; its notes, and a line below the
+table, say of which. Only rows that this process made are copied: a digest names a method and its options, not its code,
+which may have changed since an earlier run.
 """
 
 from __future__ import annotations
 
 from nmbench.bench import Bench
+from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.jobs import Job
 from nmbench.methods import Baseline
 from nmbench.results import Record, RunDirectory
 from nmbench.rows import described
 from nmbench.store import read_tensors, write_tensors
 
-KINDS = ("masks", "losses")
+KINDS = ("masks", "losses")  # of files
 
 
-def shared(job: Job, bench: Bench, directory: RunDirectory) -> Record | None:
-    """The row of a one-shot job that another row of the directory has the figures of already, or None.
+class Shared:
+    """The one-shot rows that this process made, by what decides them."""
 
-    Only a row of the same environment will do. Its files are copied.
-    """
-    if job.contender is None or not isinstance(job.contender.method, Baseline):
-        return None
-    about = described(job, bench)
-    for record in directory.records():
-        if all(record.get(name) == about[name] for name in ("work_digest", "environment", "coverage")):
-            found = directory.finished(record["job_digest"], job.files_of(record["label"]))
-            if found is not None:
-                copy_files(job, found, directory)
-                return {**found, **about, "notes": {**found["notes"], "same_as": found["label"]}}
-    return None
+    def __init__(self) -> None:
+        self.rows: dict[str, Record] = {}
+
+    def keep(self, job: Job, record: Record) -> None:
+        """Remember a row that was just made, if it may be copied."""
+        if job.contender is not None and isinstance(job.contender.method, Baseline) and record["status"] == "ok":
+            self.rows[job.work] = record
+
+    def row(self, job: Job, bench: Bench, directory: RunDirectory) -> Record | None:
+        """A copy of the row that does the same work under another label, its files copied too; or None."""
+        record = self.rows.get(job.work)
+        if record is None:
+            return None
+        try:
+            copy_files(job, record, directory)
+        except CannotWrite:
+            raise
+        except NMBenchError:  # its files are damaged or gone
+            return None
+        return {**record, **described(job, bench), "notes": {**record["notes"], "same_as": record["label"]}}
 
 
 def copy_files(job: Job, record: Record, directory: RunDirectory) -> None:

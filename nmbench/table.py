@@ -29,7 +29,7 @@ def render(results: Results) -> str:
 
 
 def fallbacks(records: Sequence[Record]) -> str:
-    """One line for every row whose statistics are not, or hardly, what its method asks for."""
+    """One line for every row that is a copy, or whose statistics are not, or hardly, what its method asks for."""
     lines = []
     for r in records:
         notes = r.get("notes", {})
@@ -43,6 +43,8 @@ def fallbacks(records: Sequence[Record]) -> str:
             f"fewer tokens than inputs were routed to {len(few)} weights of experts, as {tokens} to {name}"
             for name, tokens in sorted(few.items(), key=lambda item: item[1])[:1]
         ]
+        if "same_as" in notes:
+            parts.append(f"the same work as {notes['same_as']}, done once; all figures are copied from there")
         if parts:
             lines.append(f"NOTE {r['label']} {r['pattern']} seed {r['seed']}: {'; '.join(parts)}.")
     return "\n".join(lines)

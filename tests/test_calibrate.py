@@ -181,6 +181,20 @@ def test_walking_a_pruned_model(family, sequential):
     assert bundle.digest() == digest
 
 
+def test_blocks_that_tell_each_other_something_are_refused():
+    """A container that all blocks are given, and fill, would hold what another pass put there: no walk, no drift."""
+    bundle, box = load(), {}
+
+    def hand_on(block: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        box[id(block)] = 1
+        return args, {**kwargs, "shared": box}
+
+    for block in bundle.blocks.values():
+        block.register_forward_pre_hook(hand_on, with_kwargs=True)
+    with pytest.raises(NMBenchError, match="hand results to each other in 'shared'; it cannot be walked"):
+        next(walk(bundle, random_windows(), BOTH))
+
+
 @families
 def test_starting_at_a_later_block(family):
     """A walk that starts at a block sees there what one from the beginning sees."""

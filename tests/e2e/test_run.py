@@ -298,9 +298,38 @@ def test_shared_work_is_the_work_that_would_have_been_done(nmbench, small, recor
         (copied, about), (computed, wanted) = map(read_tensors, files)
         assert about == wanted
         assert copied.keys() == computed.keys() and all(torch.equal(copied[name], computed[name]) for name in copied)
+    assert "NOTE b 2:4 seed 0: the same work as maskpro@init, done once" in result.output
     again = nmbench("run", *small, *several)
     assert again.exit_code == 0, again.output
     assert len(records(tmp_path / "out")) == len(rows)
+
+
+MINE = """
+import dataclasses
+import nmbench
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(nmbench.Scorer):
+    def score(self, weight, stats):
+        return {sign}weight.abs()
+
+
+@nmbench.hookimpl
+def nmbench_register_baselines(register):
+    register("mine", Mine)
+"""
+
+
+def test_changed_code_is_other_work(nmbench, small, records, tmp_path):
+    """A plugin that was edited since the last run is run again under its new label, whatever its name and options."""
+    for label, sign in (("v1", ""), ("v2", "-")):
+        (tmp_path / "mine.py").write_text(MINE.replace("{sign}", sign))
+        plugin = ["--plugin", str(tmp_path / "mine.py"), "--method", f"{label}=mine", "--out", "out"]
+        result = nmbench("run", *small[: small.index("--set")], *plugin)
+        assert result.exit_code == 0, result.output
+    first, second = records(tmp_path / "out")[1:]
+    assert first["proof"]["masks_digest"] != second["proof"]["masks_digest"]
 
 
 def test_any_one_shot_mask_can_be_refined(nmbench, small, records, tmp_path):

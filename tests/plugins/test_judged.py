@@ -158,12 +158,12 @@ class Stop(BaseException):
     """Stands for Ctrl-C."""
 
 
-@pytest.mark.parametrize("stop_at", range(1, 5))
-def test_killed_and_started_again(monkeypatch, stop_at):
+@pytest.mark.parametrize(("family", "stop_at"), [*(("llama", n) for n in range(1, 5)), ("qwen3moe", 3)])
+def test_killed_and_started_again(monkeypatch, family, stop_at):
     """Killed after any block and started again, masks, costs and record are those of an uninterrupted run."""
     monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
     method = SwapsJudged(rounds=2, **FEW)
-    whole = make()
+    whole = make(family)
     wanted = method.learn(whole)
     store, events = MemoryCheckpoints(), []
 
@@ -173,12 +173,12 @@ def test_killed_and_started_again(monkeypatch, stop_at):
             raise Stop
 
     with pytest.raises(Stop):
-        method.learn(make(store=store, on_report=stop))
-    again = make(store=store)
+        method.learn(make(family, store=store, on_report=stop))
+    again = make(family, store=store)
     masks = method.learn(again)
     assert all(torch.equal(masks[name], wanted[name]) for name in wanted)
-    assert again.notes["confirmation"] == whole.notes["confirmation"]
-    assert [e.get("taken") for e in again.notes["log"]] == [e.get("taken") for e in whole.notes["log"]]
+    assert again.notes == whole.notes
+    assert again.settle() == whole.settle()
 
 
 def test_the_model_is_dense_again():
@@ -187,6 +187,61 @@ def test_the_model_is_dense_again():
     digest = task.bundle.digest()
     SwapsJudged(rounds=1, **FEW).learn(task)
     assert task.bundle.digest() == digest
+
+
+def test_a_proposal_that_breaks_the_model_is_passed_over(monkeypatch):
+    """A loss that is not a number loses against every other proposal, wherever it stands in the list."""
+    measure = Judge.losses
+    for bad in range(2):
+        asked = []
+
+        def losses(judge: Judge, bad: int = bad, asked: list[int] = asked) -> Tensor:
+            found = measure(judge)
+            trial = hasattr(judge, "present")
+            asked += [0] * trial
+            return found * torch.nan if trial and len(asked) % 2 == bad else found
+
+        monkeypatch.setattr(Judge, "losses", losses)
+        task = make()
+        SwapsJudged(rounds=1, aims="0/0, 0.3/0.3", tolerance=9.0, **{**EVERYTHING, "margin": 0.0}).learn(task)
+        assert task.notes["log"][1]["taken"], bad
+
+
+def test_a_model_that_is_not_finite_is_refused():
+    """A loss on calibration windows that is no number ends the run with a remedy."""
+    task = make()
+    task.bundle.model.get_output_embeddings().weight[0, 0] = torch.nan
+    with pytest.raises(NumericalFailure, match="calibration window is NaN or infinite; another --dtype"):
+        Judge(task, 0, task.pool, 4)
+
+
+def test_one_window_cannot_judge():
+    """A single window has no standard error: it is refused with the sizes that will do."""
+    task = make()
+    with pytest.raises(NMBenchError, match=r"acme.judge_tokens to 48 or more, and --pool-tokens"):
+        SwapsJudged(rounds=1, judge_tokens=WINDOW, statistics_tokens=WINDOW).learn(task)
+
+
+def test_experts_without_tokens_are_noted():
+    """Experts that too few tokens reach are in the notes, once each, as they are in those of one-shot methods."""
+    task = make("qwen3moe")
+    SwapsJudged(rounds=2, **FEW).learn(task)
+    noted = {*task.notes.get("experts_never_reached", []), *task.notes.get("experts_under_calibrated", {})}
+    assert noted
+    assert all("experts" in name for name in noted)
+    unreached = task.notes.get("experts_never_reached", [])
+    assert len(unreached) == len(set(unreached))
+
+
+def test_blocks_left_dense_are_not_judged(monkeypatch):
+    """Where a block has nothing to prune, no window is spent on it."""
+    made = []
+    monkeypatch.setattr(course, "Judge", lambda task, index, *rest: made.append(index) or Judge(task, index, *rest))
+    task = make()
+    for name in [layer.name for layer in task.bundle.block_layers(0)]:
+        del task.bundle.layers[name], task.layers[name], task.initial[name], task.pattern[name]
+    SwapsJudged(rounds=1, **FEW).learn(task)
+    assert made == [1]
 
 
 def test_nan_on_the_selection_windows_is_an_error():

@@ -38,11 +38,11 @@ class Aim(NamedTuple):
         assert stats.drift is not None
         return share * stats.drift, lag
 
-    def linear(self, weight: Tensor, stats: nmbench.LayerStats) -> Tensor:
-        """l `[out, in]` of the rows of `weight`, float32."""
-        drift, lag = self.target(stats)
-        linear = weight.new_zeros(weight.shape) if drift is None else weight @ drift
-        return linear if lag is None else linear + lag
+    def linear(self, moved: Tensor, lag: Tensor | None) -> Tensor:
+        """l `[out, in]` from W D, `moved`, and L, `lag`."""
+        if lag is None:
+            return self.dense * moved
+        return (self.dense - self.residual) * moved + self.residual * lag
 
     @classmethod
     def parsed(cls, text: str) -> list[Aim]:

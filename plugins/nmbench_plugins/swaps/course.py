@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.calibrate import Step, full_float32, walk
+from nmbench.calibrate import FewTokens, Step, full_float32, walk
 from nmbench.compare import not_worse
-from nmbench.evaluate import losses_in_parts, window_losses
 from nmbench.live import LiveWeights
 from nmbench.store import pack, unpack
 from nmbench_plugins.swaps.aim import Aim
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints inside a round; the time of a checkpoint changes no result
 SAVED = ("round", "block", "best_round", "log")
+AT_ONCE = 2**28  # weights of proposals that are worked out together
 KINDS = ("masks", "best")  # of masks, which are saved as bits
 
 Masks = Mapping[str, Tensor]
@@ -56,6 +56,7 @@ class Course:
         self.best = dict(self.masks)
         self.round = self.block = self.best_round = 0
         self.statistics = torch.zeros(0, dtype=torch.int64)  # numbers of this round's windows
+        self.few = FewTokens()
         self.log: list[dict[str, Any]] = []  # one entry for the start, and one each round
         self.saved_at = time.perf_counter()
 
@@ -64,7 +65,8 @@ class Course:
         saved = self.task.checkpoints.load()
         if saved is None:
             self.live.apply(self.masks)
-            self.log.append({"round": 0, "held_out": self.held_out(), "forward_tokens": 0})
+            held_out = self.held_out()
+            self.log.append({"round": 0, "held_out": held_out, "forward_tokens": self.task.cost.forward_tokens})
             return
         for name in SAVED:
             setattr(self, name, saved[name])
@@ -73,6 +75,7 @@ class Course:
             packed = {name: saved[f"{kind} {name}"].to(device) for name in self.masks}
             setattr(self, kind, {name: unpack(bits, tuple(self.masks[name].shape)) for name, bits in packed.items()})
         self.statistics = saved["statistics"]
+        self.few.never_reached, self.few.under_calibrated = saved["never_reached"], saved["under_calibrated"]
         self.task.generator.set_state(saved["generator"].cpu())
         self.live.apply(self.masks)
 
@@ -105,12 +108,14 @@ class Course:
             self.needs,
             sequential=True,
             skip_tokens=self.method.skip_tokens,
-            original=lambda layer: task.dense[layer.name],
+            original=lambda layer: self.live.original(layer.name),
             start=self.block,
         ):
             task.count_forward(step.block_tokens // total)
-            judge = judge or self.new_judge(step.index)
-            self.decide(step, judge)
+            self.few.note(step)
+            if step.layers:
+                judge = judge or self.new_judge(step.index)
+                self.decide(step, judge)
             if step.last:
                 judge, self.block = None, step.index + 1
                 task.progress(f"round {self.round + 1} of {self.method.rounds}", self.block, total)
@@ -122,6 +127,11 @@ class Course:
         tokens = self.draw(self.method.judge_tokens).tokens
         length = min(self.method.judge_window, tokens.shape[1])
         windows = tokens[:, : tokens.shape[1] // length * length].reshape(-1, length)
+        if len(windows) < 2:
+            raise nmbench.NMBenchError(
+                f"{self.task.who} compares losses of windows and has one only; raise "
+                f"--set {self.task.who}.judge_tokens to {2 * length} or more, and --pool-tokens if that is less."
+            )
         return Judge(self.task, index, windows, self.method.minibatch)
 
     def decide(self, step: Step, judge: Judge) -> None:
@@ -132,7 +142,9 @@ class Course:
             masks = {name: masks[number] for name, masks in proposals.items()}
             if any(not torch.equal(mask, self.masks[name]) for name, mask in masks.items()):
                 self.live.apply(masks)
-                trials.append(Trial(aim, masks, judge.losses()))
+                losses = judge.losses()
+                if losses.isfinite().all():
+                    trials.append(Trial(aim, masks, losses))
         best = min(trials, key=lambda trial: float(trial.losses.mean()), default=None)
         if best is not None and judge.prefers(best.losses, self.method.margin):
             nats = float((best.losses - judge.present).mean())
@@ -143,15 +155,23 @@ class Course:
 
     def proposals(self, name: str, stats: nmbench.LayerStats) -> list[Tensor]:
         """What swaps make of the present mask of a layer, for every aim."""
-        assert stats.gram is not None
-        count = len(self.aims)
         weight = self.live.original(name).float()
+        size = max(1, AT_ONCE // weight.numel())
+        chunks = [self.aims[start : start + size] for start in range(0, len(self.aims), size)]
         with full_float32():
-            linear = torch.cat([aim.linear(weight, stats) for aim in self.aims])
-            problem = Problem.of(weight.repeat(count, 1), stats.gram, None, linear, self.task.pattern[name])
-            dropped = (~self.masks[name]).t().float().repeat(1, count)  # [in, aims * out]
-            refined, _ = descend(problem, dropped, self.method.sweeps)
-        return [(part == 0).t().contiguous() for part in refined.chunk(count, dim=1)]
+            moved = weight @ stats.drift if stats.drift is not None else torch.zeros_like(weight)  # W D
+            return [mask for aims in chunks for mask in self.swapped(name, weight, moved, stats, aims)]
+
+    def swapped(
+        self, name: str, weight: Tensor, moved: Tensor, stats: nmbench.LayerStats, aims: Sequence[Aim]
+    ) -> list[Tensor]:
+        """The proposals for a few aims, swept together: one stack of rows for each."""
+        assert stats.gram is not None
+        linear = torch.cat([aim.linear(moved, stats.lag) for aim in aims])
+        problem = Problem.of(weight.repeat(len(aims), 1), stats.gram, None, linear, self.task.pattern[name])
+        dropped = (~self.masks[name]).t().float().repeat(1, len(aims))  # [in, aims * out]
+        refined, _ = descend(problem, dropped, self.method.sweeps)
+        return [(part == 0).t().contiguous() for part in refined.chunk(len(aims), dim=1)]
 
     def end_round(self) -> None:
         """Look at the first half of the selection windows, and keep the mask if it is the best so far."""
@@ -167,8 +187,7 @@ class Course:
 
     def losses(self, windows: Tensor) -> Tensor:
         """Losses float64 `[n]` of the model as it is now. Raises `NumericalFailure` if one is not finite."""
-        self.task.count_forward(windows.numel())
-        losses = losses_in_parts(lambda part: window_losses(self.task.model, part), windows, self.method.minibatch)
+        losses = self.task.loss(windows)
         if not losses.isfinite().all():
             raise nmbench.NumericalFailure(
                 f"{self.task.who}: a loss on the selection windows is NaN or infinite; another --dtype may help."
@@ -179,24 +198,28 @@ class Course:
         """Store everything that what follows depends on."""
         masks = {f"{kind} {name}": pack(mask).cpu() for kind in KINDS for name, mask in getattr(self, kind).items()}
         state = {name: getattr(self, name) for name in SAVED}
+        few = {"never_reached": self.few.never_reached, "under_calibrated": self.few.under_calibrated}
         tensors = {"statistics": self.statistics, "generator": self.task.generator.get_state()}
-        self.task.checkpoints.save({**state, **masks, **tensors})
+        self.task.checkpoints.save({**state, **few, **masks, **tensors})
         self.saved_at = time.perf_counter()
 
     def conclude(self) -> dict[str, Tensor]:
         """The masks to return, and what happened, for the record."""
-        self.live.apply(self.task.initial)
-        reference = self.losses(self.unseen)
-        self.live.apply(self.best)
-        confirmation = not_worse(self.losses(self.unseen), reference, self.method.tolerance)
-        confirmed = self.best_round > 0 and confirmation.holds
-        masks = {name: mask.cpu() for name, mask in (self.best if confirmed else self.task.initial).items()}
+        masks, confirmation = self.task.initial, None
+        if self.best_round:
+            self.live.apply(self.task.initial)
+            reference = self.losses(self.unseen)
+            self.live.apply(self.best)
+            confirmation = not_worse(self.losses(self.unseen), reference, self.method.tolerance)
+            masks = self.best if confirmation.holds else self.task.initial
+        masks = {name: mask.cpu() for name, mask in masks.items()}
         self.task.notes.update(
-            returned="judged" if confirmed else "initial",
+            returned="judged" if confirmation is not None and confirmation.holds else "initial",
             best_round=self.best_round,
-            confirmation=asdict(confirmation),
+            confirmation=asdict(confirmation) if confirmation is not None else None,
             groups_changed=groups_changed(masks, self.task.initial, self.task.pattern),
             log=self.log,
+            **self.few.notes,
         )
         return masks
 

@@ -15,7 +15,7 @@ from nmbench.replay import resumed, until
 
 class Judge:
     """Losses of the model as it is now on `windows` int64 `[n, window_tokens]`, as long as the blocks above `index`
-    stay as they are; `minibatch` windows go through the model at once.
+    stay as they are; `minibatch` windows go through the model at once. Raises `NumericalFailure` if one is not finite.
     """
 
     def __init__(self, task: nmbench.LearnTask, index: int, windows: Tensor, minibatch: int) -> None:
@@ -25,6 +25,10 @@ class Judge:
         self.above = [until(task.bundle, index - 1, part) if index else None for part in self.parts]
         self.count(index)
         self.present = self.losses()  # float64 [n], under the masks that the model has now
+        if not self.present.isfinite().all():
+            raise nmbench.NumericalFailure(
+                f"{task.who}: the loss of a calibration window is NaN or infinite; another --dtype may help."
+            )
 
     def prefers(self, losses: Tensor, margin: float) -> bool:
         """Whether losses `[n]` are below the present ones by more than `margin` standard errors; NaN never is."""
