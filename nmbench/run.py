@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nmbench.bench import Bench, check_names, load_model, prepare
+from nmbench.dense import DenseModel
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
 from nmbench.jobs import Job, check_supported, contenders, jobs
@@ -193,7 +194,8 @@ def evaluate(
     proof = prove(job, bench, measured, pruned)
     before = measured.digest()
     subject = Subject(measured, bench.texts, bench.reporter(job.title, "evaluate"))
-    reference = bench.reference if pruned is not None else DenseSubject({}, live=subject)
+    live = subject if pruned is None else None
+    reference = DenseSubject(bench.reference.cached, live, DenseModel(measured, bench.dense.copies))
     metrics = measure_all(bench.metrics, subject, reference)
     if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")
@@ -216,7 +218,8 @@ def keep_files(job: Job, bench: Bench, directory: RunDirectory, pruned: PrunedMo
         "model": bench.bundle.ref,
         "model_digest": bench.dense.digest,
     }
-    write_tensors(directory.file("losses", job.name, ".safetensors"), subject.cached, about)
+    per_window = {**subject.cached, **subject.per_window}
+    write_tensors(directory.file("losses", job.name, ".safetensors"), per_window, about)
     if pruned is not None:
         assert job.pattern
         patterns = bench.spec.layer_patterns(job.pattern, pruned.masks)
