@@ -68,6 +68,13 @@ class Metric:
         """The windows it cuts test texts into, as (data set, tokens): checked before anything is computed."""
         return ()
 
+    def provenance(self) -> Mapping[str, Any]:
+        """What its figures depend on besides model and test texts: a digest of other data, the version of a harness.
+
+        It goes into the manifest and into the protocol digest, so that rows of different content are not comparable.
+        """
+        return {}
+
     def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Mapping[str, Any]]:
         """Return metric name -> {"value", "stderr", "n", "lower_is_better"}; names begin with the metric's own.
 
