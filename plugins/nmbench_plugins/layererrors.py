@@ -34,11 +34,12 @@ class LayerErrors(nmbench.WindowMetric):
     def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
         errors = layer_errors(subject, dense, self.dataset, self.window)
         worst = max(errors, key=lambda name: errors[name])
+        where = {"where": worst} if errors[worst] else {}  # of the dense model no layer is the worst
         shared = {"stderr": None, "n": len(errors), "lower_is_better": True, "unit": "relative to the dense output"}
         mean = sum(errors.values()) / len(errors)
         return {
             self.full_name: {"value": mean, **shared, "detail": errors},
-            f"{self.full_name} worst": {"value": errors[worst], **shared, "where": worst},
+            f"{self.full_name} worst": {"value": errors[worst], **shared, **where},
         }
 
 
