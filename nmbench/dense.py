@@ -17,7 +17,7 @@ from nmbench.models import Bundle
 from nmbench.replay import hooks
 
 
-class DenseModel:
+class DenseTwin:
     """Lets `bundle`, pruned or not, compute with the dense weights in `copies`, by parameter name."""
 
     def __init__(self, bundle: Bundle, copies: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nmbench.data import cut
-from nmbench.dense import DenseModel
+from nmbench.dense import DenseTwin
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models import Bundle
 from nmbench.sources import Metric
@@ -146,7 +146,7 @@ class DenseSubject:
     """
 
     def __init__(
-        self, cached: Mapping[str, Tensor], live: Subject | None = None, model: DenseModel | None = None
+        self, cached: Mapping[str, Tensor], live: Subject | None = None, model: DenseTwin | None = None
     ) -> None:
         self.cached = dict(cached)
         self.live = live

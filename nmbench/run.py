@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nmbench.bench import Bench, check_names, load_model, prepare
-from nmbench.dense import DenseModel
+from nmbench.dense import DenseTwin
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
 from nmbench.jobs import Job, check_supported, contenders, jobs
@@ -195,7 +195,7 @@ def evaluate(
     before = measured.digest()
     subject = Subject(measured, bench.texts, bench.reporter(job.title, "evaluate"))
     live = subject if pruned is None else None
-    reference = DenseSubject(bench.reference.cached, live, DenseModel(measured, bench.dense.copies))
+    reference = DenseSubject(bench.reference.cached, live, DenseTwin(measured, bench.dense.copies))
     metrics = measure_all(bench.metrics, subject, reference)
     if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nmbench.dense import DenseModel
+from nmbench.dense import DenseTwin
 from nmbench.errors import NMBenchError
 from nmbench.evaluate import DenseSubject, Subject
 from nmbench.models import Bundle, DenseWeights
@@ -36,7 +36,7 @@ def test_what_is_shown_is_dense(pair):
     """In the context a forward pass is, bit for bit, that of the dense model; before and after, the pruned one's."""
     dense, pruned, weights = pair
     before = logits(pruned)
-    with DenseModel(pruned, weights.copies).shown():
+    with DenseTwin(pruned, weights.copies).shown():
         assert torch.equal(logits(pruned), logits(dense))
     assert torch.equal(logits(pruned), before)
     assert not torch.equal(before, logits(dense))
@@ -46,7 +46,7 @@ def test_live_weights_are_set_aside_not_written(pair):
     """The tensors of the pruned model, their addresses and their hash, are the same before, in and after it."""
     _, pruned, weights = pair
     places, digest = {n: t.data_ptr() for n, t in pruned.tensors().items()}, pruned.digest()
-    with DenseModel(pruned, weights.copies).shown():
+    with DenseTwin(pruned, weights.copies).shown():
         logits(pruned)
         assert pruned.digest() == digest
     assert {n: t.data_ptr() for n, t in pruned.tensors().items()} == places
@@ -65,7 +65,7 @@ def test_a_pass_that_fails_leaves_the_model_pruned(where):
         raise RuntimeError("stop here")
 
     hook = pruned.model.get_submodule(where).register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="stop here"), DenseModel(pruned, weights.copies).shown():
+    with pytest.raises(RuntimeError, match="stop here"), DenseTwin(pruned, weights.copies).shown():
         logits(pruned)
     hook.remove()
     assert pruned.digest() == digest
@@ -77,7 +77,7 @@ def test_evaluation_in_another_dtype():
     weights = DenseWeights(bundle)
     dense = bundle.in_dtype(torch.float32)
     pruned = pruned_by_magnitude(bundle).in_dtype(torch.float32)
-    with DenseModel(pruned, weights.copies).shown():
+    with DenseTwin(pruned, weights.copies).shown():
         assert torch.equal(logits(pruned), logits(dense))
     assert logits(pruned).dtype == torch.float32
 
@@ -103,7 +103,7 @@ def test_a_swap_within_another():
         block.register_forward_pre_hook(bring)
         block.register_forward_hook(drop)
     places = {n: t.data_ptr() for n, t in pruned.tensors().items()}
-    with DenseModel(pruned, weights.copies).shown():
+    with DenseTwin(pruned, weights.copies).shown():
         assert torch.equal(logits(pruned), logits(dense))
     assert {n: t.data_ptr() for n, t in pruned.tensors().items()} == places
     assert not homes
@@ -121,7 +121,7 @@ def test_logits_have_a_next_token():
     weights = DenseWeights(pruned)
     expected = logits(pruned)[:, :-1]
     subject = Subject(pruned_by_magnitude(pruned), {"toy": TOKENS.flatten()})
-    dense = DenseSubject({}, model=DenseModel(pruned, weights.copies))
+    dense = DenseSubject({}, model=DenseTwin(pruned, weights.copies))
     (batch,) = subject.batches("toy", 20)
     assert torch.equal(batch, TOKENS)
     assert torch.equal(dense.logits(batch), expected)

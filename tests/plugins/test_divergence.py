@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench import evaluate
-from nmbench.dense import DenseModel
+from nmbench.dense import DenseTwin
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.evaluate import DenseSubject, Subject
 from nmbench.models import Bundle, DenseWeights
@@ -23,15 +23,15 @@ TEXT = torch.randint(256, (6 * WINDOW + 5,), generator=torch.Generator().manual_
 quick = settings(max_examples=25, deadline=None)
 
 
-def pruned(family: str = "llama", keep: int = 2) -> tuple[Bundle, DenseModel]:
+def pruned(family: str = "llama", keep: int = 2) -> tuple[Bundle, DenseTwin]:
     bundle = TinyModel().load(family)
     weights = DenseWeights(bundle)
     for layer in bundle.layers.values():
         layer.write(layer.read() * Pattern(keep, 4).top(layer.read().abs()))
-    return bundle, DenseModel(bundle, weights.copies)
+    return bundle, DenseTwin(bundle, weights.copies)
 
 
-def measured(bundle: Bundle, dense: DenseModel) -> tuple[dict, dict, Subject]:
+def measured(bundle: Bundle, dense: DenseTwin) -> tuple[dict, dict, Subject]:
     subject, reference = Subject(bundle, {"toy": TEXT}), DenseSubject({}, model=dense)
     argument = f"toy@{WINDOW}"
     found = [metric(argument).measure(subject, reference) for metric in (Kl, Top1)]
@@ -53,7 +53,7 @@ def test_both_are_their_definition(family):
 def test_the_dense_model_agrees_with_itself():
     """Of the dense model the divergence is exactly zero and the agreement exactly one, without spread."""
     bundle = TinyModel().load("llama")
-    kl, top1, _ = measured(bundle, DenseModel(bundle, DenseWeights(bundle).copies))
+    kl, top1, _ = measured(bundle, DenseTwin(bundle, DenseWeights(bundle).copies))
     assert (kl["value"], kl["stderr"], top1["value"], top1["stderr"]) == (0, 0, 1, 0)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nmbench import evaluate
-from nmbench.dense import DenseModel
+from nmbench.dense import DenseTwin
 from nmbench.errors import NumericalFailure
 from nmbench.evaluate import DenseSubject, Subject
 from nmbench.models import DenseWeights
@@ -24,7 +24,7 @@ def measured(change, family="llama"):
     for name, layer in bundle.layers.items():
         layer.write(change(name, layer.read()))
     subject = Subject(bundle, {"toy": TEXT})
-    found = LayerErrors("toy@16").measure(subject, DenseSubject({}, model=DenseModel(bundle, weights.copies)))
+    found = LayerErrors("toy@16").measure(subject, DenseSubject({}, model=DenseTwin(bundle, weights.copies)))
     return found["layers:toy@16"], found["layers:toy@16 worst"], bundle
 
 
