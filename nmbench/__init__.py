@@ -1,7 +1,8 @@
 """nmbench compares strict N:M pruning methods on language models, fairly and reproducibly.
 
-The names below are the public interface. They are imported when first used, so that `import nmbench` is quick and needs
-no torch. To run a comparison: `from nmbench.run import run`.
+The names below are imported when first used, so that `import nmbench` is quick and needs no torch. To run a comparison:
+`from nmbench.run import run`. Public is what a module lists in its `__all__`, here and below; a module without one is
+private, and so is every name that begins with an underscore (docs/compatibility.md).
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nmbench.anatomy import Anatomy as Anatomy
+    from nmbench.anatomy import Weight as Weight
+    from nmbench.anatomy import anatomy_of as anatomy_of
+    from nmbench.artifacts.kept import Kept as Kept
+    from nmbench.artifacts.kept import files_digest as files_digest
+    from nmbench.artifacts.kept import open_masks as open_masks
     from nmbench.errors import NMBenchError as NMBenchError
     from nmbench.errors import NotStrict as NotStrict
     from nmbench.errors import NumericalFailure as NumericalFailure
@@ -17,9 +24,12 @@ if TYPE_CHECKING:
     from nmbench.evaluate import Subject as Subject
     from nmbench.events import Progress as Progress
     from nmbench.hookspecs import hookimpl as hookimpl
+    from nmbench.learn import Batch as Batch
     from nmbench.learn import LearnTask as LearnTask
+    from nmbench.methods import DenseModel as DenseModel
     from nmbench.methods import LayerStats as LayerStats
     from nmbench.methods import MaskLearner as MaskLearner
+    from nmbench.methods import MaskSource as MaskSource
     from nmbench.methods import Pruned as Pruned
     from nmbench.methods import PrunedModel as PrunedModel
     from nmbench.methods import Refiner as Refiner
@@ -44,12 +54,17 @@ if TYPE_CHECKING:
     from nmbench.table import render as render
 
 HOMES = {
+    "anatomy": ("Anatomy", "Weight", "anatomy_of"),
+    "artifacts.kept": ("Kept", "files_digest", "open_masks"),
     "errors": ("NMBenchError", "NotStrict", "NumericalFailure"),
     "evaluate": ("DenseSubject", "Subject"),
     "events": ("Progress",),
     "hookspecs": ("hookimpl",),
-    "learn": ("LearnTask",),
-    "methods": ("LayerStats", "MaskLearner", "Pruned", "PrunedModel", "Refiner", "Scorer", "Solver", "Stat"),
+    "learn": ("Batch", "LearnTask"),
+    "methods": (
+        *("DenseModel", "LayerStats", "MaskLearner", "MaskSource", "Pruned", "PrunedModel"),
+        *("Refiner", "Scorer", "Solver", "Stat"),
+    ),
     "models": ("Bundle",),
     "options": ("option",),
     "pattern": ("Pattern",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from nmbench.calibrate import BATCH_TOKENS
+from nmbench.checkpoint import check_dense, check_finite
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import NMBenchError, unknown
 from nmbench.evaluate import DenseSubject
 from nmbench.events import Progress
-from nmbench.methods import Method
+from nmbench.intact import Fingerprint, fingerprint, probe_of
+from nmbench.memory import Estimate, estimate
+from nmbench.methods import Baseline, MaskLearner, Method, Stat
 from nmbench.models import Bundle, DenseWeights
 from nmbench.plugins import Plugins
 from nmbench.registry import Registry
@@ -27,6 +31,7 @@ from nmbench.sources import Dataset, Metric
 from nmbench.spec import RunSpec, digest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+FILL = 0.9  # of the free device memory that an estimate may fill
 VERSIONS = ("nmbench", "torch", "transformers", "tokenizers", "safetensors", "pluggy")
 
 
@@ -42,6 +47,8 @@ class Bench:
     texts: Mapping[str, Tensor]
     pools: Mapping[int, Pool]
     provenance: Mapping[str, Any]
+    probe: Tensor
+    fingerprint: Fingerprint
     reference: DenseSubject = field(default_factory=lambda: DenseSubject({}))
 
     @cached_property
@@ -116,16 +123,48 @@ class Bench:
         }
 
 
-def load_model(spec: RunSpec, plugins: Plugins) -> Bundle:
-    """Load the model of `spec` on its device, without the layers it skips; checks that all weights are finite."""
+def load_model(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) -> Bundle:
+    """Load the model of `spec` where `methods` can work on it, without the layers it skips; its weights must be finite
+    and dense.
+    """
     cls, ref = source_of(spec.model, plugins)
     device = device_of(spec.device)
     dtype = dtype_of(spec.dtype) if spec.dtype else ("float32" if device.type == "cpu" else None)
     with no_loading_bar():
         bundle = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code).load(ref)
-    bundle.model.to(device)
-    bundle.check_finite()
-    return bundle.without(spec.skip)
+    place(bundle, spec, methods, device)
+    check_finite(bundle)
+    bundle = bundle.without(spec.skip)
+    bundle.provenance = {**bundle.provenance, **check_dense(bundle, bool(spec.allow_sparse))}
+    return bundle
+
+
+def place(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torch.device) -> None:
+    """Put a model on `device`; or, as the user says, or if it would not fit there, only each block while it works.
+
+    Raises `NMBenchError` if a mask learner, which needs the whole model, is to work on one that is streamed.
+    """
+    learners = any(isinstance(method, MaskLearner) for method in methods)
+    streamed = spec.stream
+    if streamed is None:
+        whole = planned(bundle, spec, methods, device, streamed=False)
+        streamed = device.type == "cuda" and not learners and whole.peak > FILL * torch.cuda.mem_get_info(device)[0]
+    if streamed and learners:
+        raise NMBenchError("a mask learner needs the whole model on the device; run it without --stream.")
+    if streamed:
+        bundle.stream(device)
+    else:
+        bundle.model.to(device)
+
+
+def planned(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torch.device, streamed: bool) -> Estimate:
+    """The device memory that the one-shot methods among `methods` will need."""
+    needs = Stat.NONE
+    for method in methods:
+        needs |= method.needs if isinstance(method, Baseline) else Stat.NONE
+    full = spec.resolved(bundle.defaults)
+    windows, window_tokens = given(full.windows), given(full.window_tokens)
+    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, BATCH_TOKENS)
 
 
 @contextlib.contextmanager
@@ -179,7 +218,9 @@ def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle, learners: bool = Tr
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
-    return Bench(spec, plugins, bundle, DenseWeights(bundle), metrics, texts, pools, provenance)
+    probe = probe_of(texts, next(iter(pools.values())).calibration[0])
+    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe))
+    return Bench(spec, plugins, bundle, DenseWeights(bundle), *shared)
 
 
 def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:

@@ -9,6 +9,9 @@ executed, so that each is pruned before the inputs of the next are looked at. An
 asked for, the same windows also run through a copy of every block that stays dense, on the outputs of such copies.
 
 A model that is pruned already can be walked as well: the caller says what its dense weights are.
+
+Fused experts (`nmbench.experts`) have statistics of the tokens routed to them. One that no token was routed to is given
+the statistics that it has if all tokens of the block are; `Step.fallbacks` names it.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
+from nmbench.experts import ExpertEar, hearing
 from nmbench.gather import Gatherer, Skip
 from nmbench.methods import LayerStats, Stat
 from nmbench.models import Bundle, Layer
 from nmbench.replay import Ear, Place, Run, embed, listening, same
 from nmbench.taps import find_taps
+
+__all__ = ["Step", "full_float32", "walk"]
 
 BATCH_TOKENS = 4096
 BESIDE = Stat.DRIFT | Stat.LAG  # what takes the dense model beside the pruned one
@@ -45,6 +51,7 @@ class Step:
     stats: Mapping[str, LayerStats]
     last: bool
     block_tokens: int
+    fallbacks: Sequence[str] = ()
 
 
 @torch.no_grad()
@@ -70,24 +77,37 @@ def walk(
     hidden, calls = embed(bundle, batches)
     dense = hidden if needs & BESIDE else []
     for index, (name, block) in enumerate(bundle.blocks.items()):
-        run = Run({size: captured[index] for size, captured in calls.items()})
-        layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
-        twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
-        if index < start:
-            hidden, dense = [run(block, batch) for batch in hidden], [run(twin, batch) for batch in dense if twin]
-            continue
-        taps = find_taps(run, block, hidden[0], list(layers)) if Stat.LAG in needs else {}
-        parts = stages(run, block, hidden[0], layers) if sequential else [list(layers)]
-        for part in parts:
-            gatherers = {n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, skip) for n in part}
-            with full_float32(), listening(ears(gatherers, taps, block, twin)):
-                outputs = pass_through(run, block, hidden, twin, dense)
-            last = part is parts[-1]
-            tokens, run.tokens = run.tokens + last * windows.numel(), 0
-            stats = {layers[n].name: gatherer.finish(len(windows), layers[n].name) for n, gatherer in gatherers.items()}
-            yield Step(index, [layers[n] for n in part], stats, last, tokens)
-        if index + 1 < len(bundle.blocks):
-            hidden, dense = [run(block, batch) for batch in hidden], outputs
+        run = Run({size: captured[index] for size, captured in calls.items()}, bundle.device, bundle.host)
+        with bundle.holding(block):
+            layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
+            twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
+            if index < start:
+                hidden, dense = [run(block, batch) for batch in hidden], [run(twin, batch) for batch in dense if twin]
+                continue
+            first = hidden[0].to(bundle.device)
+            modules = [n for n, layer in layers.items() if not layer.fused]
+            taps = find_taps(run, block, first, modules) if Stat.LAG in needs else {}
+            parts = stages(run, block, first, layers) if sequential else [list(layers)]
+            for part in parts:
+                gatherers = {
+                    n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, None if layers[n].fused else skip)
+                    for n in part
+                }
+                fused = expert_ears(gatherers, layers, name, twin)
+                with full_float32(), listening(ears(gatherers, layers, taps, block, twin)), hearing(fused, skip):
+                    outputs = pass_through(run, block, hidden, twin, dense)
+                unreached = [n for n in part if layers[n].fused and not gatherers[n].tokens]
+                if unreached:
+                    fused = expert_ears({n: gatherers[n] for n in unreached}, layers, name, twin)
+                    with full_float32(), hearing(fused, skip, rerouted=True):
+                        pass_through(run, block, hidden, twin, dense)
+                fallbacks = [layers[n].name for n in unreached]
+                last = part is parts[-1]
+                tokens, run.tokens = run.tokens + last * windows.numel(), 0
+                stats = {layers[n].name: g.finish(len(windows), layers[n].name) for n, g in gatherers.items()}
+                yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
+            if index + 1 < len(bundle.blocks):
+                hidden, dense = [run(block, batch) for batch in hidden], outputs
 
 
 def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[Layer], Tensor] | None) -> nn.Module:
@@ -115,23 +135,31 @@ def check_skip(skip: Skip) -> None:
 def stages(run: Run, block: nn.Module, hidden: Tensor, layers: Mapping[str, Layer]) -> list[list[str]]:
     """Layers in the order in which a block executes them, those that are given the same inputs together.
 
-    Layers that `hidden` does not reach join the last ones.
+    Fused experts of one parameter stay together. Layers that `hidden` does not reach join the last ones.
     """
     heard: dict[str, Tensor] = {}  # first inputs, in the order of execution; copies, as a block may work in place
+    members: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        members.setdefault(layer.where.stored, []).append(name)
 
-    def ear(name: str) -> Callable[[Tensor], None]:
-        return lambda inputs: heard.update({name: inputs.clone()} if name not in heard else {})
+    def tell(name: str) -> Callable[[Tensor], None]:
+        first = layers[name].where.stored
+        return lambda inputs: heard.update({first: inputs.clone()} if first not in heard else {})
 
-    with listening(Ear(layer.module, ear(name)) for name, layer in layers.items()):
+    with (
+        listening(Ear(layer.module, tell(name)) for name, layer in layers.items() if not layer.fused),
+        hearing(ExpertEar(layer.module, layer.where, tell(name)) for name, layer in layers.items() if layer.fused),
+    ):
         run(block, hidden)
     parts: list[list[str]] = []
-    for name, inputs in heard.items():
+    for stored, inputs in heard.items():
         alike = [part for part in parts if same(heard[part[0]], inputs)]
         if not alike:
             parts.append([])
-        (alike or parts)[-1].append(name)
-    unheard = [name for name in layers if name not in heard]
-    return [*parts[:-1], [*(parts[-1] if parts else []), *unheard]]
+        (alike or parts)[-1].append(stored)
+    unheard = [stored for stored in members if stored not in heard]
+    parts = [*parts[:-1], [*(parts[-1] if parts else []), *unheard]]
+    return [[name for stored in part for name in members[stored]] for part in parts]
 
 
 def pass_through(
@@ -150,10 +178,16 @@ def pass_through(
 
 
 def ears(
-    gatherers: Mapping[str, Gatherer], taps: Mapping[str, Place], block: nn.Module, twin: nn.Module | None
+    gatherers: Mapping[str, Gatherer],
+    layers: Mapping[str, Layer],
+    taps: Mapping[str, Place],
+    block: nn.Module,
+    twin: nn.Module | None,
 ) -> Iterator[Ear]:
-    """What of a block, and of its dense `twin`, is told to the gatherers of its layers."""
+    """What of a block, and of its dense `twin`, is told to the gatherers of layers that are modules."""
     for name, gatherer in gatherers.items():
+        if layers[name].fused:
+            continue
         inputs = Place(name, output=False)
         yield Ear.at(inputs, block, gatherer.add)
         if twin is not None:
@@ -161,6 +195,18 @@ def ears(
         if twin is not None and name in taps:
             yield Ear.at(taps[name], block, gatherer.add_stream)
             yield Ear.at(taps[name], twin, gatherer.add_dense_stream)
+
+
+def expert_ears(
+    gatherers: Mapping[str, Gatherer], layers: Mapping[str, Layer], block_name: str, twin: nn.Module | None
+) -> Iterator[ExpertEar]:
+    """What is told to the gatherers of fused experts."""
+    for name, gatherer in gatherers.items():
+        if layers[name].fused:
+            where = layers[name].where
+            inside = where.module.removeprefix(block_name).removeprefix(".")
+            beside = None if twin is None else twin.get_submodule(inside)
+            yield ExpertEar(layers[name].module, where, gatherer.add, beside, gatherer.add_dense)
 
 
 @contextlib.contextmanager

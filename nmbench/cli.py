@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmbench import commands
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
-    from nmbench.plugins import Plugins
+    from nmbench.plugins import PluginInfo, Plugins
     from nmbench.spec import RunSpec
 
 INTERRUPTED = 130
@@ -61,9 +62,11 @@ plugin_option = click.option(
 @click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may choose by.")
 @click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="As ppl:wikitext2@2048; repeatable.")
 @click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU where there is one.  [auto]")
+@click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
+@click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
 @click.option("--quiet", is_flag=True, help="No progress, only the table.")
@@ -148,9 +151,10 @@ def options_text(name: str, cls: Any) -> str:
 
 def kind_of(cls: Any) -> str:
     """The kind of a method, as the documentation names it."""
-    from nmbench.methods import MaskLearner, Refiner, Scorer, Solver
+    from nmbench.methods import MaskLearner, MaskSource, Refiner, Scorer, Solver
 
     kinds = {Scorer: "scorer", Solver: "solver", Refiner: "refiner", MaskLearner: "mask learner"}
+    kinds[MaskSource] = "mask source"
     return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
 
 
@@ -161,15 +165,27 @@ def summary(cls: Any) -> str:
 @main.command("plugins")
 @plugin_option
 def plugins_command(plugin_files: Sequence[str]) -> None:
-    """List every plugin: where it comes from, its hooks, or why it failed."""
+    """List every plugin: where it comes from, its hooks and what it registers, or why it failed."""
+    from nmbench.hookspecs import HOOKS_VERSION
     from nmbench.plugins import load_plugins
+    from nmbench.testing import KIT_VERSION
 
     plugins = load_plugins(plugin_files)
     for info in plugins.infos:
-        state = f"FAILED at {info.failure}" if info.failure else "disabled" if info.disabled else ", ".join(info.hooks)
-        click.echo(f"{info.name}: {state}")
+        click.echo(f"{info.name}: {state_of(info)}")
+        for text in info.deprecations:
+            click.echo(f"  deprecated: {text}")
+    click.echo(f"hooks {HOOKS_VERSION}, test kit {KIT_VERSION}")
     if plugins.failures:
         sys.exit(1)
+
+
+def state_of(info: PluginInfo) -> str:
+    """What has become of a plugin."""
+    if info.failure:
+        return f"FAILED at {info.failure}"
+    brings = f"; brings {', '.join(info.registered)}" if info.registered else ""
+    return "disabled" if info.disabled else f"{', '.join(info.hooks)}{brings}"
 
 
 @main.command()
@@ -209,9 +225,29 @@ def speed(as_json: bool, tokens: Sequence[int], **flags: Any) -> None:
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else render(found))
 
 
+@main.command("new-plugin")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(("scorer", "solver", "learner")), default="scorer", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where.  [this folder]")
+def new_plugin_command(name: str, kind: str, out: Path) -> None:
+    """Write a package with a method NAME that builds, installs and passes its own tests."""
+    from nmbench.plugins import load_plugins
+    from nmbench.scaffold import new_plugin
+
+    taken = load_plugins().registries.methods.entries.get(name)
+    files = new_plugin(name, kind, out, taken.origin if taken else None)
+    folder = out / f"nmbench-{name}"
+    click.echo("\n".join(f"wrote {path}" for path in files))
+    click.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nmbench methods {name}")
+
+
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
     """Write the reports named."""
     return [plugins.lookup(plugins.registries.reporters, name)().write(results, directory) for name in formats]
+
+
+for command in (commands.validate, commands.diff, commands.export):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = ["ONE_SIDED_95", "Confirmation", "Difference", "not_worse", "paired", "standard_error"]
+
 RESAMPLES = 2000
 ONE_SIDED_95 = 1.645  # standard errors
 

@@ -21,7 +21,10 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models import Bundle
 from nmbench.sources import Metric
 
+__all__ = ["DenseSubject", "Subject", "batch_size", "losses_in_parts", "window_losses"]
+
 LOGIT_BYTES = 64 * 2**20  # a batch is as large as this allows for its float32 logits; more is slower on a CPU
+GPU_LOGIT_BYTES = 2**30  # of a whole batch on a GPU, where small batches are slow
 LARGE_VOCABULARY = 2**17  # assumed of a model that does not tell
 T = TypeVar("T")
 
@@ -61,7 +64,8 @@ def batch_size(model: nn.Module, window_tokens: int) -> int:
     """How many windows the model is shown at once."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     vocabulary = LARGE_VOCABULARY if head is None else head.weight.shape[0]
-    return max(1, LOGIT_BYTES // (4 * vocabulary * window_tokens))
+    room = LOGIT_BYTES if next(model.parameters()).device.type == "cpu" else GPU_LOGIT_BYTES
+    return max(1, room // (4 * vocabulary * window_tokens))
 
 
 def key(dataset: str, window: int) -> str:

@@ -94,7 +94,7 @@ class Gatherer:
         return y
 
     def finish(self, windows: int, name: str) -> LayerStats:
-        """Scale the sums. Raises `NumericalFailure` for NaN or infinite inputs, `NMBenchError` if there were none."""
+        """Scale the sums in place, once. Raises `NumericalFailure` for inputs not finite, `NMBenchError` for none."""
         if not self.tokens:
             raise NMBenchError(
                 f"no calibration token reached layer {name}; give more --windows, or leave it dense with "
@@ -103,7 +103,7 @@ class Gatherer:
         if self.skip.tokens and self.tokens != windows * (self.skip.window_tokens - self.skip.tokens):
             raise unplaced()
         norm = None if self.squares is None else (self.squares / windows).sqrt()
-        gram, drift, lag = (None if s is None else s * (2.0 / windows) for s in (self.gram, self.drift, self.lag))
+        gram, drift, lag = (None if s is None else s.mul_(2.0 / windows) for s in (self.gram, self.drift, self.lag))
         for statistic in (norm, gram, drift, lag):
             if statistic is not None and not statistic.isfinite().all():
                 raise NumericalFailure(f"the inputs of layer {name} hold NaN or infinite values during calibration.")

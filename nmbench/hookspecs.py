@@ -15,17 +15,23 @@ import pluggy
 
 if TYPE_CHECKING:
     from nmbench.events import Progress
+    from nmbench.memory import Estimate
     from nmbench.registry import Register
     from nmbench.spec import RunSpec
 
+__all__ = ["HOOKS_VERSION", "hookimpl"]
+
 PROJECT = "nmbench"
+HOOKS_VERSION = "1.0"  # docs/compatibility.md says what a new number means
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec(historic=True)
 def nmbench_register_baselines(register: Register) -> None:
-    """When the plugin loads: `register("magnitude", Magnitude)` for every `Scorer`, `Solver` or `Refiner` class."""
+    """When the plugin loads: `register("magnitude", Magnitude)` for every `Scorer`, `Solver`, `Refiner` or `MaskSource`
+    class.
+    """
 
 
 @hookspec(historic=True)
@@ -58,8 +64,10 @@ def nmbench_register_reporters(register: Register) -> None:
 
 
 @hookspec
-def nmbench_run_started(spec: RunSpec) -> None:
-    """Once, when a run begins, after the model is loaded and before the first job; `spec` is fully resolved."""
+def nmbench_run_started(spec: RunSpec, memory: Estimate) -> None:
+    """Once, when a run begins, after the model is loaded and before the first job; `spec` is fully resolved, `memory`
+    the device memory that its one-shot methods are estimated to need.
+    """
 
 
 @hookspec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nmbench.errors import NMBenchError
@@ -24,16 +24,21 @@ class Contender:
     method: Method
     options: Mapping[str, Any]
     init: Contender | None = None
+    content: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be: a contender at a pattern and a seed, or the dense reference (no contender)."""
+    """One row to be: a contender at a pattern and a seed, or the dense reference (no contender).
+
+    `digest` names everything that decides the row, `work` everything but its label.
+    """
 
     contender: Contender | None
     pattern: Pattern | None
     seed: int | None
     digest: str
+    work: str
 
     @property
     def label(self) -> str:
@@ -42,9 +47,13 @@ class Job:
     @property
     def name(self) -> str:
         """Names the job's files: `maskpro--2-4--seed0`."""
+        return self.files_of(self.label)
+
+    def files_of(self, label: str) -> str:
+        """Names the files of the job of that label, pattern and seed being the same."""
         if self.pattern is None:
-            return self.label
-        return f"{self.label}--{self.pattern.keep}-{self.pattern.group}--seed{self.seed}"
+            return label
+        return f"{label}--{self.pattern.keep}-{self.pattern.group}--seed{self.seed}"
 
     @property
     def title(self) -> str:
@@ -66,7 +75,7 @@ def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
             options = {PRESET: asked.options[PRESET], **options}
         init = initial(method, asked.label, plugins)
         found += [init] if init and isinstance(method, MaskLearner) else []
-        found.append(Contender(asked.label, asked.name, method, options, init))
+        found.append(Contender(asked.label, asked.name, method, options, init, method.content()))
     return found
 
 
@@ -79,12 +88,12 @@ def initial(method: Method, label: str, plugins: Plugins) -> Contender | None:
         return None
     cls = plugins.lookup(plugins.registries.methods, method.init)
     if not issubclass(cls, Baseline):
-        raise NMBenchError(f"option {label}.init must name a one-shot method; {method.init!r} is a mask learner.")
+        raise NMBenchError(f"option {label}.init must name a one-shot method; {method.init!r} is none.")
     if isinstance(method, Refiner) and issubclass(cls, Refiner):
         raise NMBenchError(f"option {label}.init must name a scorer or a solver; {method.init!r} is a refiner itself.")
     start = build(cls, {"mask_only": True} if issubclass(cls, Solver) else {}, f"{label}@init")
     below = initial(start, f"{label}@init", plugins)
-    return Contender(f"{label}@init", method.init, start, resolved(start), below)
+    return Contender(f"{label}@init", method.init, start, resolved(start), below, start.content())
 
 
 def check_supported(found: Sequence[Contender], spec: RunSpec) -> None:
@@ -104,21 +113,25 @@ def lineage(contender: Contender | None) -> Iterator[Contender]:
 
 def jobs(spec: RunSpec, found: Sequence[Contender], protocol: str) -> Iterator[Job]:
     """Every job of a resolved spec; `protocol` digests what its numbers depend on."""
-    yield Job(None, None, None, digest({"protocol": protocol, "label": DENSE}))
+    dense = digest({"protocol": protocol, "label": DENSE})
+    yield Job(None, None, None, dense, dense)
     for pattern in spec.patterns:
         for seed in spec.seeds:
             for contender in found:
-                yield Job(contender, pattern, seed, job_digest(spec, contender, pattern, seed, protocol))
+                content = decides(spec, contender, pattern, seed, protocol)
+                yield Job(contender, pattern, seed, digest({"label": contender.label, **content}), digest(content))
 
 
-def job_digest(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int, protocol: str) -> str:
-    """Names everything that decides a row: protocol, label, method, options, patterns, seed."""
+def decides(spec: RunSpec, contender: Contender, pattern: Pattern, seed: int, protocol: str) -> dict[str, Any]:
+    """Everything that decides a row, whatever its label: protocol, method, options, patterns, seed."""
     special = [(glob, str(chosen)) for glob, chosen in spec.pattern_for]  # in order: the last match counts
     where = {"protocol": protocol, "pattern": str(pattern), "pattern_for": special, "seed": seed}
-    return digest({"label": contender.label, "init": None, **content_of(contender), **where})
+    return {"init": None, **content_of(contender), **where}
 
 
 def content_of(contender: Contender) -> dict[str, Any]:
     """Method and options of a contender and of what it starts from."""
-    content = {"method": contender.name, "options": dict(contender.options)}
+    content: dict[str, Any] = {"method": contender.name, "options": dict(contender.options)}
+    if contender.content:
+        content["content"] = dict(contender.content)
     return {**content, "init": content_of(contender.init)} if contender.init else content

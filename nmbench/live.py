@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmbench.errors import NMBenchError
 from nmbench.models import Bundle
+
+__all__ = ["LiveWeights", "Provider", "masked"]
 
 PART_WEIGHTS = 2**15  # more would wake other threads, which costs more than it gains
 Provider = Callable[[str], Tensor]  # layer name -> the weight [out, in] to compute with
@@ -43,7 +46,13 @@ class LiveWeights:
         """Let every prunable layer compute with `provider(name)`, `[out, in]`, asked for just before each product.
 
         The live weights are neither read nor written. A provided weight may be overwritten once its layer is done.
+        Raises `NMBenchError` if fused experts are among the layers.
         """
+        if self.fused:
+            raise NMBenchError(
+                f"{self.fused} is one of several experts in one parameter, whose product nothing can stand in for; "
+                f"choose a learner that writes its masks into the model, or leave them dense with --skip."
+            )
         tables = {name: vars(layer.module) for name, layer in self.bundle.layers.items()}
         before = {name: table.get("forward") for name, table in tables.items()}
         try:
@@ -55,6 +64,14 @@ class LiveWeights:
                 table.pop("forward", None)
                 if before[name] is not None:
                     table["forward"] = before[name]
+
+    @property
+    def fused(self) -> str | None:
+        """The name of a layer that is one of several experts in one parameter, if there is one.
+
+        Nothing can stand in for its product: `provided` is impossible, `apply` is not.
+        """
+        return next((name for name, layer in self.bundle.layers.items() if layer.fused), None)
 
     def original(self, name: str) -> Tensor:
         """The dense weight `[out, in]` of one layer on the model's device, to be read only."""

@@ -1,10 +1,10 @@
 """What a pruning method is, and what it is handed.
 
-Four kinds, by what they see. A `Scorer` rates the weights of one layer and the host keeps the best of every group. A
+Five kinds, by what they see. A `Scorer` rates the weights of one layer and the host keeps the best of every group. A
 `Solver` sees one layer and its input statistics, chooses the mask and may repair the weights. A `Refiner` improves a
-mask that another method made of the layer. A `MaskLearner` sees the whole model and batches of tokens. All are frozen
-dataclasses whose fields are their options (`nmbench.option`). A method is pure: it reads weights and returns masks; the
-host applies, checks and evaluates them.
+mask that another method made of the layer. A `MaskLearner` sees the whole model and batches of tokens. A `MaskSource`
+brings masks that exist already. All are frozen dataclasses whose fields are their options (`nmbench.option`). A method
+is pure: it reads weights and returns masks; the host applies, checks and evaluates them.
 
 The canonical view of a weight is `[out, in]` with groups along `in`, however the model stores it.
 """
@@ -94,6 +94,13 @@ class Method:
         """Return why `pattern` cannot be done, or None. Called before any model is loaded."""
         return None
 
+    def content(self) -> Mapping[str, str]:
+        """What decides the result besides the options, such as the digest of a file that the method reads.
+
+        It is part of what makes two jobs the same. Raises `NMBenchError` if there is no such file.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class Baseline(Method):
@@ -166,4 +173,24 @@ class MaskLearner(Method):
 
     def learn(self, task: LearnTask) -> Mapping[str, Tensor]:
         """Return one bool mask `[out, in]` for every name in `task.layers`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """What a `MaskSource` is shown: the dense weight `[out, in]` of every prunable layer, in host memory and read-only,
+    its pattern, and the names of what is left dense with the reason.
+    """
+
+    weights: Mapping[str, Tensor]
+    patterns: Mapping[str, Pattern]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class MaskSource(Method):
+    """Brings the masks of all layers from elsewhere; reads no tokens."""
+
+    def bring(self, model: DenseModel) -> PrunedModel:
+        """Return one `Pruned` for every name in `model.weights`. Raises `NMBenchError` naming a layer that differs."""
         raise NotImplementedError

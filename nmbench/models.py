@@ -1,7 +1,6 @@
 """A model as pruning sees it: decoder blocks, their prunable layers, and what was left out and why.
 
-Nothing here knows an architecture by name. The decoder stack is the outermost `ModuleList` that holds the most weights
-in linear layers; the prunable layers are the linear layers inside it.
+Where blocks and prunable weights are is the matter of `nmbench.anatomy`.
 """
 
 from __future__ import annotations
@@ -9,34 +8,49 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from nmbench.errors import NMBenchError, NumericalFailure, RunMismatch
+from nmbench.anatomy import Anatomy, Weight, anatomy_of
+from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.spec import Defaults, matches
+from nmbench.streaming import Streaming, unhooked
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight. `read` and `write` speak the canonical view `[out, in]`, groups along `in`."""
+    """One prunable weight, `where` it is in the model and the `module` that holds it; in the block of number `block`.
 
-    name: str
+    `read` and `write` speak the canonical view `[out, in]`, groups along `in`.
+    """
+
+    where: Weight
     module: nn.Module
     block: int
 
     @property
+    def name(self) -> str:
+        return self.where.name
+
+    @property
     def transposed(self) -> bool:
-        return isinstance(self.module, Conv1D)  # stores [in, out]
+        return self.where.transposed
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is one of several experts in one parameter, which are no modules of their own."""
+        return self.where.expert is not None
 
     def read(self) -> Tensor:
         """The live weight `[out, in]`, a view: do not change it."""
-        weight = self.module.get_parameter("weight").detach()
-        return weight.t() if self.transposed else weight
+        return self.where.view(self.module.get_parameter(self.where.parameter).detach())
 
     def write(self, weight: Tensor) -> None:
         """Copy `weight` `[out, in]` into the live model."""
@@ -59,6 +73,7 @@ class Bundle:
     skipped: dict[str, str]
     defaults: Defaults = field(default_factory=Defaults)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    streaming: Streaming | None = None
 
     @classmethod
     def of(
@@ -68,11 +83,17 @@ class Bundle:
         tokenizer: Any,
         defaults: Defaults | None = None,
         provenance: Mapping[str, Any] | None = None,
+        anatomy: Anatomy | None = None,
     ) -> Bundle:
-        """Find blocks and layers of `model`. Raises `NMBenchError` if it has no decoder stack with linear layers."""
+        """Make a bundle of `model`; its `anatomy` is derived from the module tree if the model source tells none.
+
+        Raises `NMBenchError` if it has no decoder stack, or if a prunable weight is shared, quantised or not there.
+        """
         model.eval().requires_grad_(False)
-        blocks = find_blocks(model, ref)
-        layers, skipped = find_layers(model, blocks)
+        anatomy = anatomy or anatomy_of(model, ref)
+        blocks = {name: model.get_submodule(name) for name in anatomy.blocks}
+        layers = layers_of(model, anatomy, ref)
+        skipped = dict(anatomy.skipped)
         return cls(ref, model, tokenizer, blocks, layers, skipped, defaults or Defaults(), provenance or {})
 
     def without(self, globs: Iterable[str]) -> Bundle:
@@ -91,7 +112,21 @@ class Bundle:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where the model computes."""
+        return self.streaming.device if self.streaming else next(self.model.parameters()).device
+
+    @property
+    def host(self) -> torch.device:
+        """Where large things wait: with the model, or on the host if it does not fit on the device."""
+        return torch.device("cpu") if self.streaming else self.device
+
+    def stream(self, device: torch.device) -> None:
+        """Keep the blocks where they are, on the host, and bring each to `device` while it works."""
+        self.streaming = Streaming(self.model, self.blocks.values(), device)
+
+    def holding(self, block: nn.Module) -> AbstractContextManager[None]:
+        """While the context is open, a block is on the device."""
+        return self.streaming.holding(block) if self.streaming else nullcontext()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,10 +136,16 @@ class Bundle:
         """This bundle, or a copy of it in another dtype."""
         if dtype == self.dtype:
             return self
-        model = cast_parameters(copy.deepcopy(self.model), dtype)
+        model = cast_parameters(unhooked(copy.deepcopy(self.model)), dtype)
         blocks = {name: model.get_submodule(name) for name in self.blocks}
-        moved = {n: dataclasses.replace(layer, module=model.get_submodule(n)) for n, layer in self.layers.items()}
-        return dataclasses.replace(self, model=model, blocks=blocks, layers=moved)
+        moved = {
+            n: dataclasses.replace(layer, module=model.get_submodule(layer.where.module))
+            for n, layer in self.layers.items()
+        }
+        other = dataclasses.replace(self, model=model, blocks=blocks, layers=moved, streaming=None)
+        if self.streaming:
+            other.stream(self.device)
+        return other
 
     def block_layers(self, index: int) -> list[Layer]:
         """The prunable layers of one block, in the order of the module tree."""
@@ -127,12 +168,6 @@ class Bundle:
     def digest(self) -> str:
         """SHA-256 over the names, dtypes and bytes of all parameters and buffers."""
         return tensors_digest(self.tensors())
-
-    def check_finite(self) -> None:
-        """Raise `NumericalFailure` naming the first layer with a NaN or infinite weight."""
-        for name, layer in self.layers.items():
-            if not layer.read().isfinite().all():
-                raise NumericalFailure(f"layer {name} of {self.ref} holds NaN or infinite weights; nothing was pruned.")
 
 
 class DenseWeights:
@@ -162,8 +197,7 @@ class DenseWeights:
 
     def layer(self, layer: Layer) -> Tensor:
         """The dense weight of one layer, `[out, in]`, in host memory."""
-        stored = self.copies[f"{layer.name}.weight"]
-        return stored.t() if layer.transposed else stored
+        return layer.where.view(self.copies[layer.where.stored])
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -190,47 +224,42 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def find_blocks(model: nn.Module, ref: str) -> dict[str, nn.Module]:
-    """The decoder blocks by name: the outermost `ModuleList` with the most weights in linear layers."""
-    stacks = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    sizes = {name: linear_weights(module) for name, module in stacks.items()}
-    if not any(sizes.values()):
-        raise NMBenchError(f"model {ref} has no stack of decoder blocks with linear layers: nothing to prune.")
-    best = max(sizes, key=lambda name: sizes[name])  # the first of equals: the outer one of two nested lists
-    return {f"{best}.{child}": block for child, block in stacks[best].named_children()}
+def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:
+    """The layers of an anatomy by name. Raises `NMBenchError` for a weight that is not there or cannot be pruned."""
+    layers = {}
+    for weight in anatomy.weights:
+        block = [index for index, name in enumerate(anatomy.blocks) if f"{weight.module}.".startswith(f"{name}.")]
+        if not block:
+            raise NMBenchError(
+                f"layer {weight.name} of {ref} is in none of its decoder blocks, {anatomy.blocks[0]} ..."
+            )
+        layers[weight.name] = Layer(weight, model.get_submodule(weight.module), block[0])
+    for layer in layers.values():
+        check_dtype(layer, ref)
+    check_shared(model, layers)
+    return layers
 
 
-def linear_weights(module: nn.Module) -> int:
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, Conv1D)))
+def check_dtype(layer: Layer, ref: str) -> None:
+    """Raise `NMBenchError` if a weight is not stored as plain numbers, one each."""
+    if (dtype := layer.module.get_parameter(layer.where.parameter).dtype) not in FLOATS:
+        raise NMBenchError(
+            f"layer {layer.name} of {ref} holds quantised weights ({dtype}); prune the checkpoint that they were made "
+            f"from, in float32, bfloat16 or float16."
+        )
 
 
-def find_layers(model: nn.Module, blocks: Mapping[str, nn.Module]) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The prunable layers by name, and every other matrix of the model with the reason why it is left dense."""
-    layers: dict[str, Layer] = {}
-    skipped: dict[str, str] = {}
-    owners: dict[int, str] = {}
-    for index, (block_name, block) in enumerate(blocks.items()):
-        for name, module in named_below(block_name, block):
-            if isinstance(module, (nn.Linear, Conv1D)):
-                first = owners.setdefault(id(module.weight), name)
-                if first != name:
-                    raise NMBenchError(f"layers {first} and {name} share one weight, which cannot be pruned twice.")
-                layers[name] = Layer(name, module, index)
-            else:
-                skipped.update(matrices(name, module, "not a linear layer"))
-    inside = tuple(f"{name}." for name in blocks)
-    for name, module in model.named_modules():
-        if not f"{name}.".startswith(inside):
-            skipped.update(matrices(name, module, "outside the decoder blocks"))
-    return layers, skipped
-
-
-def named_below(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_modules():
-        yield (f"{prefix}.{name}" if name else prefix), child
-
-
-def matrices(name: str, module: nn.Module, reason: str) -> dict[str, str]:
-    """The parameters of at least two dimensions that a module holds itself, each with the reason given."""
-    own = module.named_parameters(recurse=False)
-    return {f"{name}.{p}": f"{reason} {tuple(value.shape)}" for p, value in own if value.dim() >= 2}
+def check_shared(model: nn.Module, layers: Mapping[str, Layer]) -> None:
+    """Raise `NMBenchError` if a prunable weight is at the same time another parameter of the model."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.numel() and not parameter.is_meta:
+            names.setdefault(parameter.data_ptr(), []).append(name)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    stored = {layer.where.stored for layer in layers.values()}
+    for layer in layers.values():
+        for other in names.get(layer.module.get_parameter(layer.where.parameter).data_ptr(), ()):
+            owner = other.rpartition(".")[0]
+            alias = modules[owner] is layer.module and other not in stored  # one module under two names
+            if other != layer.where.stored and not alias:
+                raise NMBenchError(f"layers {layer.where.module} and {owner} share one weight, which cannot be pruned.")

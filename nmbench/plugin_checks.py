@@ -9,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import typing
 from typing import Any
 
 import pluggy
 
 from nmbench import hookspecs
 from nmbench.errors import PluginError, did_you_mean
+from nmbench.options import PRESET, READERS, alternatives
 
 PREFIX = "nmbench_"
 BASES = {
-    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner")),
+    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner", "MaskSource")),
     "nmbench_register_mask_learners": ("nmbench.methods", ("MaskLearner",)),
     "nmbench_register_models": ("nmbench.sources", ("ModelSource",)),
     "nmbench_register_datasets": ("nmbench.sources", ("Dataset",)),
@@ -84,9 +86,35 @@ def check_object(hook: str, name: str, obj: Any) -> None:
         raise PluginError(f"{name!r} must be a class derived from {listed}; {obj!r} is not.")
     if undecorated := [key for key, value in vars(obj).items() if isinstance(value, dataclasses.Field)]:
         raise PluginError(f"{name!r} declares option {undecorated[0]!r}; put @dataclass(frozen=True) above its class.")
+    if module == "nmbench.methods":
+        check_options(name, obj, bases)
     required = [f.name for f in dataclass_fields(obj) if f.init and no_default(f)]
     if required:
         raise PluginError(f"option {required[0]!r} of {name!r} needs a default value.")
+
+
+OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may stand for
+
+
+def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
+    """Raise `PluginError` for an option that hides something of nmbench, or whose type cannot be read from text."""
+    base = next(base for base in bases if issubclass(cls, base))
+    inherited = {field.name for field in dataclass_fields(base)}
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception as error:
+        raise PluginError(f"the types of the options of {name!r} cannot be read: {error}.") from error
+    for item in dataclass_fields(cls):
+        if item.name == PRESET or (hasattr(base, item.name) and item.name not in (*inherited, *OVERRIDABLE)):
+            raise PluginError(f"option {item.name!r} of {name!r} hides what nmbench means by that name; rename it.")
+        if unreadable := [kind for kind in alternatives(hints[item.name]) if kind not in (*READERS, type(None))]:
+            raise PluginError(
+                f"option {item.name!r} of {name!r} is {unreadable[0]}; options are int, float, bool, str or none."
+            )
+        if item.name in inherited and hints[item.name] != typing.get_type_hints(base)[item.name]:
+            raise PluginError(
+                f"option {item.name!r} of {name!r} is not of the type that nmbench gives it; keep that, or rename it."
+            )
 
 
 def dataclass_fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,7 @@ class PluginInfo:
     registered: tuple[str, ...] = ()
     failure: PluginFailure | None = None
     disabled: bool = False
+    deprecations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,24 @@ def admit(candidate: Candidate, plugins: Plugins) -> PluginInfo:
         hooks = hooks_of(plugins.manager, plugin)
         refuse_second(plugins.manager, plugin, candidate.info.name)
         stage = "register"
-        plugins.manager.register(plugin, candidate.info.name)  # pluggy replays the announcing hooks for it alone
-        return replace(candidate.info, hooks=hooks, registered=tuple(registrar.names))
+        deprecations = register(plugins.manager, plugin, candidate.info.name)
+        names = tuple(registrar.names)
+        return replace(candidate.info, hooks=hooks, registered=names, deprecations=deprecations)
     except (Exception, SystemExit) as error:
         if stage == "register":  # before that it has left nothing, and its name may be another's
             plugins.remove(candidate.info.name)
         return replace(candidate.info, failure=PluginFailure(stage, error))
+
+
+def register(manager: pluggy.PluginManager, plugin: object, name: str) -> tuple[str, ...]:
+    """Register one plugin, for which pluggy then replays the announcing hooks; return what is deprecated about it.
+
+    The warnings are given on as well, so that a plugin's own tests see them.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        manager.register(plugin, name)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    old = [warning for warning in caught if issubclass(warning.category, (DeprecationWarning, FutureWarning))]
+    return tuple(" ".join(str(warning.message).split()) for warning in old)

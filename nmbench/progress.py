@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nmbench.events import Progress
 from nmbench.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from nmbench.memory import Estimate
 
 TERMINAL_SECONDS = 0.2  # between two updates
 FILE_SECONDS = 15.0
@@ -25,6 +28,11 @@ class ProgressPrinter:
         self._first = (0, 0.0)  # units done and time at the first event of a stage
         self._printed = 0.0
         self._width = 0
+
+    @hookimpl
+    def nmbench_run_started(self, memory: Estimate) -> None:
+        if memory.device != "cpu":
+            self._show(str(memory), end="\n")
 
     @hookimpl
     def nmbench_progress(self, event: Progress) -> None:

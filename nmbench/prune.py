@@ -6,13 +6,14 @@ them, and the dense weights are restored when it ends, however it ends.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmbench.calibrate import full_float32, walk
+from nmbench.calibrate import Step, full_float32, walk
 from nmbench.errors import NMBenchError
 from nmbench.meter import Cost
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
@@ -43,13 +44,15 @@ def prune_one_shot(
     if needs is Stat.NONE:
         return prune_layers(bundle, method, patterns, who, report, init)
     layers: dict[str, Pruned] = {}
+    few = FewTokens()
     block_tokens = 0
     try:
         for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens):
             for layer in step.layers:
                 pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init)
                 layer.write(applied(pruned, layer.read()))
-                layers[layer.name] = pruned
+                layers[layer.name] = kept(pruned, bundle.host)
+            few.note(step)
             block_tokens += step.block_tokens
             if step.last:
                 report(step.index + 1, len(bundle.blocks))
@@ -57,7 +60,32 @@ def prune_one_shot(
         dense.restore()
     cost.forward_tokens += block_tokens // len(bundle.blocks)
     cost.unique_tokens += windows.numel()
-    return finished({name: layers[name] for name in bundle.layers}, method)
+    whole = finished({name: layers[name] for name in bundle.layers}, method)
+    return PrunedModel(whole.layers, {**whole.notes, **few.notes})
+
+
+class FewTokens:
+    """Remembers for the record the fused experts that too few calibration tokens were routed to.
+
+    `never_reached`: pruned by the statistics of all tokens of their block. `under_calibrated`: pruned by those of fewer
+    tokens than a weight has inputs, whose Gram matrix is singular; the number of tokens.
+    """
+
+    def __init__(self) -> None:
+        self.never_reached: list[str] = []
+        self.under_calibrated: dict[str, int] = {}
+
+    def note(self, step: Step) -> None:
+        self.never_reached += step.fallbacks
+        for layer in step.layers:
+            tokens = step.stats[layer.name].tokens
+            if layer.fused and layer.name not in step.fallbacks and tokens < layer.shape[1]:
+                self.under_calibrated[layer.name] = tokens
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        content = {"never_reached": self.never_reached, "under_calibrated": self.under_calibrated}
+        return {f"experts_{name}": value for name, value in content.items() if value}
 
 
 def prune_layers(
@@ -71,9 +99,17 @@ def prune_layers(
     """Run a method that needs no statistics: no walk, no tokens."""
     layers = {}
     for index, (name, layer) in enumerate(bundle.layers.items()):
-        layers[name] = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
+        with bundle.holding(list(bundle.blocks.values())[layer.block]):
+            pruned = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
+        layers[name] = kept(pruned, bundle.host)
         report(index + 1, len(bundle.layers))
     return finished(layers, method)
+
+
+def kept(pruned: Pruned, host: torch.device) -> Pruned:
+    """A pruned layer where the model waits."""
+    weight = None if pruned.weight is None else pruned.weight.to(host)
+    return dataclasses.replace(pruned, mask=pruned.mask.to(host), weight=weight)
 
 
 def prune_layer(
@@ -84,6 +120,7 @@ def prune_layer(
     try:
         with full_float32():
             pruned = choose(method, layer.read().clone(), stats, pattern, mask)
+            check_pruned(pruned, layer)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
@@ -94,11 +131,22 @@ def prune_layer(
     return pruned
 
 
+def check_pruned(pruned: object, layer: Layer) -> None:
+    """Raise `NMBenchError` unless a method returned a `Pruned` whose tensors are where the layer is."""
+    if not isinstance(pruned, Pruned):
+        raise NMBenchError(f"it returned {type(pruned).__name__} instead of nmbench.Pruned.")
+    for what, tensor in (("mask", pruned.mask), ("weight", pruned.weight)):
+        if isinstance(tensor, Tensor) and tensor.device != layer.read().device:
+            raise NMBenchError(f"it returned a {what} on {tensor.device}, the layer is on {layer.read().device}.")
+
+
 @torch.no_grad()
 def choose(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Pruned:
     """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
     if isinstance(method, Scorer):
         score = method.score(weight, stats)
+        if not isinstance(score, Tensor):
+            raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
         if score.shape != weight.shape:
             raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
         return Pruned(pattern.top(score))
@@ -130,4 +178,5 @@ def applied(pruned: Pruned, dense: Tensor) -> Tensor:
 def apply(bundle: Bundle, pruned: PrunedModel) -> None:
     """Write a pruned model into the live one."""
     for name, layer in bundle.layers.items():
-        layer.write(applied(pruned.layers[name], layer.read()))
+        dense = layer.read()
+        layer.write(applied(kept(pruned.layers[name], dense.device), dense))

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from nmbench.errors import NMBenchError
 from nmbench.models import Bundle
+
+__all__ = ["resumed", "until"]
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,29 @@ def hidden_of(output: Any) -> Tensor:
 class Run:
     """Runs one block on hidden states `[batch, window_tokens, width]` as the model does; `calls` by batch size.
 
-    Counts the `tokens` that it ran.
+    It computes on `device` and returns its results on `host`; by default, where the hidden states are. Counts the
+    `tokens` that it ran.
     """
 
-    def __init__(self, calls: Mapping[int, Call]) -> None:
+    def __init__(
+        self, calls: Mapping[int, Call], device: torch.device | None = None, host: torch.device | None = None
+    ) -> None:
         self.calls = calls
+        self.device = device
+        self.host = host
         self.tokens = 0
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
         self.tokens += hidden.shape[:2].numel()
-        return self.calls[len(hidden)](block, hidden)
+        return self.calls[len(hidden)](block, hidden.to(self.device)).to(self.host)
 
 
 def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, list[Call]]]:
     """The inputs of the first block for every batch, and how each block is called, by batch size.
 
     Blocks differ in their arguments (Gemma alternates masks and rotary tables), so each keeps its own. A batch size
-    seen before needs the embedding only. Raises `NMBenchError` if the arguments depend on the tokens.
+    seen before needs the embedding only. Raises `NMBenchError` if the arguments depend on the tokens, or if the hidden
+    states are no `[windows, window_tokens, width]`.
     """
     calls: dict[int, list[Call]] = {}
     hidden = []
@@ -60,7 +69,12 @@ def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict
             calls[len(batch)] = captured
         elif not same(known[0], captured[0]):
             raise NMBenchError(f"the blocks of {bundle.ref} are called with arguments that depend on the tokens.")
-        hidden.append(inputs)
+        if inputs.dim() != 3 or inputs.shape[:2] != batch.shape:
+            raise NMBenchError(
+                f"the blocks of {bundle.ref} are given hidden states {tuple(inputs.shape)} for tokens "
+                f"{tuple(batch.shape)}, not [windows, tokens, width]; it cannot be walked block by block."
+            )
+        hidden.append(inputs.to(bundle.host))
     return hidden, calls
 
 
@@ -69,27 +83,53 @@ class Seen(Exception):
 
 
 def capture(bundle: Bundle, batch: Tensor, blocks: int) -> tuple[Tensor, list[Call]]:
-    """Run the model on `batch` as far as the first `blocks` blocks; return the first one's input and all the calls."""
+    """Run the model on `batch` as far as the first `blocks` blocks; return the first one's input and all the calls.
+
+    Where that is all of them, it runs on to the output embeddings, to see whether a block is called again.
+    Raises `NMBenchError` unless every block is called once, in order.
+    """
     inputs: list[Tensor] = []
     calls: list[Call] = []
+    called: list[str] = []
 
-    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rest = dict(kwargs)
-        hidden = args[0] if args else rest.pop("hidden_states")
-        if not inputs:
-            inputs.append(hidden)
-        calls.append(Call(args[1:], rest))
-        if len(calls) == blocks:
-            raise Seen
+    def note(name: str) -> Callable[..., None]:
+        def take(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rest = dict(kwargs)
+            hidden = args[0] if args else rest.pop("hidden_states")
+            if not inputs:
+                inputs.append(hidden)
+            calls.append(Call(args[1:], rest))
+            called.append(name)
+            if len(calls) == blocks < len(bundle.blocks) or len(calls) > len(bundle.blocks):
+                raise Seen
 
-    attached = [block.register_forward_pre_hook(note, with_kwargs=True) for block in bundle.blocks.values()]
+        return take
+
+    def stop(head: nn.Module, args: Any) -> None:
+        raise Seen
+
+    attached = [b.register_forward_pre_hook(note(name), with_kwargs=True) for name, b in bundle.blocks.items()]
+    head = bundle.model.get_output_embeddings() if isinstance(bundle.model, PreTrainedModel) else None
+    attached += [head.register_forward_pre_hook(stop)] if head is not None else []
     with hooks(attached), contextlib.suppress(Seen):
         bundle.model(input_ids=batch, use_cache=False)  # a captured cache would grow on every replay
-    if len(calls) != blocks:
-        raise NMBenchError(
-            f"{bundle.ref} calls {len(calls)} of its {blocks} blocks; it cannot be walked block by block."
-        )
+    check_order(bundle, called, blocks)
     return inputs[0], calls
+
+
+def check_order(bundle: Bundle, called: Sequence[str], blocks: int) -> None:
+    """Raise `NMBenchError` unless the first `blocks` blocks were called once each, in order, and no other one."""
+    names = list(bundle.blocks)[:blocks]
+    if list(called) == names:
+        return
+    again = [name for number, name in enumerate(called) if name in called[:number]]
+    if again:
+        what = f"calls its block {again[0]} more than once"
+    elif len(called) < blocks:
+        what = f"calls {len(called)} of its {blocks} blocks"
+    else:
+        what = "does not call its blocks in order"
+    raise NMBenchError(f"{bundle.ref} {what}; it cannot be walked block by block.")
 
 
 def until(bundle: Bundle, index: int, batch: Tensor) -> Any:

@@ -7,7 +7,7 @@ meets the same evaluator. A finished job is never repeated; a record is durable 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.bench import Bench, check_names, load_model, prepare
+from nmbench.bench import Bench, check_names, load_model, planned, prepare
 from nmbench.dense import DenseTwin
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
-from nmbench.jobs import Job, check_supported, contenders, jobs
+from nmbench.intact import check_intact, is_intact, renewed
+from nmbench.jobs import Job, check_supported, contenders, jobs, lineage
 from nmbench.learn import LearnTask
 from nmbench.meter import Cost, Meter
-from nmbench.methods import Baseline, MaskLearner, Pruned, PrunedModel
+from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Method, Pruned, PrunedModel
 from nmbench.models import Bundle
 from nmbench.plugins import Plugins, load_plugins
 from nmbench.prune import apply, prune_one_shot
 from nmbench.results import Record, Results, RunDirectory, identity
 from nmbench.rows import against_dense, described, failed
 from nmbench.sandbox import fenced
+from nmbench.sharing import shared
 from nmbench.spec import RunSpec
 from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.validate import check_divides, check_masks, check_strict, masks_digest
+
+__all__ = ["run"]
 
 
 def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
@@ -44,7 +48,8 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
     check_names(spec, plugins)
     methods = contenders(spec, plugins)
     check_supported(methods, spec)
-    bundle = load_model(spec, plugins)
+    used = [c.method for contender in methods for c in lineage(contender)]
+    bundle = load_model(spec, plugins, used)
     spec = spec.resolved(bundle.defaults)
     check_names(spec, plugins)
     check_supported(methods, spec)
@@ -54,12 +59,16 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
 
     with RunDirectory(out or bench.directory()) as directory:
         directory.adopt(spec, bench.manifest())
-        plugins.announce("nmbench_run_started", spec=spec)
+        memory = planned(bundle, spec, used, bundle.device, bundle.streaming is not None)
+        plugins.announce("nmbench_run_started", spec=spec, memory=memory)
         records = []
         for job in jobs(spec, methods, bench.protocol_digest):
             record = directory.finished(job.digest, job.name)
             if record is None:
-                record = attempt(job, bench, directory)
+                record = shared(job, bench, directory)
+                if record is None:
+                    record = attempt(job, bench, directory)
+                    bench = sound(bench, job, record, used)
                 directory.append(record)
                 directory.drop_checkpoint(job.name, record)
                 plugins.announce("nmbench_method_finished", record=record)
@@ -68,6 +77,15 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
             records.append(record)
         plugins.announce("nmbench_run_finished", records=records)
         return Results(directory.records(), [directory.path], records)
+
+
+def sound(bench: Bench, job: Job, record: Record, used: Sequence[Method]) -> Bench:
+    """The bench for the next job: the same, or with the model loaded again if this job left another one behind; it is
+    put where all methods `used` can work on it.
+    """
+    if is_intact(bench, restore=record["status"] != "ok"):  # a job that ended well has restored the dense weights
+        return bench
+    return renewed(bench, load_model(bench.spec, bench.plugins, used), job.title)
 
 
 def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
@@ -81,7 +99,6 @@ def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
     except CannotWrite:
         raise
     except (Exception, SystemExit) as error:
-        bench.dense.restore()
         trace = directory.file("errors", job.name, ".txt")
         write_atomic(trace, traceback.format_exc().encode())
         kind = "" if isinstance(error, NMBenchError) else f"{type(error).__name__}: "
@@ -98,7 +115,7 @@ def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
         pruned, earlier_seconds = prune(job, bench, directory, cost) if job.contender else (None, 0.0)
     with Meter(bench.bundle.device) as evaluating:
         try:
-            proof, subject, metrics = evaluate(job, bench, pruned)
+            proof, subject, metrics, measured_digest = evaluate(job, bench, pruned)
         finally:
             bench.dense.restore()
     if pruned is None:
@@ -110,6 +127,7 @@ def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
         "status": "ok",
         "strict": True if pruned else None,
         "proof": proof,
+        "measured_digest": measured_digest,
         "weights_changed": pruned.weights_changed if pruned else False,
         "metrics": metrics,
         "against_dense": against_dense(subject, bench.reference) if pruned else {},
@@ -134,14 +152,16 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
     patterns = bench.spec.layer_patterns(job.pattern, bench.bundle.layers)
     if isinstance(method, Baseline):
         return one_shot(job, method, bench, patterns, cost), 0.0
+    if isinstance(method, MaskSource):
+        return brought(job, method, bench, patterns), 0.0
     assert isinstance(method, MaskLearner)
     task = LearnTask(
         bench.bundle,
         bench.dense,
         patterns,
         initial_masks(job, bench, directory),
-        bench.pools[job.seed].calibration,
-        bench.pools[job.seed].selection,
+        bench.pools[job.seed].calibration.clone(),  # not even a learner that writes into its tokens reaches others
+        bench.pools[job.seed].selection.clone(),
         job.seed,
         FileCheckpoints(directory.file("checkpoints", job.name, ".safetensors"), job.digest),
         job.label,
@@ -149,7 +169,7 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
         cost,
     )
     masks = method.learn(task)
-    bench.dense.restore()  # whatever the learner left behind
+    check_intact(bench, job.label)  # whatever the learner left behind is undone, or its row fails
     check_masks(masks, patterns, shapes(bench.bundle), job.label)
     task.settle()
     pruned = {name: Pruned(mask.to(bench.bundle.device)) for name, mask in masks.items()}
@@ -164,6 +184,19 @@ def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, An
     init = job.contender.init.method if job.contender and job.contender.init else None
     assert init is None or isinstance(init, Baseline)
     return prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, job.label, cost, report, init)
+
+
+def brought(job: Job, method: MaskSource, bench: Bench, patterns: Mapping[str, Any]) -> PrunedModel:
+    """Masks that were made elsewhere, checked and on the model's device."""
+    weights = {name: bench.dense.layer(layer) for name, layer in bench.bundle.layers.items()}
+    pruned = method.bring(DenseModel(weights, patterns, bench.bundle.skipped))
+    check_masks(pruned.masks, patterns, shapes(bench.bundle), job.label)
+    device = bench.bundle.device
+    layers = {
+        name: Pruned(layer.mask.to(device), None if layer.weight is None else layer.weight.to(device))
+        for name, layer in pruned.layers.items()
+    }
+    return PrunedModel(layers, pruned.notes)
 
 
 def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
@@ -186,20 +219,24 @@ def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, 
 
 def evaluate(
     job: Job, bench: Bench, pruned: PrunedModel | None
-) -> tuple[dict[str, Any] | None, Subject, dict[str, dict[str, Any]]]:
-    """Apply, prove strict, measure, and prove by hash that the very tensors measured are still the same."""
+) -> tuple[dict[str, Any] | None, Subject, dict[str, dict[str, Any]], str]:
+    """Apply, prove strict, measure, and prove by hash that the very tensors measured are still the same.
+
+    The hash comes last: it tells whether a model that is made again is the one that was measured.
+    """
     if pruned is not None:
         apply(bench.bundle, pruned)
     measured = bench.bundle.in_dtype(getattr(torch, str(bench.spec.eval_dtype)))
     proof = prove(job, bench, measured, pruned)
     before = measured.digest()
-    subject = Subject(measured, bench.texts, bench.reporter(job.title, "evaluate"))
-    live = subject if pruned is None else None
-    reference = DenseSubject(bench.reference.cached, live, DenseTwin(measured, bench.dense.copies))
+    texts = {name: tokens.clone() for name, tokens in bench.texts.items()}  # a metric is lent copies
+    subject = Subject(measured, texts, bench.reporter(job.title, "evaluate"))
+    cached = {name: losses.clone() for name, losses in bench.reference.cached.items()} if pruned is not None else {}
+    reference = DenseSubject(cached, subject if pruned is None else None, DenseTwin(measured, bench.dense.copies))
     metrics = measure_all(bench.metrics, subject, reference)
     if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")
-    return proof, subject, metrics
+    return proof, subject, metrics, before
 
 
 def prove(job: Job, bench: Bench, measured: Bundle, pruned: PrunedModel | None) -> dict[str, Any] | None:

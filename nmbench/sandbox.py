@@ -1,9 +1,11 @@
-"""Keeps one job from leaking into the next: random state, default dtype, gradient mode, matrix precision."""
+"""Keeps one job from leaking into the next: random state, torch's settings, folder, standard output."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,15 +14,35 @@ import torch
 
 @contextlib.contextmanager
 def fenced() -> Iterator[None]:
-    """Restore every global that a careless plugin may change, so that the order of methods cannot matter."""
-    python, numpy, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
-    gradients, precision = torch.is_grad_enabled(), torch.get_float32_matmul_precision()
-    with torch.random.fork_rng():
+    """Restore every global that a careless plugin may change, so that the order of methods cannot matter.
+
+    What is printed meanwhile goes to standard error: standard output belongs to the table.
+    """
+    python, numpy, folder = random.getstate(), np.random.get_state(), os.getcwd()
+    with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr), torch_settings():
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-            torch.set_default_dtype(dtype)
-            torch.set_grad_enabled(gradients)
-            torch.set_float32_matmul_precision(precision)
+            os.chdir(folder)
+
+
+@contextlib.contextmanager
+def torch_settings() -> Iterator[None]:
+    """Restore the settings of torch that numbers depend on."""
+    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    gradients, precision = torch.is_grad_enabled(), torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_grad_enabled(gradients)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

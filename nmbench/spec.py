@@ -71,7 +71,9 @@ class Defaults:
 @dataclass(frozen=True)
 class RunSpec:
     """One comparison. Lengths are in tokens; `windows` windows of `window_tokens` tokens feed the statistics, learners
-    see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load.
+    see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load. A model
+    that is sparse already is pruned only if `allow_sparse`. `stream`: decoder blocks stay on the host and come to the
+    device one by one; None: where the model would not fit.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -89,7 +91,9 @@ class RunSpec:
     dtype: str | None = None
     eval_dtype: str | None = None
     trust_remote_code: bool = False
+    allow_sparse: bool | None = None
     device: str = "auto"
+    stream: bool | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -237,8 +241,13 @@ def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tup
 
 
 def matches(name: str, glob: str) -> bool:
-    """Whether a layer name, or the end of it after a dot, matches a shell pattern: 'mlp.*', 'q_proj'."""
-    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")
+    """Whether a layer name, or the end of it after a dot, matches a shell pattern: 'mlp.*', 'q_proj'.
+
+    Without a number in brackets all fused experts of a parameter match; with one, brackets are no pattern.
+    """
+    glob = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)
+    names = (name, re.sub(r"\[\d+\]$", "", name))
+    return any(fnmatch.fnmatchcase(n, g) for n in names for g in (glob, f"*.{glob}"))
 
 
 def refuse_duplicates(kind: str, names: Sequence[str]) -> None:

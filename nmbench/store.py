@@ -21,6 +21,8 @@ from torch import Tensor
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
 
+__all__ = ["FileCheckpoints", "MemoryCheckpoints", "load_masks", "pack", "save_masks", "unpack"]
+
 FORMAT = "nmbench packed masks 1"
 
 
@@ -40,7 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # mkstemp would hide the file from others
         try:
+            temporary.touch()
+            usual = temporary.stat().st_mode  # some libraries write files that others cannot read
             yield temporary
+            temporary.chmod(usual)
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

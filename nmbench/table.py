@@ -25,8 +25,28 @@ def render(results: Results) -> str:
     parts = [rows(results.records).to_string(index=False)]
     if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
         parts.append("Mean over seeds (± standard deviation)\n" + means(results).to_string(index=False))
-    parts += [text for text in (comparisons(results), failures(results.records)) if text]
+    parts += [text for text in (comparisons(results), fallbacks(results.records), failures(results.records)) if text]
     return "\n\n".join(parts)
+
+
+def fallbacks(records: Sequence[Record]) -> str:
+    """One line for every row whose statistics are not, or hardly, what its method asks for."""
+    lines = []
+    for r in records:
+        notes = r.get("notes", {})
+        unreached, few = notes.get("experts_never_reached", []), notes.get("experts_under_calibrated", {})
+        parts = [
+            f"no token was routed to {len(unreached)} weights of experts, as {unreached[0]}: pruned by the "
+            f"statistics of all tokens"
+            for _ in unreached[:1]
+        ]
+        parts += [
+            f"fewer tokens than inputs were routed to {len(few)} weights of experts, as {tokens} to {name}"
+            for name, tokens in sorted(few.items(), key=lambda item: item[1])[:1]
+        ]
+        if parts:
+            lines.append(f"NOTE {r['label']} {r['pattern']} seed {r['seed']}: {'; '.join(parts)}.")
+    return "\n".join(lines)
 
 
 def rows(records: Sequence[Record]) -> pandas.DataFrame:

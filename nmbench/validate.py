@@ -21,6 +21,8 @@ def check_masks(
     masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], shapes: Mapping[str, tuple[int, int]], who: str
 ) -> None:
     """Raise `NotStrict` unless `masks` has one strict bool mask of the right shape for every layer in `shapes`."""
+    if not isinstance(masks, Mapping):
+        raise NotStrict(f"{who} returned {type(masks).__name__} instead of a mask for every layer, by name.")
     check_names(masks, shapes, who)
     for name, shape in shapes.items():
         mask = masks[name]

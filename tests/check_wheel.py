@@ -8,7 +8,14 @@ import zipfile
 from pathlib import Path
 
 DEMO = "nmbench_plugins/demo/assets/"
-NEEDED = ["nmbench/cli.py", "nmbench/py.typed", "nmbench_plugins/maskpro/policy.py", f"{DEMO}model.safetensors"]
+NEEDED = [
+    "nmbench/cli.py",
+    "nmbench/templates/pyproject.toml.in",
+    "nmbench/testing/laws/every.py",
+    "nmbench/py.typed",
+    "nmbench_plugins/maskpro/policy.py",
+    f"{DEMO}model.safetensors",
+]
 DEMO_BYTES = 12 * 10**6
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nmbench.jobs import Contender, contenders, job_digest, lineage
+from nmbench.jobs import Contender, contenders, jobs, lineage
 from nmbench.methods import MaskLearner, Refiner
 from nmbench.pattern import Pattern
 from nmbench.plugins import load_plugins
@@ -34,10 +34,23 @@ def test_digests_cover_what_a_method_starts_from():
         for depth, member in enumerate(lineage(contender)):
             for name in member.options:
                 other = with_option(contender, depth, name)
-                digests.add(job_digest(spec, other, Pattern(2, 4), 0, "protocol"))
-        digests.add(job_digest(spec, contender, Pattern(2, 4), 0, "protocol"))
+                digests |= digests_of(spec, other)
+        digests |= digests_of(spec, contender)
     members = [member for contender in found for member in lineage(contender)]
-    assert len(digests) == len(found) + sum(len(member.options) for member in members)
+    assert len(digests) == 2 * (len(found) + sum(len(member.options) for member in members))  # with label and without
+
+
+def digests_of(spec: RunSpec, contender: Contender) -> set[str]:
+    (job,) = list(jobs(replace(spec, patterns=(Pattern(2, 4),)), [contender], "protocol"))[1:]
+    return {job.digest, job.work}
+
+
+def test_work_is_named_without_its_label():
+    """Two labels of one method and its options name the same work in different jobs; other options are other work."""
+    spec, found = built(*(MethodSpec(label, "wanda") for label in "ab"), MethodSpec("c", "swaps", {"sweeps": "1"}))
+    first, second, other = list(jobs(replace(spec, patterns=(Pattern(2, 4),)), found, "protocol"))[1:]
+    assert first.work == second.work != other.work
+    assert first.digest != second.digest
 
 
 def with_option(contender: Contender, depth: int, name: str) -> Contender:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import nmbench as public
+import nmbench.plugins as plugin_module
 from nmbench import hookspecs
 from nmbench.errors import NMBenchError, PluginError, UnknownName
 from nmbench.options import describe
@@ -387,7 +389,8 @@ def test_failing_observer_is_logged_once_and_stops_nobody(hook, caplog):
     plugins.add_observer(watching(hook, lambda: seen.append("nothing"), with_argument=False), "second")
     with caplog.at_level(logging.WARNING, "nmbench"):
         for thing in ("a", "b", "c"):
-            assert plugins.announce(hook, **{OBSERVING[hook]: thing}) is None
+            given = dict.fromkeys(inspect.signature(getattr(hookspecs, hook)).parameters, thing)
+            assert plugins.announce(hook, **given) is None
     assert seen == ["a", "nothing", "b", "nothing", "c", "nothing"]
     texts = [record.getMessage() for record in caplog.records]
     assert texts == [
@@ -481,7 +484,7 @@ CODES = {
     "core": "\n".join(f"import nmbench.{name}" for name in [*LIGHT, "cli", "registry", "sources"]),
     "public": f"from nmbench import {PUBLIC}",
 }
-HELPS = ([], ["run"], ["methods"], ["plugins"], ["report"])
+HELPS = ([], ["run"], ["methods"], ["plugins"], ["report"], ["new-plugin"])
 
 
 def fresh(code: str) -> subprocess.CompletedProcess:
@@ -515,3 +518,23 @@ def test_unknown_public_name():
     with pytest.raises(AttributeError, match="no attribute 'Sorcerer'"):
         _ = public.Sorcerer
     assert all(a < b for a, b in pairwise(public.__all__)) and "hookimpl" in dir(public)
+
+
+# What is deprecated
+
+
+def test_deprecated_hooks_are_listed_and_warned_of(points, monkeypatch):
+    """A plugin that uses a hook which will go is told so, in the list and by a warning; it still works."""
+    manager_of = plugin_module.manager_with_specs
+
+    def with_deprecated_hook():
+        manager = manager_of()
+        manager.hook.nmbench_register_models.spec.opts["warn_on_impl"] = None
+        manager.hook.nmbench_register_models.spec.warn_on_impl = DeprecationWarning("use something else")
+        return manager
+
+    monkeypatch.setattr(plugin_module, "manager_with_specs", with_deprecated_hook)
+    with pytest.warns(DeprecationWarning, match="use something else"):
+        plugins = load(points, "acme", "zz")
+    assert [info.deprecations for info in plugins.infos] == [(), ("use something else",)]
+    assert held(plugins) == expected(["acme", "zz"])

@@ -296,3 +296,11 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         with pytest.raises(NMBenchError, match="No space left"):
             checkpoints.save({"step": 2})
     assert checkpoints.load() == {"step": 1}
+
+
+def test_files_are_for_others_to_read(tmp_path):
+    """What is written has the permissions of any new file, whatever the library that wrote it thinks."""
+    path = tmp_path / "masks.safetensors"
+    write_tensors(path, {"a": torch.ones(2)}, {})
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

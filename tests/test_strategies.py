@@ -6,7 +6,21 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from nmbench.pattern import Pattern
-from nmbench.testing.strategies import KINDS, layers, masks, patterns, statistics, tensors, values
+from nmbench.testing import LayerCase
+from nmbench.testing.cases import INPUTS
+from nmbench.testing.strategies import (
+    KINDS,
+    cases,
+    grams,
+    layers,
+    logits,
+    masks,
+    patterns,
+    statistics,
+    tensors,
+    token_streams,
+    values,
+)
 
 quick = settings(max_examples=40, deadline=None)
 TWO_FOUR = Pattern(2, 4)
@@ -154,3 +168,74 @@ def test_layers_reach(wanted):
 def correlation(gram):
     scale = gram.diag().clamp(min=1e-9).sqrt()
     return gram / scale / scale[:, None]
+
+
+@quick
+@given(cases())
+def test_cases_are_layers(case):
+    """A drawn case makes a finite weight of its shape, a strict mask, and statistics that fit."""
+    from nmbench.methods import Stat
+
+    weight, stats = case.weight(), case.stats(Stat.INPUT_NORM | Stat.GRAM | Stat.DRIFT | Stat.LAG)
+    assert isinstance(case, LayerCase) and case.inputs in INPUTS
+    assert weight.shape == case.shape == case.mask().shape == stats.lag.shape
+    assert weight.isfinite().all()
+    assert (case.nm.kept(case.mask()) == case.nm.keep).all()
+    assert stats.gram.shape == stats.drift.shape == (case.shape[1], case.shape[1])
+    torch.testing.assert_close(stats.gram.diag(), 2 * stats.input_norm**2, rtol=1e-4, atol=1e-4)
+    assert case.stats(Stat.NONE).gram is None
+
+
+@quick
+@given(st.data())
+def test_grams_are_gram_matrices(data):
+    """A Gram matrix is symmetric and positive semi-definite, up to rounding."""
+    gram = data.draw(grams(data.draw(st.integers(1, 12))))
+    torch.testing.assert_close(gram, gram.t(), rtol=1e-5, atol=1e-5)
+    assert torch.linalg.eigvalsh(gram.double()).min() > -1e-4 * gram.diag().max().clamp_min(1e-9)
+
+
+@pytest.mark.parametrize("wanted", ["singular", "dead channel"])
+def test_grams_reach(wanted):
+    """Gram matrices of fewer tokens than channels, and with a dead channel, are drawn."""
+    signs = {
+        "singular": lambda gram: torch.linalg.matrix_rank(gram) < 6 and (gram.diag() > 0).all(),
+        "dead channel": lambda gram: (gram.diag() == 0).sum() == 1,
+    }
+    assert find(grams(6), lambda gram: bool(signs[wanted](gram))) is not None
+
+
+@quick
+@given(st.data())
+def test_logits_are_finite_rows_of_groups(data):
+    """Logits are finite, one row a group."""
+    pattern = data.draw(patterns())
+    drawn = data.draw(logits(pattern))
+    assert drawn.shape[1] == pattern.group
+    assert drawn.isfinite().all()
+
+
+def test_logits_reach_overflow():
+    """Logits whose exponentials overflow, and ties, are drawn."""
+    assert find(logits(TWO_FOUR), lambda drawn: bool(drawn.exp().isinf().any())) is not None
+    assert find(logits(TWO_FOUR), lambda drawn: len(drawn.unique()) == 1) is not None
+
+
+@quick
+@given(token_streams(11))
+def test_token_streams_are_tokens(tokens):
+    """Tokens are int64 below the size of the vocabulary, at least two a window."""
+    assert tokens.dtype == torch.int64
+    assert 0 <= tokens.min() <= tokens.max() < 11
+    assert tokens.shape[1] >= 2
+
+
+def test_a_tiny_bundle():
+    """The kit loads a tiny model of any family by name, with the same weights every time."""
+    from nmbench.errors import NMBenchError
+    from nmbench.testing.models import tiny_bundle
+
+    assert tiny_bundle().digest() == tiny_bundle("llama").digest()
+    assert len(tiny_bundle("gpt2").blocks) == 2
+    with pytest.raises(NMBenchError, match="there are"):
+        tiny_bundle("lama")

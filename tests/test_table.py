@@ -323,6 +323,17 @@ def test_without_losses_there_is_no_ranking(tmp_path):
 @given(patterns(), st.integers(0, 99), st.sampled_from(["acme", "acme@init", "a.b-c"]))
 def test_table_finds_the_files_of_jobs(pattern, seed, label):
     """The file name taken from a record is the one the job gave its files."""
-    job = Job(Contender(label, "magnitude", Scorer(), {}), pattern, seed, "digest")
+    job = Job(Contender(label, "magnitude", Scorer(), {}), pattern, seed, "digest", "work")
     assert file_name(record(label, 1.0, str(pattern), seed)) == job.name
-    assert file_name(record("dense", 1.0)) == Job(None, None, None, "digest").name
+    assert file_name(record("dense", 1.0)) == Job(None, None, None, "digest", "work").name
+
+
+def test_experts_with_too_few_tokens_are_printed(tmp_path):
+    """What the notes say of fallbacks is printed with the table; rows without say nothing."""
+    notes = {"experts_never_reached": ["a[1]", "b[1]"], "experts_under_calibrated": {"a[0]": 7, "a[2]": 3}}
+    text = render(results(tmp_path, (record("dense", 30.0), HARD), (record("wanda", 40.0, notes=notes), HARD + 0.1)))
+    (line,) = [line for line in text.splitlines() if line.startswith("NOTE")]
+    assert line == (
+        "NOTE wanda 2:4 seed 0: no token was routed to 2 weights of experts, as a[1]: pruned by the statistics of all "
+        "tokens; fewer tokens than inputs were routed to 2 weights of experts, as 3 to a[2]."
+    )

@@ -11,7 +11,7 @@ from nmbench.models import Bundle
 from nmbench.pattern import Pattern
 from nmbench.replay import Call, Place, Run, embed
 from nmbench.taps import find_taps
-from nmbench_plugins.tiny import FAMILIES, TinyModel
+from nmbench_plugins.tiny import TinyModel
 from reference import one_shot
 
 WINDOW = 24
@@ -27,7 +27,7 @@ BY_NAME = {  # which sub-module is given the residual stream behind a layer; "" 
     "gpt2": {"attn.c_proj": "ln_2", "mlp.c_proj": ""},
     "opt": {"self_attn.out_proj": "final_layer_norm", "fc2": ""},
 }
-families = pytest.mark.parametrize("family", sorted(FAMILIES))
+families = pytest.mark.parametrize("family", sorted(BY_NAME))
 
 
 def random_windows() -> Tensor:

@@ -30,6 +30,7 @@ def speed_of(
         model,
         dtype=half(dtype),
         device="cuda",
+        stream=False,
         trust_remote_code=trust_remote_code,
         plugins=tuple(plugin_files),
     )

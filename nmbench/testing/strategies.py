@@ -12,8 +12,13 @@ from torch import Tensor
 
 from nmbench.methods import LayerStats
 from nmbench.pattern import Pattern
+from nmbench.testing.cases import INPUTS, LayerCase
+from nmbench.testing.values import KINDS as KINDS
+from nmbench.testing.values import statistics as statistics
+from nmbench.testing.values import values as values
 
-KINDS = ("normal", "ties", "zeros", "signed zeros", "huge", "subnormal", "half grid", "one outlier")
+__all__ = ["KINDS", "cases", "grams", "layers", "logits", "masks", "patterns", "statistics", "tensors", "token_streams"]
+__all__ += ["values"]
 
 
 @st.composite
@@ -24,27 +29,6 @@ def patterns(draw: st.DrawFn, max_group: int = 32) -> Pattern:
         return draw(st.sampled_from(usual))
     group = draw(st.integers(2, max_group))
     return Pattern(draw(st.integers(1, group - 1)), group)
-
-
-def values(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """float32 values of one kind, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(shape, generator=generator)
-    if kind == "ties":
-        return torch.randint(-2, 3, shape, generator=generator).float()
-    if kind == "zeros":
-        return normal * (torch.rand(shape, generator=generator) < 0.3)
-    if kind == "signed zeros":
-        return torch.zeros(shape).copysign(normal)
-    if kind == "huge":
-        return normal * 1e30
-    if kind == "subnormal":
-        return normal * 1e-41
-    if kind == "half grid":
-        return normal.half().float()
-    if kind == "one outlier":
-        normal.view(-1)[int(torch.randint(normal.numel(), (1,), generator=generator))] = 1e4
-    return normal
 
 
 @st.composite
@@ -77,7 +61,48 @@ def layers(
     return weight, statistics(inputs, windows)
 
 
-def statistics(inputs: Tensor, windows: int) -> LayerStats:
-    """`LayerStats` of inputs `[tokens, in]` from `windows` windows, written out as the definition says it."""
-    x = inputs.float()
-    return LayerStats(windows, len(x), (x.square().sum(dim=0) / windows).sqrt(), 2.0 / windows * x.T @ x)
+@st.composite
+def cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, max_group: int = 16) -> LayerCase:
+    """A layer as the kit's checks use it; its `repr` is the line of Python that makes it again."""
+    return LayerCase(
+        pattern=str(draw(patterns(max_group))),
+        kind=draw(st.sampled_from(kinds)),
+        rows=draw(st.integers(1, 6)),
+        groups=draw(st.integers(1, 4)),
+        seed=draw(st.integers(0, 2**31)),
+        inputs=draw(st.sampled_from(INPUTS)),
+    )
+
+
+@st.composite
+def grams(draw: st.DrawFn, width: int) -> Tensor:
+    """A Gram matrix float32 `[width, width]`: symmetric, positive semi-definite; of few tokens, correlated or with a
+    dead channel, so that it may well be singular.
+    """
+    tokens, windows = draw(st.integers(1, 3 * width)), draw(st.integers(1, 4))
+    inputs = values("normal", (tokens, width), draw(st.integers(0, 2**31)))
+    if draw(st.booleans()):
+        inputs[:, 1:] += 0.9 * inputs[:, :-1]
+    if draw(st.booleans()):
+        inputs[:, draw(st.integers(0, width - 1))] = 0.0
+    gram = statistics(inputs, windows).gram
+    assert gram is not None
+    return gram
+
+
+@st.composite
+def logits(draw: st.DrawFn, pattern: Pattern, max_groups: int = 6) -> Tensor:
+    """Logits of a mask policy, float32 `[groups, group]`: flat, moderate, tied, or so far apart that exp overflows."""
+    shape = (draw(st.integers(1, max_groups)), pattern.group)
+    scale = draw(st.sampled_from([0.0, 1.0, 10.0, 1e3]))
+    return scale * values(draw(st.sampled_from(["normal", "ties"])), shape, draw(st.integers(0, 2**31)))
+
+
+@st.composite
+def token_streams(draw: st.DrawFn, vocabulary: int, max_windows: int = 6, max_length: int = 16) -> Tensor:
+    """Windows of tokens int64 `[windows, window_tokens]`: random, a repeated token, or a few distinct ones."""
+    shape = (draw(st.integers(1, max_windows)), draw(st.integers(2, max_length)))
+    distinct = min(vocabulary, draw(st.sampled_from([1, 2, vocabulary])))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    first = draw(st.integers(0, vocabulary - distinct))
+    return first + torch.randint(distinct, shape, generator=generator)

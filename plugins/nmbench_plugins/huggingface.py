@@ -59,14 +59,18 @@ class Gguf(nmbench.ModelSource):
 
 def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
     """Load model and tokenizer with transformers. Raises `NMBenchError` with what transformers says, on one line."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     trust = {"trust_remote_code": source.trust_remote_code}
     try:
+        if "gguf_file" not in where:
+            refuse_quantised(AutoConfig.from_pretrained(name, **where, **trust), ref)
         model, report = AutoModelForCausalLM.from_pretrained(
             name, dtype=chosen_dtype(source.dtype), output_loading_info=True, **where, **trust
         )
         tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
+    except nmbench.NMBenchError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
         raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
@@ -74,6 +78,20 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
             f"model {ref} has no weights for {missing[0]} ({len(missing)} missing); transformers would make them up."
         )
     return nmbench.Bundle.of(ref, model, tokenizer, defaults_of(model), provenance_of(model, where))
+
+
+def refuse_quantised(config: Any, ref: str) -> None:
+    """Raise `NMBenchError` if the weights of a checkpoint are quantised, by a method that its configuration names."""
+    parts = (config, getattr(config, "text_config", None))
+    found = next((q for part in parts if (q := getattr(part, "quantization_config", None))), None)
+    if found:
+        about = found if isinstance(found, dict) else found.to_dict()
+        bits = about.get("bits") or about.get("num_bits")
+        kind = f"{about.get('quant_method', 'unknown')}{f', {bits} bits' if bits else ''}"
+        raise nmbench.NMBenchError(
+            f"model {ref} is quantised ({kind}); prune the checkpoint that it was made from, whose weights are plain "
+            f"numbers, and quantise afterwards."
+        )
 
 
 def split_digits(tokenizer: Any, file: Path) -> None:

@@ -46,10 +46,15 @@ class LayerErrors(nmbench.WindowMetric):
 def layer_errors(subject: nmbench.Subject, dense: nmbench.DenseSubject, dataset: str, window: int) -> dict[str, float]:
     """The relative output error of every layer that is a linear module of its own, by layer name.
 
-    Raises `NumericalFailure` naming the first layer whose error is NaN or infinite.
+    Experts that share one parameter are no modules of their own and are left out. Raises `NMBenchError` if no layer is
+    left, and `NumericalFailure` naming the first layer whose error is NaN or infinite.
     """
     modules = dict(subject.bundle.model.named_modules())
     layers = {name: layer for name, layer in subject.bundle.layers.items() if modules.get(name) is layer.module}
+    if not layers:
+        raise nmbench.NMBenchError(
+            f"{subject.bundle.ref} has no pruned layer that is a module of its own to listen to."
+        )
     sums = {name: Sums(layer.read()) for name, layer in layers.items()}
     for tokens in subject.batches(dataset, window):
         with listening(layers, sums), dense.shown() as model, torch.no_grad():

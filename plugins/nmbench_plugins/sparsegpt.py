@@ -26,6 +26,9 @@ class SparseGPT(nmbench.Solver):
 
     damping: float = nmbench.option(0.01, "added to the diagonal of the Hessian, relative to its mean")
     block_columns: int = nmbench.option(128, "columns swept before later ones are updated at once", unit="columns")
+    sequential: bool = nmbench.option(
+        False, "true-sequential: look at the inputs of a layer when the layers before it in its block are pruned"
+    )
 
     def __post_init__(self) -> None:
         if self.damping < 0 or self.block_columns < 1:

@@ -28,13 +28,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {**LLAMA, "sliding_window": 16}),
     "qwen3": ("Qwen3Config", LLAMA),
     "gemma2": ("Gemma2Config", {**LLAMA, "sliding_window": 16, "query_pre_attn_scalar": 16}),
-    "gemma3": ("Gemma3TextConfig", {**LLAMA, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            **LLAMA,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention"],  # so that blocks differ in masks and rotary tables
+        },
+    ),
     "phi3": ("Phi3Config", {k: v for k, v in LLAMA.items() if k != "head_dim"}),
     "gptneox": (
         "GPTNeoXConfig",
         {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
     ),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_inner": 96, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+    "mixtral": ("MixtralConfig", {**LLAMA, "num_local_experts": 4}),
+    "qwen3moe": ("Qwen3MoeConfig", {**LLAMA, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}),
     "opt": (
         "OPTConfig",
         {

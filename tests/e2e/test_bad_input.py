@@ -180,6 +180,47 @@ def test_weights_that_are_not_finite(nmbench, tmp_path, value):
     assert "NaN or infinite" in result.stderr
 
 
+def halve(model):
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.view(-1, 4)[:, :2] = 0
+
+
+def test_a_checkpoint_that_is_sparse_already(nmbench, tmp_path, records):
+    """It is refused with what was found, unless the user says to go on; then the manifest tells."""
+    saved_model(tmp_path / "model", halve)
+    flags = ["--model", "model", "--calibration", "demo", "--metric", "ppl:demo@64", "--windows", 2]
+    command = ["run", "--method", "magnitude", *flags, "--window-tokens", 32, "--out", "out"]
+    result = nmbench(*command)
+    assert result.exit_code == 1
+    assert (
+        "2 of 14 layers of model are sparse already, first model.layers.0.mlp.up_proj with 50.0% zeros and strictly 2:4"
+        in result.stderr.splitlines()[-1]
+    )
+    assert not (tmp_path / "out").exists()
+    assert nmbench(*command, "--allow-sparse").exit_code == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["model_provenance"]["already_sparse"]["layers"] == 2
+    assert [row["status"] for row in records(tmp_path / "out")] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq, 4 bits"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+    ],
+)
+def test_a_quantised_checkpoint(nmbench, tmp_path, method, kind):
+    """It is refused by the method that its configuration names, before any weight is read."""
+    saved_model(tmp_path / "model")
+    config = tmp_path / "model/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": method}))
+    result = nmbench("run", "--method", "wanda", "--model", "model", "--calibration", "demo")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: model model is quantised ({kind}); prune the checkpoint that it was made")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_model_without_prunable_layers(nmbench, tmp_path):
     """A transformer whose blocks hold no linear layer is refused with the reason."""
     source = tmp_path / "bare.py"

@@ -14,6 +14,7 @@ BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```",
 SHELL = [line for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line.partition("#")[0].strip() for line in SHELL if line.startswith("nmbench ")]
 RUNS = [command for command in COMMANDS if command.startswith("nmbench run")]
+FILES = ("nmbench export", "nmbench validate", "nmbench diff")  # commands on what a run has left
 MAIN = next(line for line in SHELL if "nmbench run" in line and "pip install" in line)
 PLUGIN = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "mine.py" in block)
 
@@ -30,12 +31,12 @@ def test_every_run_is_understood(command, nmbench, tmp_path, monkeypatch):
     from nmbench.errors import NMBenchError
 
     (tmp_path / "mine.py").write_text(PLUGIN)
-    for name in ("notes.txt", "novel.txt", "documents.jsonl", "model.gguf"):
+    for name in ("notes.txt", "novel.txt", "documents.jsonl", "model.gguf", "masks.npz"):
         (tmp_path / name).write_text("")
     (tmp_path / "my-model").mkdir()
     reached = []
 
-    def stop(spec, plugins):
+    def stop(spec, plugins, methods):
         reached.append(spec)
         raise NMBenchError("far enough")
 
@@ -55,9 +56,10 @@ def test_the_commands_can_follow_each_other(nmbench, tmp_path, monkeypatch):
     from nmbench.results import merged
 
     (tmp_path / "mine.py").write_text(PLUGIN)
+    (tmp_path / "masks.npz").write_text("")
     specs = []
 
-    def stop(spec, plugins):
+    def stop(spec, plugins, methods):
         specs.append(spec)
         raise NMBenchError("far enough")
 
@@ -75,7 +77,17 @@ def test_the_commands_can_follow_each_other(nmbench, tmp_path, monkeypatch):
     assert len(directories) < len(specs)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("nmbench run")])
+def test_results_are_taken_along(nmbench, small):
+    """The commands on a finished run, in the order of the README, all succeed on such a run."""
+    commands = [shlex.split(command)[1:] for command in COMMANDS if command.startswith(FILES)]
+    assert [arguments[0] for arguments in commands] == ["export", "validate", "diff"]
+    assert nmbench("run", *small, "--method", "wanda", "--out", commands[0][1]).exit_code == 0
+    for arguments in commands:
+        result = nmbench(*arguments)
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("nmbench run", *FILES))])
 def test_every_listing_works(command, nmbench):
     """`nmbench methods`, `nmbench methods maskpro` and `nmbench plugins` print something and exit with 0."""
     result = nmbench_run(nmbench, command)

@@ -10,7 +10,7 @@ import torch
 
 from nmbench.pattern import Pattern
 from nmbench.spec import RunSpec, read_toml
-from nmbench.store import load_masks
+from nmbench.store import load_masks, read_tensors
 
 METHODS = ["--method", "magnitude", "--method", "wanda", "--method", "sparsegpt"]
 LABELS = ["dense", "maskpro@init", "maskpro", "magnitude", "wanda", "sparsegpt"]
@@ -278,6 +278,29 @@ def test_a_learner_may_start_from_a_refined_mask(nmbench, small, records, tmp_pa
     assert rows["maskpro@init"]["proof"]["masks_digest"] == rows["swaps"]["proof"]["masks_digest"]
     assert rows["swaps"]["proof"]["masks_digest"] != rows["wanda"]["proof"]["masks_digest"]
     assert 0 < rows["swaps"]["notes"]["error_fall"] < 1
+
+
+def test_shared_work_is_the_work_that_would_have_been_done(nmbench, small, records, tmp_path):
+    """A row copied from another has the figures and files that it has when computed alone, and says of which."""
+    several = ["--method", "b=wanda", "--set", "a.steps=2", "--method", "a=maskpro", "--method", "c=wanda"]
+    result = nmbench("run", *small, *several)
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert [label for label, row in rows.items() if "same_as" in row["notes"]] == ["b", "a@init", "c"]
+    assert {rows[label]["notes"]["same_as"] for label in ("b", "a@init", "c")} == {"maskpro@init"}
+    alone = nmbench("run", *small[: small.index("--set")], "--method", "c=wanda", "--out", "alone")
+    assert alone.exit_code == 0, alone.output
+    row = records(tmp_path / "alone")[1]
+    for name in ("metrics", "against_dense", "proof", "cost", "job_digest", "options", "measured_digest"):
+        assert rows["c"][name] == row[name], name
+    for kind in ("masks", "losses"):
+        files = (tmp_path / out / kind / "c--2-4--seed0.safetensors" for out in ("out", "alone"))
+        (copied, about), (computed, wanted) = map(read_tensors, files)
+        assert about == wanted
+        assert copied.keys() == computed.keys() and all(torch.equal(copied[name], computed[name]) for name in copied)
+    again = nmbench("run", *small, *several)
+    assert again.exit_code == 0, again.output
+    assert len(records(tmp_path / "out")) == len(rows)
 
 
 def test_any_one_shot_mask_can_be_refined(nmbench, small, records, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmbench.data import draw
 from nmbench.errors import NMBenchError, NumericalFailure
@@ -235,37 +235,99 @@ def test_impossible_options(options):
         SparseGPT(**options)
 
 
-# A real model, from end to end
+# Models, from end to end
+
+METHODS = {
+    "wanda": (Wanda(), one_shot.wanda),
+    "sparsegpt": (SparseGPT(), one_shot.sparsegpt),
+    "true-sequential": (SparseGPT(sequential=True), one_shot.sparsegpt),
+}
+TURNS = ("q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj")  # of a Llama block, inputs together
+methods = pytest.mark.parametrize("name", METHODS)
+
+
+def demo() -> Bundle:
+    return DemoModel().load("")
+
+
+def wide() -> Bundle:
+    """A random Llama with rows of 240 and 480 weights: more than a block of columns, and many M divide them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=240,
+        intermediate_size=480,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Bundle.of("wide", LlamaForCausalLM(config), None)
 
 
 @functools.cache
-def demo() -> tuple[Bundle, Tensor]:
-    bundle = DemoModel().load("")
+def text() -> Tensor:
     texts = list(DemoPlays().texts("calibration"))[:2]
-    return bundle, draw(texts, bundle.tokenizer, 4, 256, 0)
+    return draw(texts, demo().tokenizer, 4, 256, 0)
 
 
-def linears(model: nn.Module) -> list[list[str]]:
-    """The linear layers of the demo by block."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers." in name]
-    return [[name for name in names if f"layers.{index}." in name] for index in range(4)]
+@functools.cache
+def noise() -> Tensor:
+    return torch.randint(256, (8, 256), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(
-    ("method", "rule"),
-    [(Wanda(), one_shot.wanda), (SparseGPT(), one_shot.sparsegpt)],
-    ids=["wanda", "sparsegpt"],
-)
-@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
-def test_masks_equal_a_plain_implementation(pattern, method, rule):
-    """On the demo model every mask is bit for bit that of plain code, and repaired weights agree to rounding."""
-    bundle, windows = demo()
+def parts(bundle: Bundle, sequential: bool) -> list[list[str]]:
+    """The layers of a Llama that are pruned together, in order."""
+    turns = TURNS if sequential else (" ".join(TURNS),)
+    return [
+        [layer.name for layer in bundle.block_layers(index) if layer.name.rpartition(".")[2] in turn.split()]
+        for index in range(len(bundle.blocks))
+        for turn in turns
+    ]
+
+
+def agree(make, windows: Tensor, name: str, pattern: Pattern) -> None:
+    """Masks are, bit for bit, those of plain code, and repaired weights agree to rounding."""
+    bundle, plain = make(), make().model
+    method, rule = METHODS[name]
     patterns = dict.fromkeys(bundle.layers, pattern)
     pruned = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it", Cost())
-    plain = DemoModel().load("").model
-    masks = one_shot.prune(plain, linears(plain), windows, pattern.keep, pattern.group, rule)
-    assert list(masks) == list(pruned.masks)
-    for name, mask in masks.items():
-        assert torch.equal(pruned.masks[name], mask), name
+    masks = one_shot.prune(plain, parts(bundle, method.sequential), windows, pattern.keep, pattern.group, rule)
+    assert masks.keys() == pruned.masks.keys()
+    for layer, mask in masks.items():
+        assert torch.equal(pruned.masks[layer], mask), layer
         if isinstance(method, Solver):
-            torch.testing.assert_close(pruned.layers[name].weight, plain.get_submodule(name).weight.detach())
+            torch.testing.assert_close(pruned.layers[layer].weight, plain.get_submodule(layer).weight.detach())
+
+
+@methods
+@pytest.mark.parametrize("pattern", [Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16)], ids=str)
+def test_agreement_on_the_demo(pattern, name):
+    """On the demo model and its text, masks and weights equal an independent implementation."""
+    agree(demo, text(), name, pattern)
+
+
+@methods
+@pytest.mark.parametrize(
+    "pattern", [Pattern(1, 3), Pattern(3, 6), Pattern(5, 10), Pattern(1, 4), Pattern(8, 16)], ids=str
+)
+def test_agreement_on_long_rows(pattern, name):
+    """With more columns than a block holds, also where M does not divide it, masks and weights are the same, too."""
+    agree(wide, noise(), name, pattern)
+
+
+def test_mask_only_is_the_mask_of_the_sweep():
+    """`mask_only` and the full method have one mask, sequential or not; the option takes the weights alone away."""
+    bundle = demo()
+    patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
+    for sequential in (False, True):
+        full, alone = (
+            prune_one_shot(bundle, DenseWeights(bundle), method, patterns, text(), "it", Cost())
+            for method in (SparseGPT(sequential=sequential), SparseGPT(sequential=sequential, mask_only=True))
+        )
+        assert all(torch.equal(full.masks[layer], alone.masks[layer]) for layer in bundle.layers)
+        assert (full.weights_changed, alone.weights_changed) == (True, False)

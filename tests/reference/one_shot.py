@@ -10,13 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reference import experts
+
 Rule = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]  # weight, inputs, keep, group -> mask, new weight
 BLOCK = 128  # columns that SparseGPT sweeps before it updates the later ones
 
 
 def inputs(model: nn.Module, names: Iterable[str], tokens: Tensor) -> dict[str, Tensor]:
-    """What the named modules are given in one plain forward pass: name -> `[windows, window_tokens, in]`."""
+    """What the named modules are given in one plain forward pass: name -> `[windows, window_tokens, in]`.
+
+    A name as `experts.down_proj[3]` is that of one of several experts in one parameter: name -> `[tokens, in]`.
+    """
     found: dict[str, Tensor] = {}
+    fused = experts.modules(list(names))
 
     def listener(name: str) -> Callable[..., None]:
         def listen(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -24,8 +30,13 @@ def inputs(model: nn.Module, names: Iterable[str], tokens: Tensor) -> dict[str, 
 
         return listen
 
-    modules = {name: model.get_submodule(name) for name in names}
+    def expert_listener(parts: list[str]) -> Callable[..., None]:
+        return lambda module, args, kwargs: found.update(experts.of(parts, module, args[0].detach(), args[1]))
+
+    modules = {name: model.get_submodule(name) for name in names if not name.endswith("]")}
     handles = [m.register_forward_pre_hook(listener(name), with_kwargs=True) for name, m in modules.items()]
+    for name, parts in fused.items():
+        handles.append(model.get_submodule(name).register_forward_pre_hook(expert_listener(parts), with_kwargs=True))
     with torch.no_grad():
         model(input_ids=tokens)
     for handle in handles:

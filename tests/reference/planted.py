@@ -1,67 +1,32 @@
-"""A problem with a planted answer: a model whose large weights are all that it needs, and tasks to learn its masks."""
+"""Tasks to learn the masks of the planted model, and looks into an engine at work on them."""
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmbench.learn import CheckpointStore, LearnTask
 from nmbench.live import LiveWeights
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.store import MemoryCheckpoints
+from nmbench.testing.planted import LENGTH as LENGTH
+from nmbench.testing.planted import VOCABULARY, cycles, planted_bundle, strongest, weakest
+from nmbench.testing.planted import Planted as Planted
 from nmbench_plugins.maskpro.engine import Engine
 from nmbench_plugins.maskpro.logits import Logits
 
-VOCABULARY = 16
-LENGTH = 12
 TWO_FOUR, FOUR_EIGHT = Pattern(2, 4), Pattern(4, 8)
-
-
-class Planted(nn.Module):
-    """Predicts the next token of a cycle through two linear layers; its large weights are all that it needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.blocks = nn.ModuleList([nn.Linear(VOCABULARY, VOCABULARY, bias=False) for _ in range(2)])
-        self.head = nn.Linear(VOCABULARY, VOCABULARY, bias=False)
-        self.head.weight = nn.Parameter(torch.eye(VOCABULARY))
-        for block, shift in zip(self.blocks, (1, 0), strict=True):
-            noise = 0.1 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)
-            block.weight = nn.Parameter(noise + 2.5 * torch.eye(VOCABULARY).roll(shift, 0))
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        hidden = F.one_hot(input_ids, VOCABULARY).to(self.head.weight.dtype)
-        for block in self.blocks:
-            hidden = block(hidden)
-        return SimpleNamespace(logits=self.head(hidden))
 
 
 @functools.cache
 def planted() -> tuple[Bundle, DenseWeights]:
-    bundle = Bundle.of("planted", Planted(), None)
+    bundle = planted_bundle()
     return bundle, DenseWeights(bundle)
-
-
-def cycles(count: int, step: int = 1, length: int = LENGTH) -> Tensor:
-    """Windows that count up by `step`, from every start in turn; the model knows step 1 only."""
-    return (torch.arange(count)[:, None] + step * torch.arange(length)) % VOCABULARY
-
-
-def weakest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
-    """The worst masks: the smallest weights of every group are kept."""
-    return {name: patterns[name].top(-layer.read().abs()) for name, layer in bundle.layers.items()}
-
-
-def strongest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
-    """The best masks: the largest weights of every group are kept."""
-    return {name: patterns[name].top(layer.read().abs()) for name, layer in bundle.layers.items()}
 
 
 def make(

@@ -106,7 +106,7 @@ class Training:
     def look(self) -> None:
         """Write down where the policy is, and let the watch see it."""
         assert self.figures
-        masks = self.engine.greedy()
+        masks = Packed(self.engine.greedy(), self.task.bundle.device)  # found once, looked at several times
         entry = {
             "step": self.step,
             "groups_changed": self.groups_changed(masks),

@@ -53,12 +53,12 @@ class Watch:
         self.initial_loss = float(self.best_losses.mean())
         self.initial_log_prob = self.engine.log_prob(self.best)
 
-    def look(self, step: int, masks: Masks) -> dict[str, float]:
+    def look(self, step: int, masks: Packed) -> dict[str, float]:
         """Measure the greedy mask, keep it if it is the best so far, go back to the best if it has drifted."""
         losses = self.losses(self.looked_at)
         loss = float(losses.mean())
         if loss < float(self.best_losses.mean()):
-            self.best, self.best_step, self.best_losses = Packed(masks, self.best.device), step, losses
+            self.best, self.best_step, self.best_losses = masks, step, losses
         log_prob = self.engine.log_prob(self.best)
         gained = self.initial_loss - float(self.best_losses.mean())
         self.task.report(step, masks=masks, held_out=loss, gained=gained)

@@ -52,7 +52,8 @@ def watched(script: Script, looks: int, tolerance_nats: float = 0.005) -> Watch:
     watch = Watch(task, script, Packed(task.initial, torch.device("cpu")), tolerance_nats)
     watch.start()
     for look in range(1, looks + 1):
-        watch.look(10 * look, {name: mask.roll(4 * look, 1) for name, mask in task.initial.items()})
+        moved = {name: mask.roll(4 * look, 1) for name, mask in task.initial.items()}
+        watch.look(10 * look, Packed(moved, torch.device("cpu")))
     return watch
 
 

@@ -1,0 +1,155 @@
+"""Where the decoder blocks and the prunable weights of a model are: derived from its module tree, or told by a plugin.
+
+No architecture is known by name. The decoder stack is the outermost `ModuleList` that holds the most prunable weights.
+Prunable are linear layers, `nn.Linear` `[out, in]` and `Conv1D` `[in, out]`, and fused experts: parameters `[experts,
+out, in]`, or `[experts, in, out]`, of a module that tells by a boolean `is_transposed` which of the two they are, as
+those of transformers 5 do. A model source that knows better hands an `Anatomy` of its own to `Bundle.of`, for example
+`dataclasses.replace(nmbench.anatomy_of(model, ref), blocks=...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from nmbench.errors import NMBenchError
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One prunable weight: the parameter `parameter` of the sub-module `module`; of fused experts, that of `expert`.
+
+    `transposed`: stored as `[in, out]`, as GPT-2's Conv1D does, instead of `[out, in]`.
+    """
+
+    module: str
+    parameter: str = "weight"
+    expert: int | None = None
+    transposed: bool = False
+
+    @property
+    def stored(self) -> str:
+        """The name of the parameter in the model."""
+        return f"{self.module}.{self.parameter}"
+
+    @property
+    def name(self) -> str:
+        """The name of the layer: `model.layers.0.mlp.up_proj`, `model.layers.0.mlp.experts.down_proj[3]`."""
+        if self.expert is not None:
+            return f"{self.stored}[{self.expert}]"
+        return self.module if self.parameter == "weight" else self.stored
+
+    def view(self, parameter: Tensor) -> Tensor:
+        """The canonical view `[out, in]` of the weight, in the parameter that it is stored in."""
+        weight = parameter if self.expert is None else parameter[self.expert]
+        return weight.t() if self.transposed else weight
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The decoder `blocks` by name, in the order of execution, and the prunable `weights` inside them.
+
+    `skipped` says of the other matrices, by parameter name, why they stay dense.
+    """
+
+    blocks: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def anatomy_of(model: nn.Module, ref: str) -> Anatomy:
+    """Derive the anatomy of `model` from its module tree; `ref` names it in errors.
+
+    Raises `NMBenchError` if there is no decoder stack.
+    """
+    blocks = find_blocks(model, ref)
+    weights: list[Weight] = []
+    skipped: dict[str, str] = {}
+    for block in blocks:
+        found, left = weights_of(block, model.get_submodule(block))
+        weights += found
+        skipped.update(left)
+    inside = tuple(f"{name}." for name in blocks)
+    for name, module in model.named_modules():
+        if not f"{name}.".startswith(inside):
+            skipped.update(matrices(name, module, "outside the decoder blocks"))
+    return Anatomy(blocks, tuple(weights), skipped)
+
+
+def find_blocks(model: nn.Module, ref: str) -> tuple[str, ...]:
+    """The names of the decoder blocks: the outermost `ModuleList` with the most prunable weights."""
+    stacks = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    sizes = {name: prunable_weights(module) for name, module in stacks.items()}
+    if not any(sizes.values()):
+        raise NMBenchError(f"model {ref} has no stack of decoder blocks with linear layers: nothing to prune.")
+    best = max(sizes, key=lambda name: sizes[name])  # the first of equals: the outer one of two nested lists
+    return tuple(f"{best}.{index}" if best else str(index) for index in range(len(stacks[best])))
+
+
+def prunable_weights(stack: nn.Module) -> int:
+    """How many weights a stack of blocks has in linear layers and fused experts."""
+    linear = (m.weight.numel() for m in stack.modules() if isinstance(m, LINEAR))
+    fused = (p.numel() for m in stack.modules() for p in fused_parameters(m).values())
+    return sum(linear) + sum(fused)
+
+
+def weights_of(block_name: str, block: nn.Module) -> tuple[list[Weight], dict[str, str]]:
+    """The prunable weights of one block, and every other matrix in it with the reason why it is left dense."""
+    weights: list[Weight] = []
+    skipped: dict[str, str] = {}
+    first: dict[int, str] = {}
+    routers = routers_of(block)
+    for name, module in named_below(block_name, block):
+        if (same := first.setdefault(id(module), name)) != name:
+            skipped.update(matrices(name, module, f"the same module as {same}"))
+        elif isinstance(module, LINEAR) and not module.weight.numel():
+            skipped.update(matrices(name, module, "has no weights"))
+        elif isinstance(module, LINEAR) and id(module) in routers:
+            skipped.update(matrices(name, module, "chooses among experts"))
+        elif isinstance(module, LINEAR):
+            weights.append(Weight(name, transposed=isinstance(module, Conv1D)))
+        else:
+            fused = fused_parameters(module)
+            weights += [
+                Weight(name, parameter, expert, bool(module.is_transposed))
+                for parameter, value in fused.items()
+                for expert in range(len(value))
+            ]
+            others = matrices(name, module, f"not a linear layer but {type(module).__name__}")
+            skipped.update({n: reason for n, reason in others.items() if n.removeprefix(f"{name}.") not in fused})
+    return weights, skipped
+
+
+def fused_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of fused experts that a module holds itself, by name: 3-D, of a known layout, and not empty."""
+    if not isinstance(getattr(module, "is_transposed", None), bool):
+        return {}
+    own = module.named_parameters(recurse=False)
+    return {name: value for name, value in own if value.dim() == 3 and value.numel()}
+
+
+def routers_of(block: nn.Module) -> set[int]:
+    """Linear layers with an output for every one of the fused experts next to them, by id: they choose among these."""
+    found = set()
+    for parent in block.modules():
+        children = list(parent.children())
+        experts = {len(value) for child in children for value in fused_parameters(child).values()}
+        found |= {id(c) for c in children if isinstance(c, nn.Linear) and c.out_features in experts}
+    return found
+
+
+def named_below(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_modules(remove_duplicate=False):
+        yield (f"{prefix}.{name}" if name else prefix), child
+
+
+def matrices(name: str, module: nn.Module, reason: str) -> dict[str, str]:
+    """The parameters of at least two dimensions that a module holds itself, each with the reason given."""
+    own = module.named_parameters(recurse=False)
+    prefix = f"{name}." if name else ""
+    return {f"{prefix}{p}": f"{reason} {tuple(value.shape)}" for p, value in own if value.dim() >= 2}

@@ -1,0 +1,100 @@
+"""`.npz` archives of packed bits, as MaskLLM publishes its masks (NVlabs/MaskLLM, tool_compress_mask.py).
+
+One uint8 vector `<name>.weight.mask` for every layer: `numpy.packbits` of the row-major mask, highest bit first. The
+shape is not stored, so a mask is one long row until something else says the shape of its layer.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmbench.artifacts.bits import bool_rows
+from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, layer_name, one_line
+
+LARGE = 2**30  # bytes of one entry: a mask of 8.6 billion weights
+HIGHEST_RATIO = 20  # masks hardly compress; beyond this, and large, an entry is taken for a bomb
+BROKEN: tuple[type[Exception], ...] = (  # what a damaged archive, or the header of an array, can raise
+    *(zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SyntaxError, ValueError),
+)
+
+
+def read_bit_archive(path: Path) -> Artifact:
+    """List the masks of an archive from the headers of its entries. Raises `Unreadable`."""
+    found = {}
+    with opened(path) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            check_size(path, entry)
+            size = header_of(path, archive, entry)
+            found[name] = Matrix(layer_name(name), (1, 8 * size), True, rows_of(path, entry), 1, flat=True)
+    if not found:
+        raise Unreadable(f"{path} is an archive without masks.")
+    return Artifact(
+        str(path),
+        "archive of packed bits",
+        masks=by_layer(str(path), found),
+        tensors={name: (matrix.weights // 8,) for name, matrix in found.items()},
+    )
+
+
+def opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except BROKEN as error:
+        raise Unreadable(f"{path} is not a whole .npz archive: {one_line(error)}.") from error
+
+
+def check_size(path: Path, entry: zipfile.ZipInfo) -> None:
+    """Raise `Unreadable` for an entry that is not what numpy writes, or that unpacks to absurdly much."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not entry.filename.endswith(".npy"):
+        raise Unreadable(f"{path} is no archive of masks: {entry.filename!r} is not an array as numpy stores it.")
+    if entry.file_size > LARGE and entry.file_size > HIGHEST_RATIO * entry.compress_size:
+        raise Unreadable(f"{entry.filename} in {path} unpacks to {entry.file_size} bytes; it was refused as a bomb.")
+
+
+def header_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+    """The bytes of a packed mask, as the header of its array says. Raises `Unreadable` for anything else."""
+    try:
+        with archive.open(entry) as file:
+            dtype, shape = array_header(file)
+            left = entry.file_size - file.tell()
+    except BROKEN as error:
+        raise Unreadable(f"{entry.filename} in {path} is not a whole array: {one_line(error)}.") from error
+    if dtype != np.uint8 or len(shape) != 1 or shape[0] != left or not left:
+        raise Unreadable(
+            f"{entry.filename} in {path} is not a packed mask: {dtype} {shape} in {left} bytes, expected uint8 bits in "
+            f"one dimension."
+        )
+    return int(shape[0])
+
+
+def array_header(file: Any) -> tuple[Any, tuple[int, ...]]:
+    """Dtype and shape from the header of a `.npy` file; its text is parsed, never evaluated."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return dtype, shape
+
+
+def rows_of(path: Path, entry: zipfile.ZipInfo) -> Any:
+    """Opens one mask: unpacks the archive's entry, one bit a weight, and checks its sum."""
+
+    def open_rows() -> Rows:
+        try:
+            with opened(path) as archive, archive.open(entry) as file:
+                array_header(file)
+                packed = np.frombuffer(file.read(), np.uint8)
+        except BROKEN as error:
+            raise Unreadable(f"{entry.filename} in {path} is damaged: {one_line(error)}.") from error
+        return bool_rows(packed, 1, "big")
+
+    return open_rows

@@ -1,0 +1,27 @@
+"""Whether the weights of an export are still the files that were written: SHA-256, as its mask file recorded them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nmbench.artifacts.kept import file_digest
+from nmbench.artifacts.matrix import Artifact, Unreadable, one_line
+
+
+def changed_files(artifact: Artifact) -> list[str]:
+    """The files that are not as they were written, or gone. Raises `Unreadable` if no checksums were recorded."""
+    recorded = artifact.about.get("sha256")
+    if not isinstance(recorded, dict) or not recorded:
+        raise Unreadable(f"{artifact.path} has no checksums; `nmbench export` records them in its mask file.")
+    return [name for name, digest in recorded.items() if digest_of(artifact, name) != digest]
+
+
+def digest_of(artifact: Artifact, name: str) -> str | None:
+    """SHA-256 of a file of the folder, None if it is not there. Raises `Unreadable` for any other path."""
+    if Path(name).name != name:
+        raise Unreadable(f"{artifact.path} has a checksum for {name!r}, which is not the name of a file in it.")
+    path = Path(artifact.path) / name
+    try:
+        return file_digest(path) if path.is_file() else None
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {one_line(error)}.") from error

@@ -1,0 +1,41 @@
+"""The command that a run specification stands for."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from nmbench.spec import RunSpec
+
+REPEATED = {"patterns": "--pattern", "seeds": "--seed", "skip": "--skip", "metrics": "--metric", "plugins": "--plugin"}
+TABLES = ("methods", "pattern_for")
+
+
+def command_of(spec: RunSpec) -> str:
+    """`nmbench run` with flags that make `spec` again, quoted for a shell."""
+    return shlex.join(["nmbench", "run", *arguments(spec)])
+
+
+def arguments(spec: RunSpec) -> Iterator[str]:
+    """The flags of a specification, methods first; what it leaves open is left out."""
+    for method in spec.methods:
+        yield from ("--method", method.name if method.name == method.label else f"{method.label}={method.name}")
+        for name, value in method.options.items():
+            yield from ("--set", f"{method.label}.{name}={text(value)}")
+    for layers, pattern in spec.pattern_for:
+        yield from ("--pattern-for", f"{layers}={pattern}")
+    for name, value in spec.to_dict().items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in REPEATED:
+            for item in value:
+                yield from (REPEATED[name], str(item))
+        elif isinstance(value, bool):
+            yield from [flag] if value else []
+        elif name not in TABLES:
+            yield from (flag, str(value))
+
+
+def text(value: Any) -> str:
+    """The value of an option as `--set` takes it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

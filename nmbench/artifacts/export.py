@@ -1,0 +1,148 @@
+"""A finished row as a folder that transformers loads: zeros in place, packed masks, where it comes from, a model card.
+
+Loaders read every `*.safetensors` of a folder as weights, so what is nmbench's own lies in `nmbench/`. The folder is
+made beside its place, read back, and renamed when it is whole and right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import tomli_w
+import torch
+
+from nmbench.artifacts.again import Row, make_again
+from nmbench.artifacts.card import model_card
+from nmbench.artifacts.decoder import quiet
+from nmbench.artifacts.folder import MASKS
+from nmbench.artifacts.kept import file_digest
+from nmbench.artifacts.reading import open_artifact
+from nmbench.artifacts.validation import BOTH, Validation, validate
+from nmbench.bench import no_loading_bar
+from nmbench.errors import NMBenchError
+from nmbench.methods import PrunedModel
+from nmbench.models import Bundle
+from nmbench.plugins import Plugins
+from nmbench.store import cannot_write, save_masks
+
+VESTIGES = ("sparsity_config", "compression_config", "quantization_config")  # loaders would act on them
+SHARD = "5GB"
+
+
+def export(row: Row, target: Path, plugins: Plugins, device: str | None = None) -> Validation:
+    """Write the model of a finished row to the new folder `target`; return what reading it back proved.
+
+    Raises `NMBenchError` if the folder is there already, `RunMismatch` if the row cannot be made again bit by bit,
+    `CannotWrite` if the disk refuses.
+    """
+    if target.exists():
+        raise NMBenchError(f"{target} exists; give another folder with --to, or remove it.")
+    bundle, pruned = make_again(row, plugins, device)
+    with new_folder(target) as folder:
+        write_model(bundle, folder)
+        about = provenance(row, folder)
+        patterns = row.spec.layer_patterns(row.spec.patterns[0], pruned.masks)
+        save_masks(folder / MASKS, pruned.masks, patterns, about)
+        found = read_back(folder, bundle, pruned)
+        write_about(row, folder, about, found)
+    return found
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name `target` once it is whole and on disk; nothing is left of a failure."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        probe = temporary / "probe"
+        probe.touch()
+        usual = probe.stat().st_mode  # some libraries write files that others cannot read
+        probe.unlink()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(usual)
+                with file.open("r+b") as opened:
+                    os.fsync(opened.fileno())
+        if target.exists():
+            raise NMBenchError(f"{target} has come into being meanwhile; it was left as it is.")
+        os.rename(temporary, target)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_model(bundle: Bundle, folder: Path) -> None:
+    """Weights, configuration and tokenizer as transformers writes them, without vestiges of other compressions."""
+    with quiet(), no_loading_bar():
+        bundle.model.save_pretrained(  # type: ignore[operator]
+            folder, max_shard_size=SHARD, save_original_format=not fused(bundle)
+        )
+        bundle.tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in config.items() if name not in VESTIGES}
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def fused(bundle: Bundle) -> bool:
+    """Whether some layers are experts of one parameter, `path[3]`, which older formats would store in other pieces."""
+    return any(name.endswith("]") for name in bundle.layers)
+
+
+def provenance(row: Row, folder: Path) -> dict[str, Any]:
+    """What the mask file says of itself: whose masks they are, and the checksums of the weights beside it."""
+    names = ("label", "method", "options", "pattern", "seed", "model", "job_digest", "measured_digest")
+    return {
+        **{name: row.record[name] for name in names},
+        "model_digest": row.manifest["model_digest"],
+        "model_provenance": row.manifest["model_provenance"],
+        "masks_digest": row.record["proof"]["masks_digest"],
+        "environment": row.record["environment"],
+        "sha256": {file.name: file_digest(file) for file in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def read_back(folder: Path, bundle: Bundle, pruned: PrunedModel) -> Validation:
+    """Read the folder as a stranger would and compare it with the live model, bit by bit.
+
+    Raises `NMBenchError` if it is not strictly N:M, or not the model.
+    """
+    artifact = open_artifact(str(folder))
+    found = validate(artifact)
+    if not found.strict or found.basis != BOTH or len(found.layers) != len(pruned.masks):
+        problem = found.first_problem.problem if found.first_problem else "layers are missing"
+        raise NMBenchError(f"what was written is not what was pruned ({problem}); nothing is kept of it.")
+    live = bundle.model.state_dict()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                if name in live and not same_bits(opened.get_tensor(name), live[name].cpu()):
+                    raise NMBenchError(f"{name} differs from the model after writing; nothing is kept of it.")
+    return found
+
+
+def same_bits(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Equality that tells -0 from 0."""
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    return torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
+
+
+def write_about(row: Row, folder: Path, about: dict[str, Any], found: Validation) -> None:
+    """The record, the specification of this row alone, and the model card."""
+    own = folder / MASKS.parent
+    sums = {**about["sha256"], str(MASKS): file_digest(folder / MASKS)}
+    record = {"record": row.record, "dense": row.dense, "manifest": dict(row.manifest), "sha256": sums}
+    (own / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (own / "spec.toml").write_text(tomli_w.dumps(row.spec.to_dict()), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(row, found, sums), encoding="utf-8")

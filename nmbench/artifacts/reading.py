@@ -1,0 +1,83 @@
+"""From a path to an `Artifact`: the format is told by the first bytes, not by the name."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from nmbench.artifacts.bit_archive import BROKEN, read_bit_archive
+from nmbench.artifacts.folder import read_folder
+from nmbench.artifacts.matrix import Artifact, Unreadable, one_line
+from nmbench.artifacts.safetensors_file import read_safetensors
+from nmbench.artifacts.torch_file import read_torch
+from nmbench.errors import did_you_mean
+
+KNOWN = "safetensors, torch.save, .npz of packed bits, a transformers folder, a folder of masks, or RUN_DIRECTORY:ROW"
+
+
+def open_artifact(ref: str) -> Artifact:
+    """Open a checkpoint or masks: a path, or `RUN_DIRECTORY:LABEL` for the masks of a row. Reads headers only.
+
+    Raises `Unreadable` if there is no such file, or it is damaged or of no format that is known.
+    """
+    artifact = opened(ref)
+    if odd := [name for name in artifact.tensors if not name.isprintable()]:
+        raise Unreadable(f"{artifact.path} has a tensor named {odd[0]!r}; such names are not printed.")
+    return artifact
+
+
+def opened(ref: str) -> Artifact:
+    """What a path, or a row of a run directory, holds."""
+    path = Path(ref)
+    if not path.exists() and (row := row_masks(ref)):
+        return read_safetensors(row)
+    if path.is_dir():
+        return read_folder(path)
+    if not path.is_file():
+        raise Unreadable(f"{ref} does not exist; expected {KNOWN}.")
+    artifact = reader_of(path)(path)
+    config = path.parent / "config.json"  # a shard, or the one file, of a transformers folder
+    return dataclasses.replace(artifact, config=config) if artifact.weights and config.is_file() else artifact
+
+
+def reader_of(path: Path) -> Callable[[Path], Artifact]:
+    """The reader of a file, by its first bytes. Raises `Unreadable` for any other."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        names = names_in(path) if head.startswith(b"PK") else []
+    except BROKEN as error:
+        raise Unreadable(f"{path} cannot be read: {one_line(error)}.") from error
+    if any(name.endswith("data.pkl") for name in names):
+        return read_torch
+    if names:
+        return read_bit_archive
+    if head[8:] == b"{":
+        return read_safetensors
+    if head.startswith(b"\x80"):
+        return read_torch
+    raise Unreadable(f"{path} is of no known format; expected {KNOWN}.")
+
+
+def names_in(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def row_masks(ref: str) -> Path | None:
+    """The mask file that `DIR:LABEL` or `DIR:LABEL--2-4--seed0` names, or None if `DIR` is no run directory.
+
+    Raises `Unreadable` for a row that is not there, or a label of several rows.
+    """
+    folder, colon, row = ref.rpartition(":")
+    if not colon or not (Path(folder) / "records.jsonl").is_file():
+        return None
+    files = {path.stem: path for path in sorted((Path(folder) / "masks").glob("*.safetensors"))}
+    named = [path for stem, path in files.items() if row in (stem, stem.partition("--")[0])]
+    if len(named) != 1:
+        problem = "several rows" if named else "no row"
+        listed = ", ".join(path.stem for path in named) or ", ".join(files) or "none"
+        raise Unreadable(f"{folder} has {problem} named {row!r}.{did_you_mean(row, files)} Rows: {listed}.")
+    return named[0]

@@ -1,0 +1,109 @@
+"""How much device memory a walk will need at most, estimated before it starts.
+
+Counted are weights, hidden states, the statistics of one block, and what the largest layer needs to be run and to be
+pruned. Attention is taken to need no memory that grows with the square of a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from nmbench.methods import Stat
+from nmbench.models import Bundle, Layer
+
+FLOAT = 4  # bytes of a float32
+SQUARES = 5  # copies of the Gram matrix that a solver makes: damped, factor, inverse, factor of that, and one to spare
+COPIES = 4  # of a weight in float32 that a solver makes
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on the device `device`, at most, by what they are for; `streamed`: blocks come from the host."""
+
+    device: str
+    streamed: bool
+    weights: int
+    hidden: int
+    statistics: int
+    working: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.hidden + self.statistics + self.working
+
+    def __str__(self) -> str:
+        parts = ("weights", "hidden", "statistics", "working")
+        listed = ", ".join(f"{name} {getattr(self, name) / GIBIBYTE:.1f}" for name in parts)
+        how = "blocks come from the host one by one" if self.streamed else "the whole model is there"
+        return f"{self.device}: at most about {self.peak / GIBIBYTE:.1f} GiB for one-shot pruning ({listed}); {how}"
+
+
+def estimate(
+    bundle: Bundle,
+    needs: Stat,
+    windows: int,
+    window_tokens: int,
+    device: str,
+    streamed: bool,
+    batch_tokens: int,
+) -> Estimate:
+    """The estimate for a walk over `windows` windows, `batch_tokens` tokens at a time, on the device so called."""
+    blocks = [bytes_of(block) for block in bundle.blocks.values()]
+    inside = sum(blocks)
+    outside = bytes_of(bundle.model) - inside
+    beside = bool(needs & (Stat.DRIFT | Stat.LAG))
+    width, size = hidden_width(bundle), bundle.dtype.itemsize
+    tokens = windows * window_tokens
+    largest = max(blocks)
+    block_layers = [bundle.block_layers(index) for index in range(len(bundle.blocks))]
+    at_once = max(batch_tokens, window_tokens)
+    run = max(running(layers, at_once, size) for layers in block_layers)
+    run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
+    solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
+    return Estimate(
+        device,
+        streamed,
+        weights=outside + (largest if streamed else inside) + beside * largest,
+        hidden=0 if streamed else tokens * width * size * (1 + beside) + tokens * width * size,
+        statistics=max(sum(statistics(layer, needs) for layer in layers) for layers in block_layers),
+        working=max(run, solve),
+    )
+
+
+def bytes_of(module: nn.Module) -> int:
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def hidden_width(bundle: Bundle) -> int:
+    """The width of the hidden states: that of the first weight's inputs."""
+    return next(iter(bundle.layers.values())).shape[1]
+
+
+def statistics(layer: Layer, needs: Stat) -> int:
+    """What is gathered of one layer."""
+    outputs, inputs = layer.shape
+    squares = (Stat.GRAM in needs) + (Stat.DRIFT in needs)
+    return FLOAT * (inputs * inputs * squares + inputs + outputs * inputs * (Stat.LAG in needs))
+
+
+def running(layers: list[Layer], tokens: int, size: int) -> int:
+    """What a batch of `tokens` needs in one block: inputs and outputs of all layers, and one input twice in float32."""
+    shapes = [layer.shape for layer in layers if not layer.fused or layer.where.expert == 0]
+    through = sum(outputs + inputs for outputs, inputs in shapes)
+    return tokens * (size * through + 2 * FLOAT * max((inputs for _, inputs in shapes), default=0))
+
+
+def probing(block: nn.Module) -> int:
+    """How many copies of the hidden states a probe for taps makes: two of every place, and some to compare them."""
+    return 2 * sum(1 for _ in block.modules()) + 10
+
+
+def solving(layer: Layer, needs: Stat) -> int:
+    """What a solver, or a refiner, needs to prune one layer; a scorer needs less."""
+    outputs, inputs = layer.shape
+    squares = SQUARES * inputs * inputs if needs & (Stat.GRAM | Stat.DRIFT) else 0
+    return FLOAT * (squares + COPIES * outputs * inputs)

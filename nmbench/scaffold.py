@@ -1,0 +1,87 @@
+"""Writes a plugin package that builds, installs and passes its own tests: `nmbench new-plugin`.
+
+The files come from `nmbench/templates`, where `%{name}` and its like stand for what differs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import keyword
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nmbench.errors import NMBenchError
+
+KINDS = ("scorer", "solver", "learner")
+TEMPLATES = "nmbench.templates"
+LONGEST = 40
+
+
+def new_plugin(name: str, kind: str, parent: Path, taken: str | None = None) -> list[Path]:
+    """Write the package `nmbench-NAME` into a new folder of that name in `parent`; return its files.
+
+    `taken` is the plugin that has a method of this name already. Raises `NMBenchError` for a bad or taken name, and if
+    there is something of the folder's name, which is then left as it is.
+    """
+    check_name(name, taken)
+    folder = parent / f"nmbench-{name}"
+    if folder.exists() or folder.is_symlink():
+        raise NMBenchError(f"{folder} exists and is left as it is; choose another name or --out, or remove it.")
+    written = []
+    for target, text in list(contents(name, kind)):
+        path = folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def check_name(name: str, taken: str | None) -> None:
+    """Raise `NMBenchError` unless `name` can be a method, a module and part of a package's name, and is free."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST:
+        raise NMBenchError(
+            f"plugin name {name!r} is not legal: at most {LONGEST} lower-case letters and digits, a letter first, "
+            f"words joined by single hyphens, for example 'acme' or 'my-method'."
+        )
+    if keyword.iskeyword(class_of(name)):
+        raise NMBenchError(f"plugin name {name!r} is not legal: {class_of(name)} means something in Python.")
+    if taken is not None:
+        raise NMBenchError(f"method {name!r} is already provided by {taken}; choose another name.")
+
+
+def contents(name: str, kind: str) -> Iterator[tuple[str, str]]:
+    """Where each file goes, and its text."""
+    module = f"nmbench_{name.replace('-', '_')}"
+    values = {"name": name, "module": module, "class": class_of(name), "kind": KIND_WORDS[kind], "pin": pin()}
+    values["options"] = OPTIONS_IN_TESTS[kind]
+    values["demo"] = DEMO_OPTIONS[kind].replace("NAME", name)
+    sources = {
+        f"{kind}.py": f"src/{module}/__init__.py",
+        "test_conformance.py": "tests/test_conformance.py",
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "tox.ini": "tox.ini",
+        "tests.yml": ".github/workflows/tests.yml",
+        "gitignore": ".gitignore",
+    }
+    for source, target in sources.items():
+        text = (importlib.resources.files(TEMPLATES) / f"{source}.in").read_text(encoding="utf-8")
+        yield target, re.sub(r"%\{(\w+)\}", lambda match: values[match[1]], text)
+
+
+KIND_WORDS = {"scorer": "scorer", "solver": "solver", "learner": "mask learner"}
+OPTIONS_IN_TESTS = {"scorer": "", "solver": "", "learner": "steps=300"}
+DEMO_OPTIONS = {"scorer": "", "solver": "", "learner": " --set NAME.steps=50"}
+
+
+def class_of(name: str) -> str:
+    """The class of a method: my-method -> MyMethod."""
+    return "".join(word.capitalize() for word in name.split("-"))
+
+
+def pin() -> str:
+    """Which releases of nmbench a new plugin asks for: this one and later ones that keep its promise."""
+    major, minor, *_ = importlib.metadata.version("nmbench").split(".")
+    return f"nmbench>={major}.{minor},<{int(major) + 1}"

@@ -1,0 +1,212 @@
+"""What the checks hand to a method: one layer, or a model with a planted answer. The same fields make the same numbers.
+
+The `repr` of a case is the line of Python that makes it again, so that a failure can be looked at by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmbench.calibrate import full_float32
+from nmbench.errors import NMBenchError
+from nmbench.learn import CheckpointStore, LearnTask
+from nmbench.methods import LayerStats, MaskLearner, Method, Refiner, Scorer, Solver, Stat
+from nmbench.models import DenseWeights
+from nmbench.pattern import Pattern
+from nmbench.store import MemoryCheckpoints
+from nmbench.testing.planted import cycles, planted_bundle, weakest
+from nmbench.testing.values import statistics, values
+
+__all__ = ["INPUTS", "LayerCase", "LearnCase"]
+
+INPUTS = ("plain", "correlated", "dead channel", "all zero")
+WINDOWS, WINDOW_TOKENS = 4, 32
+
+
+class Brief:
+    """Shows the fields of a dataclass that are not the default, as Python."""
+
+    def __repr__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+@dataclass(frozen=True, repr=False)
+class LayerCase(Brief):
+    """One layer to prune: a weight `[rows, groups * M]` of one `kind`, and what its `inputs` are like.
+
+    `shifted`: whether the inputs differ from those in the dense model, which `drift` and `lag` speak of.
+    """
+
+    pattern: str = "2:4"
+    kind: str = "normal"
+    rows: int = 4
+    groups: int = 4
+    seed: int = 0
+    dtype: str = "float32"
+    inputs: str = "plain"
+    shifted: bool = True
+    device: str = "cpu"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.rows, self.groups * self.nm.group)
+
+    @property
+    def nm(self) -> Pattern:
+        """The pattern, parsed."""
+        return Pattern.parse(self.pattern)
+
+    def weight(self) -> Tensor:
+        """The weight `[out, in]` in `dtype`."""
+        return values(self.kind, self.shape, self.seed).to(self.device, getattr(torch, self.dtype))
+
+    def tokens(self) -> Tensor:
+        """The inputs X of the layer, float32 `[tokens, in]`."""
+        x = values("normal", (WINDOWS * WINDOW_TOKENS, self.shape[1]), self.seed + 1)
+        if self.inputs == "correlated":
+            x = x + x[:, :1] + x.roll(1, dims=1)
+        if self.inputs == "dead channel":
+            x[:, self.seed % self.shape[1]] = 0.0
+        return torch.zeros_like(x) if self.inputs == "all zero" else x
+
+    def stats(self, needs: Stat) -> LayerStats:
+        """The statistics that a method asks for, and no others."""
+        if needs is Stat.NONE:
+            return LayerStats(windows=0, tokens=0)
+        x = self.tokens()
+        shift = 0.1 * float(self.shifted)
+        drift = shift * values("normal", tuple(x.shape), self.seed + 2)  # [tokens, in]
+        lag = shift * values("normal", (len(x), self.rows), self.seed + 3)  # [tokens, out]
+        all_of_them = statistics(x, WINDOWS)
+        made = {
+            "input_norm": all_of_them.input_norm if Stat.INPUT_NORM in needs else None,
+            "gram": all_of_them.gram if Stat.GRAM in needs else None,
+            "drift": 2 / WINDOWS * drift.T @ x if Stat.DRIFT in needs else None,  # [in, in]
+            "lag": 2 / WINDOWS * lag.T @ x if Stat.LAG in needs else None,  # [out, in]
+        }
+        on_device = {name: value if value is None else value.to(self.device) for name, value in made.items()}
+        return LayerStats(WINDOWS, len(x), **on_device)
+
+    def mask(self) -> Tensor:
+        """A strict mask to refine, bool `[out, in]`, better than none: that of the largest weights."""
+        return self.nm.top(self.weight().float().abs())
+
+    def run(self, method: Method) -> Any:
+        """What a one-shot method returns for this layer, called as the host calls it: scores, or a `Pruned`."""
+        assert isinstance(method, (Scorer, Solver, Refiner))
+        return call(method, self.weight(), self.stats(method.needs), self.mask(), self.nm)
+
+
+@torch.no_grad()
+def call(method: Method, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Any:
+    """The one call of a one-shot method, under the conditions of a run."""
+    with full_float32():
+        if isinstance(method, Scorer):
+            return method.score(weight, stats)
+        if isinstance(method, Solver):
+            return method.solve(weight, stats, pattern)
+        if isinstance(method, Refiner):
+            return method.refine(weight, stats, mask, pattern)
+    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+
+
+@dataclass(frozen=True, repr=False)
+class LearnCase(Brief):
+    """A learning task on the planted model (`nmbench.testing.planted`), from the worst masks there are.
+
+    The model has two layers; the second may have a pattern of its own.
+    """
+
+    pattern: str = "2:4"
+    second: str = ""
+    seed: int = 0
+    device: str = "cpu"
+
+    def patterns(self, names: Any) -> dict[str, Pattern]:
+        """layer name -> pattern."""
+        first = Pattern.parse(self.pattern)
+        return {name: Pattern.parse(self.second) if self.second and i else first for i, name in enumerate(names)}
+
+    def task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingTask:
+        """A fresh task on a fresh model."""
+        bundle = planted_bundle()
+        bundle.model.to(self.device)
+        patterns = self.patterns(bundle.layers)
+        dense, store = DenseWeights(bundle), store or MemoryCheckpoints()
+        pool, selection = cycles(32), cycles(16)
+        return RecordingTask(bundle, dense, patterns, weakest(bundle, patterns), pool, selection, self.seed, store, who)
+
+    def run(self, method: Method) -> Any:
+        """The masks that a mask learner returns for this task: layer name -> bool `[out, in]`."""
+        assert isinstance(method, MaskLearner)
+        return method.learn(self.task())
+
+
+@dataclass
+class Reported:
+    """What a learner told the host at one step; the masks are copies."""
+
+    step: int
+    masks: dict[str, Tensor] | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class RecordingTask(LearnTask):
+    """A task that keeps what is reported instead of judging it at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reported: list[Reported] = []
+
+    def report(self, step: int, *, masks: Any = None, **values: float) -> None:
+        copies = None if masks is None else {name: mask.clone() for name, mask in masks.items()}
+        self.reported.append(Reported(step, copies, dict(values)))
+        super().report(step, masks=None, **values)
+
+    @contextlib.contextmanager
+    def interrupted_at(self, event: int | None) -> Iterator[list[int]]:
+        """Count the events of a run (reports, progress, saved checkpoints); raise `Interrupt` at number `event`."""
+        count = [0]
+
+        def passed(*_: Any) -> None:
+            count[0] += 1
+            if count[0] - 1 == event:
+                raise Interrupt
+
+        self._on_report = passed
+        save = self.checkpoints.store.save
+
+        def save_and_count(state: Any) -> None:
+            save(state)
+            passed()
+
+        self.checkpoints.store = Saving(save_and_count, self.checkpoints.store.load)
+        with contextlib.suppress(Interrupt):
+            yield count
+
+
+@dataclass
+class Saving:
+    """A checkpoint store made of two functions."""
+
+    save: Any
+    load: Any
+
+
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C, as a test gives it."""
+
+
+def variants(case: LayerCase, **choices: tuple[Any, ...]) -> list[LayerCase]:
+    """All combinations of the fields given, the first values first: `variants(case, kind=KINDS)`."""
+    found = [case]
+    for name, options in choices.items():
+        found = [replace(one, **{name: option}) for one in found for option in options]
+    return found

@@ -1,0 +1,12 @@
+"""The laws that a method must keep, by the kind of method they are about. `nmbench.testing.kit` runs them.
+
+Every law looks at one thing and passes over what another law looks at, so that a failure says what is wrong.
+"""
+
+from __future__ import annotations
+
+from nmbench.testing.laws import conduct, every, layerwise, learner, refiner, results, scorer, solver
+from nmbench.testing.laws.base import Law
+
+MODULES = (every, results, conduct, layerwise, scorer, solver, refiner, learner)
+LAWS: tuple[Law, ...] = tuple(law for module in MODULES for law in vars(module).values() if isinstance(law, Law))

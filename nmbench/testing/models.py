@@ -1,0 +1,18 @@
+"""Tiny random models of real architectures, for tests of what walks a whole model."""
+
+from __future__ import annotations
+
+from nmbench.models import Bundle
+from nmbench.plugins import load_plugins
+
+__all__ = ["tiny_bundle"]
+
+
+def tiny_bundle(family: str = "llama", dtype: str = "float32") -> Bundle:
+    """Load `tiny:FAMILY`: two blocks of width 64 and a byte tokenizer; the same random weights every time.
+
+    Raises `NMBenchError` naming the families there are.
+    """
+    plugins = load_plugins()
+    bundle: Bundle = plugins.lookup(plugins.registries.models, "tiny")(dtype=dtype).load(family)
+    return bundle

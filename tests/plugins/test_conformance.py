@@ -1,0 +1,35 @@
+"""The built-in methods keep the laws that every method must keep."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from nmbench.plugins import load_plugins
+from nmbench.testing import conformance_tests
+from nmbench_plugins.importing import Import
+from nmbench_plugins.magnitude import Magnitude
+from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.swaps import Swaps, SwapsJudged
+from nmbench_plugins.wanda import Wanda
+
+QUICK = {"minibatch": 8, "learning_rate": 2.0, "prior": 1.0, "check_every": 20, "checkpoint_every": 9}
+METHODS = (
+    Magnitude(),
+    Wanda(),
+    SparseGPT(),
+    Swaps(),
+    Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
+    MaskPro(steps=200, **QUICK),
+    Import(),
+    SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
+)
+
+test_built_in_methods = conformance_tests(*METHODS)
+
+
+def test_every_built_in_method_is_here():
+    """No built-in method is left out."""
+    own = [point for point in importlib.metadata.entry_points(group="nmbench") if point.dist.name == "nmbench"]
+    registered = {entry.obj for entry in load_plugins(entry_points=own).registries.methods}
+    assert registered == {type(method) for method in METHODS}

@@ -1,0 +1,111 @@
+"""What is public, and that the built-in plugins, like everybody's, use nothing else.
+
+Public is a name in the `__all__` of `nmbench` or of a module below it. A module without `__all__` is private.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import nmbench
+import nmbench_plugins
+from nmbench.scaffold import KINDS, contents
+
+PLUGINS = Path(nmbench_plugins.__file__).parent
+SOURCES = {str(path.relative_to(PLUGINS)): path.read_text(encoding="utf-8") for path in PLUGINS.rglob("*.py")}
+TEMPLATES = {
+    f"new-plugin {kind} {name}": text for kind in KINDS for name, text in contents("acme", kind) if name.endswith(".py")
+}
+EVERYBODY = {**SOURCES, **TEMPLATES}
+
+
+def modules():
+    """Every module of nmbench, by name, without importing those that need what is not installed."""
+    return ["nmbench", *(info.name for info in pkgutil.walk_packages(nmbench.__path__, "nmbench."))]
+
+
+def public() -> dict[str, set[str]]:
+    """The public names of every public module."""
+    found = {name: importlib.import_module(name) for name in modules()}
+    return {name: set(module.__all__) for name, module in found.items() if "__all__" in vars(module)}
+
+
+PUBLIC = public()
+
+
+def used(source: str) -> list[tuple[str, str]]:
+    """Everything of nmbench that a source file names: (module, name)."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nmbench":
+            found += [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names if alias.name.split(".")[0] == "nmbench"]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nmbench":
+            found.append(("nmbench", node.attr))
+    return found
+
+
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_plugins_use_public_names_only(name):
+    """A built-in plugin, and a new one, imports and names nothing of nmbench that is not public."""
+    private = [(module, item) for module, item in used(EVERYBODY[name]) if item and item not in PUBLIC.get(module, ())]
+    assert private == []
+    assert [module for module, item in used(EVERYBODY[name]) if not item and module != "nmbench"] == []
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_plugins_touch_no_private_attribute(name):
+    """A built-in plugin reads no attribute with a leading underscore that is not its own."""
+    own = {
+        node.name
+        for source in SOURCES.values()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    for node in ast.walk(ast.parse(SOURCES[name])):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            assert mine or node.attr in own, (name, node.lineno, node.attr)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_plugins_do_not_import_each_other(name):
+    """A built-in plugin imports nothing of another one."""
+    top = name.split("/")[0].removesuffix(".py")
+    for node in ast.walk(ast.parse(SOURCES[name])):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in names:
+            if module.split(".")[0] == "nmbench_plugins":
+                assert module.split(".")[1] == top, (name, module)
+
+
+def test_the_test_can_fail():
+    """Private names are found, however they are spelt."""
+    bad = "import nmbench\nfrom nmbench.models import DenseWeights\nnmbench.registry\nimport nmbench.prune\n"
+    assert used(bad) == [
+        ("nmbench", ""),
+        ("nmbench.models", "DenseWeights"),
+        ("nmbench.prune", ""),
+        ("nmbench", "registry"),
+    ]
+    assert "nmbench.models" not in PUBLIC
+    assert "registry" not in PUBLIC["nmbench"]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_there_and_documented(module):
+    """Every public name exists, and every public class and function says what it is."""
+    home = importlib.import_module(module)
+    for name in PUBLIC[module]:
+        value = getattr(home, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert (value.__doc__ or "").strip(), f"{module}.{name}"
+            assert not (value.__doc__ or "").startswith(f"{name}("), f"{module}.{name}"

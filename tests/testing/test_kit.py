@@ -1,0 +1,197 @@
+"""Tests of the kit itself: every check fails a method that breaks its law, and no check fails for another's reason."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+
+import pytest
+import torch
+
+from nmbench.errors import NMBenchError, UnknownName
+from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests, run_checks
+from nmbench.testing.kit import law_names
+from nmbench.testing.laws import LAWS
+from reference import broken_methods as zoo
+
+ALL = [(law, method) for law, methods in zoo.BROKEN.items() for method in methods]
+TEXT = re.compile(
+    r"(?P<cls>\w+) breaks (?P<law>\w+): .+\n  call:     .+\n  got:      .+\n  expected: .+\n"
+    r"  see it with:\n(?P<code>(    .+\n?)+)"
+)
+
+
+def named(value):
+    return value if isinstance(value, str) else type(value).__name__
+
+
+@pytest.mark.parametrize("method", zoo.GOOD, ids=named)
+def test_good_methods_keep_every_law(method):
+    """A method that does nothing wrong passes every check."""
+    assert {name: text for name, text in run_checks(method).items() if text} == {}
+
+
+@pytest.mark.parametrize(("law", "method"), ALL, ids=named)
+def test_a_broken_method_fails_its_check_and_no_other(law, method):
+    """Every broken method is found out by exactly one check, whose text says what was called, got and expected, and
+    whose code runs.
+    """
+    failed = {name: text for name, text in run_checks(method).items() if text}
+    assert list(failed) == [law]
+    text = TEXT.fullmatch(failed[law])
+    assert text, failed[law]
+    assert (text["cls"], text["law"]) == (type(method).__name__, law)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        outcome = attempt(text["code"])
+    assert printed.getvalue() or isinstance(outcome, Exception)
+
+
+def attempt(code: str) -> Exception | None:
+    """Run the code of a failure text; a method may raise there what the check complains of."""
+    dtype = torch.get_default_dtype()
+    try:
+        exec("\n".join(line[4:] for line in code.splitlines()), {})
+    except (NMBenchError, ZeroDivisionError, RuntimeError) as error:
+        return error
+    finally:
+        torch.set_default_dtype(dtype)
+    return None
+
+
+def test_every_check_has_a_broken_method():
+    """No check is without a method that it finds out."""
+    assert set(zoo.BROKEN) == set(law_names())
+    assert len(law_names()) == len(set(law_names())) == len(LAWS)
+
+
+def test_every_law_is_one_sentence():
+    """What a check says of its law reads as a sentence."""
+    for law in LAWS:
+        assert law.sentence[0].isupper() or law.sentence.startswith("`"), law.name
+        assert law.sentence.endswith("."), law.name
+
+
+def test_calls_leave_no_trace():
+    """Whatever a method does to global state, the process that runs the checks is as it was."""
+    before = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
+    for method in (zoo.Setting(), zoo.Seeding(), zoo.Talkative()):
+        run_checks(method)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (torch.get_default_dtype(), torch.get_num_threads())
+
+
+def test_a_check_with_nothing_to_judge_has_not_passed():
+    """A method that always raises fails every check that calls it."""
+
+    class Raising(zoo.GoodSolver):
+        """Raises."""
+
+        def solve(self, weight, stats, pattern):
+            raise ValueError("never")
+
+    failed = [name for name, text in run_checks(Raising()).items() if text]
+    calls = [check.name for check in checks_of(zoo.GoodSolver())]
+    about_the_class = {"options_round_trip", "options_are_described", "impossible_patterns_have_reasons"}
+    of_the_process = {name for name in calls if name.endswith("_untouched") or name == "nothing_is_printed"}
+    assert set(failed) == set(calls) - about_the_class - of_the_process
+
+
+def test_no_supported_pattern_is_no_pass():
+    """A method that supports nothing has passed nothing that calls it."""
+
+    class Nothing(zoo.GoodScorer):
+        """Supports nothing."""
+
+        def supports(self, pattern):
+            return "it never does."
+
+    failed = {name: text for name, text in run_checks(Nothing()).items() if text}
+    assert "supported_patterns_are_done" in failed
+    assert "no usual pattern is supported" in failed["scores_are_finite"]
+
+
+def test_which_checks_a_kind_has():
+    """Each kind has the checks of its own and of every method; `steps` is asked for where there is such an option."""
+    names = {type(method).__name__: {check.name for check in checks_of(method)} for method in zoo.GOOD}
+    assert "scores_are_finite" in names["GoodScorer"] - names["GoodSolver"] - names["GoodLearner"]
+    assert "repair_does_not_hurt" in names["GoodSolver"] - names["GoodRefiner"]
+    assert "zero_steps_return_the_initial_mask" in names["GoodLearner"]
+    assert set.intersection(*names.values()) == {
+        law.name for law in LAWS if len(law.kinds) == 1 and law.kinds[0].__name__ == "Method"
+    }
+    assert "hostile_values_are_survived" not in names["GoodLearner"]
+
+
+def test_what_is_no_method():
+    """Only methods can be checked; a class stands for its default options."""
+    assert len(checks_of(zoo.GoodScorer)) == len(checks_of(zoo.GoodScorer()))
+    with pytest.raises(NMBenchError, match="is no method; derive it from"):
+        checks_of(3)
+
+
+def test_cases_are_what_their_repr_says():
+    """The repr of a case makes an equal case with equal numbers."""
+    for case in (LayerCase("4:8", "ties", 3, 2, 5, "bfloat16", "correlated"), LearnCase("2:4", "4:8", 3)):
+        assert eval(repr(case)) == case
+    a, b = LayerCase(kind="ties"), LayerCase(kind="ties")
+    assert torch.equal(a.weight(), b.weight())
+    assert torch.equal(a.mask(), b.mask())
+
+
+# As tests
+
+
+CONFORMING = """
+from nmbench.testing import conformance_tests
+from reference.broken_methods import GoodScorer, {broken}
+test_it = conformance_tests(GoodScorer(), {broken}(), expected_failures={expected!r})
+"""
+
+
+def outcomes(pytester_path, monkeypatch, broken, expected):
+    """Run a test file as an author would write it, in a process of its own; return its report."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    (pytester_path / "test_mine.py").write_text(CONFORMING.format(broken=broken, expected=expected))
+    (pytester_path / "pytest.ini").write_text("[pytest]\n")
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "test_mine.py"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=pytester_path, capture_output=True, text=True, env=environment, check=False)
+    return done.stdout
+
+
+def test_one_line_gives_one_id_per_law(tmp_path, monkeypatch):
+    """Ids name method and law; an expected failure is an xfail, and one that passes is a failure."""
+    expected = {"channel_signs_do_not_matter": "it takes small for negative"}
+    report = outcomes(tmp_path, monkeypatch, "Signed", expected)
+    assert "PASSED test_mine.py::test_it[GoodScorer-scores_are_finite]" in report
+    assert "XFAIL test_mine.py::test_it[Signed-channel_signs_do_not_matter] - it takes small for negative" in report
+    assert "FAILED test_mine.py::test_it[GoodScorer-channel_signs_do_not_matter]" in report  # it passes, strictly
+    assert re.search(r"1 failed, 36 passed, 1 xfailed", report), report
+
+
+@pytest.mark.parametrize(
+    ("expected", "error", "message"),
+    [
+        ({"scores_are_finit": "x"}, UnknownName, "unknown check 'scores_are_finit'.*Did you mean 'scores_are_finite'"),
+        ({"weights_are_finite": "of solvers"}, UnknownName, "unknown check 'weights_are_finite'"),
+        ({"scores_are_finite": ""}, NMBenchError, "needs a reason"),
+    ],
+)
+def test_expected_failures_are_checked(expected, error, message):
+    """A declared failure must name a check that applies, and give a reason."""
+    with pytest.raises(error, match=message):
+        conformance_tests(zoo.GoodScorer(), expected_failures=expected)
+
+
+def test_a_failure_is_an_assertion():
+    """Outside pytest, a check is a function that raises."""
+    check = next(check for check in checks_of(zoo.Signed()) if check.name == "channel_signs_do_not_matter")
+    with pytest.raises(CheckFailed, match="Signed breaks channel_signs_do_not_matter"):
+        check()
