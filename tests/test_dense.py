@@ -109,6 +109,20 @@ def test_a_swap_within_another():
     assert not homes
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_streamed_model(family):
+    """Where the blocks of the pruned model wait on the host and come to the device, so do the dense ones."""
+    dense, pruned = TinyModel().load(family), TinyModel().load(family)
+    weights = DenseWeights(pruned)
+    pruned_by_magnitude(pruned)
+    before, digest = logits(pruned), pruned.digest()
+    pruned.stream(torch.device("cpu"))
+    with DenseTwin(pruned, weights.copies).shown():
+        assert torch.equal(logits(pruned), logits(dense))
+    assert torch.equal(logits(pruned), before)
+    assert pruned.digest() == digest
+
+
 def test_the_dense_model_is_asked_for_where_there_is_none():
     """Losses alone make no logits: that is an error, not a guess."""
     with pytest.raises(NMBenchError, match="dense model is not at hand"):

@@ -66,6 +66,13 @@ def test_one_layer_is_not_blamed_for_another():
     assert [name for name, error in mean["detail"].items() if error] == [first] == [worst["where"]]
 
 
+def test_experts_of_one_parameter_are_left_out():
+    """Fused experts are no modules to listen to; the layers beside them have their errors."""
+    mean, _, bundle = measured(magnitude, "mixtral")
+    assert set(mean["detail"]) == {name for name in bundle.layers if "self_attn" in name} < set(bundle.layers)
+    assert mean["n"] == len(mean["detail"])
+
+
 def test_batches_do_not_matter(monkeypatch):
     """How many windows are run at once changes nothing but rounding."""
     whole, _, _ = measured(magnitude)
