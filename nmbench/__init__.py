@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from nmbench.sources import Metric as Metric
     from nmbench.sources import ModelSource as ModelSource
     from nmbench.sources import Reporter as Reporter
+    from nmbench.sources import WindowMetric as WindowMetric
     from nmbench.spec import Defaults as Defaults
     from nmbench.spec import MethodSpec as MethodSpec
     from nmbench.spec import RunSpec as RunSpec
@@ -70,7 +71,7 @@ HOMES = {
     "plugins": ("load_plugins",),
     "registry": ("Register",),
     "results": ("Results", "load_results"),
-    "sources": ("Dataset", "Metric", "ModelSource", "Reporter"),
+    "sources": ("Dataset", "Metric", "ModelSource", "Reporter", "WindowMetric"),
     "spec": ("Defaults", "MethodSpec", "RunSpec"),
     "table": ("render",),
 }

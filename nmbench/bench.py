@@ -60,7 +60,14 @@ class Bench:
     def protocol_digest(self) -> str:
         """Names what two rows must share to be comparable, by content: weights and test tokens too."""
         content = {"model_digest": self.dense.digest, "test_digests": self.test_digests}
-        return digest({**self.spec.protocol(), **content})
+        others = {"metric_provenance": self.metric_provenance} if self.metric_provenance else {}
+        return digest({**self.spec.protocol(), **content, **others})
+
+    @cached_property
+    def metric_provenance(self) -> dict[str, Any]:
+        """What the metrics depend on besides model and texts, of those that say so."""
+        told = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
+        return {name: content for name, content in told.items() if content}
 
     def calibration_digest(self, seed: int) -> str:
         """Names the windows that statistics are gathered from."""
@@ -108,6 +115,7 @@ class Bench:
             "coverage": self.bundle.coverage(),
             "skipped": self.bundle.skipped,
             "data_provenance": dict(self.provenance),
+            "metric_provenance": self.metric_provenance,
             "test_digests": self.test_digests,
             "calibration_digests": {str(seed): self.calibration_digest(seed) for seed in self.pools},
             "pool_digests": {str(seed): pool.digest for seed, pool in self.pools.items() if len(pool.selection)},

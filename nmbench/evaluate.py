@@ -6,8 +6,9 @@ never see each other, so the batch size changes nothing but speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nmbench.data import cut
+from nmbench.dense import DenseTwin
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models import Bundle
 from nmbench.sources import Metric
@@ -24,6 +26,7 @@ __all__ = ["DenseSubject", "Subject", "batch_size", "losses_in_parts", "window_l
 LOGIT_BYTES = 64 * 2**20  # a batch is as large as this allows for its float32 logits; more is slower on a CPU
 GPU_LOGIT_BYTES = 2**30  # of a whole batch on a GPU, where small batches are slow
 LARGE_VOCABULARY = 2**17  # assumed of a model that does not tell
+T = TypeVar("T")
 
 
 def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -71,7 +74,11 @@ def key(dataset: str, window: int) -> str:
 
 
 class Subject:
-    """The model that a metric measures. `texts` maps a data set name to its test tokens int64 `[n]`."""
+    """The model that a metric measures. `texts` maps a data set name to its test tokens int64 `[n]`.
+
+    `per_window` is for figures of every window under the full name of their metric, float64 `[windows]` on the CPU:
+    they are kept with the losses, and rows are compared by them, paired.
+    """
 
     def __init__(
         self,
@@ -82,7 +89,9 @@ class Subject:
         self.bundle = bundle
         self.texts = texts
         self.cached: dict[str, Tensor] = {}
+        self.per_window: dict[str, Tensor] = {}
         self._report = report
+        self._made: dict[str, Any] = {}
 
     def losses(self, dataset: str, window: int) -> Tensor:
         """Per-window losses on the test text of a data set, float64 `[windows]` on the CPU; computed once."""
@@ -90,6 +99,26 @@ class Subject:
         if name not in self.cached:
             self.cached[name] = self.measure(cut(self.texts[dataset], window, dataset), name)
         return self.cached[name]
+
+    def batches(self, dataset: str, window: int) -> Iterator[Tensor]:
+        """The windows of a test text, as many at once as the model is shown: int64 `[batch, window]` on its device."""
+        windows = cut(self.texts[dataset], window, dataset)
+        parts = windows.split(batch_size(self.bundle.model, window))
+        for index, part in enumerate(parts):
+            yield part.to(self.bundle.device)
+            self._report(index + 1, len(parts))
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits at all positions of a batch that have a next token: `[batch, window - 1, vocabulary]`, in the dtype of
+        evaluation. No more than a batch of them should be kept.
+        """
+        return next_token_logits(self.bundle.model, tokens)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made when first asked for under `name`: work that several metrics share."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     @torch.no_grad()
     def measure(self, windows: Tensor, name: str) -> Tensor:
@@ -106,14 +135,37 @@ class Subject:
         return window_losses(self.bundle.model, windows.to(self.bundle.device))
 
 
+@torch.no_grad()
+def next_token_logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Logits before every token but the first: int64 `[n, window]` -> `[n, window - 1, vocabulary]`."""
+    return model(input_ids=tokens, use_cache=False).logits[:, :-1]
+
+
 class DenseSubject:
-    """The dense model's losses, for metrics that compare. While the dense model itself is measured (`live`) they are
-    made as they are asked for; later only what was measured then is there, and `NMBenchError` is raised for the rest.
+    """The dense model, for metrics that compare.
+
+    Its losses: while the dense model itself is measured (`live`) they are made as they are asked for; later only what
+    was measured then is there, and `NMBenchError` is raised for the rest. Its logits, and whatever else a forward pass
+    shows, are computed anew batch by batch (`model`): those of a whole text would fill a disk.
     """
 
-    def __init__(self, cached: Mapping[str, Tensor], live: Subject | None = None) -> None:
+    def __init__(
+        self, cached: Mapping[str, Tensor], live: Subject | None = None, model: DenseTwin | None = None
+    ) -> None:
         self.cached = dict(cached)
         self.live = live
+        self.model = model
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """As `Subject.logits`, of the dense model."""
+        with self.shown() as model:
+            return next_token_logits(model, tokens)
+
+    def shown(self) -> AbstractContextManager[nn.Module]:
+        """A context in which forward passes of `subject.bundle.model` are those of the dense model, block by block."""
+        if self.model is None:
+            raise NMBenchError("the dense model is not at hand here; only its losses are.")
+        return self.model.shown()
 
     def losses(self, dataset: str, window: int) -> Tensor:
         name = key(dataset, window)

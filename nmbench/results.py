@@ -38,23 +38,38 @@ class Results:
     directories: Sequence[Path]
     asked: Sequence[Record] = ()
 
+    def tidy(self) -> pandas.DataFrame:
+        """One row per job and metric; `nmbench.frames.TIDY` says what the columns hold and in which units."""
+        from nmbench.frames import tidy
+
+        return tidy([{"directory": str(self.directories[0]), **record} for record in self.records])
+
     def frame(self) -> pandas.DataFrame:
-        """One row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`."""
-        import pandas
+        """One row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`.
 
-        flat = [
-            {**{k: v for k, v in record.items() if k != "metrics"}, **metric_columns(record)} for record in self.records
-        ]
-        return pandas.json_normalize(flat)
+        `nmbench.frames.WIDE` says what the columns hold and in which units.
+        """
+        from nmbench.frames import wide
 
+        return wide(self.records)
 
-def metric_columns(record: Record) -> Record:
-    """A metric's value under its name, its other figures under `name.figure`."""
-    return {
-        name if figure == "value" else f"{name}.{figure}": content
-        for name, values in (record.get("metrics") or {}).items()
-        for figure, content in values.items()
-    }
+    def details(self) -> pandas.DataFrame:
+        """One row per job, metric and item, where a metric tells details: the error of every layer, say."""
+        from nmbench.frames import details
+
+        return details(self.records)
+
+    def table(self) -> pandas.DataFrame:
+        """One row per job, every figure as text: what the terminal shows."""
+        from nmbench.table import rows
+
+        return rows(self.records)
+
+    def summary(self) -> pandas.DataFrame:
+        """One row per label and pattern, as text: every metric with its standard deviation over seeds, and the cost."""
+        from nmbench.table import summary
+
+        return summary(self)
 
 
 def load_results(*directories: str | os.PathLike[str]) -> Results:

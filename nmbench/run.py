@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nmbench.bench import Bench, check_names, load_model, planned, prepare
+from nmbench.dense import DenseTwin
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
 from nmbench.intact import check_intact, is_intact, renewed
@@ -231,8 +232,8 @@ def evaluate(
     before = measured.digest()
     texts = {name: tokens.clone() for name, tokens in bench.texts.items()}  # a metric is lent copies
     subject = Subject(measured, texts, bench.reporter(job.title, "evaluate"))
-    cached = {name: losses.clone() for name, losses in bench.reference.cached.items()}
-    reference = DenseSubject(cached) if pruned is not None else DenseSubject({}, live=subject)
+    cached = {name: losses.clone() for name, losses in bench.reference.cached.items()} if pruned is not None else {}
+    reference = DenseSubject(cached, subject if pruned is None else None, DenseTwin(measured, bench.dense.copies))
     metrics = measure_all(bench.metrics, subject, reference)
     if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")
@@ -255,7 +256,8 @@ def keep_files(job: Job, bench: Bench, directory: RunDirectory, pruned: PrunedMo
         "model": bench.bundle.ref,
         "model_digest": bench.dense.digest,
     }
-    write_tensors(directory.file("losses", job.name, ".safetensors"), subject.cached, about)
+    per_window = {**subject.cached, **subject.per_window}
+    write_tensors(directory.file("losses", job.name, ".safetensors"), per_window, about)
     if pruned is not None:
         assert job.pattern
         patterns = bench.spec.layer_patterns(job.pattern, pruned.masks)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from nmbench.errors import NMBenchError
+
 if TYPE_CHECKING:
     from nmbench.evaluate import DenseSubject, Subject
     from nmbench.models import Bundle
@@ -66,9 +68,59 @@ class Metric:
         """The windows it cuts test texts into, as (data set, tokens): checked before anything is computed."""
         return ()
 
+    def provenance(self) -> Mapping[str, Any]:
+        """What its figures depend on besides model and test texts: a digest of other data, the version of a harness.
+
+        It goes into the manifest and into the protocol digest, so that rows of different content are not comparable.
+        """
+        return {}
+
     def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Mapping[str, Any]]:
-        """Return metric name -> {"value", "stderr", "n", "lower_is_better"}. `dense` holds the dense model's losses."""
+        """Return metric name -> {"value", "stderr", "n", "lower_is_better"}; names begin with the metric's own.
+
+        `dense` is the dense model: its losses, and its logits batch by batch. More may be told: "unit" (`nats/token`),
+        "where" (one word that the table shows beside the value, as the layer of a maximum), and "detail" (item ->
+        figure, which the record keeps and the table leaves out).
+        """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class WindowMetric(Metric):
+    """A metric of the windows of one test text, `<word>:<data set>@<window>`; `word` is the name it is registered by.
+
+    Raises `NMBenchError` for any other form: a figure without its window length says nothing.
+    """
+
+    word: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        dataset, at, window = self.argument.rpartition("@")
+        if not at or not dataset or not window.isdigit() or int(window) < 2:
+            raise NMBenchError(
+                f"metric '{self.full_name}' is not of the form {self.word}:<data set>@<window>, for example "
+                f"{self.word}:wikitext2@2048: without its window length a figure says nothing."
+            )
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.word}:{self.argument}"
+
+    @property
+    def dataset(self) -> str:
+        return self.argument.rpartition("@")[0]
+
+    @property
+    def window(self) -> int:
+        return int(self.argument.rpartition("@")[2])
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return (self.dataset,)
+
+    @property
+    def windows(self) -> tuple[tuple[str, int], ...]:
+        return ((self.dataset, self.window),)
 
 
 class Reporter:

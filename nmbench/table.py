@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nmbench.pareto import cost_of, pareto, quality, row_key
 from nmbench.results import Record, Results
 from nmbench.spec import DENSE
 
@@ -54,7 +55,7 @@ def rows(records: Sequence[Record]) -> pandas.DataFrame:
     """One row per job, every figure as people read it."""
     import pandas
 
-    lines = [row(record) for record in records]
+    lines = [{**row(record), **fronts} for record, fronts in zip(records, front_columns(records), strict=True)]
     columns = dict.fromkeys(name for line in sorted(lines, key=len, reverse=True) for name in line)
     return pandas.DataFrame(lines, columns=list(columns)).fillna("-")
 
@@ -68,14 +69,33 @@ def row(record: Record) -> dict[str, str]:
         "pattern": pattern_of(record),
         "seed": "-" if record["seed"] is None else str(record["seed"]),
         "strict": "FAILED" if failed else strictness(record),
-        **{name: f"{value['value']:.4f}" for name, value in record["metrics"].items()},
+        **{name: figure(value) for name, value in record["metrics"].items()},
         **{f"nats over dense, {name}": interval(value) for name, value in record.get("against_dense", {}).items()},
         "in N:M": "-" if record["coverage"] is None else f"{record['coverage']['share_of_decoder']:.1%}",
         "weights": "-" if failed else "updated" if record["weights_changed"] else "dense",
         "seconds": "-" if failed else f"{record['seconds']['total']:.1f}",
         "peak MiB": "-" if failed else peak(record),
-        "tokens": "-" if failed else str(record["cost"]["forward_tokens"]),
+        "tokens": "-" if failed else tokens(record),
     }
+
+
+def figure(value: dict[str, Any]) -> str:
+    """A metric's value, and what it is of where the metric says so."""
+    return f"{value['value']:.4f} {value.get('where', '')}".rstrip()
+
+
+def tokens(record: Record) -> str:
+    """Tokens run forward, and backward if there are any."""
+    forward, backward = record["cost"]["forward_tokens"], record["cost"].get("backward_tokens", 0)
+    return f"{forward} + {backward} back" if backward else str(forward)
+
+
+def front_columns(records: Sequence[Record]) -> list[dict[str, str]]:
+    """For every record the costs on whose Pareto front it is; nothing if there are not two rows to compare."""
+    fronts = pareto(records)
+    if len({key[:2] for key in fronts}) < 2:
+        return [{} for _ in records]
+    return [{"pareto": " ".join(fronts.get(row_key(record), ())) or "-"} for record in records]
 
 
 def pattern_of(record: Record) -> str:
@@ -114,6 +134,26 @@ def means(results: Results) -> pandas.DataFrame:
     return pandas.DataFrame(lines)
 
 
+def summary(results: Results) -> pandas.DataFrame:
+    """One row per label and pattern: `means`, whether weights changed, mean seconds and tokens, Pareto fronts."""
+    import pandas
+
+    fronts = pareto(results.records)
+    lines = []
+    groups = (group for directory in results.directories for group in grouped(of_run(results, directory)).values())
+    for group in groups:
+        costs = [cost_of(record) for record in group]
+        lines.append(
+            {
+                "weights": "updated" if group[0]["weights_changed"] else "dense",
+                "prune seconds": f"{sum(cost['seconds'] for cost in costs) / len(costs):.1f}",
+                "tokens": tokens(group[0]),
+                "pareto": " ".join(fronts.get(row_key(group[0]), ())) or "-",
+            }
+        )
+    return pandas.concat([means(results), pandas.DataFrame(lines)], axis=1).fillna("-")
+
+
 def of_run(results: Results, directory: Path) -> list[Record]:
     """The records of one run directory."""
     return [record for record in results.records if record.get("directory", str(directory)) == str(directory)]
@@ -140,25 +180,40 @@ def comparisons(results: Results) -> str:
     if not lines:
         return ""
     head = "Ranking by loss, best first; '<': told apart by a paired 95 % bootstrap interval, '~': not, '=': the same"
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, *pareto_note(results.records)])
+
+
+def pareto_note(records: Sequence[Record]) -> list[str]:
+    """What the Pareto column means, where there is one."""
+    if not any(front_columns(records)):
+        return []
+    return [
+        f"Pareto: costs (seconds to prune; forward + 2 x backward tokens; peak bytes) at which no row of the same "
+        f"pattern is both better by {quality(records)} and cheaper"
+    ]
 
 
 def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterator[str]:
     """The ranking of one pattern on every text, and what each learner gained over its initial mask."""
     groups = {key: group for key, group in grouped(records).items() if key[1] in (pattern, None)}
     shown = next(pattern_of(record) for record in records if record["pattern"] == pattern)
-    losses = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
-    for name in dict.fromkeys(name for found in losses.values() for name in found):
-        here = {label: found[name] for label, found in losses.items() if name in found}
-        yield f"{shown} {name}: {chain(here)}"
+    figures = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
+    metrics = {
+        name: value for group in groups.values() for record in group for name, value in record["metrics"].items()
+    }
+    for name in dict.fromkeys(name for found in figures.values() for name in found):
+        here = {label: found[name] for label, found in figures.items() if name in found}
+        metric = metrics.get(name, {"lower_is_better": True, "unit": "nats"})  # what is no metric is a loss
+        yield f"{shown} {name}: {chain(here, metric['lower_is_better'])}"
         for label in here:
             if f"{label}@init" in here:
                 gained = difference(here[label], here[f"{label}@init"])
-                yield f"{shown} {name}: {label} against its initial mask {gained} nats ({gained.windows} windows)"
+                unit = metric.get("unit", "")
+                yield f"{shown} {name}: {label} against its initial mask {gained} {unit} ({gained.windows} windows)"
 
 
 def seed_losses(group: Sequence[Record], directory: Path) -> dict[str, Tensor]:
-    """Per-window losses of one row by text: `[seeds, windows]`."""
+    """Per-window losses of one row by text, and other figures by metric: `[seeds, windows]`."""
     import torch
 
     from nmbench.store import read_tensors
@@ -179,8 +234,9 @@ def file_name(record: Record) -> str:
     return f"{record['label']}--{record['pattern'].replace(':', '-')}--seed{record['seed']}"
 
 
-def chain(losses: dict[str, Tensor]) -> str:
-    """`dense < sparsegpt < wanda ~ magnitude`; `=` joins rows of the very same losses."""
+def chain(figures: dict[str, Tensor], lower_is_better: bool = True) -> str:
+    """`dense < sparsegpt < wanda ~ magnitude`, best first; `=` joins rows of the very same figures."""
+    losses = figures if lower_is_better else {label: -values for label, values in figures.items()}
     order = sorted(losses, key=lambda label: float(losses[label].mean()))
     text = order[0]
     for better, worse in itertools.pairwise(order):

@@ -416,6 +416,7 @@ def test_frame_has_dotted_columns():
     """A frame has a row a job; a metric's value is in the column of its name, its other figures in dotted ones."""
     ppl = {"ppl:demo@8": {"value": 31.5, "stderr": 0.5, "n": 9, "lower_is_better": True}}
     first = record(metrics=ppl, seconds={"prune": 1.5, "total": 2.5}, cost={"forward_tokens": 64}, options={"steps": 3})
+    first["peak_bytes"] = {"host": 1, "device": None}
     frame = Results([first, record(seed=1, status="failed", metrics={})], []).frame()
     assert len(frame) == 2
     shown = frame.loc[0, ["ppl:demo@8", "ppl:demo@8.stderr", "ppl:demo@8.n", "seconds.prune", "cost.forward_tokens"]]

@@ -113,6 +113,21 @@ def test_a_number_never_travels_alone():
     assert row(record("acme", 31.2, peak_bytes={"host": 2**20, "device": 5 * 2**20}))["peak MiB"] == "1 + 5"
 
 
+def test_backward_tokens_are_told_apart():
+    """Tokens run backward stand beside those run forward, where there are any."""
+    trained = record("acme", 31.2, cost={"forward_tokens": 4096, "backward_tokens": 512})
+    assert row(trained)["tokens"] == "4096 + 512 back"
+
+
+def test_what_a_value_is_of_stands_beside_it():
+    """A metric that says what its value is of, as the layer of a maximum, is shown with it; its details are not."""
+    worst = {"value": 0.51234, "stderr": None, "n": 2, "lower_is_better": True, "where": "layers.0.up_proj"}
+    mean = {"value": 0.25, "stderr": None, "n": 2, "lower_is_better": True, "detail": {"layers.0.up_proj": 0.51234}}
+    shown = row(record("acme", 31.2, metrics={"layers:demo@8": mean, "layers:demo@8 worst": worst}))
+    assert shown["layers:demo@8 worst"] == "0.5123 layers.0.up_proj"
+    assert shown["layers:demo@8"] == "0.2500"
+
+
 def test_dense_claims_no_proof():
     """The dense row has no pattern, seed, proof or share pruned, but a value."""
     shown = row(record("dense", 20.0))
@@ -192,6 +207,51 @@ def test_ranking_signs(tmp_path):
     rows += [(record("twin", 31.0), HARD + 0.41 + 0.2 * NOISE)]
     (line,) = lines_with(render(results(tmp_path, *rows)), "dense <")
     assert line.strip() == "2:4 demo@8: dense < good ~ twin < bad"
+
+
+def test_ranking_by_a_metric_follows_its_direction(tmp_path):
+    """Figures by window of a metric are ranked best first, which may be from high to low, and in its own unit."""
+    names = {"kl:demo@8": (True, "nats/token"), "top1:demo@8": (False, "share of tokens")}
+    shown = {
+        n: {"value": 0.0, "stderr": None, "n": 12, "lower_is_better": low, "unit": u} for n, (low, u) in names.items()
+    }
+    rows = [record(label, 20.0, metrics=shown) for label in ("acme@init", "acme", "bad")]
+    for done, level in zip(rows, (0.2, 0.1, 0.3), strict=True):
+        kl, top1 = HARD / 50 + level, 1 - HARD / 50 - level
+        path = tmp_path / "losses" / f"{file_name(done)}.safetensors"
+        write_tensors(path, {"kl:demo@8": kl, "top1:demo@8": top1}, {})
+    text = render(Results(rows, [tmp_path]))
+    assert lines_with(text, "acme <") == [f"  2:4 {name}: acme < acme@init < bad" for name in names]
+    gains = [line.split("mask ")[1] for line in lines_with(text, "against its initial mask")]
+    assert gains == [
+        "-0.1000 [-0.1000, -0.1000] nats/token (12 windows)",
+        "+0.1000 [+0.1000, +0.1000] share of tokens (12 windows)",
+    ]
+
+
+def test_pareto_column(tmp_path):
+    """A row says at which costs no other row of its pattern is both better and cheaper; means over seeds count."""
+    cheap, dear = {"prune": 1.0, "evaluate": 2.0, "total": 3.0}, {"prune": 9.0, "evaluate": 2.0, "total": 11.0}
+    rows = [
+        (record("dense", 20.0), None),
+        (record("good", 30.0, seconds=dear), None),
+        (record("quick", 40.0, seconds=cheap), None),
+        (record("bad", 50.0, seconds=dear, cost={"forward_tokens": 1, "backward_tokens": 9000}), None),
+        (record("alone", 99.0, "1:4", seconds=dear), None),
+        (failed("broken"), None),
+    ]
+    found = results(tmp_path, *rows)
+    expected = ["-", "seconds tokens bytes", "seconds", "-", "seconds tokens bytes", "-"]
+    assert found.table()["pareto"].tolist() == expected
+    summary = found.summary().set_index("label")
+    assert summary["pareto"].to_dict() == dict(zip(["dense", "good", "quick", "bad", "alone"], expected, strict=False))
+    assert summary.loc["bad", "tokens"] == "1 + 9000 back"
+    assert summary.loc["good", "prune seconds"] == "9.0"
+
+
+def test_one_method_has_no_front(tmp_path):
+    """With a single method there is nothing to compare, and no such column."""
+    assert "pareto" not in results(tmp_path, (record("dense", 20.0), None), (record("a", 30.0), None)).table()
 
 
 def test_ranking_is_by_pattern(tmp_path):

@@ -10,38 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import nmbench
 
 
 @dataclass(frozen=True)
-class Perplexity(nmbench.Metric):
+class Perplexity(nmbench.WindowMetric):
     """exp of the mean token cross-entropy on the test text of a data set."""
 
-    def __post_init__(self) -> None:
-        dataset, at, window = self.argument.rpartition("@")
-        if not at or not dataset or not window.isdigit() or int(window) < 2:
-            raise nmbench.NMBenchError(
-                f"metric 'ppl:{self.argument}' is not of the form ppl:<data set>@<window>, for example "
-                f"ppl:wikitext2@2048: a perplexity without its window length says nothing."
-            )
-
-    @property
-    def dataset(self) -> str:
-        return self.argument.rpartition("@")[0]
-
-    @property
-    def window(self) -> int:
-        return int(self.argument.rpartition("@")[2])
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
-    @property
-    def windows(self) -> tuple[tuple[str, int], ...]:
-        return ((self.dataset, self.window),)
+    word: ClassVar[str] = "ppl"
 
     def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
         losses = subject.losses(self.dataset, self.window)

@@ -1,0 +1,91 @@
+"""Quality against cost: which rows of a run are on a Pareto front.
+
+Quality is the first metric of the run. There is one front for each kind of cost, because they are no substitutes for
+each other:
+
+    seconds  wall-clock time of pruning or learning, the device synchronised
+    tokens   forward tokens + 2 x backward tokens: a backward pass costs two products where a forward pass costs one
+    bytes    peak memory, of the device where there is one, else of the host process
+
+A row is on a front if no other row of the same run and pattern is at least as good and at least as cheap, and better in
+one of the two. Seeds of one label are averaged before they are compared. The dense model takes no part: it has no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
+
+Record = Mapping[str, Any]
+Key = TypeVar("Key", bound=Hashable)
+COSTS = ("seconds", "tokens", "bytes")
+
+
+class Point(NamedTuple):
+    """Lower is better in both."""
+
+    loss: float
+    cost: float
+
+
+def cost_of(record: Record) -> dict[str, float]:
+    """What a row that ended well cost, by kind: seconds, tokens, bytes."""
+    memory = record["peak_bytes"]
+    return {
+        "seconds": record["seconds"]["prune"],
+        "tokens": record["cost"]["forward_tokens"] + 2 * record["cost"].get("backward_tokens", 0),
+        "bytes": memory["host"] if memory["device"] is None else memory["device"],
+    }
+
+
+def front(points: Mapping[Key, Point]) -> set[Key]:
+    """The keys of the points that no other point dominates; of equal points all."""
+    return {key for key, point in points.items() if not any(dominates(other, point) for other in points.values())}
+
+
+def dominates(a: Point, b: Point) -> bool:
+    return a.loss <= b.loss and a.cost <= b.cost and a != b
+
+
+def quality(records: Iterable[Record]) -> str | None:
+    """The metric that rows are judged by: the first of the run."""
+    return next((name for record in records for name in record["metrics"]), None)
+
+
+def pareto(records: Sequence[Record]) -> dict[tuple[Any, ...], list[str]]:
+    """For every row that ended well, by `row_key`, the kinds of cost on whose fronts it is."""
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Record]]] = {}
+    for record in records:
+        if record["status"] == "ok" and record["pattern"] is not None:
+            rival = (record.get("directory"), record["pattern"])
+            groups.setdefault(rival, {}).setdefault(row_key(record), []).append(record)
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for rows in groups.values():
+        name = quality(record for seeds in rows.values() for record in seeds)
+        for kind in COSTS:
+            on_front = front(points(rows, name, kind)) if name else set()
+            for key in rows:
+                found.setdefault(key, []).extend([kind] if key in on_front else [])
+    return found
+
+
+def points(rows: Mapping[tuple[Any, ...], Sequence[Record]], name: str, kind: str) -> dict[tuple[Any, ...], Point]:
+    """Mean loss and mean cost over seeds of the rows that have the metric `name`."""
+    found = {}
+    for key, seeds in rows.items():
+        measured = [record for record in seeds if name in record["metrics"]]
+        if measured:
+            loss = fmean(loss_of(record["metrics"][name]) for record in measured)
+            found[key] = Point(loss, fmean(cost_of(record)[kind] for record in measured))
+    return found
+
+
+def loss_of(metric: Mapping[str, Any]) -> float:
+    """A metric's value, turned round if larger is better."""
+    return metric["value"] if metric["lower_is_better"] else -metric["value"]
+
+
+def row_key(record: Record) -> tuple[Any, ...]:
+    """What all seeds of a row share."""
+    return record.get("directory"), record["label"], record["pattern"]

@@ -1,0 +1,39 @@
+"""What `nmbench speed` does, from names to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nmbench.bench import load_model
+from nmbench.pattern import Pattern
+from nmbench.plugins import load_plugins
+from nmbench.spec import MethodSpec, RunSpec
+from nmbench.speed.gpu import SparseTensorCores, half
+from nmbench.speed.measure import check_pattern, measure
+from nmbench.speed.report import Report
+
+
+def speed_of(
+    model: str,
+    pattern: str,
+    tokens: Sequence[int],
+    dtype: str | None,
+    trust_remote_code: bool,
+    plugin_files: Sequence[str],
+    report: Callable[[str], None],
+) -> Report:
+    """Load a model and measure it. Raises `NMBenchError`, before anything is loaded, if the hardware is missing."""
+    chosen = Pattern.parse(pattern)
+    check_pattern(chosen)
+    spec = RunSpec(
+        (MethodSpec("magnitude", "magnitude"),),
+        model,
+        dtype=half(dtype),
+        device="cuda",
+        stream=False,
+        trust_remote_code=trust_remote_code,
+        plugins=tuple(plugin_files),
+    )
+    hardware = SparseTensorCores()
+    bundle = load_model(spec, load_plugins(spec.plugins))
+    return measure(bundle, chosen, tokens, hardware, report)

@@ -1,0 +1,171 @@
+"""What `nmbench speed` has measured, as plain data and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+MEBIBYTE = 2**20
+UNSTEADY = 0.2  # interquartile range relative to the median
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one product, or of one step, over `n` repetitions after warm-up."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        """Median and quartiles of at least two measurements."""
+        low, _, high = quantiles(seconds, n=4, method="inclusive")
+        return cls(median(seconds), low, high, len(seconds))
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the middle half of the measurements is wide: the number is to be doubted."""
+        return self.high - self.low > UNSTEADY * self.median
+
+
+@dataclass(frozen=True)
+class Product:
+    """`tokens` inputs times one weight `[outputs, inputs]`, dense and sparse; `count` layers have that shape.
+
+    `sparse` is None where the weight cannot be converted, and `problem` says why. `relative_error`: Frobenius norm of
+    the difference of the sparse and the dense product of the same pruned weight, relative to the latter. Kernels are
+    named by the profiler; empty where it saw none.
+    """
+
+    outputs: int
+    inputs: int
+    count: int
+    example: str
+    tokens: int
+    dense: Times
+    sparse: Times | None
+    problem: str | None
+    backend: str | None
+    dense_bytes: int
+    sparse_bytes: int | None
+    relative_error: float | None
+    dense_kernels: Sequence[str]
+    sparse_kernels: Sequence[str]
+
+    @property
+    def speedup(self) -> float | None:
+        """Dense time over sparse time: above 1 sparse is faster."""
+        return self.dense.median / self.sparse.median if self.sparse else None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole model at one task: `batch` sequences, `tokens` new tokens each in a step; weights as `memory_bytes`."""
+
+    task: str
+    batch: int
+    tokens: int
+    dense: Times
+    sparse: Times
+    dense_bytes: int
+    sparse_bytes: int
+
+    @property
+    def speedup(self) -> float:
+        return self.dense.median / self.sparse.median
+
+    def tokens_per_second(self, times: Times) -> float:
+        return self.batch * self.tokens / times.median
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of it. `converted` of `layers` prunable layers are sparse in the whole-model figures, the others dense."""
+
+    model: str
+    pattern: str
+    environment: Mapping[str, Any]
+    converted: int
+    layers: int
+    products: Sequence[Product]
+    models: Sequence[Model]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the ratios that follow from it."""
+        content = dataclasses.asdict(self)
+        for product, plain in zip(self.products, content["products"], strict=True):
+            plain["speedup"] = product.speedup
+        for model, plain in zip(self.models, content["models"], strict=True):
+            plain["speedup"] = model.speedup
+            for kind in ("dense", "sparse"):
+                plain[f"{kind}_tokens_per_second"] = model.tokens_per_second(getattr(model, kind))
+        return content
+
+
+def verdict(speedup: float | None, *times: Times | None) -> str:
+    """A ratio in words: `1.62 x`, `0.45 x, slower`; with a question mark if a measurement was unsteady."""
+    if speedup is None:
+        return "not possible"
+    doubt = "?" if any(time and time.unsteady for time in times) else ""
+    return f"{speedup:.2f} x{', slower' if speedup < 1 else ''}{doubt}"
+
+
+def render(report: Report) -> str:
+    """The text for a terminal: products by shape, then the whole model, then what was dispatched."""
+    import pandas
+
+    where = f"{report.environment['device_name']}, {report.environment['dtype']}"
+    parts = [
+        f"{report.model}, {report.pattern}, {where}; medians of {report.products[0].dense.n} times on the device, "
+        f"caches cold; '?': quartiles over {UNSTEADY:.0%} apart",
+        pandas.DataFrame([product_row(product) for product in report.products]).to_string(index=False),
+        *dict.fromkeys(f"  {p.outputs} x {p.inputs}: {p.problem}" for p in report.products if p.problem),
+        f"Whole model, eager, {report.converted} of {report.layers} prunable layers sparse, launch times included",
+        pandas.DataFrame([model_row(model) for model in report.models]).to_string(index=False),
+        "Kernels dispatched",
+        *kernels(report.products),
+    ]
+    return "\n".join(parts)
+
+
+def product_row(product: Product) -> dict[str, str]:
+    sparse = product.sparse
+    return {
+        "weight": f"{product.outputs} x {product.inputs}",
+        "layers": str(product.count),
+        "as": product.example.rpartition(".")[2],
+        "tokens": str(product.tokens),
+        "dense us": f"{product.dense.median * 1e6:.1f}",
+        "sparse us": f"{sparse.median * 1e6:.1f}" if sparse else "-",
+        "sparse is": verdict(product.speedup, product.dense, sparse),
+        "dense MiB": f"{product.dense_bytes / MEBIBYTE:.2f}",
+        "sparse MiB": "-" if product.sparse_bytes is None else f"{product.sparse_bytes / MEBIBYTE:.2f}",
+        "rel. error": "-" if product.relative_error is None else f"{product.relative_error:.1e}",
+    }
+
+
+def model_row(model: Model) -> dict[str, str]:
+    return {
+        "task": model.task,
+        "batch": str(model.batch),
+        "dense tokens/s": f"{model.tokens_per_second(model.dense):.0f}",
+        "sparse tokens/s": f"{model.tokens_per_second(model.sparse):.0f}",
+        "sparse is": verdict(model.speedup, model.dense, model.sparse),
+        "dense MiB": f"{model.dense_bytes / MEBIBYTE:.0f}",
+        "sparse MiB": f"{model.sparse_bytes / MEBIBYTE:.0f}",
+    }
+
+
+def kernels(products: Sequence[Product]) -> list[str]:
+    """One line for every backend and set of kernels."""
+    lines: dict[str, None] = {}
+    for product in products:
+        for kind, names in ((product.backend, product.sparse_kernels), ("dense", product.dense_kernels)):
+            if kind:
+                lines[f"  {kind}: {', '.join(names) or 'the profiler saw none'}"] = None
+    return sorted(lines)

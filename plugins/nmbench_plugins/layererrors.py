@@ -1,0 +1,104 @@
+"""Which layers hurt: `layers:<data set>@<window>`, the relative output error of every pruned layer on its own.
+
+Windows as in `ppl:`. X are the inputs of a layer in the dense model, over all tokens of all windows, W its dense and V
+its pruned weight, bias left out:
+
+    error of a layer = || X V^T - X W^T ||_F / || X W^T ||_F
+
+(the square root of the objective of the layer-wise methods, SparseGPT arXiv 2301.00774 eq. 1, made relative). Inputs
+are those of the dense model, so no layer is blamed for the errors of the layers before it. Products are in float32,
+sums over tokens in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nmbench
+
+
+@dataclass(frozen=True)
+class LayerErrors(nmbench.WindowMetric):
+    """Relative output error of each layer on the dense model's inputs: the mean over layers, and the worst layer."""
+
+    word: ClassVar[str] = "layers"
+
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+        errors = layer_errors(subject, dense, self.dataset, self.window)
+        worst = max(errors, key=lambda name: errors[name])
+        where = {"where": worst} if errors[worst] else {}  # of the dense model no layer is the worst
+        shared = {"stderr": None, "n": len(errors), "lower_is_better": True, "unit": "relative to the dense output"}
+        mean = sum(errors.values()) / len(errors)
+        return {
+            self.full_name: {"value": mean, **shared, "detail": errors},
+            f"{self.full_name} worst": {"value": errors[worst], **shared, **where},
+        }
+
+
+def layer_errors(subject: nmbench.Subject, dense: nmbench.DenseSubject, dataset: str, window: int) -> dict[str, float]:
+    """The relative output error of every layer that is a linear module of its own, by layer name.
+
+    Experts that share one parameter are no modules of their own and are left out. Raises `NMBenchError` if no layer is
+    left, and `NumericalFailure` naming the first layer whose error is NaN or infinite.
+    """
+    modules = dict(subject.bundle.model.named_modules())
+    layers = {name: layer for name, layer in subject.bundle.layers.items() if modules.get(name) is layer.module}
+    if not layers:
+        raise nmbench.NMBenchError(
+            f"{subject.bundle.ref} has no pruned layer that is a module of its own to listen to."
+        )
+    sums = {name: Sums(layer.read()) for name, layer in layers.items()}
+    for tokens in subject.batches(dataset, window):
+        with listening(layers, sums), dense.shown() as model, torch.no_grad():
+            model(input_ids=tokens, use_cache=False)
+    errors = {name: total.relative() for name, total in sums.items()}
+    if broken := [name for name, error in errors.items() if not 0 <= error < math.inf]:
+        raise nmbench.NumericalFailure(f"the output error of {broken[0]} on {dataset}@{window} is NaN or infinite.")
+    return errors
+
+
+class Sums:
+    """Sums of squares over the outputs of one layer: of the error that `pruned` `[out, in]` makes, and of the dense."""
+
+    def __init__(self, pruned: Tensor) -> None:
+        self.pruned = pruned
+        self.error: Tensor | float = 0.0
+        self.dense: Tensor | float = 0.0
+
+    def add(self, inputs: Tensor, weight: Tensor) -> None:
+        """Count inputs `[..., in]` of the layer; `weight` `[out, in]` is its dense weight. Does not wait for a GPU."""
+        inputs, weight = inputs.float(), weight.float()
+        change = self.pruned.to(weight.device).float() - weight
+        self.error = self.error + F.linear(inputs, change).square().sum(dtype=torch.float64)
+        self.dense = self.dense + F.linear(inputs, weight).square().sum(dtype=torch.float64)
+
+    def relative(self) -> float:
+        """0 for a layer whose outputs did not change, infinite for one whose outputs were all zero and did."""
+        error, dense = float(self.error), float(self.dense)
+        return 0.0 if error == 0 else math.sqrt(error / dense) if dense else math.inf
+
+
+@contextmanager
+def listening(layers: Mapping[str, Any], sums: Mapping[str, Sums]) -> Iterator[None]:
+    """While the context is open, the inputs of the layers are counted; a layer is asked for the weight that it uses."""
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+
+            def count(module: nn.Module, args: Any, layer: Any = layer, total: Sums = sums[name]) -> None:
+                total.add(args[0], layer.read())
+
+            stack.callback(layer.module.register_forward_pre_hook(count).remove)
+        yield
+
+
+@nmbench.hookimpl
+def nmbench_register_metrics(register: nmbench.Register) -> None:
+    register("layers", LayerErrors)

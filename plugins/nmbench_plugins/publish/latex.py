@@ -1,0 +1,35 @@
+r"""`report.tex`: the summary over seeds as a booktabs table, to be read by `\input` in a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nmbench
+
+HEAD = "% needs \\usepackage{booktabs}; one row per label and pattern, mean ± standard deviation over seeds\n"
+
+
+class Latex(nmbench.Reporter):
+    """`report.tex`: a booktabs table of means over seeds, text left and figures right."""
+
+    def write(self, results: nmbench.Results, directory: Path) -> Path:
+        path = directory / "report.tex"
+        table = results.summary()
+        words = {"run", "label", "pattern", "weights", "pareto"}
+        lines = [r"\begin{tabular}{" + "".join("l" if name in words else "r" for name in table.columns) + "}"]
+        lines += [r"\toprule", row(list(table.columns)), r"\midrule"]
+        lines += [row(cells) for cells in table.astype(str).to_numpy().tolist()]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        path.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+
+def row(cells: list[str]) -> str:
+    return " & ".join(escaped(cell) for cell in cells) + r" \\"
+
+
+def escaped(text: str) -> str:
+    """Plain text as LaTeX shows it. Every character that LaTeX gives a meaning is taken one at a time."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    special |= {character: "\\" + character for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in text)

@@ -1,0 +1,100 @@
+"""`report.html`: tables, rankings, layer errors and the plot in one file that loads nothing else."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import nmbench
+from nmbench_plugins.publish.plot import image
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.wide { overflow-x: auto; } img { max-width: 100%; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th { border-bottom: 2px solid #888; } th:first-child, td:first-child { text-align: left; }
+tr.failed td { color: #a00; } pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; }
+"""
+
+
+class Html(nmbench.Reporter):
+    """`report.html`: one self-contained page; the plot is in it if matplotlib is installed."""
+
+    def write(self, results: nmbench.Results, directory: Path) -> Path:
+        path = directory / "report.html"
+        path.write_text(page(results), encoding="utf-8")
+        return path
+
+
+def page(results: nmbench.Results) -> str:
+    """The whole document."""
+    body = [
+        "<h1>Strict N:M pruning compared</h1>",
+        provenance(results),
+        section("Every job", table(results.table())),
+        section("Mean ± standard deviation over seeds", table(results.summary())),
+        section("Rankings", f"<pre>{escape(rankings(results))}</pre>"),
+        section("Quality against cost", plot(results)),
+        *(section(f"{metric}, item by item", heat(rows)) for metric, rows in results.details().groupby("metric")),
+    ]
+    head = f'<meta charset="utf-8"><title>nmbench report</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+def provenance(results: nmbench.Results) -> str:
+    """Model, protocol, device and versions, once for every run."""
+    lines: dict[str, None] = {}
+    for record in results.records:
+        environment = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
+        where = f"{record['directory']}: " if "directory" in record else ""
+        lines[f"{where}model {record['model']}, protocol {record['protocol_digest']}; {environment}"] = None
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def section(title: str, content: str) -> str:
+    return f'<h2>{escape(title)}</h2>\n<div class="wide">{content}</div>'
+
+
+def table(frame: Any) -> str:
+    """A frame of texts as it stands."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in frame.columns)
+    lines = []
+    for cells in frame.astype(str).to_numpy().tolist():
+        kind = ' class="failed"' if "FAILED" in cells else ""
+        lines.append(f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr>{head}</tr>\n" + "\n".join(lines) + "\n</table>"
+
+
+def rankings(results: nmbench.Results) -> str:
+    """What the terminal says below its tables."""
+    return "\n\n".join(part for part in nmbench.render(results).split("\n\n") if "label" not in part.splitlines()[0])
+
+
+def plot(results: nmbench.Results) -> str:
+    """The plot as a picture in the page, or why there is none."""
+    try:
+        content = base64.b64encode(image(results, "png")).decode()
+    except nmbench.NMBenchError as error:
+        return f"<p>{escape(str(error))}</p>"
+    return f'<img alt="quality against cost" src="data:image/png;base64,{content}">'
+
+
+def heat(rows: Any) -> str:
+    """Items down, rows of the run across, mean over seeds; the redder, the larger within the whole table."""
+    rows = rows.assign(row=rows["label"] + " " + rows["pattern"].fillna(""))
+    matrix = rows.pivot_table(index="item", columns="row", values="value", sort=False)
+    top = max(float(matrix.max(axis=None)), 1e-30)
+    head = "<th></th>" + "".join(f"<th>{escape(name.strip())}</th>" for name in matrix.columns)
+    lines = [
+        f"<tr><td>{escape(item)}</td>" + "".join(cell(float(value), top) for value in values) + "</tr>"
+        for item, values in zip(matrix.index, matrix.to_numpy(), strict=True)
+    ]
+    return f"<table><tr>{head}</tr>\n" + "\n".join(lines) + "\n</table>"
+
+
+def cell(value: float, top: float) -> str:
+    return f'<td style="background: rgba(220, 60, 40, {max(value, 0) / top * 0.8:.3f})">{value:.4f}</td>'

@@ -1,0 +1,80 @@
+"""Zero-shot accuracy through the stock lm-evaluation-harness: `zeroshot:<task>[@limit]`.
+
+`<task>` is a task of the harness, whose items then come from the hub, or a folder of items named after the task, as
+`zeroshot:./items/arc_easy@200`, which needs no network. Prompts, choices and scoring are the harness's own either way.
+A limit takes the first items only, and stands in the name. `acc` is the share of items whose gold choice is the
+likeliest, `acc_norm` the same with log-likelihoods divided by the length of the choice in bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nmbench
+from nmbench_plugins.zeroshot.items import TASKS, check, digest
+
+MISSING = "zero-shot metrics need lm-evaluation-harness, which is not installed: pip install 'nmbench[zeroshot]'."
+
+
+@dataclass(frozen=True)
+class ZeroShot(nmbench.Metric):
+    """acc and acc_norm of one task of lm-evaluation-harness, without examples in the prompt."""
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("lm_eval") is None:
+            raise nmbench.NMBenchError(MISSING)
+        if not self.task:
+            raise nmbench.NMBenchError(
+                f"metric 'zeroshot:{self.argument}' is not of the form zeroshot:<task or folder>[@limit], for example "
+                f"zeroshot:arc_easy or zeroshot:./items/arc_easy@200; folders may be named {', '.join(TASKS)}."
+            )
+        if self.folder:
+            check(self.folder)
+
+    @property
+    def limit(self) -> int | None:
+        """How many items are asked at most; None: all."""
+        tail = self.argument.rpartition("@")[2]
+        return int(tail) if "@" in self.argument and tail.isdigit() and int(tail) > 0 else None
+
+    @property
+    def where(self) -> str:
+        """Task or folder: what stands before the limit."""
+        return self.argument.rpartition("@")[0] if self.limit else self.argument
+
+    @property
+    def task(self) -> str:
+        return Path(self.where).name if self.where else ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of local items; None: the harness takes them from the hub."""
+        return Path(self.where) if "/" in self.where or Path(self.where).is_dir() else None
+
+    def provenance(self) -> Mapping[str, Any]:
+        """The harness and the items that the answers depend on."""
+        items = {"items_sha256": digest(self.folder)} if self.folder else {}
+        return {"lm_eval": importlib.metadata.version("lm_eval"), **items}
+
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+        from nmbench_plugins.zeroshot.harness import ask
+
+        answers = ask(subject.bundle, self.task, self.folder, self.limit)
+        found = {}
+        for figure, scores in answers.scores.items():  # float64 [items], 1 where right
+            name = f"zeroshot:{self.argument} {figure}"
+            subject.per_window[name] = scores
+            stderr = float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else None
+            value = {"value": float(scores.mean()), "stderr": stderr, "n": len(scores), "lower_is_better": False}
+            found[name] = {**value, "unit": "share of items", **answers.versions}
+        return found
+
+
+@nmbench.hookimpl
+def nmbench_register_metrics(register: nmbench.Register) -> None:
+    register("zeroshot", ZeroShot)

@@ -1,0 +1,136 @@
+"""One call of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness) with a model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench_plugins.zeroshot.items import TASKS, read
+
+BATCH = 8
+FIGURES = ("acc", "acc_norm")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Scores by figure, float64 `[items]` of 1 and 0, in the order of the items; versions of task and harness."""
+
+    scores: Mapping[str, Tensor]
+    versions: Mapping[str, Any]
+
+
+def ask(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | None) -> Answers:
+    """Evaluate the live model of a bundle on one task.
+
+    Raises `NMBenchError` if the harness does not know the task, has no accuracy for it, or cannot get its items.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    with as_before(), tempfile.TemporaryDirectory() as scratch:
+        try:
+            model = HFLM(pretrained=bundle.model, tokenizer=copy.deepcopy(bundle.tokenizer), batch_size=BATCH)
+            found = simple_evaluate(
+                model,
+                tasks=[task],
+                task_manager=None if folder is None else local(task, folder, Path(scratch)),
+                num_fewshot=0,
+                limit=limit,
+                bootstrap_iters=0,  # the standard error is taken from the answers
+                random_seed=None,
+                numpy_random_seed=None,
+                torch_random_seed=None,
+            )
+        except nmbench.NMBenchError:
+            raise
+        except Exception as error:  # the harness, datasets and transformers raise many kinds
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise nmbench.NMBenchError(f"lm-evaluation-harness cannot evaluate {task}: {message}") from error
+    assert found is not None
+    samples = sorted(found["samples"].get(task, []), key=lambda sample: sample["doc_id"])
+    figures = [name for name in FIGURES if samples and name in samples[0]]
+    if not figures:
+        raise nmbench.NMBenchError(
+            f"task {task} of lm-evaluation-harness has no accuracy; give one of {', '.join(TASKS)}."
+        )
+    scores = {name: torch.tensor([float(sample[name]) for sample in samples]).double() for name in figures}
+    return Answers(scores, versions(found, task))
+
+
+def local(task: str, folder: Path, scratch: Path) -> Any:
+    """A task manager with one task: the harness's own definition, on the items of a folder, written to `scratch`."""
+    from lm_eval.tasks import TaskManager
+
+    split = TASKS[task][0]
+    items = scratch / "items.jsonl"
+    items.write_text("".join(json.dumps(item) + "\n" for item in read(folder)), encoding="utf-8")
+    definition = {
+        "include": str(stock_definition(task)),
+        "task": task,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(items)}, "cache_dir": str(scratch / "cache")},
+        "training_split": None,
+        "validation_split": "validation" if split == "validation" else None,
+        "test_split": "test" if split == "test" else None,
+    }
+    (scratch / f"{task}.yaml").write_text(json.dumps(definition), encoding="utf-8")  # JSON is YAML
+    return TaskManager(include_path=str(scratch), include_defaults=False)
+
+
+@functools.cache
+def stock_definition(task: str) -> Path:
+    """The file in which the harness defines a task."""
+    from lm_eval.tasks import TaskManager
+
+    entry = TaskManager().task_index[task]
+    return Path(entry["yaml_path"] if isinstance(entry, dict) else entry.yaml_path)  # as in 0.4.9, and later
+
+
+def versions(found: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """What else the figures depend on."""
+    return {"task_version": found["versions"].get(task), "lm_eval": importlib.metadata.version("lm_eval")}
+
+
+@contextlib.contextmanager
+def as_before() -> Iterator[None]:
+    """Random states are put back at the end; meanwhile the harness is silent."""
+    log = logging.getLogger("lm_eval")
+    level, plain, arrays = log.level, random.getstate(), numpy.random.get_state()
+    log.setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(), silence():
+            yield
+    finally:
+        log.setLevel(level)
+        random.setstate(plain)
+        numpy.random.set_state(arrays)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is written to the error stream: no bars, and no complaint of the `git` that the harness calls."""
+    saved = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,81 @@
+"""Items of zero-shot tasks in local folders, in the form in which the harness's task definitions expect them.
+
+A folder `<task>/` holds `test.jsonl` or `validation.jsonl`, whichever the harness evaluates on, one item a line: with
+the fields of the data set on the hub, or for ARC and OpenBookQA with "question", a list "choices" and the index "gold",
+and for BoolQ with a truth value "answer" instead of a "label".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nmbench
+
+Item = dict[str, Any]
+
+
+def lettered(item: Item) -> Item:
+    """Choices with labels, the gold one named by its label, as ARC and OpenBookQA have them on the hub."""
+    if "answerKey" in item:
+        return item
+    labels = [chr(ord("A") + index) for index in range(len(item["choices"]))]
+    stem = item["question"]
+    choices = {"text": item["choices"], "label": labels}
+    return {"question": stem, "question_stem": stem, "choices": choices, "answerKey": labels[item["gold"]]}
+
+
+def labelled(item: Item) -> Item:
+    """A truth value as the label 0 or 1, as SuperGLUE has it."""
+    return item if "label" in item else {**item, "label": int(item["answer"])}
+
+
+def as_it_is(item: Item) -> Item:
+    return item
+
+
+TASKS: dict[str, tuple[str, Callable[[Item], Item]]] = {
+    "arc_easy": ("test", lettered),
+    "arc_challenge": ("test", lettered),
+    "openbookqa": ("test", lettered),
+    "hellaswag": ("validation", as_it_is),
+    "piqa": ("validation", as_it_is),
+    "winogrande": ("validation", as_it_is),
+    "boolq": ("validation", labelled),
+    "lambada_openai": ("test", as_it_is),
+}
+
+
+def check(folder: Path) -> Path:
+    """The file of items in a folder. Raises `NMBenchError` if there is none, or if no task has the folder's name."""
+    if folder.name not in TASKS:
+        raise nmbench.NMBenchError(
+            f"no zero-shot task is known by the folder name {folder.name!r}; name it {', '.join(TASKS)}."
+        )
+    path = folder / f"{TASKS[folder.name][0]}.jsonl"
+    if not path.is_file():
+        raise nmbench.NMBenchError(f"zero-shot items {path} do not exist; one JSON object a line is expected there.")
+    return path
+
+
+def read(folder: Path) -> list[Item]:
+    """All items of a folder. Raises `NMBenchError` naming the first line that is no item of the task."""
+    path, form = check(folder), TASKS[folder.name][1]
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                items.append(form(json.loads(line)))
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise nmbench.NMBenchError(
+                    f"{path} line {number} is not an item of {folder.name}: {type(error).__name__} {error}."
+                ) from None
+    return items
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the file of items."""
+    return hashlib.sha256(check(folder).read_bytes()).hexdigest()

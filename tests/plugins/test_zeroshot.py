@@ -1,0 +1,193 @@
+"""Laws of zero-shot accuracy: the harness's own prompts on local items, scored as an independent script scores them."""
+
+import importlib.util
+import json
+import random
+
+import numpy
+import pytest
+import torch
+
+import nmbench_plugins.zeroshot as plugin
+from nmbench.errors import NMBenchError
+from nmbench.evaluate import DenseSubject, Subject
+from nmbench_plugins.tiny import TinyModel
+from nmbench_plugins.zeroshot import ZeroShot
+from nmbench_plugins.zeroshot.items import TASKS, check, read
+
+harness = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed: extra zeroshot"
+)
+loud = pytest.mark.filterwarnings("ignore")  # those of the harness and of what it imports
+
+ITEMS = {
+    "arc_easy": {
+        "question": "Which of these {} is wet?",
+        "choices": ["a stone", "the water", "some dry sand"],
+        "gold": 1,
+    },
+    "openbookqa": {"question": "Predators {} eat", "choices": ["lions", "bunnies", "stones", "light"], "gold": 1},
+    "hellaswag": {
+        "activity_label": "Cooking {}",
+        "ctx_a": "A man is in a kitchen.",
+        "ctx_b": "he",
+        "endings": ["cooks.", "flies to the moon.", "is a fish.", "sleeps [title] standing."],
+        "label": "0",
+    },
+    "piqa": {"goal": "open {} doors", "sol1": "push the handle", "sol2": "eat the handle", "label": 0},
+    "winogrande": {"sentence": "Ann met Eve {} and _ left.", "option1": "Ann", "option2": "Eve", "answer": "2"},
+    "boolq": {"question": "is {} water wet", "passage": "Water is wet.", "answer": True},
+    "lambada_openai": {"text": "The {} king went to see the king"},
+}
+
+
+@pytest.fixture
+def items(tmp_path):
+    """A folder with six items of every task."""
+    for task, item in ITEMS.items():
+        (tmp_path / "items" / task).mkdir(parents=True)
+        lines = [json.dumps(item).replace("{}", word) for word in ("one", "two", "three", "four", "five", "six")]
+        path = tmp_path / "items" / task / f"{TASKS[task][0]}.jsonl"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path / "items"
+
+
+def measured(metric, family="llama"):
+    subject = Subject(TinyModel().load(family), {})
+    return metric.measure(subject, DenseSubject({})), subject
+
+
+def log_likelihood(bundle, context, continuation):
+    """Sum of log p of the tokens of `continuation` after `context`, in float64, one token at a time."""
+    start = bundle.tokenizer(context)["input_ids"]
+    tokens = bundle.tokenizer(context + continuation)["input_ids"]
+    log_p = bundle.model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+    return sum(float(log_p[i - 1, tokens[i]]) for i in range(len(start), len(tokens)))
+
+
+@harness
+@loud
+def test_scores_are_those_of_an_independent_script(items):
+    """acc is whether the gold choice is the likeliest, acc_norm the same per byte, on the harness's prompts."""
+    found, subject = measured(ZeroShot(f"{items}/arc_easy@5"))
+    bundle, right, right_by_length = TinyModel().load("llama"), [], []
+    for line in (items / "arc_easy" / "test.jsonl").read_text().splitlines()[:5]:
+        item = json.loads(line)
+        context = f"Question: {item['question']}\nAnswer:"
+        scores = [log_likelihood(bundle, context, f" {choice}") for choice in item["choices"]]
+        by_length = [score / len(choice.encode()) for score, choice in zip(scores, item["choices"], strict=True)]
+        right.append(scores.index(max(scores)) == item["gold"])
+        right_by_length.append(by_length.index(max(by_length)) == item["gold"])
+    name = f"zeroshot:{items}/arc_easy@5"
+    assert subject.per_window[f"{name} acc"].tolist() == right
+    assert subject.per_window[f"{name} acc_norm"].tolist() == right_by_length
+    assert found[f"{name} acc"]["value"] == sum(right) / 5
+    assert (found[f"{name} acc"]["n"], found[f"{name} acc"]["lower_is_better"]) == (5, False)
+    assert found[f"{name} acc"]["task_version"] == 1.0
+    assert found[f"{name} acc"]["lm_eval"].startswith("0.")
+
+
+@harness
+@loud
+@pytest.mark.parametrize("task", sorted(ITEMS))
+def test_every_task_runs_offline(items, task, monkeypatch):
+    """All tasks are evaluated on local items, all six without a limit; figures are shares of whole items."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found, _ = measured(ZeroShot(f"{items}/{task}"))
+    assert next(iter(found)) == f"zeroshot:{items}/{task} acc"
+    for value in found.values():
+        assert value["n"] == 6
+        assert (value["value"] * 6) == pytest.approx(round(value["value"] * 6))
+
+
+@harness
+@loud
+def test_nothing_is_left_behind(items, capfd):
+    """Random states, weights and tokenizer are as before, and the error stream is empty."""
+    bundle = TinyModel().load("llama")
+    digest, vocabulary = bundle.digest(), len(bundle.tokenizer)
+    states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
+    ZeroShot(f"{items}/piqa@2").measure(Subject(bundle, {}), DenseSubject({}))
+    assert (bundle.digest(), len(bundle.tokenizer)) == (digest, vocabulary)
+    assert bundle.tokenizer.pad_token is None
+    assert (random.getstate(), numpy.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert capfd.readouterr().err == ""
+
+
+@harness
+@loud
+def test_through_the_command_line(items, nmbench, small, records, tmp_path):
+    """A run shows accuracy under its full name, ranks rows by it, and names harness and items in the manifest."""
+    metric = f"zeroshot:{items}/piqa@4"
+    result = nmbench("run", *small[: small.index("--set")], "--metric", metric, "--method", "magnitude", "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert all(f"{metric} acc_norm" in record["metrics"] for record in records(tmp_path / "out"))
+    assert f"2:4 {metric} acc:" in result.stdout
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert set(manifest["metric_provenance"][metric]) == {"lm_eval", "items_sha256"}
+
+
+@harness
+@loud
+def test_other_items_are_another_protocol(items, nmbench, small, records, tmp_path):
+    """If the items change, rows measured on the old ones are not taken for finished."""
+    flags = ["run", *small[: small.index("--set")], "--metric", f"zeroshot:{items}/piqa@4", "--method", "magnitude"]
+    assert nmbench(*flags, "--out", "out").exit_code == 0
+    path = items / "piqa" / "validation.jsonl"
+    path.write_text(path.read_text().replace("eat", "kick"), encoding="utf-8")
+    assert nmbench(*flags, "--out", "out").exit_code == 0
+    rows = records(tmp_path / "out")
+    assert len(rows) == 4
+    assert rows[0]["protocol_digest"] != rows[2]["protocol_digest"]
+
+
+def test_items_take_the_form_of_the_hub(items):
+    """Gold indices become the label of the gold choice, truth values labels; other items stay as they are."""
+    first = read(items / "arc_easy")[0]
+    assert first["choices"]["text"][first["choices"]["label"].index(first["answerKey"])] == "the water"
+    assert read(items / "openbookqa")[0]["question_stem"] == "Predators one eat"
+    assert read(items / "boolq")[0]["label"] == 1
+    assert read(items / "piqa")[0]["sol2"] == "eat the handle"
+    assert read(items / "arc_easy")[0]["question"] == "Which of these one is wet?"
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "{}", '{"question": "x", "choices": ["a"], "gold": 7}'])
+def test_broken_items_are_named(items, line):
+    """A line that is no item is named with its file and number."""
+    path = items / "arc_easy" / "test.jsonl"
+    path.write_text(path.read_text() + line + "\n", encoding="utf-8")
+    with pytest.raises(NMBenchError, match=r"arc_easy/test\.jsonl line 7 is not an item of arc_easy"):
+        read(items / "arc_easy")
+
+
+def test_folders_are_checked_at_once(items, monkeypatch):
+    """A folder of an unknown name, or without its file, is refused when the metric is named."""
+    monkeypatch.setattr(plugin.importlib.util, "find_spec", lambda name: "there")
+    with pytest.raises(NMBenchError, match="no zero-shot task is known by the folder name 'items'"):
+        ZeroShot(f"{items}")
+    (items / "piqa" / "validation.jsonl").unlink()
+    with pytest.raises(NMBenchError, match=r"piqa/validation\.jsonl do not exist"):
+        check(items / "piqa")
+    with pytest.raises(NMBenchError, match="not of the form"):
+        ZeroShot("")
+
+
+@pytest.mark.parametrize(
+    ("argument", "task", "limit", "local"),
+    [("arc_easy", "arc_easy", None, False), ("arc_easy@200", "arc_easy", 200, False), ("a@0", "a@0", None, False)],
+)
+def test_names(monkeypatch, argument, task, limit, local):
+    """The limit stands after the last @; a name without a slash is a task of the harness."""
+    monkeypatch.setattr(plugin.importlib.util, "find_spec", lambda name: "there")
+    metric = ZeroShot(argument)
+    assert (metric.task, metric.limit, metric.folder is not None) == (task, limit, local)
+
+
+def test_without_the_harness(monkeypatch, nmbench):
+    """The error says what to install, before a model is loaded."""
+    monkeypatch.setattr(plugin.importlib.util, "find_spec", lambda name: None)
+    result = nmbench("run", "--method", "magnitude", "--metric", "zeroshot:arc_easy")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {plugin.MISSING}\n"
+    assert "pip install 'nmbench[zeroshot]'" in plugin.MISSING

@@ -1,0 +1,208 @@
+"""Laws of `nmbench speed` that no GPU is needed for: what is timed, proven, converted and said."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
+from nmbench.pattern import Pattern
+from nmbench.speed import whole
+from nmbench.speed.gpu import half
+from nmbench.speed.measure import check_fits, check_pattern, measure, prune, shapes_of
+from nmbench.speed.report import Model, Times, render, verdict
+from nmbench_plugins.tiny import TinyModel
+
+TWO_FOUR = Pattern(2, 4)
+
+
+class Fake:
+    """Hardware that multiplies dense; sparse products take `ratio` of a second, dense ones a second."""
+
+    def __init__(self, ratio=0.5, refused=(), spoil=0.0):
+        self.environment = {"device_name": "a fake", "library": "none"}
+        self.ratio, self.refused, self.spoil = ratio, refused, spoil
+        self.converted, self.calls = {}, []
+
+    def problem(self, shape):
+        return "that shape is refused" if shape in self.refused else None
+
+    def convert(self, weight):
+        assert weight.is_contiguous()
+        assert (TWO_FOUR.kept(weight != 0) <= 2).all()
+        sparse = weight + self.spoil
+        self.converted[sparse.data_ptr()] = sparse
+        return sparse
+
+    def backend(self, sparse):
+        return "fake"
+
+    def bytes(self, weight):
+        size = weight.numel() * weight.element_size()
+        return size // 2 if weight.data_ptr() in self.converted else size
+
+    def is_sparse(self, call):
+        cells = [cell.cell_contents for cell in call.__wrapped__.__closure__]
+        return any(isinstance(c, torch.Tensor) and c.data_ptr() in self.converted for c in cells)
+
+    def times(self, call, warm_up, repeat):
+        call()
+        self.calls.append(call)
+        return [self.ratio if self.is_sparse(call) else 1.0] * repeat
+
+    def kernels(self, call):
+        return ["sparse_kernel" if self.is_sparse(call) else "dense_kernel"]
+
+    def synchronize(self):
+        pass
+
+    def allocated(self):
+        return 1000 - len(self.converted)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few steps of a small model."""
+    for name, value in {"PREFILL_TOKENS": 24, "PROMPT_TOKENS": 8, "STEPS": 4, "DECODE_BATCHES": (1, 3)}.items():
+        monkeypatch.setattr(whole, name, value)
+
+
+def test_every_shape_is_timed_at_every_number_of_tokens():
+    """The report has one product for each distinct shape and number of tokens, and counts all layers once."""
+    bundle, hardware = TinyModel().load("llama"), Fake()
+    shapes = {layer.shape for layer in bundle.layers.values()}
+    found = measure(bundle, TWO_FOUR, (1, 5), hardware)
+    assert {(p.outputs, p.inputs, p.tokens) for p in found.products} == {(*s, t) for s in shapes for t in (1, 5)}
+    assert sum(p.count for p in found.products if p.tokens == 1) == found.layers == found.converted == 14
+    assert {p.speedup for p in found.products} == {2.0}
+    assert all(p.sparse_bytes * 2 == p.dense_bytes == 4 * p.outputs * p.inputs for p in found.products)
+    assert all((p.dense_kernels, p.sparse_kernels) == (["dense_kernel"], ["sparse_kernel"]) for p in found.products)
+    assert all(p.relative_error == 0 for p in found.products)
+
+
+def test_the_whole_model_is_converted_in_place():
+    """The whole-model figures are of a model whose layers are 2:4; prefill and both batches of decoding are there."""
+    bundle, hardware = TinyModel().load("llama"), Fake()
+    found = measure(bundle, TWO_FOUR, (1,), hardware)
+    assert [(m.task, m.batch, m.tokens) for m in found.models] == [
+        ("prefill of 24", 1, 24),
+        ("decode", 1, 1),
+        ("decode", 3, 1),
+    ]
+    for layer in bundle.layers.values():
+        assert (TWO_FOUR.kept(layer.read() != 0) == 2).all()
+    assert {m.sparse_bytes < m.dense_bytes for m in found.models} == {True}
+    assert all(m.dense.n == 10 if m.task.startswith("prefill") else m.dense.n == 2 for m in found.models)
+
+
+def test_what_cannot_be_converted_is_said_and_stays_dense():
+    """A refused shape has dense times only, with the reason; its layers are not converted."""
+    bundle = TinyModel().load("llama")
+    before = bundle.layers["model.layers.0.mlp.up_proj"].read().clone()
+    found = measure(bundle, TWO_FOUR, (1,), Fake(refused={(96, 64)}))
+    refused = next(p for p in found.products if (p.outputs, p.inputs) == (96, 64))
+    assert (refused.sparse, refused.speedup, refused.problem) == (None, None, "that shape is refused")
+    assert found.converted == 14 - refused.count
+    assert torch.equal(bundle.layers["model.layers.0.mlp.up_proj"].read(), before)
+    text = render(found)
+    assert "not possible" in text
+    assert text.count("96 x 64: that shape is refused") == 1
+    assert "10 of 14 prunable layers sparse" in text
+
+
+def test_other_linear_layers_stay_dense():
+    """GPT-2's Conv1D multiplies from the other side and is never converted, but its products are timed."""
+    found = measure(TinyModel().load("gpt2"), TWO_FOUR, (1,), Fake())
+    assert found.converted == 0
+    assert found.products
+
+
+def test_a_wrong_product_is_refused():
+    """If the sparse product is not that of the pruned weight there is no report."""
+    with pytest.raises(NumericalFailure, match=r"sparse product of model\.layers\.0\..* differs"):
+        measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake(spoil=0.1))
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:4", "2:8", "1:16"])
+def test_patterns_that_fit(text):
+    """At most 2 of any 4 is multiplied."""
+    pattern = Pattern.parse(text)
+    check_pattern(pattern)
+    check_fits(prune(torch.randn(8, 32), pattern, "w"), "w")
+
+
+@pytest.mark.parametrize("text", ["4:8", "3:4", "2:6", "1:2", "8:16"])
+def test_patterns_that_do_not(text):
+    """Other patterns are refused with those that would do."""
+    with pytest.raises(NMBenchError, match=r"sparse tensor cores multiply 2:4.*--pattern 2:4"):
+        check_pattern(Pattern.parse(text))
+
+
+@given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3))
+def test_one_weight_too_many_is_found(row, group, column):
+    """A single weight more than 2:4 allows is found and its place named; without it the weight passes."""
+    weight = prune(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), TWO_FOUR, "w")
+    fine = weight.clone()
+    spare = (weight[row, 4 * group : 4 * group + 4] == 0).nonzero().flatten().tolist()
+    weight[row, 4 * group + spare[column % 2]] = 1.0
+    check_fits(fine, "w")
+    with pytest.raises(
+        NotStrict, match=rf"w is not 2:4: 1 of 64 .*row {row}, columns {4 * group}\.\.{4 * group + 3} keep 3"
+    ):
+        check_fits(weight, "w")
+
+
+def test_slower_is_said_plainly():
+    """Below one the verdict says slower; wide quartiles put a question mark."""
+    steady, unsteady = Times(1.0, 0.95, 1.05, 9), Times(1.0, 0.7, 1.3, 9)
+    assert verdict(1.6, steady, steady) == "1.60 x"
+    assert verdict(0.45, steady, steady) == "0.45 x, slower"
+    assert verdict(1.6, steady, unsteady) == "1.60 x?"
+    assert verdict(None) == "not possible"
+    text = render(measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake(ratio=2.0)))
+    assert "0.50 x, slower" in text
+    for piece in ("a fake", "float32", "fake: sparse_kernel", "dense: dense_kernel", "dense tokens/s", "decode"):
+        assert piece in text
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=2, max_size=30))
+def test_times(seconds):
+    """The median lies between the quartiles, and these within the measurements."""
+    found = Times.of(seconds)
+    assert min(seconds) <= found.low <= found.median <= found.high <= max(seconds)
+    assert found.n == len(seconds)
+
+
+def test_tokens_per_second():
+    """A step makes `batch` x `tokens` tokens."""
+    model = Model("decode", 16, 1, Times(0.5, 0.5, 0.5, 3), Times(0.25, 0.25, 0.25, 3), 1, 1)
+    assert (model.tokens_per_second(model.dense), model.tokens_per_second(model.sparse), model.speedup) == (32, 64, 2)
+
+
+def test_json_holds_every_figure():
+    """The plain data survives JSON and has the ratios."""
+    found = measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake())
+    content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert {p["speedup"] for p in content["products"]} == {2.0}
+    assert content["models"][0]["dense_tokens_per_second"] == pytest.approx(
+        24 / content["models"][0]["dense"]["median"]
+    )
+    names = {field.name for field in dataclasses.fields(found)}
+    assert set(content) == names
+
+
+def test_shapes_are_sorted_by_weight():
+    """The shapes with the most weights come first."""
+    shapes = shapes_of(TinyModel().load("llama"))
+    sizes = [s.outputs * s.inputs * s.count for s in shapes]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_dtype():
+    """Half precision only; bfloat16 unless asked otherwise."""
+    assert (half(None), half("float16")) == ("bfloat16", "float16")
+    with pytest.raises(NMBenchError, match="--dtype float32 is not one"):
+        half("float32")
