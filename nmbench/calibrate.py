@@ -33,7 +33,7 @@ from nmbench.models import Bundle, Layer
 from nmbench.replay import Ear, Place, Run, embed, listening, same
 from nmbench.taps import find_taps
 
-__all__ = ["Step", "full_float32", "walk"]
+__all__ = ["FewTokens", "Step", "full_float32", "walk"]
 
 BATCH_TOKENS = 4096
 BESIDE = Stat.DRIFT | Stat.LAG  # what takes the dense model beside the pruned one

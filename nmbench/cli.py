@@ -78,6 +78,7 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 
     spec = spec_from(config, flags)
     plugins = load_plugins(spec.plugins)
+    tell_broken_files(plugins)
     if not quiet:
         plugins.add_observer(ProgressPrinter(), "progress")
     from nmbench.run import run as run_spec
@@ -85,7 +86,9 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 
     results = run_spec(spec, out, plugins)
     write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
-    click.echo(f"\n{render(results)}\n\n{results.directories[0]}: records.jsonl, report.csv, report.md, masks, losses")
+    names = ("records.jsonl", "report.csv", "report.md", "masks", "losses", "errors")
+    there = [name for name in names if (results.directories[0] / name).exists()]
+    click.echo(f"\n{render(results)}\n\n{results.directories[0]}: {', '.join(there)}")
     if any(record["status"] != "ok" for record in results.asked):
         sys.exit(1)
 
@@ -121,6 +124,7 @@ def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
     from nmbench.plugins import load_plugins
 
     plugins = load_plugins(plugin_files)
+    tell_broken_files(plugins)
     if name is None:
         for entry in plugins.registries.methods:
             click.echo(f"{entry.name:<12} {kind_of(entry.obj):<13} {summary(entry.obj)}  ({entry.origin})")
@@ -199,9 +203,10 @@ def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None
     from nmbench.results import load_results
     from nmbench.table import render
 
-    results = load_results(*directories)
+    results, plugins = load_results(*directories), load_plugins(plugin_files)
+    tell_broken_files(plugins)
     click.echo(render(results))
-    for path in write_reports(load_plugins(plugin_files), results, out or directories[0], formats):
+    for path in write_reports(plugins, results, out or directories[0], formats):
         click.echo(f"wrote {path}")
 
 
@@ -241,9 +246,19 @@ def new_plugin_command(name: str, kind: str, out: Path) -> None:
     click.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nmbench methods {name}")
 
 
+def tell_broken_files(plugins: Plugins) -> None:
+    """A plugin that fails stops nobody; but whoever named its file should know at once."""
+    for line in plugins.broken_files:
+        click.echo(f"WARNING {line}", err=True)
+
+
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
     """Write the reports named."""
-    return [plugins.lookup(plugins.registries.reporters, name)().write(results, directory) for name in formats]
+    reporters = [
+        plugins.lookup(plugins.registries.reporters, name) for name in formats
+    ]  # all are there, or none writes
+    directory.mkdir(parents=True, exist_ok=True)
+    return [reporter().write(results, directory) for reporter in reporters]
 
 
 for command in (commands.validate, commands.diff, commands.export):

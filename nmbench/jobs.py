@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nmbench.code import code_of
 from nmbench.errors import NMBenchError
 from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
 from nmbench.options import PRESET, build, resolved
@@ -75,7 +76,7 @@ def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
             options = {PRESET: asked.options[PRESET], **options}
         init = initial(method, asked.label, plugins)
         found += [init] if init and isinstance(method, MaskLearner) else []
-        found.append(Contender(asked.label, asked.name, method, options, init, method.content()))
+        found.append(Contender(asked.label, asked.name, method, options, init, {**method.content(), **code_of(cls)}))
     return found
 
 
@@ -93,7 +94,7 @@ def initial(method: Method, label: str, plugins: Plugins) -> Contender | None:
         raise NMBenchError(f"option {label}.init must name a scorer or a solver; {method.init!r} is a refiner itself.")
     start = build(cls, {"mask_only": True} if issubclass(cls, Solver) else {}, f"{label}@init")
     below = initial(start, f"{label}@init", plugins)
-    return Contender(f"{label}@init", method.init, start, resolved(start), below, start.content())
+    return Contender(f"{label}@init", method.init, start, resolved(start), below, {**start.content(), **code_of(cls)})
 
 
 def check_supported(found: Sequence[Contender], spec: RunSpec) -> None:

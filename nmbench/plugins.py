@@ -23,6 +23,7 @@ from typing import Any
 import pluggy
 
 from nmbench import hookspecs
+from nmbench.code import KNOWN, digest_of
 from nmbench.errors import NMBenchError, UnknownName
 from nmbench.plugin_checks import check_object, hooks_of, refuse_second
 from nmbench.registry import Registries, Registry
@@ -87,6 +88,12 @@ class Plugins:
     @property
     def failures(self) -> list[PluginInfo]:
         return [info for info in self.infos if info.failure]
+
+    @property
+    def broken_files(self) -> list[str]:
+        """One line for every single file that failed: whoever names a file wants it."""
+        named = (info for info in self.failures if info.name == f"file {info.package}")
+        return [f"plugin {info.name} failed at {info.failure}; nothing of it is used." for info in named]
 
     def lookup(self, registry: Registry, name: str) -> Any:
         """The object registered as `name`. Raises `UnknownName`, which also names failed plugins."""
@@ -206,6 +213,7 @@ def import_file(path: Path) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
+    vars(module)[KNOWN] = digest_of(path)
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -99,6 +99,9 @@ def prune_layer(
             check_pruned(pruned, layer)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
+    except Exception as error:
+        hint = "; a statistic that its `needs` do not name is None" if "NoneType" in str(error) else ""
+        raise NMBenchError(f"{who} failed in {layer.name}: {type(error).__name__}: {error}{hint}") from error
     check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
     if pruned.weight is not None:
         if pruned.weight.shape != layer.read().shape:

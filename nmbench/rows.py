@@ -20,6 +20,7 @@ def described(job: Job, bench: Bench) -> Record:
         "label": job.label,
         "method": job.contender.name if job.contender else None,
         "options": dict(job.contender.options) if job.contender else {},
+        "content": dict(job.contender.content) if job.contender else {},
         "pattern": str(job.pattern) if job.pattern else None,
         "pattern_for": {glob: str(pattern) for glob, pattern in bench.spec.pattern_for} if job.pattern else {},
         "seed": job.seed,

@@ -10,7 +10,7 @@ from nmbench.errors import NMBenchError, unknown
 from nmbench.methods import MaskLearner, Method, Refiner, Scorer, Solver
 from nmbench.testing.failure import CheckFailed, failure_text
 from nmbench.testing.laws import LAWS
-from nmbench.testing.laws.base import KEPT, PASSED_OVER, Broken, Law, NoCall, no_call
+from nmbench.testing.laws.base import KEPT, PASSED_OVER, Broken, Judgement, Law, NoCall, no_call
 from nmbench.testing.watch import Seen, watch
 
 __all__ = ["CheckFailed", "checks_of", "conformance_tests", "run_checks"]
@@ -49,13 +49,20 @@ class Check:
         passed_over = []
         for case in self.law.cases(self.trial.method):
             seen = self.trial.seen(case)
-            verdict = self.law.judge(seen)
+            verdict = self.verdict(seen)
             if isinstance(verdict, Broken):
                 raise CheckFailed(failure_text(self.law, seen, verdict))
             judged += verdict is KEPT
             passed_over += [seen] if verdict is PASSED_OVER else []
         if not judged:
             raise CheckFailed(failure_text(self.law, *nothing_judged(self.trial, passed_over)))
+
+    def verdict(self, seen: Seen) -> Judgement:
+        """What the law says; a method that fails when the law calls it again has broken it."""
+        try:
+            return self.law.judge(seen)
+        except Exception as error:
+            return Broken(f"{type(error).__name__}: {' '.join(str(error).split())}", "a result")
 
 
 def nothing_judged(trial: Trial, passed_over: Sequence[Seen]) -> tuple[Seen, Broken]:

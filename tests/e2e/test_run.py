@@ -322,14 +322,38 @@ def nmbench_register_baselines(register):
 
 
 def test_changed_code_is_other_work(nmbench, small, records, tmp_path):
-    """A plugin that was edited since the last run is run again under its new label, whatever its name and options."""
-    for label, sign in (("v1", ""), ("v2", "-")):
+    """A plugin that was edited since the last run is run again, whatever its label, name and options."""
+    for label, sign in (("v1", ""), ("v1", ""), ("v2", "-"), ("v1", "-")):
         (tmp_path / "mine.py").write_text(MINE.replace("{sign}", sign))
         plugin = ["--plugin", str(tmp_path / "mine.py"), "--method", f"{label}=mine", "--out", "out"]
         result = nmbench("run", *small[: small.index("--set")], *plugin)
         assert result.exit_code == 0, result.output
-    first, second = records(tmp_path / "out")[1:]
-    assert first["proof"]["masks_digest"] != second["proof"]["masks_digest"]
+    first, second, third = records(tmp_path / "out")[1:]
+    assert [row["label"] for row in (first, second, third)] == ["v1", "v2", "v1"]
+    masks = [row["proof"]["masks_digest"] for row in (first, second, third)]
+    assert masks[0] != masks[1] == masks[2]
+    assert first["content"]["code"] != second["content"]["code"]
+
+
+def test_a_broken_file_is_told_at_once(nmbench, small, tmp_path):
+    """A plugin file that fails stops nobody else, but whoever named it reads of it, with stage and reason."""
+    (tmp_path / "broken.py").write_text("def 7\n")
+    result = nmbench(
+        "run", *small[: small.index("--set")], "--method", "wanda", "--plugin", "broken.py", "--out", "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert "WARNING plugin file broken.py failed at import: SyntaxError" in result.output
+
+
+def test_reports_go_where_they_are_told(nmbench, small, tmp_path):
+    """A report is written to a folder that does not exist yet; an unknown format writes nothing."""
+    assert nmbench("run", *small[: small.index("--set")], "--method", "wanda", "--out", "out").exit_code == 0
+    result = nmbench("report", "out", "--format", "json", "--out", "new/folder")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new/folder/report.json").exists()
+    refused = nmbench("report", "out", "--format", "csv", "--format", "jsn", "--out", "other")
+    assert refused.exit_code == 1
+    assert not (tmp_path / "other").exists()
 
 
 def test_any_one_shot_mask_can_be_refined(nmbench, small, records, tmp_path):
