@@ -110,7 +110,7 @@ def test_reporter_page_leaves_its_files(nmbench, texts, tmp_path):
     reader = Reader(nmbench, tmp_path, texts)
     for language, text in blocks("reporter.md"):
         getattr(reader, language)(text)
-    assert "<table" in (tmp_path / "runs/first/report.html").read_text()
+    assert "<table" in (tmp_path / "runs/first/page.html").read_text()
     assert (tmp_path / "finished.txt").read_text() == "2 rows\n"
 
 
