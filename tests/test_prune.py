@@ -380,13 +380,28 @@ def test_what_a_solver_must_not_return(needs, broken, message):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_dense_weights_after_any_exception(error):
-    """Whatever a method raises goes through, and the dense weights are back."""
+    """Whatever a method raises goes through, errors with the name of the layer, and the dense weights are back."""
 
     def fail(weight: Tensor) -> Tensor:
         raise error("boom")
 
-    with pytest.raises(error, match="boom"):
+    with pytest.raises(NMBenchError if error is ValueError else error, match="boom") as caught:
         prune(scorer(in_bad_layer(torch.abs, fail)))
+    if error is ValueError:
+        assert str(caught.value) == f"acme failed in {BAD}: ValueError: boom"
+        assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_statistic_that_was_not_asked_for():
+    """Who reads a statistic without asking for it is told of `needs`."""
+
+    @dataclass(frozen=True)
+    class Forgetful(Scorer):
+        def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
+            return weight.abs() * stats.input_norm
+
+    with pytest.raises(NMBenchError, match="a statistic that its `needs` do not name is None"):
+        prune(Forgetful())
 
 
 def test_neither_scorer_nor_solver():
