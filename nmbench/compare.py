@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["ONE_SIDED_95", "Confirmation", "Difference", "not_worse", "paired", "standard_error"]
+from nmbench.pattern import Pattern
+
+__all__ = ["ONE_SIDED_95", "Confirmation", "Difference", "groups_changed", "not_worse", "paired", "standard_error"]
 
 RESAMPLES = 2000
 ONE_SIDED_95 = 1.645  # standard errors
@@ -73,3 +76,14 @@ def not_worse(losses: Tensor, reference: Tensor, tolerance_nats: float) -> Confi
 def standard_error(values: Tensor) -> float:
     """Of the mean of values `[n]`, n at least 2."""
     return float(values.std()) / math.sqrt(len(values))
+
+
+def groups_changed(
+    masks: Mapping[str, Tensor], initial: Mapping[str, Tensor], patterns: Mapping[str, Pattern]
+) -> float:
+    """The share of all groups in which bool masks `[out, in]` differ from others, by layer on the same device."""
+    changed = total = 0
+    for name, mask in masks.items():
+        differs = patterns[name].groups(mask ^ initial[name]).any(dim=-1)
+        changed, total = changed + int(differs.sum()), total + differs.numel()
+    return changed / total

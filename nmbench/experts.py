@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nmbench.anatomy import Weight
 from nmbench.errors import NMBenchError
 from nmbench.gather import Skip
+from nmbench.replay import instead
 from nmbench.routing import INTEGERS, Arguments, routed_alike, to_expert, without_first
 
 FACTORS = {  # the positions of both factors of a product
@@ -78,20 +79,6 @@ def hearing(ears: Iterable[ExpertEar], skip: Skip | None = None, rerouted: bool 
                 stack.enter_context(instead(listener.twin, listener.remember))
             stack.enter_context(instead(listener.module, listener.reroute if rerouted else listener.listen))
         yield
-
-
-@contextlib.contextmanager
-def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While the context is open, `forward` stands in for the forward of a module."""
-    table = vars(module)
-    before = table.get("forward")
-    table["forward"] = forward
-    try:
-        yield
-    finally:
-        del table["forward"]
-        if before is not None:
-            table["forward"] = before
 
 
 def listeners(ears: Iterable[ExpertEar], skip: Skip) -> list[Listener]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.models import Bundle
+from nmbench.replay import instead
 
 __all__ = ["LiveWeights", "Provider", "masked"]
 
@@ -53,17 +54,10 @@ class LiveWeights:
                 f"{self.fused} is one of several experts in one parameter, whose product nothing can stand in for; "
                 f"choose a learner that writes its masks into the model, or leave them dense with --skip."
             )
-        tables = {name: vars(layer.module) for name, layer in self.bundle.layers.items()}
-        before = {name: table.get("forward") for name, table in tables.items()}
-        try:
+        with contextlib.ExitStack() as stack:
             for name, layer in self.bundle.layers.items():
-                tables[name]["forward"] = functools.partial(_call, layer.module, name, provider)
+                stack.enter_context(instead(layer.module, functools.partial(_call, layer.module, name, provider)))
             yield
-        finally:
-            for name, table in tables.items():
-                table.pop("forward", None)
-                if before[name] is not None:
-                    table["forward"] = before[name]
 
     @property
     def fused(self) -> str | None:

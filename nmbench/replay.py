@@ -160,17 +160,24 @@ def until(bundle: Bundle, index: int, batch: Tensor) -> Any:
 @contextlib.contextmanager
 def resumed(bundle: Bundle, index: int, output: Any) -> Iterator[None]:
     """While the context is open, the model does not compute its blocks up to `index`, which returns `output`."""
-    tables = [vars(block) for block in list(bundle.blocks.values())[: index + 1]]
-    before = [table.get("forward") for table in tables]
+    with contextlib.ExitStack() as stack:
+        for block in list(bundle.blocks.values())[: index + 1]:
+            stack.enter_context(instead(block, lambda *args, **kwargs: output))
+        yield
+
+
+@contextlib.contextmanager
+def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While the context is open, `forward` stands in for the forward of a module."""
+    table = vars(module)
+    before = table.get("forward")
+    table["forward"] = forward
     try:
-        for table in tables:
-            table["forward"] = lambda *args, **kwargs: output
         yield
     finally:
-        for table, forward in zip(tables, before, strict=True):
-            table.pop("forward")
-            if forward is not None:
-                table["forward"] = forward
+        table.pop("forward", None)
+        if before is not None:
+            table["forward"] = before
 
 
 class Place(NamedTuple):

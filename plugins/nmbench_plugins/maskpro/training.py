@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 import nmbench
+from nmbench.compare import groups_changed
 from nmbench.evaluate import losses_in_parts
 from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.packed import Masks, Packed
+from nmbench_plugins.maskpro.packed import Packed
 from nmbench_plugins.maskpro.tracker import Figures
 from nmbench_plugins.maskpro.watch import Watch
 
@@ -109,7 +110,7 @@ class Training:
         masks = Packed(self.engine.greedy(), self.task.bundle.device)  # found once, looked at several times
         entry = {
             "step": self.step,
-            "groups_changed": self.groups_changed(masks),
+            "groups_changed": groups_changed(masks, self.initial, self.task.pattern),
             "log_prob_initial": self.engine.log_prob(self.initial),  # mean over groups
             "spread": self.figures.spread,
             "learning_rate": self.figures.learning_rate,
@@ -145,13 +146,5 @@ class Training:
         if self.watch:
             masks = self.watch.verdict()
             self.task.notes.update(self.watch.notes)
-        self.task.notes["groups_changed"] = self.groups_changed(masks)
+        self.task.notes["groups_changed"] = groups_changed(masks, self.initial, self.task.pattern)
         return {name: mask.cpu() for name, mask in masks.items()}
-
-    def groups_changed(self, masks: Masks) -> float:
-        """The share of groups that differ from the initial mask."""
-        changed = total = 0
-        for name, mask in masks.items():
-            differs = self.task.pattern[name].groups(mask ^ self.initial[name]).any(dim=-1)
-            changed, total = changed + int(differs.sum()), total + differs.numel()
-        return changed / total

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.calibrate import FewTokens, Step, full_float32, walk
-from nmbench.compare import not_worse
+from nmbench.compare import groups_changed, not_worse
 from nmbench.live import LiveWeights
 from nmbench.store import pack, unpack
 from nmbench_plugins.swaps.aim import Aim
@@ -222,9 +222,3 @@ class Course:
             **self.few.notes,
         )
         return masks
-
-
-def groups_changed(masks: Masks, initial: Masks, patterns: Mapping[str, nmbench.Pattern]) -> float:
-    """The share of groups that differ."""
-    changed = [patterns[name].groups(mask ^ initial[name]).any(dim=-1).flatten() for name, mask in masks.items()]
-    return float(torch.cat(changed).double().mean())
