@@ -2,14 +2,17 @@
 
 `torch.sparse.to_sparse_semi_structured` returns a tensor subclass that compresses the weight; `F.linear` dispatches on
 it. Times are those of CUDA events around one call. Before each call a large buffer is written: that empties the second
-level cache, so weights come from memory as they do in a model, and it keeps the device busy while the host launches the
-call, so launch times do not count.
+level cache, so weights come from memory as they do in a model. It is written as often as it takes to keep the device
+busy while the host launches the call (cuSPARSELt takes the host half a millisecond), so launch times do not count.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 from nmbench.errors import NMBenchError
 
 FLUSH_BYTES = 2**30
+HEAD_START = 2.0  # the device is kept busy this many times the seconds that a launch takes
+LAUNCHES = 5  # to find out how long that is
+GRAPH_WARM_UPS = 3
 KERNEL_NAME = 100  # characters of a kernel's name that are kept
 LEAST = {"cusparselt": (16, 16), "cutlass": (32, 64)}  # rows and columns must be multiples, for half precision
 HALF = (torch.float16, torch.bfloat16)
@@ -31,7 +37,8 @@ class SparseTensorCores:
         self.library = library()
         torch.sparse.SparseSemiStructuredTensor._FORCE_CUTLASS = self.library == "cutlass"
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-        self.environment: Mapping[str, Any] = {
+        self._flush_seconds = statistics.median(self._timed(self._flush.zero_, 1) for _ in range(5))
+        self.environment: dict[str, Any] = {
             "device_name": torch.cuda.get_device_name(),
             "capability": ".".join(map(str, torch.cuda.get_device_capability())),
             "torch": torch.__version__,
@@ -62,14 +69,20 @@ class SparseTensorCores:
     def times(self, call: Callable[[], Any], warm_up: int, repeat: int) -> list[float]:
         for _ in range(warm_up):
             call()
-        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeat)]
-        for start, end in marks:
-            self._flush.zero_()
-            start.record()
-            call()
-            end.record()
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in marks]  # milliseconds
+        passes = 1 + math.ceil(HEAD_START * self.launch(call) / self._flush_seconds)
+        return [self._timed(call, passes) for _ in range(repeat)]
+
+    def launch(self, call: Callable[[], Any]) -> float:
+        return statistics.median(launch_seconds(call) for _ in range(LAUNCHES))
+
+    def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
+        try:
+            with torch.inference_mode():
+                return recorded(call)
+        except RuntimeError as error:
+            self.environment["no_graph"] = str(error).splitlines()[0]
+            torch.cuda.synchronize()
+            return None
 
     def kernels(self, call: Callable[[], Any]) -> list[str]:
         with warnings.catch_warnings():
@@ -86,6 +99,39 @@ class SparseTensorCores:
 
     def allocated(self) -> int:
         return torch.cuda.memory_allocated() - self._flush.numel()
+
+    def _timed(self, call: Callable[[], Any], passes: int) -> float:
+        """Seconds of the device for one call, after `passes` writes of the large buffer."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(passes):
+            self._flush.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000  # milliseconds
+
+
+def launch_seconds(call: Callable[[], Any]) -> float:
+    """Seconds until a call returns to the host, the device being idle before."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def recorded(call: Callable[[], Any]) -> Callable[[], Any]:
+    """What replays a call as one CUDA graph. Raises `RuntimeError` if it waits for the device."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(GRAPH_WARM_UPS):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def library() -> str:

@@ -6,7 +6,7 @@ weights as they were loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ WARM_UP, REPEAT = 10, 100
 class Hardware(Protocol):
     """What multiplies sparse matrices. `environment` is what the report says of it."""
 
-    environment: Mapping[str, Any]
+    environment: dict[str, Any]
 
     def problem(self, shape: tuple[int, int]) -> str | None:
         """Why a weight `[out, in]` of that shape cannot be converted, or None."""
@@ -44,6 +44,12 @@ class Hardware(Protocol):
 
     def times(self, call: Callable[[], Any], warm_up: int, repeat: int) -> list[float]:
         """Seconds that the device is busy with each of `repeat` calls, caches cold, launch times hidden."""
+
+    def launch(self, call: Callable[[], Any]) -> float:
+        """Seconds until a call returns to the host."""
+
+    def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
+        """What does the work of a call again, launched at once; None if it cannot be recorded."""
 
     def kernels(self, call: Callable[[], Any]) -> list[str]:
         """The kernels that a call runs, longest first; empty if they cannot be told."""
@@ -88,8 +94,7 @@ def measure(
     report("the whole model, sparse")
     sparse_bytes, sparse = hardware.allocated(), whole_model(bundle, hardware)
     models = [
-        Model(task, batch, count, times, sparse[task, batch, count], dense_bytes, sparse_bytes)
-        for (task, batch, count), times in dense.items()
+        Model(*key, times, sparse[key], dense_bytes, sparse_bytes) for key, times in dense.items() if key in sparse
     ]
     environment = {**hardware.environment, "dtype": str(bundle.dtype).removeprefix("torch.")}
     return Report(bundle.ref, str(pattern), environment, converted, len(bundle.layers), products, models)
@@ -119,7 +124,7 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
     inputs = random_inputs(tokens, weight)
     dense_call = multiplying(inputs, weight)
     dense = Times.of(hardware.times(dense_call, WARM_UP, REPEAT))
-    found: dict[str, Any] = dict.fromkeys(("sparse", "backend", "sparse_bytes", "relative_error"))
+    found: dict[str, Any] = dict.fromkeys(("sparse", "sparse_launch", "backend", "sparse_bytes", "relative_error"))
     found["sparse_kernels"] = []
     problem = hardware.problem(shape_of(weight))
     if problem is None:
@@ -129,6 +134,7 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
         found = {
             "relative_error": checked(call(), multiplying(inputs, pruned)(), shape.example),
             "sparse": Times.of(hardware.times(call, WARM_UP, REPEAT)),
+            "sparse_launch": hardware.launch(call),
             "backend": hardware.backend(sparse),
             "sparse_bytes": hardware.bytes(sparse),
             "sparse_kernels": hardware.kernels(call),
@@ -140,6 +146,7 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
         shape.example,
         tokens,
         dense=dense,
+        dense_launch=hardware.launch(dense_call),
         problem=problem,
         dense_bytes=hardware.bytes(weight),
         dense_kernels=hardware.kernels(dense_call),

@@ -38,8 +38,8 @@ class Product:
     """`tokens` inputs times one weight `[outputs, inputs]`, dense and sparse; `count` layers have that shape.
 
     `sparse` is None where the weight cannot be converted, and `problem` says why. `relative_error`: Frobenius norm of
-    the difference of the sparse and the dense product of the same pruned weight, relative to the latter. Kernels are
-    named by the profiler; empty where it saw none.
+    the difference of the sparse and the dense product of the same pruned weight, relative to the latter. Launches are
+    the seconds of the host. Kernels are named by the profiler; empty where it saw none.
     """
 
     outputs: int
@@ -49,6 +49,8 @@ class Product:
     tokens: int
     dense: Times
     sparse: Times | None
+    dense_launch: float
+    sparse_launch: float | None
     problem: str | None
     backend: str | None
     dense_bytes: int
@@ -65,11 +67,15 @@ class Product:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model at one task: `batch` sequences, `tokens` new tokens each in a step; weights as `memory_bytes`."""
+    """A whole model at one task: `batch` sequences, `tokens` new tokens each in a step.
+
+    `launch`: eager, or as one CUDA graph.
+    """
 
     task: str
     batch: int
     tokens: int
+    launch: str
     dense: Times
     sparse: Times
     dense_bytes: int
@@ -125,7 +131,7 @@ def render(report: Report) -> str:
         f"caches cold; '?': quartiles over {UNSTEADY:.0%} apart",
         pandas.DataFrame([product_row(product) for product in report.products]).to_string(index=False),
         *dict.fromkeys(f"  {p.outputs} x {p.inputs}: {p.problem}" for p in report.products if p.problem),
-        f"Whole model, eager, {report.converted} of {report.layers} prunable layers sparse, launch times included",
+        f"Whole model, {report.converted} of {report.layers} prunable layers sparse, launch times included",
         pandas.DataFrame([model_row(model) for model in report.models]).to_string(index=False),
         "Kernels dispatched",
         *kernels(report.products),
@@ -143,6 +149,7 @@ def product_row(product: Product) -> dict[str, str]:
         "dense us": f"{product.dense.median * 1e6:.1f}",
         "sparse us": f"{sparse.median * 1e6:.1f}" if sparse else "-",
         "sparse is": verdict(product.speedup, product.dense, sparse),
+        "launch us": " / ".join(f"{one * 1e6:.0f}" for one in (product.dense_launch, product.sparse_launch) if one),
         "dense MiB": f"{product.dense_bytes / MEBIBYTE:.2f}",
         "sparse MiB": "-" if product.sparse_bytes is None else f"{product.sparse_bytes / MEBIBYTE:.2f}",
         "rel. error": "-" if product.relative_error is None else f"{product.relative_error:.1e}",
@@ -153,6 +160,7 @@ def model_row(model: Model) -> dict[str, str]:
     return {
         "task": model.task,
         "batch": str(model.batch),
+        "launch": model.launch,
         "dense tokens/s": f"{model.tokens_per_second(model.dense):.0f}",
         "sparse tokens/s": f"{model.tokens_per_second(model.sparse):.0f}",
         "sparse is": verdict(model.speedup, model.dense, model.sparse),

@@ -22,9 +22,9 @@ TWO_FOUR = Pattern(2, 4)
 class Fake:
     """Hardware that multiplies dense; sparse products take `ratio` of a second, dense ones a second."""
 
-    def __init__(self, ratio=0.5, refused=(), spoil=0.0):
+    def __init__(self, ratio=0.5, refused=(), spoil=0.0, graphs=True):
         self.environment = {"device_name": "a fake", "library": "none"}
-        self.ratio, self.refused, self.spoil = ratio, refused, spoil
+        self.ratio, self.refused, self.spoil, self.graphs = ratio, refused, spoil, graphs
         self.converted, self.calls = {}, []
 
     def problem(self, shape):
@@ -52,6 +52,12 @@ class Fake:
         call()
         self.calls.append(call)
         return [self.ratio if self.is_sparse(call) else 1.0] * repeat
+
+    def launch(self, call):
+        return 0.25 if self.is_sparse(call) else 0.125
+
+    def graphed(self, call):
+        return call if self.graphs else None
 
     def kernels(self, call):
         return ["sparse_kernel" if self.is_sparse(call) else "dense_kernel"]
@@ -87,15 +93,28 @@ def test_the_whole_model_is_converted_in_place():
     """The whole-model figures are of a model whose layers are 2:4; prefill and both batches of decoding are there."""
     bundle, hardware = TinyModel().load("llama"), Fake()
     found = measure(bundle, TWO_FOUR, (1,), hardware)
-    assert [(m.task, m.batch, m.tokens) for m in found.models] == [
-        ("prefill of 24", 1, 24),
-        ("decode", 1, 1),
-        ("decode", 3, 1),
+    assert [(m.task, m.batch, m.tokens, m.launch) for m in found.models] == [
+        ("prefill of 24", 1, 24, "eager"),
+        ("prefill of 24", 1, 24, "graph"),
+        ("decode", 1, 1, "eager"),
+        ("decode", 1, 1, "graph"),
+        ("decode", 3, 1, "eager"),
+        ("decode", 3, 1, "graph"),
     ]
     for layer in bundle.layers.values():
         assert (TWO_FOUR.kept(layer.read() != 0) == 2).all()
     assert {m.sparse_bytes < m.dense_bytes for m in found.models} == {True}
-    assert all(m.dense.n == 10 if m.task.startswith("prefill") else m.dense.n == 2 for m in found.models)
+    assert all(m.dense.n == (4 if (m.task, m.launch) == ("decode", "eager") else 10) for m in found.models)
+
+
+def test_without_graphs_the_eager_figures_stand():
+    """What cannot be recorded has no row."""
+    found = measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake(graphs=False))
+    assert [(m.task, m.launch) for m in found.models] == [
+        ("prefill of 24", "eager"),
+        ("decode", "eager"),
+        ("decode", "eager"),
+    ]
 
 
 def test_what_cannot_be_converted_is_said_and_stays_dense():
@@ -178,7 +197,7 @@ def test_times(seconds):
 
 def test_tokens_per_second():
     """A step makes `batch` x `tokens` tokens."""
-    model = Model("decode", 16, 1, Times(0.5, 0.5, 0.5, 3), Times(0.25, 0.25, 0.25, 3), 1, 1)
+    model = Model("decode", 16, 1, "eager", Times(0.5, 0.5, 0.5, 3), Times(0.25, 0.25, 0.25, 3), 1, 1)
     assert (model.tokens_per_second(model.dense), model.tokens_per_second(model.sparse), model.speedup) == (32, 64, 2)
 
 

@@ -8,6 +8,7 @@ On CUDA a whole step (forward pass, loss, scalars) is one CUDA graph; nothing wa
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -77,11 +78,13 @@ class StreamedEngine(Engine):
         largest = max(self.weights.values(), key=torch.Tensor.numel)
         self.scratch = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
         self._due = False
-        self._recorded: Recorded | None = None
-        self._record = largest.device.type == "cuda"
+        self._recorded: Recorded | None = None  # a step
+        self._measuring: Recorded | None = None  # the same without update and draw
+        self._record = self._record_measuring = largest.device.type == "cuda"
 
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         self.task.count_forward(tokens.numel())
+        self._measuring = None  # its memory is needed for other things
         if self._record and self._recorded is None:
             self._try_to_record(tokens, references)
         if self._recorded is not None:
@@ -115,8 +118,16 @@ class StreamedEngine(Engine):
         """All windows at once, as in `advance`: in 16 bits a sum depends on the shape of the product."""
         self._settle()
         self.task.count_forward(tokens.numel())
-        with unpacked_windows(), self.live.provided(self._greedy_weight):
-            return window_losses(self.task.model, tokens)
+        losses = torch.empty(len(tokens), device=tokens.device)
+        if self._record_measuring:
+            self._record_measuring = False
+            with contextlib.suppress(RuntimeError):  # slower without, and the step's own attempt says why
+                self._measuring = record(self._measure, tokens, losses, ())
+        if self._measuring is not None and self._measuring.tokens.shape == tokens.shape:
+            self._measuring.replay(tokens, losses)
+            return self._measuring.references.clone()
+        self._measure(tokens, losses)
+        return losses
 
     def restart(self, masks: Masks, learning_rate: float) -> None:
         self.tracker.restart(learning_rate)
@@ -143,6 +154,10 @@ class StreamedEngine(Engine):
             losses = window_losses(self.task.model, tokens)
         self._check_asked(asked)
         self.tracker.take(losses, references)
+
+    def _measure(self, tokens: Tensor, losses: Tensor) -> None:
+        with unpacked_windows(), self.live.provided(self._greedy_weight):
+            losses.copy_(window_losses(self.task.model, tokens))
 
     def _check_asked(self, asked: Counter[str]) -> None:
         """Raise `NMBenchError` unless every layer was computed exactly once, and so updated exactly once."""

@@ -286,3 +286,31 @@ def test_first_groups_never_meet():
     with opened("streamed", patterns=(TWO_FOUR, FOUR_EIGHT)) as engine:
         sizes = [w.numel() // engine.task.pattern[n].group for n, w in engine.weights.items()]
         assert list(engine.first_group.values()) == list(itertools.accumulate(sizes, initial=0))[:-1]
+
+
+class Replay:
+    """Stands in for a recorded call: it runs it anew on its own buffers."""
+
+    def __init__(self, call, tokens, references, state):
+        self.call, self.tokens, self.references = call, tokens.clone(), references.clone()
+        call(self.tokens, self.references)
+
+    def replay(self, tokens, references):
+        self.tokens.copy_(tokens)
+        self.references.copy_(references)
+        self.call(self.tokens, self.references)
+
+
+def test_recorded_references_are_those_of_each_minibatch(monkeypatch):
+    """A recording serves minibatches of its shape, the last, smaller one is computed; it is gone when steps begin."""
+    with opened("streamed") as engine:
+        task = engine.task
+        plain = [engine.references(task.pool[:3]), engine.references(task.pool[3:6]), engine.references(task.pool[6:7])]
+        monkeypatch.setattr("nmbench_plugins.maskpro.streamed.record", Replay)
+        engine._record_measuring = True
+        found = [engine.references(task.pool[:3]), engine.references(task.pool[3:6]), engine.references(task.pool[6:7])]
+        assert engine._measuring is not None
+        for one, other in zip(found, plain, strict=True):
+            assert torch.equal(one, other)
+        engine.advance(task.pool[:3], found[0])
+        assert engine._measuring is None
