@@ -17,7 +17,9 @@ from nmbench.pattern import Pattern
 from nmbench.prune import prune_one_shot
 from nmbench.testing import strategies
 from nmbench_plugins.demo import DemoModel, DemoPlays
-from nmbench_plugins.sparsegpt import SparseGPT, cholesky_of_inverse, inverse_factor, sweep, sweep_block
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.sparsegpt.factor import damped_root, inverses, upper_root
+from nmbench_plugins.sparsegpt.sweep import sweep
 from nmbench_plugins.wanda import Wanda
 from reference import one_shot
 
@@ -37,6 +39,10 @@ def problem(pattern: Pattern, rows: int, groups: int, seed: int) -> tuple[Tensor
     x = strategies.values("normal", (4 * columns, columns), seed).double()
     x[:, 1:] += 0.7 * x[:, :-1]
     return strategies.values("normal", (rows, columns), seed + 1).double(), 2 / 4 * x.T @ x
+
+
+def root_of(hessian: Tensor) -> Tensor:
+    return upper_root(hessian, hessian.diagonal())
 
 
 def problems() -> st.SearchStrategy[tuple[Tensor, Tensor, Pattern]]:
@@ -81,23 +87,40 @@ def test_solution_is_strict(data):
 @quick
 @given(problems())
 def test_sweep_is_optimal_brain_surgeon(case):
-    """The sweep through the Cholesky factor does what the paper's formulas do with the inverse of each submatrix."""
+    """The sweep through the root of H does what the paper's formulas do with the inverse of each submatrix."""
     weight, hessian, pattern = case
-    mask, repaired = sweep(weight, cholesky_of_inverse(hessian), pattern, 128)
+    mask, repaired = sweep(weight, root_of(hessian), pattern, 128)
     expected_mask, expected = one_shot.optimal_brain_surgeon(weight, hessian, pattern.keep, pattern.group)
     assert torch.equal(mask, expected_mask)
     torch.testing.assert_close(repaired, expected, rtol=1e-6, atol=1e-8)
 
 
 @quick
-@given(problems())
-def test_errors_add_up_to_the_layer_error(case):
-    """The sum of ((w - q) / U_cc)^2 over the sweep is tr(dW H dW^T), the increase of the layer's quadratic error."""
+@given(problems(), st.sampled_from([7, 128]))
+def test_sweep_is_algorithm_1(case, columns):
+    """Masks and weights are those of the paper's algorithm with U, the upper Cholesky factor of the inverse of H."""
     weight, hessian, pattern = case
-    factor, repaired = cholesky_of_inverse(hessian), weight.clone()
-    errors = sweep_block(repaired, torch.zeros_like(weight, dtype=torch.bool), factor, pattern)
-    change = repaired - weight
+    mask, repaired = sweep(weight, root_of(hessian), pattern, columns)
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    expected, errors = weight.clone(), torch.zeros_like(weight)
+    for c in range(weight.shape[1]):
+        errors[:, c] = torch.where(mask[:, c], 0.0, expected[:, c] / upper[c, c])
+        expected -= torch.outer(errors[:, c], upper[c])
+    torch.testing.assert_close(repaired, expected.masked_fill(~mask, 0.0), rtol=1e-6, atol=1e-8)
+    change = weight - repaired
+    torch.testing.assert_close(change @ root_of(hessian), errors, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(errors.square().sum(), (change @ hessian @ change.T).trace())
+
+
+@quick
+@given(problems())
+def test_sweep_leaves_what_it_is_given(case):
+    """Weight and root are the same after a sweep."""
+    weight, hessian, pattern = case
+    given_weight, root = weight.clone(), root_of(hessian)
+    given_root = root.clone()
+    sweep(weight, root, pattern, 8)
+    assert torch.equal(weight, given_weight) and torch.equal(root, given_root)
 
 
 @quick
@@ -105,9 +128,9 @@ def test_errors_add_up_to_the_layer_error(case):
 def test_block_size_does_not_matter(case, columns):
     """Sweeping in blocks of any width gives the mask and the weights of one sweep over everything."""
     weight, hessian, pattern = case
-    factor = cholesky_of_inverse(hessian)
-    mask, repaired = sweep(weight, factor, pattern, columns)
-    whole_mask, whole = sweep(weight, factor, pattern, 10_000)
+    root = root_of(hessian)
+    mask, repaired = sweep(weight, root, pattern, columns)
+    whole_mask, whole = sweep(weight, root, pattern, 10_000)
     assert torch.equal(mask, whole_mask)
     torch.testing.assert_close(repaired, whole)
 
@@ -193,16 +216,50 @@ def test_all_inputs_dead():
 # Damping
 
 
+def damped(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    return damped_root(hessian, torch.zeros(len(hessian), dtype=torch.bool), damping)
+
+
 @quick
 @given(problems(), st.floats(0, 1))
-def test_factor_is_of_the_damped_inverse(case, damping):
-    """U is upper triangular, and U^T U the inverse of H + damping * mean(diag H)."""
+def test_root_is_of_the_damped_hessian(case, damping):
+    """R is upper triangular, R R^T = H + damping * mean(diag H), and R^-1 is the Cholesky factor of the inverse."""
     _, hessian, _ = case
-    factor, used = inverse_factor(hessian, damping)
-    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian))
+    root, used = damped(hessian, damping)
+    wanted = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian))
     assert used == damping
-    assert torch.equal(factor, factor.triu())
-    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(len(hessian), dtype=torch.float64))
+    assert torch.equal(root, root.triu())
+    torch.testing.assert_close(root @ root.T, wanted)
+    factor = torch.linalg.cholesky(torch.linalg.inv(wanted), upper=True)
+    torch.testing.assert_close(torch.linalg.inv(root), factor)
+
+
+@quick
+@given(problems(), st.integers(1, 60))
+def test_inverses_are_blocks_of_the_whole_inverse(case, width):
+    """Blocks on the diagonal of R are inverted as R is, and what a last block lacks is filled up with the identity."""
+    root = root_of(case[1])
+    columns = len(root)
+    whole = torch.block_diag(torch.linalg.inv(root), torch.eye(-columns % width))
+    blocks = inverses(root, width)
+    assert torch.equal(blocks, blocks.triu())
+    for block, start in zip(blocks, range(0, columns, width), strict=True):
+        square = slice(start, start + width)
+        torch.testing.assert_close(block, whole[square, square])
+
+
+@quick
+@given(seeds, st.sampled_from([3, 30, 300]))
+def test_root_in_float32_is_as_good_as_inversion(seed, tokens):
+    """In float32, R^-1 is as near to the exact factor of H^-1 as the factor of an explicit inverse is (or 1e-5)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
+    hessian = x.T @ x
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(48)
+    exact = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True)
+    explicit = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    (ours,) = inverses(root_of(hessian), 48)
+    assert (ours - exact).norm() <= max(2 * (explicit - exact).norm(), 1e-5 * exact.norm())
 
 
 def test_damping_is_raised_with_a_note():
@@ -217,7 +274,7 @@ def test_damping_is_raised_with_a_note():
 def test_damping_is_raised_tenfold():
     """Damping grows by ten at a time, and stays where the first factor exists."""
     gram = torch.tensor([[1.0, 1.05], [1.05, 1.0]])  # positive definite from 0.05 on
-    _, damping = inverse_factor(gram, 0.003)
+    _, damping = damped(gram, 0.003)
     assert damping == pytest.approx(0.3)
 
 
