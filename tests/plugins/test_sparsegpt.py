@@ -348,23 +348,59 @@ def parts(bundle: Bundle, sequential: bool) -> list[list[str]]:
 
 
 def agree(make, windows: Tensor, name: str, pattern: Pattern) -> None:
-    """Masks are, bit for bit, those of plain code, and repaired weights agree to rounding."""
+    """Layer by layer, masks and repaired weights are those of plain code that is given the same inputs.
+
+    Wanda's bit for bit. SparseGPT is factored in another way than the paper's, so that rounding may decide a near-tie
+    otherwise, which changes the rest of the row; the plain model goes on with nmbench's weights, so that this is all.
+    """
     bundle, plain = make(), make().model
     method, rule = METHODS[name]
     patterns = dict.fromkeys(bundle.layers, pattern)
     pruned = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it", Cost())
-    masks = one_shot.prune(plain, parts(bundle, method.sequential), windows, pattern.keep, pattern.group, rule)
+    blocks = parts(bundle, method.sequential)
+    names = iter([layer for block in blocks for layer in block])
+
+    def compared(weight: Tensor, x: Tensor, keep: int, group: int) -> tuple[Tensor, Tensor]:
+        layer = next(names)
+        ours = pruned.layers[layer]
+        mask, repaired = rule(weight.clone(), x, keep, group)
+        if not isinstance(method, Solver):
+            assert torch.equal(ours.mask, mask), layer
+            return mask, repaired
+        same = (ours.mask == mask).all(dim=1)
+        assert same.float().mean() > 0.97, layer
+        torch.testing.assert_close(ours.weight[same], repaired[same], rtol=1e-3, atol=1e-4)
+        assert same.all() or near_ties(weight[~same], x, ours.mask[~same], mask[~same], pattern), layer
+        return ours.mask, ours.weight
+
+    masks = one_shot.prune(plain, blocks, windows, pattern.keep, pattern.group, compared)
     assert masks.keys() == pruned.masks.keys()
-    for layer, mask in masks.items():
-        assert torch.equal(pruned.masks[layer], mask), layer
-        if isinstance(method, Solver):
-            torch.testing.assert_close(pruned.layers[layer].weight, plain.get_submodule(layer).weight.detach())
+
+
+def near_ties(weight: Tensor, x: Tensor, ours: Tensor, theirs: Tensor, pattern: Pattern) -> bool:
+    """Whether in the first group of a row that differs, scores in float64 say that either choice is as good."""
+    flat = x.flatten(0, 1).double()
+    hessian = flat.T @ flat * (2 / len(x))
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    work, score = weight.double(), torch.zeros_like(weight).double()
+    for c in range(work.shape[1]):  # the paper's algorithm 1 with our mask
+        if c % pattern.group == 0:
+            group = slice(c, c + pattern.group)
+            score[:, group] = work[:, group].abs() / upper.diagonal()[group]
+        work -= torch.outer(torch.where(ours[:, c], 0.0, work[:, c] / upper[c, c]), upper[c])
+    swapped = pattern.groups(ours ^ theirs)  # [rows, groups, group]
+    first = swapped.any(dim=-1).int().argmax(dim=-1)  # [rows]; equal ones: the first
+    rows = torch.arange(len(first))
+    swapped, scores = swapped[rows, first], pattern.groups(score)[rows, first]  # [rows, group]
+    largest, smallest = scores.where(swapped, -torch.inf).amax(-1), scores.where(swapped, torch.inf).amin(-1)
+    return bool((largest <= smallest * (1 + 1e-3)).all())
 
 
 @methods
 @pytest.mark.parametrize("pattern", [Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16)], ids=str)
 def test_agreement_on_the_demo(pattern, name):
-    """On the demo model and its text, masks and weights equal an independent implementation."""
+    """On the demo model and its text, masks and weights are those of an independent implementation."""
     agree(demo, text(), name, pattern)
 
 

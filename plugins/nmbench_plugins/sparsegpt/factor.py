@@ -55,4 +55,4 @@ def inverses(root: Tensor, width: int) -> Tensor:
     for block, start in zip(blocks, range(0, columns, width), strict=True):
         size = min(width, columns - start)
         block[:size, :size] = root[start : start + size, start : start + size]
-    return torch.linalg.solve_triangular(blocks, eye.expand_as(blocks), upper=True).triu_()
+    return torch.linalg.solve_triangular(blocks, eye.expand_as(blocks), upper=True).triu().contiguous()

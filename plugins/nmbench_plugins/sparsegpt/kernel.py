@@ -19,7 +19,7 @@ import nmbench
 
 GROUPS = (2, 4, 8, 16)  # of N:M patterns that there are programs for, whatever N is
 TILE = 32  # columns that are searched for those of a group at a time; groups do not straddle it
-TILES = 4
+WIDEST = 128  # columns of a block: they stay in registers
 CHUNK = 4  # columns whose errors are found before all columns are updated
 
 
@@ -41,7 +41,7 @@ def available(device: torch.device | str) -> bool:
 
 def sweeps(pattern: nmbench.Pattern, width: int) -> bool:
     """Whether there is a program for blocks of `width` columns of this pattern."""
-    return pattern.group in GROUPS and width <= TILE * TILES
+    return pattern.group in GROUPS and width <= WIDEST
 
 
 def fused(pattern: nmbench.Pattern, width: int, device: torch.device) -> bool:
@@ -73,7 +73,6 @@ def sweep_block(
             spread,
             pivots,
             rows,
-            width,
             weight.stride(0),
             mask.stride(0),
             spread.stride(0),
@@ -81,8 +80,9 @@ def sweep_block(
             GROUP=pattern.group,
             ROWS=launch.rows,
             TILE=TILE,
-            TILES=TILES,
             CHUNK=CHUNK,
+            WIDTH=width,
+            TILES=-(-width // TILE),
             num_warps=launch.warps,
         )
 

@@ -18,12 +18,11 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["rows"])
 def sweep_program(
-    weight,  # float32 [rows, width], as it is at the beginning of the block; repaired in place
-    mask,  # uint8 [rows, width]
-    spread,  # float32 [width, width], upper triangular
-    pivots,  # float32 [width]
+    weight,  # float32 [rows, WIDTH], as it is at the beginning of the block; repaired in place
+    mask,  # uint8 [rows, WIDTH]
+    spread,  # float32 [WIDTH, WIDTH], upper triangular
+    pivots,  # float32 [WIDTH]
     rows: tl.int32,
-    width: tl.int32,
     weight_stride: tl.int64,
     mask_stride: tl.int64,
     spread_stride: tl.int64,
@@ -31,8 +30,9 @@ def sweep_program(
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
-    TILES: tl.constexpr,
     CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILES: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, TILE)
@@ -40,22 +40,21 @@ def sweep_program(
     start = row.to(tl.int64) * weight_stride
     tiles = ()
     for t in tl.static_range(TILES):
-        there = live[:, None] & (t * TILE + column < width)[None, :]
+        there = live[:, None] & (t * TILE + column < WIDTH)[None, :]
         tiles += (tl.load(weight + start[:, None] + (t * TILE + column)[None, :], mask=there, other=0.0),)
     for t in tl.static_range(TILES):
-        kept = tl.zeros([ROWS], tl.int32)  # bit c: column c of this tile
-        groups = tl.minimum(tl.maximum(width - t * TILE, 0), TILE) // GROUP
-        for g in range(groups):
+        kept = tl.full([ROWS], 0, tl.int32)  # bit c: column c of this tile
+        for g in range(min(WIDTH - t * TILE, TILE) // GROUP):
             first = g * GROUP  # within the tile
             values = _columns(tiles[t], column, first, GROUP)
             kept |= _highest(values, pivots + t * TILE + first, KEEP) << first
             if GROUP <= CHUNK:
-                tiles = _pruned(tiles, t, values, kept, pivots, spread, spread_stride, column, first, width)
+                tiles = _pruned(tiles, t, values, kept, pivots, spread, spread_stride, column, first, WIDTH)
             else:
-                for c in range(first, first + GROUP, CHUNK):
-                    part = _columns(tiles[t], column, c, CHUNK)
-                    tiles = _pruned(tiles, t, part, kept, pivots, spread, spread_stride, column, c, width)
-        _store(weight, mask, tiles[t], kept, row, t * TILE + column, live, width, weight_stride, mask_stride)
+                for c in range(0, GROUP, CHUNK):
+                    part = _columns(tiles[t], column, first + c, CHUNK)
+                    tiles = _pruned(tiles, t, part, kept, pivots, spread, spread_stride, column, first + c, WIDTH)
+        _store(weight, mask, tiles[t], kept, row, t * TILE + column, live, WIDTH, weight_stride, mask_stride)
 
 
 @triton.jit
@@ -73,9 +72,9 @@ def _highest(values, pivots, KEEP: tl.constexpr):
     scores = ()
     for i in tl.static_range(len(values)):
         scores += (tl.abs(values[i]) * tl.load(pivots + i),)
-    bits = tl.zeros_like(values[0]).to(tl.int32)
+    bits = tl.full(values[0].shape, 0, tl.int32)
     for i in tl.static_range(len(values)):
-        rank = tl.zeros_like(bits)
+        rank = tl.full(bits.shape, 0, tl.int32)
         for j in tl.static_range(len(values)):
             if j < i:
                 rank += (scores[j] >= scores[i]).to(tl.int32)
@@ -86,7 +85,7 @@ def _highest(values, pivots, KEEP: tl.constexpr):
 
 
 @triton.jit
-def _pruned(tiles, t: tl.constexpr, values, kept, pivots, spread, stride, column, first, width):
+def _pruned(tiles, t: tl.constexpr, values, kept, pivots, spread, stride, column, first, WIDTH):
     """The tiles after pruning the columns `values` of tile t, which begin at its column `first`."""
     TILE: tl.constexpr = tiles[t].shape[1]
     row = t * TILE + first
@@ -104,17 +103,17 @@ def _pruned(tiles, t: tl.constexpr, values, kept, pivots, spread, stride, column
         if j >= t:
             place = j * TILE + column
             for i in tl.static_range(len(values)):
-                line = tl.load(spread + i * stride + place, mask=place < width, other=0.0)
+                line = tl.load(spread + i * stride + place, mask=place < WIDTH, other=0.0)
                 tile -= errors[i][:, None] * line[None, :]
         result += (tile,)
     return result
 
 
 @triton.jit
-def _store(weight, mask, tile, kept, row, place, live, width, weight_stride, mask_stride):
+def _store(weight, mask, tile, kept, row, place, live, WIDTH, weight_stride, mask_stride):
     """Write one tile: +0.0 where dropped, unless something is not finite there, which must not go unnoticed."""
     bits = (kept[:, None] >> (place % tile.shape[1])[None, :]) & 1
-    there = live[:, None] & (place < width)[None, :]
+    there = live[:, None] & (place < WIDTH)[None, :]
     lost = (bits == 0) & (tl.abs(tile) < float("inf"))
     row = row.to(tl.int64)[:, None]
     tl.store(weight + row * weight_stride + place[None, :], tl.where(lost, 0.0, tile), mask=there)
