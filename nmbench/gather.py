@@ -85,7 +85,7 @@ class Gatherer:
         self.dense_stream.append(stream.detach().clone())  # the block may go on to work in place
 
     def difference(self, dense: list[Tensor], x: Tensor) -> Tensor:
-        """The values of the same tokens in the dense model less `x`, float32. Raises `NMBenchError` if it has others."""
+        """The same tokens in the dense model less `x`, in float32. Raises `NMBenchError` if it has others."""
         y = self.skip.rows(dense.pop(0)) if dense else x[:0]
         if y.shape != x.shape:
             raise NMBenchError(

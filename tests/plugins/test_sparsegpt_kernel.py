@@ -1,4 +1,4 @@
-"""The sweep as a Triton program against its twin in plain torch: in Triton's interpreter, and on a GPU if there is one."""
+"""SparseGPT's sweep as a Triton program against its twin in plain torch: interpreted, and on a GPU if there is one."""
 
 import importlib
 import subprocess
@@ -70,7 +70,7 @@ def root_of(gram: Tensor) -> Tensor:
 def clear(weight: Tensor, root: Tensor, mask: Tensor, pattern: Pattern, columns: int) -> Tensor:
     """Rows where rounding cannot decide: with all weights moved a little, the plain sweep chooses the same mask."""
     moved = weight * (1 + 1e-4 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    return (sweep(moved, root, pattern, columns)[0] == mask).all(dim=1)
+    return (sweep(moved, root, pattern, columns)[0] == mask).all(dim=1)  # [rows]
 
 
 def agree(pattern: Pattern, rows: int, columns: int, block_columns: int, seed: int, kind: str, device: str) -> None:
@@ -165,11 +165,10 @@ def test_infinite_errors_do_not_go_unnoticed():
 
 @on_gpu
 @pytest.mark.usefixtures("compiled")
-@in_pattern
+@pytest.mark.parametrize("pattern", PATTERNS[:3] + [Pattern(4, 8), Pattern(8, 16)], ids=str)
 def test_compiled_program_agrees_with_the_loop(pattern):
     """The same law on a GPU, with whole blocks, a smaller one at the end, and a number of rows that is odd."""
     agree(pattern, 77, 400, 128, 0, "normal", "cuda")
-    agree(pattern, 33, 5 * pattern.group, 128, 1, "normal", "cuda")
 
 
 @on_gpu

@@ -85,7 +85,7 @@ def _highest(values, pivots, KEEP: tl.constexpr):
 
 
 @triton.jit
-def _pruned(tiles, t: tl.constexpr, values, kept, pivots, spread, stride, column, first, WIDTH):
+def _pruned(tiles, t: tl.constexpr, values, kept, pivots, spread, stride, column, first, WIDTH: tl.constexpr):
     """The tiles after pruning the columns `values` of tile t, which begin at its column `first`."""
     TILE: tl.constexpr = tiles[t].shape[1]
     row = t * TILE + first
@@ -110,7 +110,7 @@ def _pruned(tiles, t: tl.constexpr, values, kept, pivots, spread, stride, column
 
 
 @triton.jit
-def _store(weight, mask, tile, kept, row, place, live, WIDTH, weight_stride, mask_stride):
+def _store(weight, mask, tile, kept, row, place, live, WIDTH: tl.constexpr, weight_stride, mask_stride):
     """Write one tile: +0.0 where dropped, unless something is not finite there, which must not go unnoticed."""
     bits = (kept[:, None] >> (place % tile.shape[1])[None, :]) & 1
     there = live[:, None] & (place < WIDTH)[None, :]

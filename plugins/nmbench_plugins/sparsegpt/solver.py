@@ -1,8 +1,8 @@
 """SparseGPT as a solver: the options, dead inputs, and what happens in which order.
 
-H = (2/windows) * sum X^T X, damped. From left to right, each group keeps the N weights of the highest w^2 / [H_F^-1]_cc,
-where F are the columns from the group on; what is dropped is made up for by the columns to its right (arXiv 2301.00774,
-algorithm 1). `factor` and `sweep` tell how.
+H = (2/windows) * sum X^T X, damped. From left to right, each group keeps the N weights of the highest w^2 / U_cc^2,
+where U is the upper Cholesky factor of H^-1; what is dropped is made up for by the columns to its right (arXiv
+2301.00774, algorithm 1). `factor` and `sweep` tell how that is computed.
 """
 
 from __future__ import annotations
