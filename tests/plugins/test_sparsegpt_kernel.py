@@ -165,7 +165,7 @@ def test_infinite_errors_do_not_go_unnoticed():
 
 @on_gpu
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("pattern", PATTERNS[:3] + [Pattern(4, 8), Pattern(8, 16)], ids=str)
+@pytest.mark.parametrize("pattern", [*PATTERNS[:3], Pattern(4, 8), Pattern(8, 16)], ids=str)
 def test_compiled_program_agrees_with_the_loop(pattern):
     """The same law on a GPU, with whole blocks, a smaller one at the end, and a number of rows that is odd."""
     agree(pattern, 77, 400, 128, 0, "normal", "cuda")
