@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
+from nmbench.products import add_gram, add_squares
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class Skip:
     window_tokens: int = 1
 
     def rows(self, values: Tensor) -> Tensor:
-        """Values `[..., width]` of whole windows as float32 `[tokens, width]`. Raises `NMBenchError` for others."""
+        """Values `[..., width]` of whole windows as `[tokens, width]`. Raises `NMBenchError` for others."""
         width = values.shape[-1]
         if self.tokens:
             if values.numel() % (self.window_tokens * width):
                 raise unplaced()
             values = values.reshape(-1, self.window_tokens, width)[:, self.tokens :]
-        return values.detach().reshape(-1, width).float()
+        return values.detach().reshape(-1, width)
 
 
 def unplaced() -> NMBenchError:
@@ -60,11 +61,11 @@ class Gatherer:
         x = self.skip.rows(inputs)
         self.tokens += len(x)
         if self.squares is not None:
-            self.squares += x.square().sum(dim=0)
+            add_squares(self.squares, x)
         if self.gram is not None:
-            self.gram.addmm_(x.t(), x)
+            add_gram(self.gram, x)
         if self.drift is not None:
-            self.drift.addmm_((self.counterpart(self.dense, x) - x).t(), x)
+            self.drift.addmm_(self.difference(self.dense, x).t(), x.float())
         if self.lag is not None:
             self.latest = inputs.detach()
 
@@ -77,21 +78,21 @@ class Gatherer:
         """Take the residual stream that the layer wrote into, given the latest inputs."""
         assert self.lag is not None
         s = self.skip.rows(stream)
-        self.lag.addmm_((self.counterpart(self.dense_stream, s) - s).t(), self.skip.rows(self.latest))
+        self.lag.addmm_(self.difference(self.dense_stream, s).t(), self.skip.rows(self.latest).float())
 
     def add_dense_stream(self, stream: Tensor) -> None:
         """Note the residual stream of the dense model; the next `add_stream` brings the counterpart."""
         self.dense_stream.append(stream.detach().clone())  # the block may go on to work in place
 
-    def counterpart(self, dense: list[Tensor], x: Tensor) -> Tensor:
-        """The values of the same tokens in the dense model, like `x`. Raises `NMBenchError` if it has others."""
+    def difference(self, dense: list[Tensor], x: Tensor) -> Tensor:
+        """The same tokens in the dense model less `x`, in float32. Raises `NMBenchError` if it has others."""
         y = self.skip.rows(dense.pop(0)) if dense else x[:0]
         if y.shape != x.shape:
             raise NMBenchError(
                 f"a layer is given {len(x)} tokens where it is given {len(y)} in the dense model (a mixture of "
                 f"experts?), so there is no drift of its inputs; choose a method, or options, that do not need it."
             )
-        return y
+        return y.float() - x.float()
 
     def finish(self, windows: int, name: str) -> LayerStats:
         """Scale the sums in place, once. Raises `NumericalFailure` for inputs not finite, `NMBenchError` for none."""

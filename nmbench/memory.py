@@ -14,7 +14,7 @@ from nmbench.methods import Stat
 from nmbench.models import Bundle, Layer
 
 FLOAT = 4  # bytes of a float32
-SQUARES = 5  # copies of the Gram matrix that a solver makes: damped, factor, inverse, factor of that, and one to spare
+SQUARES = 5  # copies of the Gram matrix that a solver makes: reversed, factor, root of it, and two to spare
 COPIES = 4  # of a weight in float32 that a solver makes
 GIBIBYTE = 2**30
 

@@ -11,6 +11,7 @@ from nmbench.errors import NMBenchError
 from nmbench.gather import Gatherer, Skip
 from nmbench.methods import Stat
 from nmbench.pattern import Pattern
+from nmbench.products import HALVES, by_conversion, halves_rule
 from nmbench.testing import strategies
 
 BOTH = Stat.INPUT_NORM | Stat.GRAM
@@ -41,6 +42,42 @@ def test_half_precision_inputs_are_summed_in_float32():
     stats = gatherer.finish(1, "a")
     torch.testing.assert_close(stats.input_norm, torch.full((4,), 300.0 * 5000**0.5))
     torch.testing.assert_close(stats.gram, torch.full((4, 4), 2 * 5000 * 300.0**2), rtol=1e-3, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from([torch.float32, *HALVES]))
+def test_sums_on_a_cpu_are_those_of_float32(data, dtype):
+    """Inputs of any type give, bit for bit, the sums of the same inputs turned to float32 first."""
+    x = data.draw(strategies.tensors(Pattern(2, 4), ("normal", "ties"), max_rows=24)).to(dtype)
+    needs = BOTH | Stat.DRIFT
+    ours, plain = (Gatherer(needs, (1, x.shape[1]), x.device) for _ in range(2))
+    for gatherer, values in ((ours, x), (plain, x.float())):
+        gatherer.add_dense(values * 2)
+        gatherer.add(values)
+    gram = torch.zeros(x.shape[1], x.shape[1]).addmm_(x.float().t(), x.float())
+    assert torch.equal(ours.gram, gram)
+    assert torch.equal(ours.squares, x.float().square().sum(dim=0))
+    assert torch.equal(ours.drift, plain.drift)
+
+
+def test_products_of_halves_fall_back_on_conversion():
+    """Where torch has no product of such numbers into float32, as on a CPU, they are converted."""
+    assert halves_rule(CPU, torch.bfloat16) is by_conversion
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_sums_of_halves_on_a_gpu_are_those_of_float32(dtype):
+    """Tensor cores give the sums to float32 accuracy: squares and products of 5,000 tokens, and of none."""
+    x = strategies.values("normal", (5000, 96), 0).to(dtype)
+    x[:, 3] *= 100
+    gatherer = Gatherer(BOTH, (1, 96), torch.device("cuda"))
+    for part in x.cuda().split([3000, 0, 2000]):
+        gatherer.add(part)
+    exact = x.double().T @ x.double()
+    scale = exact.diagonal().sqrt()
+    assert ((gatherer.gram.cpu() - exact) / torch.outer(scale, scale)).abs().max() < 3e-5
+    torch.testing.assert_close(gatherer.squares.cpu(), exact.diagonal().float(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dense", [None, 4])

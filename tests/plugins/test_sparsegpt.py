@@ -17,7 +17,9 @@ from nmbench.pattern import Pattern
 from nmbench.prune import prune_one_shot
 from nmbench.testing import strategies
 from nmbench_plugins.demo import DemoModel, DemoPlays
-from nmbench_plugins.sparsegpt import SparseGPT, cholesky_of_inverse, inverse_factor, sweep, sweep_block
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.sparsegpt.factor import damped_root, inverses, upper_root
+from nmbench_plugins.sparsegpt.sweep import sweep
 from nmbench_plugins.wanda import Wanda
 from reference import one_shot
 
@@ -37,6 +39,10 @@ def problem(pattern: Pattern, rows: int, groups: int, seed: int) -> tuple[Tensor
     x = strategies.values("normal", (4 * columns, columns), seed).double()
     x[:, 1:] += 0.7 * x[:, :-1]
     return strategies.values("normal", (rows, columns), seed + 1).double(), 2 / 4 * x.T @ x
+
+
+def root_of(hessian: Tensor) -> Tensor:
+    return upper_root(hessian, hessian.diagonal())
 
 
 def problems() -> st.SearchStrategy[tuple[Tensor, Tensor, Pattern]]:
@@ -81,23 +87,40 @@ def test_solution_is_strict(data):
 @quick
 @given(problems())
 def test_sweep_is_optimal_brain_surgeon(case):
-    """The sweep through the Cholesky factor does what the paper's formulas do with the inverse of each submatrix."""
+    """The sweep through the root of H does what the paper's formulas do with the inverse of each submatrix."""
     weight, hessian, pattern = case
-    mask, repaired = sweep(weight, cholesky_of_inverse(hessian), pattern, 128)
+    mask, repaired = sweep(weight, root_of(hessian), pattern, 128)
     expected_mask, expected = one_shot.optimal_brain_surgeon(weight, hessian, pattern.keep, pattern.group)
     assert torch.equal(mask, expected_mask)
     torch.testing.assert_close(repaired, expected, rtol=1e-6, atol=1e-8)
 
 
 @quick
-@given(problems())
-def test_errors_add_up_to_the_layer_error(case):
-    """The sum of ((w - q) / U_cc)^2 over the sweep is tr(dW H dW^T), the increase of the layer's quadratic error."""
+@given(problems(), st.sampled_from([7, 128]))
+def test_sweep_is_algorithm_1(case, columns):
+    """Masks and weights are those of the paper's algorithm with U, the upper Cholesky factor of the inverse of H."""
     weight, hessian, pattern = case
-    factor, repaired = cholesky_of_inverse(hessian), weight.clone()
-    errors = sweep_block(repaired, torch.zeros_like(weight, dtype=torch.bool), factor, pattern)
-    change = repaired - weight
+    mask, repaired = sweep(weight, root_of(hessian), pattern, columns)
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    expected, errors = weight.clone(), torch.zeros_like(weight)
+    for c in range(weight.shape[1]):
+        errors[:, c] = torch.where(mask[:, c], 0.0, expected[:, c] / upper[c, c])
+        expected -= torch.outer(errors[:, c], upper[c])
+    torch.testing.assert_close(repaired, expected.masked_fill(~mask, 0.0), rtol=1e-6, atol=1e-8)
+    change = weight - repaired
+    torch.testing.assert_close(change @ root_of(hessian), errors, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(errors.square().sum(), (change @ hessian @ change.T).trace())
+
+
+@quick
+@given(problems())
+def test_sweep_leaves_what_it_is_given(case):
+    """Weight and root are the same after a sweep."""
+    weight, hessian, pattern = case
+    given_weight, root = weight.clone(), root_of(hessian)
+    given_root = root.clone()
+    sweep(weight, root, pattern, 8)
+    assert torch.equal(weight, given_weight) and torch.equal(root, given_root)
 
 
 @quick
@@ -105,9 +128,9 @@ def test_errors_add_up_to_the_layer_error(case):
 def test_block_size_does_not_matter(case, columns):
     """Sweeping in blocks of any width gives the mask and the weights of one sweep over everything."""
     weight, hessian, pattern = case
-    factor = cholesky_of_inverse(hessian)
-    mask, repaired = sweep(weight, factor, pattern, columns)
-    whole_mask, whole = sweep(weight, factor, pattern, 10_000)
+    root = root_of(hessian)
+    mask, repaired = sweep(weight, root, pattern, columns)
+    whole_mask, whole = sweep(weight, root, pattern, 10_000)
     assert torch.equal(mask, whole_mask)
     torch.testing.assert_close(repaired, whole)
 
@@ -193,16 +216,50 @@ def test_all_inputs_dead():
 # Damping
 
 
+def damped(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    return damped_root(hessian, torch.zeros(len(hessian), dtype=torch.bool), damping)
+
+
 @quick
 @given(problems(), st.floats(0, 1))
-def test_factor_is_of_the_damped_inverse(case, damping):
-    """U is upper triangular, and U^T U the inverse of H + damping * mean(diag H)."""
+def test_root_is_of_the_damped_hessian(case, damping):
+    """R is upper triangular, R R^T = H + damping * mean(diag H), and R^-1 is the Cholesky factor of the inverse."""
     _, hessian, _ = case
-    factor, used = inverse_factor(hessian, damping)
-    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian))
+    root, used = damped(hessian, damping)
+    wanted = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian))
     assert used == damping
-    assert torch.equal(factor, factor.triu())
-    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(len(hessian), dtype=torch.float64))
+    assert torch.equal(root, root.triu())
+    torch.testing.assert_close(root @ root.T, wanted)
+    factor = torch.linalg.cholesky(torch.linalg.inv(wanted), upper=True)
+    torch.testing.assert_close(torch.linalg.inv(root), factor)
+
+
+@quick
+@given(problems(), st.integers(1, 60))
+def test_inverses_are_blocks_of_the_whole_inverse(case, width):
+    """Blocks on the diagonal of R are inverted as R is, and what a last block lacks is filled up with the identity."""
+    root = root_of(case[1])
+    columns = len(root)
+    whole = torch.block_diag(torch.linalg.inv(root), torch.eye(-columns % width))
+    blocks = inverses(root, width)
+    assert torch.equal(blocks, blocks.triu())
+    for block, start in zip(blocks, range(0, columns, width), strict=True):
+        square = slice(start, start + width)
+        torch.testing.assert_close(block, whole[square, square])
+
+
+@quick
+@given(seeds, st.sampled_from([3, 30, 300]))
+def test_root_in_float32_is_as_good_as_inversion(seed, tokens):
+    """In float32, R^-1 is as near to the exact factor of H^-1 as the factor of an explicit inverse is (or 1e-5)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
+    hessian = x.T @ x
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(48)
+    exact = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True)
+    explicit = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    (ours,) = inverses(root_of(hessian), 48)
+    assert (ours - exact).norm() <= max(2 * (explicit - exact).norm(), 1e-5 * exact.norm())
 
 
 def test_damping_is_raised_with_a_note():
@@ -217,7 +274,7 @@ def test_damping_is_raised_with_a_note():
 def test_damping_is_raised_tenfold():
     """Damping grows by ten at a time, and stays where the first factor exists."""
     gram = torch.tensor([[1.0, 1.05], [1.05, 1.0]])  # positive definite from 0.05 on
-    _, damping = inverse_factor(gram, 0.003)
+    _, damping = damped(gram, 0.003)
     assert damping == pytest.approx(0.3)
 
 
@@ -291,23 +348,59 @@ def parts(bundle: Bundle, sequential: bool) -> list[list[str]]:
 
 
 def agree(make, windows: Tensor, name: str, pattern: Pattern) -> None:
-    """Masks are, bit for bit, those of plain code, and repaired weights agree to rounding."""
+    """Layer by layer, masks and repaired weights are those of plain code that is given the same inputs.
+
+    Wanda's bit for bit. SparseGPT is factored in another way than the paper's, so that rounding may decide a near-tie
+    otherwise, which changes the rest of the row; the plain model goes on with nmbench's weights, so that this is all.
+    """
     bundle, plain = make(), make().model
     method, rule = METHODS[name]
     patterns = dict.fromkeys(bundle.layers, pattern)
     pruned = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it", Cost())
-    masks = one_shot.prune(plain, parts(bundle, method.sequential), windows, pattern.keep, pattern.group, rule)
+    blocks = parts(bundle, method.sequential)
+    names = iter([layer for block in blocks for layer in block])
+
+    def compared(weight: Tensor, x: Tensor, keep: int, group: int) -> tuple[Tensor, Tensor]:
+        layer = next(names)
+        ours = pruned.layers[layer]
+        mask, repaired = rule(weight.clone(), x, keep, group)
+        if not isinstance(method, Solver):
+            assert torch.equal(ours.mask, mask), layer
+            return mask, repaired
+        same = (ours.mask == mask).all(dim=1)
+        assert same.float().mean() > 0.97, layer
+        torch.testing.assert_close(ours.weight[same], repaired[same], rtol=1e-3, atol=1e-4)
+        assert same.all() or near_ties(weight[~same], x, ours.mask[~same], mask[~same], pattern), layer
+        return ours.mask, ours.weight
+
+    masks = one_shot.prune(plain, blocks, windows, pattern.keep, pattern.group, compared)
     assert masks.keys() == pruned.masks.keys()
-    for layer, mask in masks.items():
-        assert torch.equal(pruned.masks[layer], mask), layer
-        if isinstance(method, Solver):
-            torch.testing.assert_close(pruned.layers[layer].weight, plain.get_submodule(layer).weight.detach())
+
+
+def near_ties(weight: Tensor, x: Tensor, ours: Tensor, theirs: Tensor, pattern: Pattern) -> bool:
+    """Whether in the first group of a row that differs, scores in float64 say that either choice is as good."""
+    flat = x.flatten(0, 1).double()
+    hessian = flat.T @ flat * (2 / len(x))
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    work, score = weight.double(), torch.zeros_like(weight).double()
+    for c in range(work.shape[1]):  # the paper's algorithm 1 with our mask
+        if c % pattern.group == 0:
+            group = slice(c, c + pattern.group)
+            score[:, group] = work[:, group].abs() / upper.diagonal()[group]
+        work -= torch.outer(torch.where(ours[:, c], 0.0, work[:, c] / upper[c, c]), upper[c])
+    swapped = pattern.groups(ours ^ theirs)  # [rows, groups, group]
+    first = swapped.any(dim=-1).int().argmax(dim=-1)  # [rows]; equal ones: the first
+    rows = torch.arange(len(first))
+    swapped, scores = swapped[rows, first], pattern.groups(score)[rows, first]  # [rows, group]
+    largest, smallest = scores.where(swapped, -torch.inf).amax(-1), scores.where(swapped, torch.inf).amin(-1)
+    return bool((largest <= smallest * (1 + 1e-3)).all())
 
 
 @methods
 @pytest.mark.parametrize("pattern", [Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16)], ids=str)
 def test_agreement_on_the_demo(pattern, name):
-    """On the demo model and its text, masks and weights equal an independent implementation."""
+    """On the demo model and its text, masks and weights are those of an independent implementation."""
     agree(demo, text(), name, pattern)
 
 

@@ -1,0 +1,64 @@
+"""Sums over tokens of squares and products of inputs, in float32, by the fastest way that the device has.
+
+A product of two bfloat16 or two float16 numbers is exact in float32. The tensor cores of NVIDIA GPUs multiply such
+numbers and add the products up in float32, so that inputs of those types are not turned to float32 first, which would
+leave the product to the much slower float32 units. Sums are in float32 all the while: the flags of torch that allow
+reduced-precision reductions speak of results in bfloat16 or float16, and TF32 is about float32 inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def add_squares(sums: Tensor, x: Tensor) -> None:
+    """Add the sum of squares of every column of `x` `[tokens, in]`, of any float dtype, to `sums` `[in]` float32."""
+    if x.is_cuda and x.dtype in HALVES:
+        sums += torch.linalg.vector_norm(x, dim=0, dtype=torch.float32).square()  # converts as it reads
+    else:
+        sums += x.float().square().sum(dim=0)
+
+
+def add_gram(gram: Tensor, x: Tensor) -> None:
+    """Add x^T x to `gram` `[in, in]` float32; `x` `[tokens, in]` of any float dtype."""
+    if x.is_cuda and x.dtype in HALVES and len(x):
+        halves_rule(x.device, x.dtype)(gram, x)
+    else:
+        by_conversion(gram, x)
+
+
+@functools.cache
+def halves_rule(device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
+    """The first rule that gives the right sum there; releases of torch differ in what they take."""
+    x = torch.ones(32, 32, dtype=dtype, device=device)
+    for rule in (in_place, by_sum):
+        gram = torch.ones(32, 32, device=device)
+        try:
+            rule(gram, x)
+        except (RuntimeError, TypeError):  # that is how torch says that it cannot
+            continue
+        if bool((gram == 33).all()):
+            return rule
+    return by_conversion
+
+
+def in_place(gram: Tensor, x: Tensor) -> None:
+    """One product that adds as it writes; a float32 addend is taken by later releases only."""
+    torch.addmm(gram, x.t(), x, out_dtype=torch.float32, out=gram)
+
+
+def by_sum(gram: Tensor, x: Tensor) -> None:
+    """A product into float32, and a sum; torch 2.8 and later."""
+    gram += torch.mm(x.t(), x, out_dtype=torch.float32)
+
+
+def by_conversion(gram: Tensor, x: Tensor) -> None:
+    """A float32 product."""
+    x = x.float()
+    gram.addmm_(x.t(), x)
