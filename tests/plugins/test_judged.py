@@ -154,6 +154,25 @@ def test_the_unseen_half_has_the_last_word(monkeypatch, holds):
         assert float(asked[0][0].mean()) == pytest.approx(loss(task, masks, unseen), abs=1e-6)
 
 
+def test_no_proposal_is_judged_twice(monkeypatch):
+    """A proposal equal to another aim's, or to the present mask, costs no tokens; the first of equals is taken."""
+    propose = Course.proposals
+
+    def doubled(run: Course, name: str, stats: LayerStats) -> list[Tensor]:
+        first, second = propose(run, name, stats)[:2]
+        return [run.masks[name], first, first.clone(), second, first.clone()]
+
+    found = {}
+    for many in (False, True):
+        if many:
+            monkeypatch.setattr(Course, "proposals", doubled)
+        task = make()
+        aims = "0/0, 0.3/0.3, 1/1, -1/-1, 2/2" if many else "0/0, 0.3/0.3"
+        found[many] = SwapsJudged(rounds=1, aims=aims, tolerance=9.0, **FEW).learn(task), task.cost.forward_tokens
+    assert all(torch.equal(mask, found[True][0][name]) for name, mask in found[False][0].items())
+    assert found[True][1] == found[False][1]
+
+
 class Stop(BaseException):
     """Stands for Ctrl-C."""
 

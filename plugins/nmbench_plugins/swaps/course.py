@@ -137,14 +137,17 @@ class Course:
     def decide(self, step: Step, judge: Judge) -> None:
         """Take the best proposal for these layers, if it is clearly better than what they have now."""
         proposals = {layer.name: self.proposals(layer.name, step.stats[layer.name]) for layer in step.layers}
+        known = [{name: self.masks[name] for name in proposals}]  # their losses need not be asked for again
         trials = []
         for number, aim in enumerate(self.aims):
             masks = {name: masks[number] for name, masks in proposals.items()}
-            if any(not torch.equal(mask, self.masks[name]) for name, mask in masks.items()):
-                self.live.apply(masks)
-                losses = judge.losses()
-                if losses.isfinite().all():
-                    trials.append(Trial(aim, masks, losses))
+            if any(equal(masks, other) for other in known):
+                continue
+            known.append(masks)
+            self.live.apply(masks)
+            losses = judge.losses()
+            if losses.isfinite().all():
+                trials.append(Trial(aim, masks, losses))
         best = min(trials, key=lambda trial: float(trial.losses.mean()), default=None)
         if best is not None and judge.prefers(best.losses, self.method.margin):
             nats = float((best.losses - judge.present).mean())
@@ -222,3 +225,8 @@ class Course:
             **self.few.notes,
         )
         return masks
+
+
+def equal(masks: Masks, others: Masks) -> bool:
+    """Whether masks of the same layers are the same."""
+    return all(torch.equal(mask, others[name]) for name, mask in masks.items())
