@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nmbench import selection
 from nmbench.compare import Confirmation
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.evaluate import window_losses
@@ -143,7 +144,7 @@ def test_the_unseen_half_has_the_last_word(monkeypatch, holds):
         asked.append((losses, reference))
         return Confirmation(0.0, 0.0 if holds else 1.0, tolerance, len(losses))
 
-    monkeypatch.setattr(course, "not_worse", verdict)
+    monkeypatch.setattr(selection, "not_worse", verdict)
     task = make()
     masks = SwapsJudged(rounds=1, **EVERYTHING).learn(task)
     assert task.notes["returned"] == ("judged" if holds else "initial")
