@@ -335,6 +335,38 @@ def test_changed_code_is_other_work(nmbench, small, records, tmp_path):
     assert first["content"]["code"] != second["content"]["code"]
 
 
+def test_a_plugin_file_is_found_from_anywhere(nmbench, small, records, tmp_path, monkeypatch):
+    """A file that was named from its own folder is found when the run is repeated from another; where it lies is in no
+    digest, so that a copy of it in another folder makes the same rows.
+    """
+    (tmp_path / "mine.py").write_text(MINE.replace("{sign}", ""))
+    flags = [*small[: small.index("--set")], "--method", "mine"]
+    assert nmbench("run", *flags, "--plugin", "mine.py", "--out", "out").exit_code == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = nmbench("run", "--config", "../out/spec.toml", "--out", "again")
+    assert again.exit_code == 0, again.output
+    (elsewhere / "mine.py").write_text(MINE.replace("{sign}", ""))
+    assert nmbench("run", *flags, "--plugin", "mine.py", "--out", "copy").exit_code == 0
+    rows = [records(folder) for folder in (tmp_path / "out", elsewhere / "again", elsewhere / "copy")]
+    for name in ("job_digest", "spec_digest", "protocol_digest"):
+        assert len({tuple(row[name] for row in found) for found in rows}) == 1, name
+
+
+@pytest.mark.parametrize("texts_of", [("mask_only", "yes", "true", "1"), ("damping", "0.01", "1e-2", ".010")])
+def test_equal_options_are_equal_jobs(nmbench, small, records, tmp_path, texts_of):
+    """However a value is written, it is the same value: the run directory takes it, and nothing is done again."""
+    name, *written = texts_of
+    for text in written:
+        flags = [*small[: small.index("--set")], "--method", "mask=sparsegpt", "--set", f"mask.{name}={text}"]
+        result = nmbench("run", *flags, "--out", "out")
+        assert result.exit_code == 0, result.output
+    assert [row["label"] for row in records(tmp_path / "out")] == ["dense", "mask"]
+    spec = RunSpec.from_dict(read_toml(tmp_path / "out" / "spec.toml"))
+    assert spec.methods[0].options == {name: True if name == "mask_only" else 0.01}
+
+
 def test_a_broken_file_is_told_at_once(nmbench, small, tmp_path):
     """A plugin file that fails stops nobody else, but whoever named it reads of it, with stage and reason."""
     (tmp_path / "broken.py").write_text("def 7\n")
