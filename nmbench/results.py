@@ -60,6 +60,12 @@ class Results:
 
         return details(self.records)
 
+    def protocol(self) -> list[str]:
+        """One line for every run: model, patterns, metrics, calibration, seeds, device and versions."""
+        from nmbench.protocol import protocol_lines
+
+        return protocol_lines(self)
+
     def table(self) -> pandas.DataFrame:
         """One row per job, every figure as text: what the terminal shows."""
         from nmbench.table import rows

@@ -92,6 +92,17 @@ def test_reports_hold_the_same_numbers(done, records):
     assert done[0].output.split("\n\n")[1].splitlines()[1] in (done[1] / "report.md").read_text(encoding="utf-8")
 
 
+def test_a_copied_report_explains_itself(done, records):
+    """report.md says what its table was made with: model, pattern, metric, calibration, seed, sizes, versions."""
+    first, *_ = (done[1] / "report.md").read_text(encoding="utf-8").splitlines()
+    row = records(done[1])[-1]
+    (metric,) = row["metrics"]
+    words = [f"protocol {row['protocol_digest']}", "model tiny:llama", "patterns 2:4", f"metrics {metric}"]
+    words += [f"calibration {row['calibration']}", "seeds 0", "statistics from 4 windows of 64 tokens"]
+    words += [f"{name} {value}" for name, value in row["environment"].items()]
+    assert [word for word in words if word not in first] == []
+
+
 def test_the_report_command_prints_the_table_again(done, nmbench, tmp_path):
     """`nmbench report DIR` needs no model, and writes the formats asked for."""
     result = nmbench("report", "out", "--format", "json", "--format", "csv", "--out", tmp_path)
