@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from nmbench.registry import Register as Register
     from nmbench.results import Results as Results
     from nmbench.results import load_results as load_results
+    from nmbench.selection import Selection as Selection
     from nmbench.sources import Dataset as Dataset
     from nmbench.sources import Metric as Metric
     from nmbench.sources import ModelSource as ModelSource
@@ -71,6 +72,7 @@ HOMES = {
     "plugins": ("load_plugins",),
     "registry": ("Register",),
     "results": ("Results", "load_results"),
+    "selection": ("Selection",),
     "sources": ("Dataset", "Metric", "ModelSource", "Reporter", "WindowMetric"),
     "spec": ("Defaults", "MethodSpec", "RunSpec"),
     "table": ("render",),

@@ -158,13 +158,14 @@ def place(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torc
 
 
 def planned(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torch.device, streamed: bool) -> Estimate:
-    """The device memory that the one-shot methods among `methods` will need."""
+    """The device memory that `methods` will need."""
     needs = Stat.NONE
     for method in methods:
         needs |= method.needs if isinstance(method, Baseline) else Stat.NONE
     full = spec.resolved(bundle.defaults)
     windows, window_tokens = given(full.windows), given(full.window_tokens)
-    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, BATCH_TOKENS)
+    learners = [method for method in methods if isinstance(method, MaskLearner)]
+    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, BATCH_TOKENS, learners)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
     write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
     names = ("records.jsonl", "report.csv", "report.md", "masks", "losses", "errors")
     there = [name for name in names if (results.directories[0] / name).exists()]
-    click.echo(f"\n{render(results)}\n\n{results.directories[0]}: {', '.join(there)}")
+    click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(there)}")
     if any(record["status"] != "ok" for record in results.asked):
         sys.exit(1)
 
@@ -205,7 +206,7 @@ def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None
 
     results, plugins = load_results(*directories), load_plugins(plugin_files)
     tell_broken_files(plugins)
-    click.echo(render(results))
+    click.echo(render(results, terminal_width()))
     for path in write_reports(plugins, results, out or directories[0], formats):
         click.echo(f"wrote {path}")
 
@@ -244,6 +245,11 @@ def new_plugin_command(name: str, kind: str, out: Path) -> None:
     folder = out / f"nmbench-{name}"
     click.echo("\n".join(f"wrote {path}" for path in files))
     click.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nmbench methods {name}")
+
+
+def terminal_width() -> int | None:
+    """How many columns the terminal has; None where the output goes elsewhere, and nothing may be left out of it."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def tell_broken_files(plugins: Plugins) -> None:

@@ -36,10 +36,10 @@ class PluginError(NMBenchError):
     """A plugin that failed at a named stage; keeps the original exception as its cause."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], question: str = "Did you mean") -> str:
     """Return " Did you mean 'x'?" for the nearest known name, or nothing."""
     near = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return f" {question} {near[0]!r}?" if near else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UnknownName:

@@ -11,7 +11,7 @@ results.table()     one row per job, as text: what the terminal shows
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nmbench.pareto import COSTS, pareto, row_key
@@ -87,7 +87,18 @@ def tidy(records: Sequence[Record]) -> pandas.DataFrame:
         for record in records
         for name, figures in record["metrics"].items()
     ]
-    return pandas.DataFrame(lines, columns=list(TIDY))
+    return with_whole_counts(pandas.DataFrame(lines, columns=list(TIDY)), lines)
+
+
+def with_whole_counts(frame: pandas.DataFrame, lines: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """The frame made of `lines`, its counts whole numbers, which pandas makes floats where one is missing."""
+    import pandas
+
+    for name in frame.columns:
+        values = [line.get(name) for line in lines]
+        if {type(value) for value in values} == {int, type(None)}:
+            frame[name] = pandas.array(values, dtype="Int64")
+    return frame
 
 
 def job_fields(record: Record, fronts: Mapping[tuple[Any, ...], list[str]]) -> dict[str, Any]:
@@ -106,17 +117,23 @@ def wide(records: Sequence[Record]) -> pandas.DataFrame:
     import pandas
 
     fronts = pareto(records)
-    flat = []
+    lines = []
     for record in records:
         on = fronts.get(row_key(record))
-        flat.append(
-            {
-                **{name: content for name, content in record.items() if name != "metrics"},
-                **metric_columns(record),
-                **{f"pareto.{kind}": None if on is None else kind in on for kind in COSTS},
-            }
-        )
-    return pandas.json_normalize(flat)
+        fields = {name: content for name, content in record.items() if name != "metrics"}
+        fields |= metric_columns(record)
+        fields |= {f"pareto.{kind}": None if on is None else kind in on for kind in COSTS}
+        lines.append(dict(dotted(fields)))
+    return with_whole_counts(pandas.DataFrame(lines), lines)
+
+
+def dotted(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested fields under names such as `seconds.prune`; an empty table has none."""
+    for name, content in fields.items():
+        if isinstance(content, Mapping):
+            yield from dotted(content, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", content
 
 
 def metric_columns(record: Record) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def nmbench_register_reporters(register: Register) -> None:
 @hookspec
 def nmbench_run_started(spec: RunSpec, memory: Estimate) -> None:
     """Once, when a run begins, after the model is loaded and before the first job; `spec` is fully resolved, `memory`
-    the device memory that its one-shot methods are estimated to need.
+    the device memory that its methods are estimated to need.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 from nmbench.code import code_of
 from nmbench.errors import NMBenchError
 from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
-from nmbench.options import PRESET, build, resolved
+from nmbench.options import PRESET, build, resolved, typed
 from nmbench.pattern import Pattern
 from nmbench.plugins import Plugins
 from nmbench.spec import DENSE, RunSpec, digest
@@ -60,6 +61,17 @@ class Job:
     def title(self) -> str:
         """Names the job to people: `maskpro 2:4 seed 0`."""
         return self.label if self.pattern is None else f"{self.label} {self.pattern} seed {self.seed}"
+
+
+def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
+    """`spec` with the options of its methods as values, not as the text they were given in: equal values make equal
+    runs. Raises `NMBenchError` for an unknown method or option.
+    """
+    methods = []
+    for asked in spec.methods:
+        cls = plugins.lookup(plugins.registries.methods, asked.name)
+        methods.append(dataclasses.replace(asked, options=typed(cls, asked.options, asked.label)))
+    return dataclasses.replace(spec, methods=tuple(methods))
 
 
 def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:

@@ -1,16 +1,19 @@
-"""How much device memory a walk will need at most, estimated before it starts.
+"""How much device memory a walk will need at most, and a mask learner at least, estimated before they start.
 
-Counted are weights, hidden states, the statistics of one block, and what the largest layer needs to be run and to be
-pruned. Attention is taken to need no memory that grows with the square of a window.
+Counted of a walk are weights, hidden states, the statistics of one block, and what the largest layer needs to be run
+and to be pruned. Attention is taken to need no memory that grows with the square of a window. Of a learner only what it
+holds all the time is known: the model's weights, and what it says of itself.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from nmbench.methods import Stat
+from nmbench.methods import MaskLearner, Stat
 from nmbench.models import Bundle, Layer
 
 FLOAT = 4  # bytes of a float32
@@ -20,8 +23,26 @@ GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
+class Learning:
+    """Bytes that a mask learner holds all the time: the model's `weights`, and its `own`, None if it does not say."""
+
+    name: str
+    weights: int
+    own: int | None
+
+    def __str__(self) -> str:
+        least = (self.weights + (self.own or 0)) / GIBIBYTE
+        own = "" if self.own is None else f", its own {self.own / GIBIBYTE:.1f}"
+        missing = "activations" if self.own is not None else "what it holds itself, and activations,"
+        known = f"weights {self.weights / GIBIBYTE:.1f}{own}"
+        return f"{self.name}: at least about {least:.1f} GiB ({known}), {missing} not included"
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Bytes on the device `device`, at most, by what they are for; `streamed`: blocks come from the host."""
+    """Bytes on the device `device`, at most, by what they are for; `streamed`: blocks come from the host. `learning`
+    is for mask learners, apart from the rest.
+    """
 
     device: str
     streamed: bool
@@ -29,16 +50,19 @@ class Estimate:
     hidden: int
     statistics: int
     working: int
+    learning: tuple[Learning, ...] = ()
 
     @property
     def peak(self) -> int:
+        """That of a walk."""
         return self.weights + self.hidden + self.statistics + self.working
 
     def __str__(self) -> str:
         parts = ("weights", "hidden", "statistics", "working")
         listed = ", ".join(f"{name} {getattr(self, name) / GIBIBYTE:.1f}" for name in parts)
         how = "blocks come from the host one by one" if self.streamed else "the whole model is there"
-        return f"{self.device}: at most about {self.peak / GIBIBYTE:.1f} GiB for one-shot pruning ({listed}); {how}"
+        walk = f"{self.device}: at most about {self.peak / GIBIBYTE:.1f} GiB for one-shot pruning ({listed}); {how}"
+        return "; ".join([walk, *map(str, self.learning)])
 
 
 def estimate(
@@ -49,8 +73,11 @@ def estimate(
     device: str,
     streamed: bool,
     batch_tokens: int,
+    learners: Sequence[MaskLearner] = (),
 ) -> Estimate:
-    """The estimate for a walk over `windows` windows, `batch_tokens` tokens at a time, on the device so called."""
+    """The estimate for a walk over `windows` windows, `batch_tokens` tokens at a time, on the device so called, and for
+    mask learners.
+    """
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
     outside = bytes_of(bundle.model) - inside
@@ -70,7 +97,15 @@ def estimate(
         hidden=0 if streamed else tokens * width * size * (1 + beside) + tokens * width * size,
         statistics=max(sum(statistics(layer, needs) for layer in layers) for layers in block_layers),
         working=max(run, solve),
+        learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),
     )
+
+
+def learning(method: MaskLearner, bundle: Bundle) -> Learning:
+    """The estimate for one learner."""
+    each = method.bytes_per_weight(bundle.dtype.itemsize)
+    count = sum(math.prod(layer.shape) for layer in bundle.layers.values())
+    return Learning(type(method).__name__, bytes_of(bundle.model), None if each is None else round(each * count))
 
 
 def bytes_of(module: nn.Module) -> int:

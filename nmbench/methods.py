@@ -171,6 +171,12 @@ class MaskLearner(Method):
 
     init: str = option("wanda", "registered one-shot method whose mask, on the dense weights, is the starting point")
 
+    def bytes_per_weight(self, itemsize: int) -> float | None:
+        """What learning holds on the device for every prunable weight, besides the model, whose weights have `itemsize`
+        bytes each: dense copies, logits, masks. None: the user is told that it is not known.
+        """
+        return None
+
     def learn(self, task: LearnTask) -> Mapping[str, Tensor]:
         """Return one bool mask `[out, in]` for every name in `task.layers`."""
         raise NotImplementedError

@@ -75,6 +75,15 @@ def resolved(method: Any) -> dict[str, Any]:
     return dataclasses.asdict(method)
 
 
+def typed(cls: type, given: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """The options `given` (text or values) as values, so that `yes` and `true` are the same; none stays text, which
+    TOML can hold. Raises `NMBenchError` as `build` does.
+    """
+    method: Any = build(cls, given, label)
+    values = {name: value if name == PRESET else getattr(method, name) for name, value in given.items()}
+    return {name: "none" if value is None else value for name, value in values.items()}
+
+
 def convert(value: Any, hint: Any, info: OptionInfo, label: str) -> Any:
     """Read one option value as the type its field is annotated with."""
     try:

@@ -27,6 +27,10 @@ BASES = {
     "nmbench_register_metrics": ("nmbench.sources", ("Metric",)),
     "nmbench_register_reporters": ("nmbench.sources", ("Reporter",)),
 }
+WORK = {  # the method that does the work of a class
+    **{"Scorer": "score", "Solver": "solve", "Refiner": "refine", "MaskSource": "bring", "MaskLearner": "learn"},
+    **{"ModelSource": "load", "Dataset": "texts", "Metric": "measure", "Reporter": "write"},
+}
 FORBIDDEN = ("hookwrapper", "wrapper", "tryfirst", "trylast")
 
 
@@ -91,6 +95,19 @@ def check_object(hook: str, name: str, obj: Any) -> None:
     required = [f.name for f in dataclass_fields(obj) if f.init and no_default(f)]
     if required:
         raise PluginError(f"option {required[0]!r} of {name!r} needs a default value.")
+    check_work(name, obj, next(base for base in bases if issubclass(obj, base)))
+
+
+def check_work(name: str, cls: type, base: type) -> None:
+    """Raise `PluginError` for a class without the method that does its work, such as `scores` for `score`."""
+    wanted = WORK[base.__name__]
+    if getattr(cls, wanted) is not getattr(base, wanted):
+        return
+    own = [key for key, value in inspect.getmembers(cls, callable) if not hasattr(base, key)]
+    raise PluginError(
+        f"class {cls.__name__} of {name!r} has no method {wanted!r}, which every nmbench.{base.__name__} needs."
+        f"{did_you_mean(wanted, own, 'Is it what you call')}"
+    )
 
 
 OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may stand for

@@ -18,6 +18,7 @@ import filelock
 import tomli_w
 
 from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.options import read
 from nmbench.spec import MethodSpec, RunSpec, read_toml
 from nmbench.store import cannot_write, write_atomic
 
@@ -58,6 +59,12 @@ class Results:
         from nmbench.frames import details
 
         return details(self.records)
+
+    def protocol(self) -> list[str]:
+        """One line for every run: model, patterns, metrics, calibration, seeds, device and versions."""
+        from nmbench.protocol import protocol_lines
+
+        return protocol_lines(self)
 
     def table(self) -> pandas.DataFrame:
         """One row per job, every figure as text: what the terminal shows."""
@@ -242,7 +249,7 @@ def merged(earlier: RunSpec, spec: RunSpec, where: Path, recorded: Collection[st
         before = known.setdefault(method.label, method)
         if method.label not in recorded:
             known[method.label] = method
-        elif (before.name, text(before.options)) != (method.name, text(method.options)):
+        elif before.name != method.name or not same(before.options, method.options):
             differences.append(
                 f"label {method.label!r} was {described(before)}, now {described(method)} (a label of its own, as "
                 f"--method {method.label}2={method.name} --set {method.label}2.OPTION=VALUE, adds a row instead)"
@@ -264,9 +271,20 @@ def described(method: MethodSpec) -> str:
     return f"{method.name} with {listed or 'default options'}"
 
 
-def text(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options as the command line would give them, so that 500 and "500" are the same."""
-    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
+def same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether options are the same, be they values or the text of them: 500 and "500", true and "yes"."""
+    return before.keys() == now.keys() and all(alike(before[name], now[name]) for name in now)
+
+
+def alike(before: Any, now: Any) -> bool:
+    """Whether an option's value, perhaps as text, is that of another time."""
+    if type(before) is type(now):
+        return bool(before == now)
+    kind = type(before) if isinstance(now, str) else type(now)
+    try:
+        return bool(read(before, kind) == read(now, kind))
+    except ValueError:
+        return False
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from nmbench.dense import DenseTwin
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.evaluate import DenseSubject, Subject, measure_all
 from nmbench.intact import check_intact, is_intact, renewed
-from nmbench.jobs import Job, check_supported, contenders, jobs, lineage
+from nmbench.jobs import Job, check_supported, contenders, jobs, lineage, with_typed_options
 from nmbench.learn import LearnTask
 from nmbench.meter import Cost, Meter
 from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Method, Pruned, PrunedModel
@@ -46,6 +46,7 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
     """
     plugins = plugins or load_plugins(spec.plugins)
     check_names(spec, plugins)
+    spec = with_typed_options(spec, plugins)
     methods = contenders(spec, plugins)
     check_supported(methods, spec)
     used = [c.method for contender in methods for c in lineage(contender)]

@@ -112,7 +112,7 @@ class RunSpec:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
 
     def resolved(self, defaults: Defaults) -> RunSpec:
-        """Fill in what the user left open."""
+        """Fill in what the user left open; files of plugins are named so that they are found from any folder."""
         windows = self.windows or defaults.windows
         window_tokens = self.window_tokens or defaults.window_tokens
         dtype = self.dtype or defaults.dtype
@@ -127,6 +127,7 @@ class RunSpec:
             metrics=self.metrics or defaults.metrics,
             dtype=dtype,
             eval_dtype=self.eval_dtype or dtype,
+            plugins=tuple(dict.fromkeys(str(Path(file).resolve()) for file in self.plugins)),
         )
 
     def protocol(self) -> dict[str, Any]:
@@ -175,8 +176,13 @@ class RunSpec:
 
     @property
     def digest(self) -> str:
-        """Names the run; the order of keys does not matter, but for `pattern_for`, where the last match counts."""
-        return digest({**self.to_dict(), "pattern_for": [(glob, str(pattern)) for glob, pattern in self.pattern_for]})
+        """Names the run; the order of keys does not matter, but for `pattern_for`, where the last match counts.
+
+        Nor does it matter in which folder a plugin's file lies.
+        """
+        patterns = [(glob, str(pattern)) for glob, pattern in self.pattern_for]
+        plugins = [Path(file).name for file in self.plugins]
+        return digest({**self.to_dict(), "pattern_for": patterns, "plugins": plugins})
 
     @property
     def protocol_digest(self) -> str:

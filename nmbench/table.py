@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nmbench.narrow import fitted
 from nmbench.pareto import cost_of, pareto, quality, row_key
 from nmbench.results import Record, Results
 from nmbench.spec import DENSE
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 MEBIBYTE = 2**20
 
 
-def render(results: Results) -> str:
-    """The whole text for a terminal: one row per job, means over seeds, rankings, failures."""
-    parts = [rows(results.records).to_string(index=False)]
+def render(results: Results, width: int | None = None) -> str:
+    """The whole text for a terminal: one row per job, means over seeds, rankings, failures.
+
+    Of tables wider than `width` columns the least important columns are left out; None: nothing is.
+    """
+    parts = [fitted(rows(results.records), width)]
     if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
-        parts.append("Mean over seeds (± standard deviation)\n" + means(results).to_string(index=False))
+        parts.append("Mean over seeds (± standard deviation)\n" + fitted(means(results), width))
     parts += [text for text in (comparisons(results), fallbacks(results.records), failures(results.records)) if text]
     return "\n\n".join(parts)
 

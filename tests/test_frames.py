@@ -1,5 +1,7 @@
 """Laws of the pandas frames: every figure of the records is in them once, under a column that is documented."""
 
+import csv
+
 import pandas
 import pytest
 
@@ -44,6 +46,25 @@ def test_every_column_is_documented(done):
     assert describe("nonsense") is None
     plain = [name for name in WIDE if "*" not in name and name not in ("directory", "error", "traceback")]
     assert [name for name in plain if name not in frame.columns] in ([], ["proof", "coverage"])
+
+
+def test_counts_are_whole_numbers(nmbench, small, tmp_path):
+    """In the CSV tokens, seeds, bytes and groups are written as whole numbers, and what is missing is empty, also where
+    a row failed; figures with a fraction are as they were.
+    """
+    flags = [*small[: small.index("--set")], "--method", "wanda", "--method", "bad=swaps", "--set"]
+    assert nmbench("run", *flags, "bad.skip_tokens=999", "--out", "out").exit_code == 1
+    with (tmp_path / "out" / "report.csv").open(encoding="utf-8", newline="") as file:
+        dense, wanda, bad = csv.DictReader(file)
+    results = load_results(tmp_path / "out")
+    (metric,) = results.records[0]["metrics"]
+    counts = ["seed", "cost.forward_tokens", "peak_bytes.host", "proof.groups", "coverage.layers", f"{metric}.n"]
+    for name in counts:
+        assert all(row[name] == "" or row[name].isdigit() for row in (dense, wanda, bad)), name
+        assert wanda[name], name
+    assert (dense["seed"], bad["seed"], bad["cost.forward_tokens"], bad["peak_bytes.device"]) == ("", "0", "", "")
+    assert float(wanda[metric]) == results.records[1]["metrics"][metric]["value"]
+    assert results.tidy()["seed"].tolist() == [pandas.NA, 0]
 
 
 def test_details_hold_every_layer(done):

@@ -1,6 +1,7 @@
 """Laws of the estimate of device memory."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +9,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nmbench.memory import GIBIBYTE, Estimate, bytes_of, estimate
+from nmbench.learn import LearnTask
+from nmbench.memory import GIBIBYTE, Estimate, Learning, bytes_of, estimate
 from nmbench.meter import Cost
-from nmbench.methods import Stat
+from nmbench.methods import MaskLearner, Stat
 from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.progress import ProgressPrinter
 from nmbench.prune import prune_one_shot
+from nmbench.store import MemoryCheckpoints
+from nmbench_plugins.maskpro.learner import MaskPro
 from nmbench_plugins.sparsegpt import SparseGPT
-from nmbench_plugins.swaps import Swaps
+from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 from nmbench_plugins.wanda import Wanda
 
@@ -115,6 +119,39 @@ def test_what_is_used_stays_below(method, size):
     assert live.peak < besides < 4 * live.peak
 
 
+class Silent(MaskLearner):
+    """A learner that does not say what it holds."""
+
+
+def test_learners_are_in_it():
+    """A learner needs the whole model and what it says of itself for every prunable weight; silence is told."""
+    bundle = TinyModel().load("llama")
+    count = sum(layer.read().numel() for layer in bundle.layers.values())
+    learners = [MaskPro(), MaskPro(steps=3), MaskPro(engine="torch"), SwapsJudged(), Silent()]
+    found = estimate(bundle, Stat.NONE, 8, 64, "cuda", False, 4096, learners).learning
+    assert [it.name for it in found] == ["MaskPro", "MaskPro", "SwapsJudged", "Silent"]
+    assert {it.weights for it in found} == {bytes_of(bundle.model)}
+    size = bundle.dtype.itemsize
+    assert [it.own for it in found] == [4 * count, (4 + 4 + 1 + size) * count, (size + 2) * count, None]
+    assert estimate(bundle, Stat.NONE, 8, 64, "cuda", False, 4096).learning == ()
+
+
+def test_what_a_learner_holds_is_not_less():
+    """What MaskPro and judged swaps have in memory at their peak is more than they say: activations come on top."""
+    bundle = TinyModel().load("llama")
+    patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
+    initial = {name: Pattern(2, 4).top(layer.read().abs()) for name, layer in bundle.layers.items()}
+    windows = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
+    for method in (MaskPro(steps=3, engine="torch"), SwapsJudged(rounds=1)):
+        dense, store = DenseWeights(bundle), MemoryCheckpoints()
+        task = LearnTask(bundle, dense, patterns, initial, windows, windows, 0, store, "it")
+        with Live() as live:
+            method.learn(task)
+        (found,) = estimate(bundle, Stat.NONE, 8, 32, "cpu", False, 4096, [method]).learning
+        copy = bundle.dtype.itemsize * found.own // method.bytes_per_weight(bundle.dtype.itemsize)  # none on a CPU
+        assert live.peak > found.own - copy
+
+
 def test_it_is_printed_before_the_run(capsys):
     """Where the device is not the host, the estimate is one line."""
     memory = Estimate("cuda", True, GIBIBYTE, 0, 2 * GIBIBYTE, GIBIBYTE // 2)
@@ -122,6 +159,12 @@ def test_it_is_printed_before_the_run(capsys):
     assert capsys.readouterr().err == (
         "cuda: at most about 3.5 GiB for one-shot pruning (weights 1.0, hidden 0.0, statistics 2.0, working 0.5); "
         "blocks come from the host one by one\n"
+    )
+    learners = (Learning("Acme", GIBIBYTE, 2 * GIBIBYTE), Learning("Silent", GIBIBYTE, None))
+    ProgressPrinter().nmbench_run_started(replace(memory, learning=learners))
+    assert capsys.readouterr().err.endswith(
+        "one by one; Acme: at least about 3.0 GiB (weights 1.0, its own 2.0), activations not included; Silent: at "
+        "least about 1.0 GiB (weights 1.0), what it holds itself, and activations, not included\n"
     )
     ProgressPrinter().nmbench_run_started(Estimate("cpu", False, 1, 1, 1, 1))
     assert capsys.readouterr().err == ""

@@ -219,6 +219,7 @@ def test_files_of_one_name_stay_apart(tmp_path):
     source = (
         "from __future__ import annotations\nfrom dataclasses import dataclass\nimport nmbench\nNumber = {type}\n"
         "@dataclass(frozen=True)\nclass M(nmbench.Scorer):\n    x: Number = nmbench.option({value}, 'x')\n"
+        "    def score(self, weight, stats): return weight\n"
         "@nmbench.hookimpl\ndef nmbench_register_baselines(register): register('of-{type}', M)\n"
     )
     files = []
@@ -248,7 +249,7 @@ def test_object_and_class_plugins(tmp_path):
     """An entry point may name a module, a class, which is instantiated, or an object."""
     source = zoo.announcing(baselines=("mine",)) + (
         "class P:\n    @nmbench.hookimpl\n    def nmbench_register_models(self, register):\n"
-        "        register('m', type('M', (nmbench.ModelSource,), {}))\n"
+        "        register('m', type('M', (nmbench.ModelSource,), {'load': print}))\n"
         "p = P()\n"
     )
     zoo.install(tmp_path, tmp_path, "klass", source, ":P")

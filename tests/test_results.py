@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.pattern import Pattern
-from nmbench.results import Results, RunDirectory, load_results, merged, newest
+from nmbench.results import Results, RunDirectory, load_results, merged, newest, same
 from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml
 from nmbench.store import write_atomic
 from nmbench.testing.strategies import patterns
@@ -230,6 +230,25 @@ def test_spec_file_is_the_spec(folder, pattern, seeds, options):
     assert found == spec
     assert (found.digest, found.protocol_digest) == (spec.digest, spec.protocol_digest)
     assert f"nmbench run --config {path} --out {folder.path}" in path.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "equal"),
+    [
+        ({"a": "500"}, {"a": 500}, True),
+        ({"a": 500}, {"a": "500"}, True),
+        ({"a": "2"}, {"a": 2.0}, True),
+        ({"a": "yes"}, {"a": True}, True),
+        ({"a": "none"}, {"a": "none"}, True),
+        ({"a": "yes"}, {"a": False}, False),
+        ({"a": "many"}, {"a": 500}, False),
+        ({"a": 1}, {}, False),
+        ({"a": 1}, {"b": 1}, False),
+    ],
+)
+def test_options_are_compared_as_values(before, now, equal):
+    """A directory that holds an option as text takes the same option as a value, and the other way round."""
+    assert same(before, now) == equal
 
 
 @st.composite

@@ -7,6 +7,7 @@ import fnmatch
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -405,8 +406,10 @@ def test_defaults_fill_only_what_is_open(spec, suggested):
         assert getattr(done, name) == (getattr(spec, name) or getattr(suggested, name))
     assert done.patterns == (spec.patterns or (suggested.pattern,))
     assert done.eval_dtype == (spec.eval_dtype or done.dtype)
-    for name in ("methods", "model", "pattern_for", "skip", "seeds", "device", "plugins", "trust_remote_code"):
+    for name in ("methods", "model", "pattern_for", "skip", "seeds", "device", "trust_remote_code"):
         assert getattr(done, name) == getattr(spec, name)
+    assert {*done.plugins} == {str(Path(file).resolve()) for file in spec.plugins}
+    assert done.digest == dataclasses.replace(done, plugins=tuple(Path(file).name for file in done.plugins)).digest
     assert done.resolved(Defaults()) == done
 
 

@@ -337,3 +337,18 @@ def test_experts_with_too_few_tokens_are_printed(tmp_path):
         "NOTE wanda 2:4 seed 0: no token was routed to 2 weights of experts, as a[1]: pruned by the statistics of all "
         "tokens; fewer tokens than inputs were routed to 2 weights of experts, as 3 to a[2]."
     )
+
+
+def test_the_protocol_names_all_that_differs(tmp_path):
+    """Each run has one line; where its rows differ in a version, or in their pattern, all are named, once."""
+    common = {"model": "demo", "calibration": "demo"}
+    rows = [
+        record(label, 30.0, pattern, environment={"torch": torch_version}, **common)
+        for label, pattern, torch_version in (("dense", None, "2.5"), ("a", "2:4", "2.5"), ("a", "4:8", "2.6"))
+    ]
+    (line,) = results(tmp_path, *[(row, None) for row in rows]).protocol()
+    assert line == (
+        "protocol p; model demo; patterns 2:4, 4:8; metrics ppl:demo@8; calibration demo; seeds 0; torch 2.5 or 2.6."
+    )
+    both = Results([{**row, "directory": name} for name in ("a", "b") for row in rows], [Path("a"), Path("b")])
+    assert both.protocol() == [f"a: {line}", f"b: {line}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from nmbench.artifacts.again import Row
@@ -69,12 +70,12 @@ def origin(row: Row) -> str:
         "environment": ", ".join(f"{name} {value}" for name, value in environment.items()),
     }
     listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    return f"## How it was made\n\n```sh\n{command_of(without_device(row.spec))}\n```\n\n{listed}"
+    return f"## How it was made\n\n```sh\n{command_of(anywhere(row.spec))}\n```\n\n{listed}"
 
 
-def without_device(spec: RunSpec) -> RunSpec:
-    """A specification for any machine; the device is among the facts."""
-    return dataclasses.replace(spec, device="auto")
+def anywhere(spec: RunSpec) -> RunSpec:
+    """A specification for any machine: its device is among the facts, and of plugin files only the names are told."""
+    return dataclasses.replace(spec, device="auto", plugins=tuple(Path(file).name for file in spec.plugins))
 
 
 def use() -> str:

@@ -27,11 +27,12 @@ class Json(nmbench.Reporter):
 
 
 class Markdown(nmbench.Reporter):
-    """`report.md`: the table as it is printed, in a code block."""
+    """`report.md`: the protocol, and the table as it is printed, in a code block; to be copied as it is."""
 
     def write(self, results: nmbench.Results, directory: Path) -> Path:
         path = directory / "report.md"
-        path.write_text(f"```\n{nmbench.render(results)}\n```\n", encoding="utf-8")
+        protocol = "\n\n".join(f"`{line.replace('`', '')}`" for line in results.protocol())
+        path.write_text(f"{protocol}\n\n```\n{nmbench.render(results)}\n```\n", encoding="utf-8")
         return path
 
 

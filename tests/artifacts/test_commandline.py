@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench import cli
-from nmbench.artifacts.commandline import command_of
+from nmbench.artifacts.commandline import command_of, text
 from nmbench.pattern import Pattern
-from nmbench.results import text as as_text
 from nmbench.spec import MethodSpec, RunSpec
 
 quick = settings(max_examples=60, deadline=None)
@@ -48,6 +47,9 @@ def test_command_round_trip(spec):
     again = cli.spec_from(None, flags)
     expected = spec.to_dict()
     for content in (made := again.to_dict(), expected):
-        content["methods"] = {n: (m["method"], as_text(m["options"])) for n, m in content["methods"].items()}
+        content["methods"] = {
+            label: (method["method"], {name: text(value) for name, value in method["options"].items()})
+            for label, method in content["methods"].items()
+        }
     assert made == expected
     assert list(again.pattern_for) == list(spec.pattern_for)

@@ -238,7 +238,7 @@ def test_a_plugin_that_cannot_be_imported_stops_only_those_who_need_it(nmbench, 
 
 def test_a_plugin_with_a_taken_name_is_refused(nmbench, small, tmp_path):
     """The name keeps its first owner, and the message names both."""
-    path = plugin(tmp_path, "class Mine(nmbench.Scorer):\n    pass\n")
+    path = plugin(tmp_path, "class Mine(nmbench.Scorer):\n    def score(self, weight, stats):\n        return weight\n")
     path.write_text(path.read_text().replace('"mine"', '"magnitude"'))
     listed = nmbench("plugins", "--plugin", path)
     assert listed.exit_code == 1

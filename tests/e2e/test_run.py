@@ -92,6 +92,17 @@ def test_reports_hold_the_same_numbers(done, records):
     assert done[0].output.split("\n\n")[1].splitlines()[1] in (done[1] / "report.md").read_text(encoding="utf-8")
 
 
+def test_a_copied_report_explains_itself(done, records):
+    """report.md says what its table was made with: model, pattern, metric, calibration, seed, sizes, versions."""
+    first, *_ = (done[1] / "report.md").read_text(encoding="utf-8").splitlines()
+    row = records(done[1])[-1]
+    (metric,) = row["metrics"]
+    words = [f"protocol {row['protocol_digest']}", "model tiny:llama", "patterns 2:4", f"metrics {metric}"]
+    words += [f"calibration {row['calibration']}", "seeds 0", "statistics from 4 windows of 64 tokens"]
+    words += [f"{name} {value}" for name, value in row["environment"].items()]
+    assert [word for word in words if word not in first] == []
+
+
 def test_the_report_command_prints_the_table_again(done, nmbench, tmp_path):
     """`nmbench report DIR` needs no model, and writes the formats asked for."""
     result = nmbench("report", "out", "--format", "json", "--format", "csv", "--out", tmp_path)
@@ -333,6 +344,38 @@ def test_changed_code_is_other_work(nmbench, small, records, tmp_path):
     masks = [row["proof"]["masks_digest"] for row in (first, second, third)]
     assert masks[0] != masks[1] == masks[2]
     assert first["content"]["code"] != second["content"]["code"]
+
+
+def test_a_plugin_file_is_found_from_anywhere(nmbench, small, records, tmp_path, monkeypatch):
+    """A file that was named from its own folder is found when the run is repeated from another; where it lies is in no
+    digest, so that a copy of it in another folder makes the same rows.
+    """
+    (tmp_path / "mine.py").write_text(MINE.replace("{sign}", ""))
+    flags = [*small[: small.index("--set")], "--method", "mine"]
+    assert nmbench("run", *flags, "--plugin", "mine.py", "--out", "out").exit_code == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = nmbench("run", "--config", "../out/spec.toml", "--out", "again")
+    assert again.exit_code == 0, again.output
+    (elsewhere / "mine.py").write_text(MINE.replace("{sign}", ""))
+    assert nmbench("run", *flags, "--plugin", "mine.py", "--out", "copy").exit_code == 0
+    rows = [records(folder) for folder in (tmp_path / "out", elsewhere / "again", elsewhere / "copy")]
+    for name in ("job_digest", "spec_digest", "protocol_digest"):
+        assert len({tuple(row[name] for row in found) for found in rows}) == 1, name
+
+
+@pytest.mark.parametrize("texts_of", [("mask_only", "yes", "true", "1"), ("damping", "0.01", "1e-2", ".010")])
+def test_equal_options_are_equal_jobs(nmbench, small, records, tmp_path, texts_of):
+    """However a value is written, it is the same value: the run directory takes it, and nothing is done again."""
+    name, *written = texts_of
+    for text in written:
+        flags = [*small[: small.index("--set")], "--method", "mask=sparsegpt", "--set", f"mask.{name}={text}"]
+        result = nmbench("run", *flags, "--out", "out")
+        assert result.exit_code == 0, result.output
+    assert [row["label"] for row in records(tmp_path / "out")] == ["dense", "mask"]
+    spec = RunSpec.from_dict(read_toml(tmp_path / "out" / "spec.toml"))
+    assert spec.methods[0].options == {name: True if name == "mask_only" else 0.01}
 
 
 def test_a_broken_file_is_told_at_once(nmbench, small, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nmbench import selection
 from nmbench.compare import Confirmation
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.evaluate import window_losses
@@ -143,7 +144,7 @@ def test_the_unseen_half_has_the_last_word(monkeypatch, holds):
         asked.append((losses, reference))
         return Confirmation(0.0, 0.0 if holds else 1.0, tolerance, len(losses))
 
-    monkeypatch.setattr(course, "not_worse", verdict)
+    monkeypatch.setattr(selection, "not_worse", verdict)
     task = make()
     masks = SwapsJudged(rounds=1, **EVERYTHING).learn(task)
     assert task.notes["returned"] == ("judged" if holds else "initial")
@@ -152,6 +153,25 @@ def test_the_unseen_half_has_the_last_word(monkeypatch, holds):
     assert float(asked[0][1].mean()) == pytest.approx(loss(task, task.initial, unseen), abs=1e-6)
     if holds:
         assert float(asked[0][0].mean()) == pytest.approx(loss(task, masks, unseen), abs=1e-6)
+
+
+def test_no_proposal_is_judged_twice(monkeypatch):
+    """A proposal equal to another aim's, or to the present mask, costs no tokens; the first of equals is taken."""
+    propose = Course.proposals
+
+    def doubled(run: Course, name: str, stats: LayerStats) -> list[Tensor]:
+        first, second = propose(run, name, stats)[:2]
+        return [run.masks[name], first, first.clone(), second, first.clone()]
+
+    found = {}
+    for many in (False, True):
+        if many:
+            monkeypatch.setattr(Course, "proposals", doubled)
+        task = make()
+        aims = "0/0, 0.3/0.3, 1/1, -1/-1, 2/2" if many else "0/0, 0.3/0.3"
+        found[many] = SwapsJudged(rounds=1, aims=aims, tolerance=9.0, **FEW).learn(task), task.cost.forward_tokens
+    assert all(torch.equal(mask, found[True][0][name]) for name, mask in found[False][0].items())
+    assert found[True][1] == found[False][1]
 
 
 class Stop(BaseException):

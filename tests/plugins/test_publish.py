@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -67,6 +68,9 @@ def test_every_format_of_one_run(done, nmbench):
         "report.html",
         "pareto.png",
     ]
+    (protocol,) = load_results(done).protocol()
+    assert f"% {protocol}\n" in (done / "report.tex").read_text(encoding="utf-8")
+    assert f"<p>{escape(protocol)}</p>" in (done / "report.html").read_text(encoding="utf-8")
     check_latex((done / "report.tex").read_text(encoding="utf-8"))
     check_page((done / "report.html").read_text(encoding="utf-8"), load_results(done))
     assert (done / "pareto.png").read_bytes().startswith(b"\x89PNG")

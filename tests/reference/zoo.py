@@ -10,6 +10,8 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
+from nmbench.plugin_checks import WORK
+
 VERSION = "0.7"
 BASE = {
     "baselines": "Scorer",
@@ -26,7 +28,8 @@ def announcing(**names: tuple[str, ...]) -> str:
     """The source of a plugin that registers `names` by kind, and signs every record it is shown."""
     parts = ["import nmbench", SEEN]
     for kind, listed in names.items():
-        parts += [f"class Of_{kind}(nmbench.{BASE[kind]}): pass", "@nmbench.hookimpl"]
+        parts += [f"class Of_{kind}(nmbench.{BASE[kind]}): pass", f"Of_{kind}.{WORK[BASE[kind]]} = print"]
+        parts += ["@nmbench.hookimpl"]
         parts += [f"def nmbench_register_{kind}(register):", *(f"    register({n!r}, Of_{kind})" for n in listed)]
     return "\n".join(parts) + "\n"
 
@@ -172,6 +175,22 @@ BAD = {
             ("retyped", "mask_learners", "init: int = 3", ("option 'init' of 'left'", "not of the type")),
             ("unreadable", "baselines", "names: list = None", ("option 'names' of 'left'", "int, float, bool, str")),
             ("unresolved", "baselines", "steps: 'Integer' = 3", ("types of the options of 'left'", "Integer")),
+        )
+    },
+    **{
+        f"workless_{kind}": Broken(
+            "register",
+            "PluginError",
+            (f"class Of_{kind} of 'left' has no method {WORK[base]!r}, which every nmbench.{base} needs", question),
+            announcing(**{kind: ("left",)}).replace(f"Of_{kind}.{WORK[base]} =", f"Of_{kind}.{called} ="),
+        )
+        for kind, base, called, question in (
+            ("baselines", "Scorer", "scores", "Is it what you call 'scores'?"),
+            ("mask_learners", "MaskLearner", "learns", "Is it what you call 'learns'?"),
+            ("models", "ModelSource", "loader", "Is it what you call 'loader'?"),
+            ("datasets", "Dataset", "text", "Is it what you call 'text'?"),
+            ("metrics", "Metric", "measured", "Is it what you call 'measured'?"),
+            ("reporters", "Reporter", "xyz", "nmbench.Reporter needs."),
         )
     },
     "undecorated": Broken(

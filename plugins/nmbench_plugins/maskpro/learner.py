@@ -86,6 +86,11 @@ class MaskPro(nmbench.MaskLearner):
     def supports(self, pattern: nmbench.Pattern) -> str | None:
         return None if pattern.group <= MAX_GROUP else f"its policy draws from groups of at most {MAX_GROUP} weights."
 
+    def bytes_per_weight(self, itemsize: int) -> float:
+        """The logits; where plain torch computes the steps, also a dense copy, their gradient and a mask."""
+        logits = LOGIT_TYPES[self.logits].itemsize
+        return logits + itemsize + logits + 1 if self.engine == "torch" else logits
+
     @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the greedy mask of the learnt logits; see the module for the algorithm."""

@@ -1,10 +1,8 @@
 """Held-out windows choose the mask, notice when learning drifts, and other held-out windows confirm the choice.
 
-The selection windows are split in two halves. The learner looks at the first half now and then and keeps the greedy
-mask with the lowest loss. It has drifted when the greedy mask is clearly worse than the best one, or when the policy
-hardly draws the best one any more: then it goes back there with its step size halved. At the end the second half, not
-looked at before, must confirm the best mask: the one-sided 95 % bound of the paired difference to the initial mask must
-not be above a tolerance.
+The learner looks at the windows now and then; the greedy mask with the lowest loss is kept, and confirmed at the end,
+as `nmbench.Selection` says. It has drifted when the greedy mask is clearly worse than the best one, or when the policy
+hardly draws the best one any more: then it goes back there with its step size halved.
 """
 
 from __future__ import annotations
@@ -13,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.compare import ONE_SIDED_95, not_worse, standard_error
+from nmbench.compare import ONE_SIDED_95, standard_error
 from nmbench_plugins.maskpro.engine import Engine
 from nmbench_plugins.maskpro.packed import Masks, Packed
 
@@ -31,16 +28,10 @@ class Watch:
     """Keeps the best greedy mask of a learner; `notes` tells the record what it saw."""
 
     def __init__(self, task: nmbench.LearnTask, engine: Engine, initial: Packed, tolerance_nats: float) -> None:
-        half = len(task.selection) // 2
-        if half < 2:
-            raise nmbench.NMBenchError(f"{task.who} needs at least 4 selection windows; raise --selection-tokens.")
         self.task = task
         self.engine = engine
         self.tolerance_nats = tolerance_nats
-        self.looked_at, self.unseen = task.selection[:half], task.selection[half:]
-        self.best = self.initial = initial
-        self.best_step = 0
-        self.best_losses = torch.zeros(0, dtype=torch.float64)  # [half], on the windows looked at
+        self.selection = nmbench.Selection(task, initial, tolerance_nats)
         self.initial_log_prob = 0.0  # mean over groups, of the policy that learning starts from
         self.initial_loss = 0.0
         self.worse = 0  # looks one after the other
@@ -49,20 +40,29 @@ class Watch:
 
     def start(self) -> None:
         """Measure the initial mask, which the engine starts from."""
-        self.best_losses = self.losses(self.looked_at)
-        self.initial_loss = float(self.best_losses.mean())
+        losses = self.losses(self.selection.looked_at)
+        self.selection.start(losses)
+        self.initial_loss = float(losses.mean())
         self.initial_log_prob = self.engine.log_prob(self.best)
+
+    @property
+    def best(self) -> Packed:
+        return self.selection.best
+
+    @property
+    def best_step(self) -> int:
+        return self.selection.best_at
 
     def look(self, step: int, masks: Packed) -> dict[str, float]:
         """Measure the greedy mask, keep it if it is the best so far, go back to the best if it has drifted."""
-        losses = self.losses(self.looked_at)
+        losses = self.losses(self.selection.looked_at)
         loss = float(losses.mean())
-        if loss < float(self.best_losses.mean()):
-            self.best, self.best_step, self.best_losses = masks, step, losses
+        self.selection.look(step, masks, losses)
         log_prob = self.engine.log_prob(self.best)
-        gained = self.initial_loss - float(self.best_losses.mean())
+        best_losses = self.selection.best_losses
+        gained = self.initial_loss - float(best_losses.mean())
         self.task.report(step, masks=masks, held_out=loss, gained=gained)
-        if reason := self.drift(losses - self.best_losses, log_prob):
+        if reason := self.drift(losses - best_losses, log_prob):
             self.go_back(step, loss, reason)
         return {"held_out": loss, "log_prob_best": log_prob}
 
@@ -91,17 +91,14 @@ class Watch:
 
     def verdict(self) -> Masks:
         """The best mask if the unseen half confirms it, else the initial one."""
-        confirmation = not_worse(
-            self.losses(self.unseen, self.best), self.losses(self.unseen, self.initial), self.tolerance_nats
-        )
-        confirmed = self.best_step > 0 and confirmation.holds
+        masks, confirmation = self.selection.verdict(self.losses), self.selection.confirmation
         self.notes = {
-            "returned": "learnt" if confirmed else "initial",
+            "returned": "learnt" if self.selection.confirmed else "initial",
             "best_step": self.best_step,
             "drifts": self.drifts,
-            "confirmation": asdict(confirmation),
+            "confirmation": asdict(confirmation) if confirmation else None,
         }
-        return self.best if confirmed else self.initial
+        return masks
 
     def losses(self, windows: Tensor, masks: Masks | None = None) -> Tensor:
         """Per-window losses under `masks` or the greedy mask, float64 `[windows]` on the CPU."""
@@ -109,13 +106,15 @@ class Watch:
 
     def to_save(self) -> dict[str, Any]:
         figures = {name: getattr(self, name) for name in SAVED}
+        figures |= {"best_step": self.best_step, "best_losses": self.selection.best_losses}
         return {**self.best.to_save("best"), **{f"watch {name}": value for name, value in figures.items()}}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.best = self.initial.with_bits("best", saved)
+        self.selection.best = self.selection.initial.with_bits("best", saved)
+        self.selection.best_at, self.selection.best_losses = saved["watch best_step"], saved["watch best_losses"]
         for name in SAVED:
             setattr(self, name, saved[f"watch {name}"])
 
 
-SAVED = ("best_step", "best_losses", "initial_log_prob", "initial_loss", "worse", "drifts")
+SAVED = ("initial_log_prob", "initial_loss", "worse", "drifts")

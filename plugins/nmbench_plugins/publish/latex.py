@@ -20,7 +20,8 @@ class Latex(nmbench.Reporter):
         lines += [r"\toprule", row(list(table.columns)), r"\midrule"]
         lines += [row(cells) for cells in table.astype(str).to_numpy().tolist()]
         lines += [r"\bottomrule", r"\end{tabular}"]
-        path.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+        protocol = "".join(f"% {line}\n" for line in results.protocol())
+        path.write_text(HEAD + protocol + "\n".join(lines) + "\n", encoding="utf-8")
         return path
 
 

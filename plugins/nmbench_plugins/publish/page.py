@@ -34,7 +34,7 @@ def page(results: nmbench.Results) -> str:
     """The whole document."""
     body = [
         "<h1>Strict N:M pruning compared</h1>",
-        provenance(results),
+        *(f"<p>{escape(line)}</p>" for line in results.protocol()),
         section("Every job", table(results.table())),
         section("Mean ± standard deviation over seeds", table(results.summary())),
         section("Rankings", f"<pre>{escape(rankings(results))}</pre>"),
@@ -43,16 +43,6 @@ def page(results: nmbench.Results) -> str:
     ]
     head = f'<meta charset="utf-8"><title>nmbench report</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
-
-
-def provenance(results: nmbench.Results) -> str:
-    """Model, protocol, device and versions, once for every run."""
-    lines: dict[str, None] = {}
-    for record in results.records:
-        environment = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
-        where = f"{record['directory']}: " if "directory" in record else ""
-        lines[f"{where}model {record['model']}, protocol {record['protocol_digest']}; {environment}"] = None
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def section(title: str, content: str) -> str:

@@ -76,7 +76,7 @@ def means(results: nmbench.Results) -> Any:
     frame = results.tidy()
     first = frame.drop_duplicates(["directory"])[["directory", "metric"]]
     frame = frame.merge(first, on=["directory", "metric"])  # each run is judged by its own first metric
-    frame["computed_tokens"] = frame["forward_tokens"] + 2 * frame["backward_tokens"]
+    frame["computed_tokens"] = (frame["forward_tokens"] + 2 * frame["backward_tokens"]).astype(float)
     frame["peak_bytes"] = frame["peak_device_bytes"].fillna(frame["peak_host_bytes"]).astype(float) / 2**30
     keys = ["directory", "label", "pattern", "metric", "lower_is_better", *(f"pareto_{kind}" for kind in PANELS)]
     costs = [column for column, _ in PANELS.values()]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.calibrate import FewTokens, Step, full_float32, walk
-from nmbench.compare import groups_changed, not_worse
+from nmbench.compare import groups_changed
 from nmbench.live import LiveWeights
 from nmbench.store import pack, unpack
 from nmbench_plugins.swaps.aim import Aim
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from nmbench_plugins.swaps.judged import SwapsJudged
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints inside a round; the time of a checkpoint changes no result
-SAVED = ("round", "block", "best_round", "log")
+SAVED = ("round", "block", "log")
 AT_ONCE = 2**28  # weights of proposals that are worked out together
-KINDS = ("masks", "best")  # of masks, which are saved as bits
 
 Masks = Mapping[str, Tensor]
 
@@ -43,18 +42,14 @@ class Course:
     """The state of a run: the masks so far, the best ones, and where in which round it is."""
 
     def __init__(self, task: nmbench.LearnTask, method: SwapsJudged, live: LiveWeights) -> None:
-        half = len(task.selection) // 2
-        if half < 2:
-            raise nmbench.NMBenchError(f"{task.who} needs at least 4 selection windows; raise --selection-tokens.")
         self.task, self.method, self.live = task, method, live
         self.aims = Aim.parsed(method.aims)
         self.needs = nmbench.Stat.NONE
         for aim in self.aims:
             self.needs |= aim.needs
-        self.looked_at, self.unseen = task.selection[:half], task.selection[half:]
         self.masks = {name: mask.to(task.bundle.device) for name, mask in task.initial.items()}
-        self.best = dict(self.masks)
-        self.round = self.block = self.best_round = 0
+        self.selection: nmbench.Selection[Masks] = nmbench.Selection(task, dict(self.masks), method.tolerance)
+        self.round = self.block = 0
         self.statistics = torch.zeros(0, dtype=torch.int64)  # numbers of this round's windows
         self.few = FewTokens()
         self.log: list[dict[str, Any]] = []  # one entry for the start, and one each round
@@ -64,16 +59,15 @@ class Course:
         """Measure the initial mask, or go on where a checkpoint left off."""
         saved = self.task.checkpoints.load()
         if saved is None:
-            self.live.apply(self.masks)
-            held_out = self.held_out()
+            losses = self.losses(self.selection.looked_at, self.masks)
+            self.selection.start(losses)
+            held_out = float(losses.mean())
             self.log.append({"round": 0, "held_out": held_out, "forward_tokens": self.task.cost.forward_tokens})
             return
         for name in SAVED:
             setattr(self, name, saved[name])
-        device = self.task.bundle.device
-        for kind in KINDS:
-            packed = {name: saved[f"{kind} {name}"].to(device) for name in self.masks}
-            setattr(self, kind, {name: unpack(bits, tuple(self.masks[name].shape)) for name, bits in packed.items()})
+        self.selection.best_at, self.selection.best_losses = saved["best_round"], saved["best_losses"]
+        self.masks, self.selection.best = self.unpacked("masks", saved), self.unpacked("best", saved)
         self.statistics = saved["statistics"]
         self.few.never_reached, self.few.under_calibrated = saved["never_reached"], saved["under_calibrated"]
         self.task.generator.set_state(saved["generator"].cpu())
@@ -137,14 +131,17 @@ class Course:
     def decide(self, step: Step, judge: Judge) -> None:
         """Take the best proposal for these layers, if it is clearly better than what they have now."""
         proposals = {layer.name: self.proposals(layer.name, step.stats[layer.name]) for layer in step.layers}
+        known = [{name: self.masks[name] for name in proposals}]  # their losses need not be asked for again
         trials = []
         for number, aim in enumerate(self.aims):
             masks = {name: masks[number] for name, masks in proposals.items()}
-            if any(not torch.equal(mask, self.masks[name]) for name, mask in masks.items()):
-                self.live.apply(masks)
-                losses = judge.losses()
-                if losses.isfinite().all():
-                    trials.append(Trial(aim, masks, losses))
+            if any(equal(masks, other) for other in known):
+                continue
+            known.append(masks)
+            self.live.apply(masks)
+            losses = judge.losses()
+            if losses.isfinite().all():
+                trials.append(Trial(aim, masks, losses))
         best = min(trials, key=lambda trial: float(trial.losses.mean()), default=None)
         if best is not None and judge.prefers(best.losses, self.method.margin):
             nats = float((best.losses - judge.present).mean())
@@ -176,17 +173,15 @@ class Course:
     def end_round(self) -> None:
         """Look at the first half of the selection windows, and keep the mask if it is the best so far."""
         self.round, self.block = self.round + 1, 0
-        held_out = self.held_out()
+        losses = self.losses(self.selection.looked_at, self.masks)
+        held_out = float(losses.mean())
         self.log[-1].update(held_out=held_out, forward_tokens=self.task.cost.forward_tokens)
-        if held_out < self.log[self.best_round]["held_out"]:
-            self.best, self.best_round = dict(self.masks), self.round
+        self.selection.look(self.round, dict(self.masks), losses)
         self.task.report(self.round, masks=self.masks, held_out=held_out)
 
-    def held_out(self) -> float:
-        return float(self.losses(self.looked_at).mean())
-
-    def losses(self, windows: Tensor) -> Tensor:
-        """Losses float64 `[n]` of the model as it is now. Raises `NumericalFailure` if one is not finite."""
+    def losses(self, windows: Tensor, masks: Masks) -> Tensor:
+        """Losses float64 `[n]` of the model with `masks`. Raises `NumericalFailure` if one is not finite."""
+        self.live.apply(masks)
         losses = self.task.loss(windows)
         if not losses.isfinite().all():
             raise nmbench.NumericalFailure(
@@ -196,29 +191,35 @@ class Course:
 
     def save(self) -> None:
         """Store everything that what follows depends on."""
-        masks = {f"{kind} {name}": pack(mask).cpu() for kind in KINDS for name, mask in getattr(self, kind).items()}
+        kinds = {"masks": self.masks, "best": self.selection.best}
+        masks = {f"{kind} {name}": pack(mask).cpu() for kind, of in kinds.items() for name, mask in of.items()}
         state = {name: getattr(self, name) for name in SAVED}
+        best = {"best_round": self.selection.best_at, "best_losses": self.selection.best_losses}
         few = {"never_reached": self.few.never_reached, "under_calibrated": self.few.under_calibrated}
         tensors = {"statistics": self.statistics, "generator": self.task.generator.get_state()}
-        self.task.checkpoints.save({**state, **few, **masks, **tensors})
+        self.task.checkpoints.save({**state, **best, **few, **masks, **tensors})
         self.saved_at = time.perf_counter()
+
+    def unpacked(self, kind: str, saved: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Masks of one kind from a checkpoint, on the model's device."""
+        device = self.task.bundle.device
+        return {name: unpack(saved[f"{kind} {name}"].to(device), tuple(m.shape)) for name, m in self.masks.items()}
 
     def conclude(self) -> dict[str, Tensor]:
         """The masks to return, and what happened, for the record."""
-        masks, confirmation = self.task.initial, None
-        if self.best_round:
-            self.live.apply(self.task.initial)
-            reference = self.losses(self.unseen)
-            self.live.apply(self.best)
-            confirmation = not_worse(self.losses(self.unseen), reference, self.method.tolerance)
-            masks = self.best if confirmation.holds else self.task.initial
-        masks = {name: mask.cpu() for name, mask in masks.items()}
+        masks = {name: mask.cpu() for name, mask in self.selection.verdict(self.losses).items()}
+        confirmation = self.selection.confirmation
         self.task.notes.update(
-            returned="judged" if confirmation is not None and confirmation.holds else "initial",
-            best_round=self.best_round,
-            confirmation=asdict(confirmation) if confirmation is not None else None,
+            returned="judged" if self.selection.confirmed else "initial",
+            best_round=self.selection.best_at,
+            confirmation=asdict(confirmation) if confirmation else None,
             groups_changed=groups_changed(masks, self.task.initial, self.task.pattern),
             log=self.log,
             **self.few.notes,
         )
         return masks
+
+
+def equal(masks: Masks, others: Masks) -> bool:
+    """Whether masks of the same layers are the same."""
+    return all(torch.equal(mask, others[name]) for name, mask in masks.items())

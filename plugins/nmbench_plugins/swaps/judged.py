@@ -69,6 +69,10 @@ class SwapsJudged(nmbench.MaskLearner):
                 f"{self.aims!r}."
             ) from None
 
+    def bytes_per_weight(self, itemsize: int) -> float:
+        """A dense copy, and two masks: the present one and the best."""
+        return itemsize + 2
+
     @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the best mask found, if it is confirmed, else the initial one; see the module."""
