@@ -44,7 +44,7 @@ class Step:
     """Layers of one block that are to be pruned now, and their statistics by layer name.
 
     `last`: no more layers of this block follow. `block_tokens`: the tokens that went through the block for this step,
-    and after the last one will go on to the next block.
+    and after its last one will go through it again to make the inputs of the next block, if there is one.
     """
 
     index: int
@@ -79,6 +79,7 @@ def walk(
     dense = hidden if needs & BESIDE else []
     for index, (name, block) in enumerate(bundle.blocks.items()):
         run = Run({size: captured[index] for size, captured in calls.items()}, bundle.device, bundle.host)
+        onward = index + 1 < len(bundle.blocks)
         with bundle.holding(block):
             layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
             twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
@@ -106,10 +107,10 @@ def walk(
                         pass_through(run, block, hidden, twin, dense)
                 fallbacks = [layers[n].name for n in unreached]
                 last = part is parts[-1]
-                tokens, run.tokens = run.tokens + last * windows.numel(), 0
+                tokens, run.tokens = run.tokens + (last and onward) * windows.numel(), 0
                 stats = {layers[n].name: g.finish(len(windows), layers[n].name) for n, g in gatherers.items()}
                 yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
-            if index + 1 < len(bundle.blocks):
+            if onward:
                 hidden, dense = [run(block, batch) for batch in hidden], outputs
 
 
