@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nmbench.calibrate import BATCH_TOKENS
+from nmbench.calibrate import batch_tokens
 from nmbench.checkpoint import check_dense, check_finite
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import NMBenchError, unknown
@@ -165,7 +165,7 @@ def planned(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: to
         needs |= method.needs if isinstance(method, Baseline) else Stat.NONE
     full = spec.resolved(bundle.defaults)
     windows, window_tokens = given(full.windows), given(full.window_tokens)
-    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, BATCH_TOKENS)
+    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, batch_tokens(bundle, device))
 
 
 @contextlib.contextmanager

@@ -285,6 +285,17 @@ def test_tokens_are_counted(needs, sequential):
     assert sum(step.block_tokens for step in steps) == sum(told) - embedding
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_batches_are_larger_on_a_gpu(family):
+    """Where the model is narrow a GPU is given more tokens at once than a CPU, but no more numbers than are sensible."""
+    bundle, gpu = load(family), torch.device("cuda")
+    assert calibrate.batch_tokens(bundle, torch.device("cpu")) == calibrate.BATCH_TOKENS
+    assert calibrate.BATCH_TOKENS < calibrate.batch_tokens(bundle, gpu) <= calibrate.GPU_BATCH_NUMBERS // 64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "hidden_width", lambda bundle: 8192)
+        assert calibrate.batch_tokens(bundle, gpu) == calibrate.BATCH_TOKENS
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_batches_do_not_matter(family, monkeypatch):
     """Statistics are the same to rounding whether windows are walked one by one, in odd batches or all together."""
