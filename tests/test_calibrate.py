@@ -287,7 +287,7 @@ def test_tokens_are_counted(needs, sequential):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_batches_are_larger_on_a_gpu(family):
-    """Where the model is narrow a GPU is given more tokens at once than a CPU, but no more numbers than are sensible."""
+    """Where the model is narrow a GPU is given more tokens at once than a CPU, but not without limit."""
     bundle, gpu = load(family), torch.device("cuda")
     assert calibrate.batch_tokens(bundle, torch.device("cpu")) == calibrate.BATCH_TOKENS
     assert calibrate.BATCH_TOKENS < calibrate.batch_tokens(bundle, gpu) <= calibrate.GPU_BATCH_NUMBERS // 64
