@@ -101,7 +101,9 @@ def measure(bundle: Bundle, windows: Tensor, names: list[str], repeats: int) -> 
 
 def model_of(args: argparse.Namespace, device: torch.device) -> Bundle:
     if args.model is None:
-        return random_model(args.shape, args.blocks, getattr(torch, args.dtype), device)
+        shape = SHAPES[args.shape]
+        share = shape.vocabulary * (args.blocks or shape.blocks) // shape.blocks  # a slice has its share of embeddings
+        return random_model(args.shape, args.blocks, getattr(torch, args.dtype), device, share)
     spec = RunSpec((MethodSpec("wanda", "wanda"),), args.model, device=device.type, dtype=args.dtype, stream=False)
     return load_model(spec, load_plugins())
 

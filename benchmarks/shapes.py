@@ -21,9 +21,9 @@ class Shape:
     kv_heads: int
     vocabulary: int
 
-    def config(self, blocks: int | None = None) -> transformers.LlamaConfig:
+    def config(self, blocks: int | None = None, vocabulary: int | None = None) -> transformers.LlamaConfig:
         return transformers.LlamaConfig(
-            vocab_size=self.vocabulary,
+            vocab_size=vocabulary or self.vocabulary,
             hidden_size=self.width,
             intermediate_size=self.inner,
             num_hidden_layers=blocks or self.blocks,
@@ -48,12 +48,15 @@ def without_weights(name: str) -> Bundle:
     return Bundle.of(name, model, None)
 
 
-def random_model(name: str, blocks: int | None, dtype: torch.dtype, device: torch.device) -> Bundle:
-    """A bundle with random weights on a device, of as many `blocks` as asked for, the same numbers every time.
+def random_model(
+    name: str, blocks: int | None, dtype: torch.dtype, device: torch.device, vocabulary: int | None = None
+) -> Bundle:
+    """A bundle with random weights on a device, the same numbers every time; with fewer `blocks`, or a smaller
+    `vocabulary`, than the shape has.
 
     Weights are drawn on the device, in the dtype: on a host alone, billions of them would take minutes.
     """
-    config = SHAPES[name].config(blocks)
+    config = SHAPES[name].config(blocks, vocabulary)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config).to(dtype)
     model.to_empty(device=device)
