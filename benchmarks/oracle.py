@@ -8,10 +8,13 @@ MODEL is the folder of a model whose blocks are `model.model.layers`, as Llama's
 in a plain loop over the blocks; nothing of nmbench's walk takes part. Ours is `nmbench run`. Both see the windows that
 nmbench drew, and the losses of both are those of `nmbench.evaluate.window_losses`.
 
-Three figures of a method say how alike two implementations are. `same_inputs`: the share of equal mask entries if both
-are given the same inputs of every layer, those of their walk. `equal`: the same of two walks, each on its own pruned
-blocks; a single entry that flips by rounding changes all blocks below, so this one falls with depth. `theirs_reversed`:
-what the last windows first, which is the same but for rounding, make of their own perplexity.
+Two walks need not end at the same perplexity, however alike the functions are. Where two scores of a group are equal to
+the last bit of float32, rounding decides; a single such group changes the inputs of all blocks below, and few groups of
+a small model decide much of its loss. Hence these figures. `same_inputs`: the share of equal mask entries if both
+are given the same inputs of every layer, those of their walk. `equal`: the same of two walks, each on its own blocks.
+`theirs_reversed`: their own perplexity with the windows in reversed order, which is the same but for rounding.
+`theirs_tied`: their walk, but the rows in which a mask differs on the same inputs, `tied_rows` of them, are ours; what
+is left between this and ours is the difference of the implementations.
 
 llm-compressor counts the weights that are *pruned*. It returns weights and no mask, so masks are compared by what is
 not zero, where the dense weight is not zero either.
@@ -37,7 +40,7 @@ from nmbench.bench import load_model, prepare
 from nmbench.data import cut
 from nmbench.evaluate import window_losses
 from nmbench.gather import Gatherer
-from nmbench.prune import choose
+from nmbench.prune import applied, choose
 from nmbench.run import run
 from nmbench.store import load_masks
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -72,15 +75,16 @@ class Heard(Exception):
 
 
 @torch.no_grad()
-def prune(model: Any, windows: Tensor, method: str) -> float:
+def prune(model: Any, windows: Tensor, method: str, tied: bool = False) -> tuple[float, int]:
     """Prune the blocks of `model` one after the other, window by window `[windows, tokens]`.
 
-    Returns the share of mask entries that nmbench's method chooses too, given the same inputs.
+    Returns the share of mask entries that nmbench's method chooses too, given the same inputs, and the number of rows
+    in which it does not, which are taken from there if `tied`.
     """
     start, accumulate, sparsify = THEIRS[method]
     blocks = model.model.layers
     hidden, arguments = first_inputs(model, blocks[0], windows)
-    equal = total = 0
+    equal = total = rows = 0
     for block in blocks:
         layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
         sums, seen = {layer: start(layer) for layer in layers}, dict.fromkeys(layers, 0)
@@ -97,12 +101,17 @@ def prune(model: Any, windows: Tensor, method: str) -> float:
             hook.remove()
         for layer in layers:
             dense = layer.weight.detach().clone()
-            layer.weight.data = sparsify(layer, sums)
-            mask = choose(OURS[method], dense, ours.pop(layer).finish(len(windows), "it"), Pattern(KEEP, GROUP)).mask
-            equal += int(((layer.weight != 0) == mask)[dense != 0].sum())
-            total += int(dense.count_nonzero())
+            theirs = sparsify(layer, sums).detach().clone()
+            other = choose(OURS[method], dense, ours.pop(layer).finish(len(windows), "it"), Pattern(KEEP, GROUP))
+            same = ((theirs != 0) == other.mask) | (dense == 0)
+            differ = ~same.all(dim=1)
+            if tied:
+                theirs[differ] = applied(other, dense)[differ]
+            layer.weight.data = theirs
+            equal, total = equal + int(same[dense != 0].sum()), total + int(dense.count_nonzero())
+            rows += int(differ.sum())
         hidden = [block(window, **arguments) for window in hidden]
-    return equal / total
+    return equal / total, rows
 
 
 def first_inputs(model: Any, block: nn.Module, windows: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
@@ -176,16 +185,19 @@ def main() -> None:
         "dense": records["dense"]["metrics"][metric]["value"],
     }
     for method in THEIRS:
-        models = [AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval() for _ in range(2)]
-        same_inputs = prune(models[0], tokens, method)
+        models = [AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval() for _ in range(3)]
+        same_inputs, _ = prune(models[0], tokens, method)
         prune(models[1], tokens.flip(0), method)
-        theirs, reversed_ = (perplexity(model, test) for model in models)
+        _, tied_rows = prune(models[2], tokens, method, tied=True)
+        theirs, reversed_, tied = (perplexity(model, test) for model in models)
         ours = records[method]["metrics"][metric]["value"]
         masks = load_masks(args.out / "masks" / f"{method}--{KEEP}-{GROUP}--seed0.safetensors")
         content[method] = {
-            **{"ours": ours, "theirs": theirs, "relative": ours / theirs - 1},
-            **{"theirs_reversed": reversed_, "same_inputs": same_inputs},
+            **{"ours": ours, "theirs": theirs, "relative": ours / theirs - 1, "theirs_reversed": reversed_},
+            **{"theirs_tied": tied, "relative_tied": ours / tied - 1, "tied_rows": tied_rows},
+            "same_inputs": same_inputs,
             "equal": agreement(models[0], bundle.model, masks),
+            "equal_tied": agreement(models[2], bundle.model, masks),
         }
         print(f"{method}: {json.dumps(content[method])}", flush=True)
         args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
