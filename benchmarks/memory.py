@@ -1,66 +1,118 @@
-"""How much device memory one-shot pruning of large models is estimated to need; no weight is made.
+"""How much device memory one-shot pruning of large models is estimated to need, and how much of it was used.
 
-Prints a table, shape x method x (whole model on the device, blocks streamed from the host), in GiB, bfloat16, with 128
-windows of 2048 tokens, and writes results/memory.json. These are estimates: `nmbench run` records what was measured, as
-`peak_bytes`, in every row.
+    python memory.py                                  estimates, no weight is made; writes results/memory.json
+    python memory.py --measure --json results/memory_h100.json        on a GPU, random weights, blocks streamed
 
-    python benchmarks/memory.py
+Estimates: a table, shape x method x (whole model on the device, blocks streamed from the host), in GiB, bfloat16, with
+128 windows of 2048 tokens. Measured: the peak that torch allocated while `prune_one_shot` ran, on a slice of the model,
+by default 4 of the 32 blocks of the 8-billion shape. All blocks are alike and one at a time is on the device, so that a
+slice has the same peak as the whole; embeddings and output layer are whole. The number of windows decides how long it
+takes, and nothing of the peak, as hidden states wait on the host.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from shapes import SHAPES, random_model, without_weights
 
-from nmbench.calibrate import BATCH_TOKENS
+from nmbench import Pattern
+from nmbench.calibrate import batch_tokens
 from nmbench.memory import GIBIBYTE, estimate
-from nmbench.models import Bundle
+from nmbench.meter import Cost, Meter
+from nmbench.methods import Baseline
+from nmbench.models import Bundle, DenseWeights
+from nmbench.prune import prune_one_shot
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 WINDOWS, WINDOW_TOKENS = 128, 2048
-SHAPES = {  # width, inputs of the down projection, blocks, heads, vocabulary
-    "Llama 3.1 8B": (4096, 14336, 32, 32, 128256),
-    "Llama 3.1 70B": (8192, 28672, 80, 64, 128256),
-}
-METHODS = {"wanda": Wanda(), "sparsegpt": SparseGPT(), "swaps": Swaps()}
+METHODS: dict[str, Baseline] = {"wanda": Wanda(), "sparsegpt": SparseGPT(), "swaps": Swaps()}
+LARGE = ("llama-3.1-8b", "llama-3.1-70b")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="prune a random model on the device, block by block")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.1-8b")
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--window-tokens", type=int, default=WINDOW_TOKENS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["wanda", "sparsegpt"])
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    content = measured(args) if args.measure else estimated()
+    args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def estimated() -> dict[str, Any]:
+    """The table of estimates."""
     rows = []
     print("| model | method | whole model, GiB | streamed, GiB |\n|---|---|---|---|")
-    for shape in SHAPES:
+    for shape in LARGE:
         bundle = without_weights(shape)
+        at_once = batch_tokens(bundle, torch.device("cuda"))
         for name, method in METHODS.items():
             whole, streamed = (
-                estimate(bundle, method.needs, WINDOWS, WINDOW_TOKENS, "cuda", stream, BATCH_TOKENS).peak / GIBIBYTE
+                estimate(bundle, method.needs, WINDOWS, WINDOW_TOKENS, "cuda", stream, at_once).peak / GIBIBYTE
                 for stream in (False, True)
             )
             print(f"| {shape} | {name} | {whole:.1f} | {streamed:.1f} |")
             rows.append({"model": shape, "method": name, "whole_gib": whole, "streamed_gib": streamed})
-    content = {"windows": WINDOWS, "window_tokens": WINDOW_TOKENS, "dtype": "bfloat16", "rows": rows}
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return {"windows": WINDOWS, "window_tokens": WINDOW_TOKENS, "dtype": "bfloat16", "rows": rows}
 
 
-def without_weights(shape: str) -> Bundle:
-    """A bundle of the shape whose tensors hold no numbers."""
-    width, inner, blocks, heads, vocabulary = SHAPES[shape]
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """Prune a slice of a model whose blocks come from the host; peaks in bytes, None where the device is the host."""
+    device = torch.device(args.device)
+    bundle = random_model(args.shape, args.blocks, torch.bfloat16, device)
+    bundle.model.to("cpu")  # random weights are drawn on the device because that is quicker
+    bundle.stream(device)
+    windows = torch.randint(
+        SHAPES[args.shape].vocabulary, (args.windows, args.window_tokens), generator=torch.Generator().manual_seed(0)
     )
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    return Bundle.of(shape, model, None)
+    dense = DenseWeights(bundle)
+    rows = []
+    print("| method | estimated, GiB | measured, GiB | seconds |\n|---|---|---|---|", flush=True)
+    for name in args.methods:
+        rows.append(row(bundle, dense, name, windows, device))
+        peak = rows[-1]["peak_bytes"]
+        shown = "-" if peak is None else f"{peak / GIBIBYTE:.2f}"
+        estimated_gib = rows[-1]["estimated_bytes"] / GIBIBYTE
+        print(f"| {name} | {estimated_gib:.2f} | {shown} | {rows[-1]['seconds']:.1f} |", flush=True)
+    dense.restore()
+    return {
+        **{"model": args.shape, "blocks": args.blocks, "of_blocks": SHAPES[args.shape].blocks, "dtype": "bfloat16"},
+        **{"windows": args.windows, "window_tokens": args.window_tokens, "batch_tokens": batch_tokens(bundle, device)},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        **{"torch": torch.__version__, "transformers": transformers.__version__, "rows": rows},
+    }
+
+
+def row(bundle: Bundle, dense: DenseWeights, name: str, windows: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    """One method: what was estimated, and what was used."""
+    method, patterns = METHODS[name], dict.fromkeys(bundle.layers, Pattern(2, 4))
+    planned = estimate(bundle, method.needs, *windows.shape, device.type, True, batch_tokens(bundle, device))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    begin = time.perf_counter()
+    with Meter(device) as meter:
+        init = Wanda() if name == "swaps" else None
+        pruned = prune_one_shot(bundle, dense, method, patterns, windows, name, Cost(), init=init)
+    assert len(pruned.layers) == len(bundle.layers)
+    return {
+        **{"method": name, "estimated_bytes": planned.peak, "peak_bytes": meter.device_bytes},
+        **{"host_bytes": meter.host_bytes, "seconds": time.perf_counter() - begin},
+    }
 
 
 if __name__ == "__main__":

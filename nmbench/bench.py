@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nmbench.calibrate import BATCH_TOKENS
+from nmbench.calibrate import batch_tokens
 from nmbench.checkpoint import check_dense, check_finite
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import NMBenchError, unknown
@@ -131,7 +131,8 @@ def load_model(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
     device = device_of(spec.device)
     dtype = dtype_of(spec.dtype) if spec.dtype else ("float32" if device.type == "cpu" else None)
     with no_loading_bar():
-        bundle = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code).load(ref)
+        source = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code, dequantise=bool(spec.dequantise))
+        bundle = source.load(ref)
     place(bundle, spec, methods, device)
     check_finite(bundle)
     bundle = bundle.without(spec.skip)
@@ -165,7 +166,7 @@ def planned(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: to
     full = spec.resolved(bundle.defaults)
     windows, window_tokens = given(full.windows), given(full.window_tokens)
     learners = [method for method in methods if isinstance(method, MaskLearner)]
-    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, BATCH_TOKENS, learners)
+    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, batch_tokens(bundle, device), learners)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nmbench.common import CommonInputs
 from nmbench.errors import NMBenchError
 from nmbench.experts import ExpertEar, hearing
 from nmbench.gather import Gatherer, Skip
+from nmbench.memory import hidden_width
 from nmbench.methods import LayerStats, Stat
 from nmbench.models import Bundle, Layer
 from nmbench.replay import Ear, Place, Run, embed, listening, same
@@ -35,7 +38,8 @@ from nmbench.taps import find_taps
 
 __all__ = ["FewTokens", "Step", "full_float32", "walk"]
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096  # that go through a block at once; more is slower on a CPU
+GPU_BATCH_NUMBERS = 10**7  # of a batch of hidden states; a GPU is not busy with 4096 tokens of a narrow model
 BESIDE = Stat.DRIFT | Stat.LAG  # what takes the dense model beside the pruned one
 
 
@@ -44,7 +48,7 @@ class Step:
     """Layers of one block that are to be pruned now, and their statistics by layer name.
 
     `last`: no more layers of this block follow. `block_tokens`: the tokens that went through the block for this step,
-    and after the last one will go on to the next block.
+    and after its last one will go through it again to make the inputs of the next block, if there is one.
     """
 
     index: int
@@ -74,11 +78,11 @@ def walk(
     """
     skip = Skip(skip_tokens, windows.shape[1])
     check_skip(skip)
-    batches = windows.to(bundle.device).split(max(1, BATCH_TOKENS // windows.shape[1]))
-    hidden, calls = embed(bundle, batches)
+    hidden, calls = embed(bundle, batches_of(bundle, windows))
     dense = hidden if needs & BESIDE else []
     for index, (name, block) in enumerate(bundle.blocks.items()):
         run = Run({size: captured[index] for size, captured in calls.items()}, bundle.device, bundle.host)
+        onward = index + 1 < len(bundle.blocks)
         with bundle.holding(block):
             layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
             twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
@@ -92,13 +96,20 @@ def walk(
             taps = find_taps(run, block, first, modules) if Stat.LAG in needs else {}
             parts = stages(run, block, first, layers) if sequential else [list(layers)]
             for part in parts:
-                gatherers = {
-                    n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, None if layers[n].fused else skip)
-                    for n in part
-                }
-                fused = expert_ears(gatherers, layers, name, twin)
-                with full_float32(), listening(ears(gatherers, layers, taps, block, twin)), hearing(fused, skip):
-                    outputs = pass_through(run, block, hidden, twin, dense)
+                for alone in (layers if twin is not None else (), layers):  # of what some hear now and then only: all
+                    common = CommonInputs(alone)
+                    gatherers = {
+                        n: Gatherer(needs, layers[n].shape, bundle.device, n in taps, None if layers[n].fused else skip)
+                        for n in part
+                    }
+                    fused = expert_ears(gatherers, layers, name, twin)
+                    heard = ears(gatherers, layers, taps, block, twin, common)
+                    with full_float32(), listening(heard), hearing(fused, skip):
+                        outputs = pass_through(run, block, hidden, twin, dense)
+                    leaders = common.leaders()
+                    if leaders is not None:
+                        break
+                assert leaders is not None
                 unreached = [n for n in part if layers[n].fused and not gatherers[n].tokens]
                 if unreached:
                     fused = expert_ears({n: gatherers[n] for n in unreached}, layers, name, twin)
@@ -106,11 +117,22 @@ def walk(
                         pass_through(run, block, hidden, twin, dense)
                 fallbacks = [layers[n].name for n in unreached]
                 last = part is parts[-1]
-                tokens, run.tokens = run.tokens + last * windows.numel(), 0
-                stats = {layers[n].name: g.finish(len(windows), layers[n].name) for n, g in gatherers.items()}
+                tokens, run.tokens = run.tokens + (last and onward) * windows.numel(), 0
+                own = {n: g.finish(len(windows), layers[n].name) for n, g in gatherers.items() if n not in leaders}
+                stats = {layers[n].name: own[n] if n in own else copied(own[leaders[n]]) for n in part}
                 yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
-            if index + 1 < len(bundle.blocks):
+            if onward:
                 hidden, dense = [run(block, batch) for batch in hidden], outputs
+
+
+def batch_tokens(bundle: Bundle, device: torch.device) -> int:
+    """How many tokens go through a block at once on a device, or one window if that is longer."""
+    return BATCH_TOKENS if device.type == "cpu" else max(BATCH_TOKENS, GPU_BATCH_NUMBERS // hidden_width(bundle))
+
+
+def batches_of(bundle: Bundle, windows: Tensor) -> Sequence[Tensor]:
+    """The windows int64 `[windows, window_tokens]` in batches, where the model computes."""
+    return windows.to(bundle.device).split(max(1, batch_tokens(bundle, bundle.device) // windows.shape[1]))
 
 
 class FewTokens:
@@ -211,13 +233,14 @@ def ears(
     taps: Mapping[str, Place],
     block: nn.Module,
     twin: nn.Module | None,
+    common: CommonInputs,
 ) -> Iterator[Ear]:
     """What of a block, and of its dense `twin`, is told to the gatherers of layers that are modules."""
     for name, gatherer in gatherers.items():
         if layers[name].fused:
             continue
         inputs = Place(name, output=False)
-        yield Ear.at(inputs, block, gatherer.add)
+        yield Ear.at(inputs, block, common.once(name, gatherer.add))
         if twin is not None:
             yield Ear.at(inputs, twin, gatherer.add_dense)
         if twin is not None and name in taps:
@@ -235,6 +258,12 @@ def expert_ears(
             inside = where.module.removeprefix(block_name).removeprefix(".")
             beside = None if twin is None else twin.get_submodule(inside)
             yield ExpertEar(layers[name].module, where, gatherer.add, beside, gatherer.add_dense)
+
+
+def copied(stats: LayerStats) -> LayerStats:
+    """Statistics of the same inputs for another layer: a method may spoil what it is lent."""
+    norm, gram = (None if value is None else value.clone() for value in (stats.input_norm, stats.gram))
+    return dataclasses.replace(stats, input_norm=norm, gram=gram)
 
 
 @contextlib.contextmanager

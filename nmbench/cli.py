@@ -68,6 +68,7 @@ plugin_option = click.option(
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
 @click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
+@click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
 @click.option("--quiet", is_flag=True, help="No progress, only the table.")

@@ -180,9 +180,17 @@ class DenseWeights:
         self.digest = bundle.digest()
 
     def restore(self) -> None:
-        """Put the dense weights back and prove it by hash; training mode, gradients and hooks are undone as well.
+        """Put the dense weights back and prove it by hash. Raises `RunMismatch` if that fails."""
+        self.put_back()
+        if self.bundle.digest() != self.digest:
+            raise RunMismatch(
+                f"the dense weights of {self.bundle.ref} could not be restored; this is a bug of nmbench."
+            )
 
-        Raises `RunMismatch` if that fails.
+    def put_back(self) -> None:
+        """The same without the proof, which reads the whole model; training mode, gradients and hooks are undone too.
+
+        For steps inside a job, at the end of which `restore` proves it.
         """
         self.bundle.model.eval().requires_grad_(False)
         for table, content in self.hooks:
@@ -190,10 +198,6 @@ class DenseWeights:
             table.update(content)
         for name, tensor in self.bundle.tensors().items():
             tensor.copy_(self.copies[name])
-        if self.bundle.digest() != self.digest:
-            raise RunMismatch(
-                f"the dense weights of {self.bundle.ref} could not be restored; this is a bug of nmbench."
-            )
 
     def layer(self, layer: Layer) -> Tensor:
         """The dense weight of one layer, `[out, in]`, in host memory."""

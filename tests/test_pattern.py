@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.pattern import Pattern
+from nmbench.pattern import PAIRWISE, Pattern, ranks_by_pairs, ranks_by_sorting
 from nmbench.testing.strategies import masks, patterns, tensors
 from reference import pattern as reference
 
@@ -127,6 +127,21 @@ def test_equal_to_brute_force(case):
     """On small groups the mask is the one found by trying every set of N columns."""
     pattern, score = case
     assert torch.equal(pattern.top(score), reference.best_mask(score, pattern.keep, pattern.group))
+
+
+@quick
+@given(
+    st.sampled_from([2, 3, 4, 8, 16, PAIRWISE]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int32]),
+    st.integers(1, 40),
+    st.integers(0, 2**31),
+)
+def test_ranks_by_pairs_are_those_by_sorting(group, dtype, values, seed):
+    """Comparing pairs ranks every group as a stable sort does, also where entries are equal, or signed zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-values, values + 1, (3, 5, group), generator=generator).to(dtype) / 4
+    scores = torch.where(torch.rand(scores.shape, generator=generator) < 0.2, -0.0, scores).to(dtype)
+    assert torch.equal(ranks_by_pairs(scores).long(), ranks_by_sorting(scores))
 
 
 @quick

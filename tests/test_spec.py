@@ -62,6 +62,7 @@ specs = st.builds(
     window_tokens=st.none() | st.integers(2, 10**6),
     metrics=several(texts),
     trust_remote_code=st.booleans(),
+    **dict.fromkeys(["allow_sparse", "dequantise", "stream"], st.none() | st.booleans()),
     device=texts,
     plugins=several(texts),
 )

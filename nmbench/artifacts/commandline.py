@@ -9,6 +9,7 @@ from typing import Any
 from nmbench.spec import RunSpec
 
 REPEATED = {"patterns": "--pattern", "seeds": "--seed", "skip": "--skip", "metrics": "--metric", "plugins": "--plugin"}
+NEGATED = {"stream": ["--no-stream"]}  # of other flags, False is what no flag means
 TABLES = ("methods", "pattern_for")
 
 
@@ -31,7 +32,7 @@ def arguments(spec: RunSpec) -> Iterator[str]:
             for item in value:
                 yield from (REPEATED[name], str(item))
         elif isinstance(value, bool):
-            yield from [flag] if value else []
+            yield from [flag] if value else NEGATED.get(name, [])
         elif name not in TABLES:
             yield from (flag, str(value))
 

@@ -32,6 +32,8 @@ def specs(draw):
         metrics=draw(st.sampled_from([(), ("ppl:demo@256",)])),
         dtype=draw(st.sampled_from([None, "bfloat16"])),
         trust_remote_code=draw(st.booleans()),
+        stream=draw(st.sampled_from([None, True, False])),
+        **{name: draw(st.sampled_from([None, True])) for name in ("allow_sparse", "dequantise")},
         plugins=draw(st.sampled_from([(), ("mine.py",)])),
     )
 

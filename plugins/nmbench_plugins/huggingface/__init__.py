@@ -10,6 +10,14 @@ from typing import Any
 import torch
 
 import nmbench
+from nmbench_plugins.huggingface.quantised import (
+    ask_for_numbers,
+    check_stored,
+    kind_of,
+    quantisation,
+    refuse,
+    with_numbers,
+)
 
 WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.1) is not a usable default
 DIGIT_BY_DIGIT = ("codeshell", "command-r", "refact", "smollm", "starcoder")  # values of tokenizer.ggml.pre
@@ -59,39 +67,55 @@ class Gguf(nmbench.ModelSource):
 
 def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
     """Load model and tokenizer with transformers. Raises `NMBenchError` with what transformers says, on one line."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     trust = {"trust_remote_code": source.trust_remote_code}
     try:
-        if "gguf_file" not in where:
-            refuse_quantised(AutoConfig.from_pretrained(name, **where, **trust), ref)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=chosen_dtype(source.dtype), output_loading_info=True, **where, **trust
-        )
+        model, about = load(ref, name, source, where, trust)
         tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
     except nmbench.NMBenchError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
         raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+    return nmbench.Bundle.of(ref, model, tokenizer, defaults_of(model), provenance_of(model, where, about))
+
+
+def load(
+    ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any], trust: Mapping[str, bool]
+) -> tuple[Any, dict[str, Any]]:
+    """A model whose weights are all there and plain numbers, and what is known of a quantisation that was undone.
+
+    Raises `NMBenchError` for weights that are missing, and for quantised ones unless the user wants them dequantised.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": chosen_dtype(source.dtype), "output_loading_info": True, **where, **trust}
+    about: dict[str, Any] = {}
+    if "gguf_file" not in where:
+        config = AutoConfig.from_pretrained(name, **where, **trust)
+        about = quantisation(config) or {}
+        if about and not source.dequantise:
+            refuse(about, ref)
+        if about:
+            ask_for_numbers(config, about)
+            options["config"] = config
+    model, report = AutoModelForCausalLM.from_pretrained(name, **options)
     if missing := sorted(report["missing_keys"]):
         raise nmbench.NMBenchError(
             f"model {ref} has no weights for {missing[0]} ({len(missing)} missing); transformers would make them up."
         )
-    return nmbench.Bundle.of(ref, model, tokenizer, defaults_of(model), provenance_of(model, where))
+    if "gguf_file" not in where:
+        model = with_numbers(model, about, ref)
+        check_stored(model, weight_files(name, where), report["unexpected_keys"], about, ref)
+    return model, about
 
 
-def refuse_quantised(config: Any, ref: str) -> None:
-    """Raise `NMBenchError` if the weights of a checkpoint are quantised, by a method that its configuration names."""
-    parts = (config, getattr(config, "text_config", None))
-    found = next((q for part in parts if (q := getattr(part, "quantization_config", None))), None)
-    if found:
-        about = found if isinstance(found, dict) else found.to_dict()
-        bits = about.get("bits") or about.get("num_bits")
-        kind = f"{about.get('quant_method', 'unknown')}{f', {bits} bits' if bits else ''}"
-        raise nmbench.NMBenchError(
-            f"model {ref} is quantised ({kind}); prune the checkpoint that it was made from, whose weights are plain "
-            f"numbers, and quantise afterwards."
-        )
+def weight_files(name: str, where: Mapping[str, Any]) -> list[Path]:
+    """The safetensors files of a model that has been loaded."""
+    from transformers.utils import cached_file
+
+    config = cached_file(name, "config.json", **where)
+    return sorted(Path(config).parent.glob("model*.safetensors")) if config else []
 
 
 def split_digits(tokenizer: Any, file: Path) -> None:
@@ -126,10 +150,11 @@ def defaults_of(model: Any) -> nmbench.Defaults:
     )
 
 
-def provenance_of(model: Any, where: Mapping[str, Any]) -> dict[str, Any]:
-    """What was loaded: architecture, hub commit, and whether the file was quantised."""
+def provenance_of(model: Any, where: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What was loaded: architecture, hub commit, and what its weights were dequantised from."""
     commit = getattr(model.config, "_commit_hash", None)
-    quantised = {"dequantised_from": where["gguf_file"]} if "gguf_file" in where else {}
+    origin = where.get("gguf_file") or (kind_of(about) if about else None)
+    quantised = {"dequantised_from": origin} if origin else {}
     return {"architecture": type(model).__name__, "revision": where.get("revision"), "commit": commit, **quantised}
 
 

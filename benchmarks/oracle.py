@@ -1,0 +1,207 @@
+"""Wanda and SparseGPT of nmbench beside the public functions of llm-compressor, on the same calibration tokens.
+
+    pip install nmbench llmcompressor==0.14.0.1
+    python oracle.py MODEL --calibration jsonl:c4.jsonl --test text:validation.txt --json results/oracle_smollm2.json
+
+MODEL is the folder of a model whose blocks are `model.model.layers`, as Llama's. Theirs are the functions
+`accumulate_*` and `sparsify_weight` of `wanda_sparsify` and `sgpt_sparsify`, called unchanged on what plain hooks hear
+in a plain loop over the blocks; nothing of nmbench's walk takes part. Ours is `nmbench run`. Both see the windows that
+nmbench drew, and the losses of both are those of `nmbench.evaluate.window_losses`.
+
+Two walks need not end at the same perplexity, however alike the functions are. Where two scores of a group are equal to
+the last bit of float32, rounding decides; a single such group changes the inputs of all blocks below, and few groups of
+a small model decide much of its loss. Hence these figures. `same_inputs`: the share of equal mask entries if both
+are given the same inputs of every layer, those of their walk. `equal`: the same of two walks, each on its own blocks.
+`theirs_reversed`: their own perplexity with the windows in reversed order, which is the same but for rounding.
+`theirs_tied`: their walk, but the rows in which a mask differs on the same inputs, `tied_rows` of them, are ours; what
+is left between this and ours is the difference of the implementations.
+
+llm-compressor counts the weights that are *pruned*. It returns weights and no mask, so masks are compared by what is
+not zero, where the dense weight is not zero either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from llmcompressor.modifiers.pruning.sparsegpt import sgpt_sparsify
+from llmcompressor.modifiers.pruning.wanda import wanda_sparsify
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from nmbench import Pattern, RunSpec, load_plugins
+from nmbench.bench import load_model, prepare
+from nmbench.data import cut
+from nmbench.evaluate import window_losses
+from nmbench.gather import Gatherer
+from nmbench.prune import applied, choose
+from nmbench.run import run
+from nmbench.store import load_masks
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.wanda import Wanda
+
+KEEP, GROUP = 2, 4
+SHAPE = (1 - KEEP / GROUP, GROUP - KEEP, GROUP)  # sparsity, prune_n, prune_m
+BLOCK_COLUMNS, DAMPING = 128, 0.01
+VERSIONS = ("nmbench", "llmcompressor", "torch", "transformers")
+Sums = dict[nn.Module, Tensor]
+
+
+def wanda(layer: nn.Module, sums: Sums) -> Tensor:
+    return wanda_sparsify.sparsify_weight(layer, sums, *SHAPE)
+
+
+def sparsegpt(layer: nn.Module, sums: Sums) -> Tensor:
+    return sgpt_sparsify.sparsify_weight(layer, sums, *SHAPE, BLOCK_COLUMNS, DAMPING, preserve_sparsity_mask=False)[1]
+
+
+THEIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[nn.Module, Sums], Tensor]]] = {
+    "wanda": (wanda_sparsify.make_empty_row_scalars, wanda_sparsify.accumulate_row_scalars, wanda),
+    "sparsegpt": (sgpt_sparsify.make_empty_hessian, sgpt_sparsify.accumulate_hessian, sparsegpt),
+}
+
+
+OURS = {"wanda": Wanda(), "sparsegpt": SparseGPT(damping=DAMPING, block_columns=BLOCK_COLUMNS)}
+
+
+class Heard(Exception):
+    """Stops a forward pass at the first block."""
+
+
+@torch.no_grad()
+def prune(model: Any, windows: Tensor, method: str, tied: bool = False) -> tuple[float, int]:
+    """Prune the blocks of `model` one after the other, window by window `[windows, tokens]`.
+
+    Returns the share of mask entries that nmbench's method chooses too, given the same inputs, and the number of rows
+    in which it does not, which are taken from there if `tied`.
+    """
+    start, accumulate, sparsify = THEIRS[method]
+    blocks = model.model.layers
+    hidden, arguments = first_inputs(model, blocks[0], windows)
+    equal = total = rows = 0
+    for block in blocks:
+        layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
+        sums, seen = {layer: start(layer) for layer in layers}, dict.fromkeys(layers, 0)
+        ours = {layer: Gatherer(OURS[method].needs, tuple(layer.weight.shape), windows.device) for layer in layers}
+
+        def hear(layer: Any, args: tuple[Tensor, ...], sums: Sums = sums, seen: Any = seen, ours: Any = ours) -> None:
+            sums[layer], seen[layer] = accumulate(args[0], layer, sums[layer], seen[layer])
+            ours[layer].add(args[0])
+
+        hooks = [layer.register_forward_pre_hook(hear) for layer in layers]
+        for window in hidden:
+            block(window, **arguments)
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            dense = layer.weight.detach().clone()
+            theirs = sparsify(layer, sums).detach().clone()
+            other = choose(OURS[method], dense, ours.pop(layer).finish(len(windows), "it"), Pattern(KEEP, GROUP))
+            same = ((theirs != 0) == other.mask) | (dense == 0)
+            differ = ~same.all(dim=1)
+            if tied:
+                theirs[differ] = applied(other, dense)[differ]
+            layer.weight.data = theirs
+            equal, total = equal + int(same[dense != 0].sum()), total + int(dense.count_nonzero())
+            rows += int(differ.sum())
+        hidden = [block(window, **arguments) for window in hidden]
+    return equal / total, rows
+
+
+def first_inputs(model: Any, block: nn.Module, windows: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+    """What the first block is given for every window, and its other arguments, which all windows share."""
+    inputs: list[Tensor] = []
+    arguments: dict[str, Any] = {}
+
+    def hear(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        inputs.append(args[0])
+        arguments.update(kwargs)
+        raise Heard
+
+    hook = block.register_forward_pre_hook(hear, with_kwargs=True)
+    for window in windows.split(1):
+        try:
+            model(input_ids=window, use_cache=False)
+        except Heard:
+            continue
+    hook.remove()
+    return inputs, arguments
+
+
+@torch.no_grad()
+def perplexity(model: Any, windows: Tensor) -> float:
+    return float(torch.cat([window_losses(model, window).double() for window in windows.split(1)]).mean().exp())
+
+
+def agreement(model: Any, dense: Any, masks: dict[str, Tensor]) -> dict[str, float]:
+    """The share of mask entries that are equal, in the first block, where the inputs are the same, and in all."""
+    equal: dict[str, list[int]] = {"first_block": [0, 0], "all": [0, 0]}
+    for name, mask in masks.items():
+        theirs, before = (m.get_submodule(name).weight != 0 for m in (model, dense))
+        for where in ("first_block", "all") if ".layers.0." in name else ("all",):
+            equal[where][0] += int((theirs == mask)[before].sum())
+            equal[where][1] += int(before.sum())
+    return {where: hits / total for where, (hits, total) in equal.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--window-tokens", type=int, default=512)
+    parser.add_argument("--test-window", type=int, default=1024)
+    parser.add_argument("--out", type=Path, default=Path("runs/oracle"))
+    parser.add_argument("--json", type=Path, default=Path("oracle.json"))
+    args = parser.parse_args()
+    metric = f"ppl:{args.test}@{args.test_window}"
+    spec = RunSpec.from_dict(
+        {
+            "methods": {name: {"method": name} for name in THEIRS},
+            **{"model": str(args.model), "patterns": [f"{KEEP}:{GROUP}"], "device": "cpu", "dtype": "float32"},
+            **{"calibration": args.calibration, "windows": args.windows, "window_tokens": args.window_tokens},
+            "metrics": [metric],
+        }
+    )
+    plugins = load_plugins()
+    records = {record["label"]: record for record in run(spec, args.out, plugins).asked}
+    bundle = load_model(spec, plugins)
+    bench = prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False)
+    assert records["wanda"]["calibration_digest"] == bench.calibration_digest(0)
+    tokens = bench.pools[0].calibration[: args.windows]
+    test = cut(bench.texts[args.test], args.test_window, args.test)
+    content: dict[str, Any] = {
+        **{"model": args.model.name, "pattern": f"{KEEP}:{GROUP}", "dtype": "float32", "device": "cpu"},
+        **{"windows": args.windows, "window_tokens": args.window_tokens},
+        **{"test_windows": len(test), "test_window": args.test_window},
+        "versions": {name: version(name) for name in VERSIONS},
+        "dense": records["dense"]["metrics"][metric]["value"],
+    }
+    for method in THEIRS:
+        models = [AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval() for _ in range(3)]
+        same_inputs, _ = prune(models[0], tokens, method)
+        prune(models[1], tokens.flip(0), method)
+        _, tied_rows = prune(models[2], tokens, method, tied=True)
+        theirs, reversed_, tied = (perplexity(model, test) for model in models)
+        ours = records[method]["metrics"][metric]["value"]
+        masks = load_masks(args.out / "masks" / f"{method}--{KEEP}-{GROUP}--seed0.safetensors")
+        content[method] = {
+            **{"ours": ours, "theirs": theirs, "relative": ours / theirs - 1, "theirs_reversed": reversed_},
+            **{"theirs_tied": tied, "relative_tied": ours / tied - 1, "tied_rows": tied_rows},
+            "same_inputs": same_inputs,
+            "equal": agreement(models[0], bundle.model, masks),
+            "equal_tied": agreement(models[2], bundle.model, masks),
+        }
+        print(f"{method}: {json.dumps(content[method])}", flush=True)
+        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
