@@ -166,7 +166,8 @@ def planned(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: to
     full = spec.resolved(bundle.defaults)
     windows, window_tokens = given(full.windows), given(full.window_tokens)
     learners = [method for method in methods if isinstance(method, MaskLearner)]
-    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, batch_tokens(bundle, device), learners)
+    at_once = batch_tokens(bundle, device)
+    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, at_once, learners)
 
 
 @contextlib.contextmanager
