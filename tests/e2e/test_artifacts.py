@@ -208,7 +208,7 @@ def test_what_is_not_what_was_measured_is_not_exported(run, nmbench, tmp_path, t
     edited(texts / "cal.txt", "the", "THE")
     assert "sparsegpt 2:4 seed 0 cannot be repeated" in refusal("sparsegpt")
     edited(texts / "cal.txt", "THE", "the")
-    edited(out / "spec.toml", 'damping = "0.5"', 'damping = "0.4"')
+    edited(out / "spec.toml", "damping = 0.5", "damping = 0.4")
     assert "sparsegpt 2:4 seed 0 cannot be repeated" in refusal("sparsegpt")
     edited(out / "manifest.json", rows["wanda"]["environment"]["torch"], "x")
     edited(out / "spec.toml", 'model = "tiny:llama"', 'model = "tiny:qwen3"')
