@@ -71,7 +71,7 @@ class Pattern:
             raise NumericalFailure(f"score at {where} is {score[where].item()}; scores must be finite.")
         groups = self.groups(score)
         rank = ranks_by_pairs(groups) if self.group <= PAIRWISE else ranks_by_sorting(groups)
-        return (rank < self.keep).reshape(score.shape)
+        return (rank < self.keep).reshape(score.shape).contiguous()
 
     def kept(self, mask: Tensor) -> Tensor:
         """Count the kept entries of every group: bool `[..., in]` -> int64 `[..., in/group]`."""

@@ -129,6 +129,12 @@ def test_equal_to_brute_force(case):
     assert torch.equal(pattern.top(score), reference.best_mask(score, pattern.keep, pattern.group))
 
 
+@pytest.mark.parametrize("inputs", [4, 8, 12])
+def test_masks_lie_in_order(inputs):
+    """A mask is contiguous in memory, also where a row is one group."""
+    assert Pattern(2, 4).top(torch.rand(3, inputs)).is_contiguous()
+
+
 @quick
 @given(
     st.sampled_from([2, 3, 4, 8, 16, PAIRWISE]),
