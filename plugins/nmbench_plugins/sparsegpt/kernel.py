@@ -28,7 +28,7 @@ class Launch:
     """How a program is spread over the device: rows and warps of a program."""
 
     rows: int = 32
-    warps: int = 4
+    warps: int = 8
 
 
 def available(device: torch.device | str) -> bool:
