@@ -13,8 +13,8 @@ that one learning rate suits models of any size; `shuffle` draws minibatches at 
 watches held-out windows (see `watch`): it goes back to the best mask with half the step size when learning drifts, and
 returns the best mask seen, or the initial one if other windows do not confirm that it is not worse.
 
-Preset `long` is for larger models and minutes of a GPU: a smaller prior, so that more groups flip in each step, with much
-smaller steps and a tracker that forgets fast, so that no single loss counts for much (benchmarks/README.md).
+Preset `long` is for larger models and minutes of a GPU: a smaller prior, so that more groups flip in each step, with
+much smaller steps and a tracker that forgets fast, so that no single loss counts for much (benchmarks/README.md).
 """
 
 from __future__ import annotations
