@@ -128,7 +128,7 @@ class RunSpec:
             metrics=self.metrics or defaults.metrics,
             dtype=dtype,
             eval_dtype=self.eval_dtype or dtype,
-            plugins=tuple(dict.fromkeys(str(Path(file).resolve()) for file in self.plugins)),
+            plugins=tuple(dict.fromkeys(str(Path(file).absolute()) for file in self.plugins)),
         )
 
     def protocol(self) -> dict[str, Any]:
