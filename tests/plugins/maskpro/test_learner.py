@@ -197,6 +197,14 @@ def test_drifting_learner_gives_up():
     assert [e["learning_rate"] for e in task.notes["log"]][-1] == drifts[-2]["learning_rate"]
 
 
+def test_preset_long_is_the_default_with_other_numbers():
+    """It takes more and smaller steps; nothing of the algorithm is switched on or off."""
+    default, long = asdict(MaskPro()), asdict(build(MaskPro, {"preset": "long"}, "acme"))
+    changed = {name for name in default if default[name] != long[name]}
+    assert changed == {"steps", "learning_rate", "prior", "minibatch", "tracker", "check_every"}
+    assert long["steps"] > default["steps"] and long["learning_rate"] < default["learning_rate"]
+
+
 def test_preset_paper_knows_no_watch():
     """The published algorithm takes all its steps and returns what it learnt, however it drifts."""
     task = make(selection=cycles(0))
