@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from reference.processes import listening
+
 SHELLS = {
     "scorer": """
     def score(self, weight, stats):
@@ -211,7 +213,9 @@ def test_a_learner_that_never_ends(nmbench, small, records, tmp_path):
     flags = [*small[: small.index("--set")], "--method", "magnitude", "--out", "out"]
     command = [sys.executable, "-m", "nmbench.cli", "run", *flags, "--plugin", "endless.py", "--method", "endless"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listening
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "learning").exists():
         assert process.poll() is None, process.communicate()

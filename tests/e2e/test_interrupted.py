@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from reference.processes import listening
+
 SLOWLY = ["--set", "maskpro.steps=60", "--set", "maskpro.checkpoint_every=5", "--set", "maskpro.check_every=20"]
 
 
@@ -18,7 +20,9 @@ def start(flags: list[str]) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "nmbench.cli", "run", *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listening
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
