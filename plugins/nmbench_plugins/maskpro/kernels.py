@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nmbench.triton_programs import available
 
 FUSED = frozenset({(1, 4), (2, 4), (4, 8)})  # keep, group
 ROUNDS = 7
@@ -42,14 +43,6 @@ class Launch:
 
 
 LAUNCHES = {4: Launch(registers=48), 8: Launch()}  # by group
-
-
-def available(device: torch.device | str) -> bool:
-    """Whether the programs run there: an NVIDIA GPU of compute capability 8.0 or more, and Triton installed."""
-    device = torch.device(device)
-    if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip is not None:
-        return False
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def fused(keep: int, group: int, device: torch.device | str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.triton_programs import available
 
 GROUPS = (2, 4, 8, 16)  # of N:M patterns that there are programs for, whatever N is
 TILE = 32  # columns that are searched for those of a group at a time; groups do not straddle it
@@ -29,14 +29,6 @@ class Launch:
 
     rows: int = 32
     warps: int = 8
-
-
-def available(device: torch.device | str) -> bool:
-    """Whether the programs run there: an NVIDIA GPU of compute capability 8.0 or more, and Triton installed."""
-    device = torch.device(device)
-    if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip is not None:
-        return False
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def sweeps(pattern: nmbench.Pattern, width: int) -> bool:
