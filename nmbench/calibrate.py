@@ -68,8 +68,12 @@ def walk(
     skip_tokens: int = 0,
     original: Callable[[Layer], Tensor] | None = None,
     start: int = 0,
+    undo: bool = False,
 ) -> Iterator[Step]:
     """Visit the blocks from first to last; what the caller does to a block's weights is seen by the blocks below.
+
+    If `undo`, the prunable weights of a block are put back as they were when its outputs have been computed: a copy
+    where the block is costs less than one from the host.
 
     `windows` is int64 `[windows, window_tokens]`; the first `skip_tokens` of each are in no statistic. A block is one
     step, or several if `sequential`. `original` gives the dense weight `[out, in]` of a layer, if the live ones are not
@@ -83,7 +87,7 @@ def walk(
     for index, (name, block) in enumerate(bundle.blocks.items()):
         run = Run({size: captured[index] for size, captured in calls.items()}, bundle.device, bundle.host)
         onward = index + 1 < len(bundle.blocks)
-        with bundle.holding(block):
+        with bundle.holding(block), undoing(bundle.block_layers(index) if undo else ()):
             layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
             twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
             if index < start:
@@ -172,6 +176,17 @@ def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[
     finally:
         for layer in layers:
             layer.write(before[layer.name])
+
+
+@contextlib.contextmanager
+def undoing(layers: Collection[Layer]) -> Iterator[None]:
+    """What becomes of the weights of layers while the context is open is undone at its end."""
+    before = [layer.read().clone() for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.write(weight)
 
 
 def check_skip(skip: Skip) -> None:

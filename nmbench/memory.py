@@ -96,7 +96,7 @@ def estimate(
         weights=outside + (largest if streamed else inside) + beside * largest,
         hidden=0 if streamed else tokens * width * size * (1 + beside) + tokens * width * size,
         statistics=max(sum(statistics(layer, needs) for layer in layers) for layers in block_layers),
-        working=max(run, solve),
+        working=max(run, solve) + largest,  # the dense weights of the block that is pruned wait there
         learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),
     )
 

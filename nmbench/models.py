@@ -192,12 +192,16 @@ class DenseWeights:
 
         For steps inside a job, at the end of which `restore` proves it.
         """
+        self.settle()
+        for name, tensor in self.bundle.tensors().items():
+            tensor.copy_(self.copies[name])
+
+    def settle(self) -> None:
+        """Undo training mode, gradients and hooks, and leave the weights alone."""
         self.bundle.model.eval().requires_grad_(False)
         for table, content in self.hooks:
             table.clear()
             table.update(content)
-        for name, tensor in self.bundle.tensors().items():
-            tensor.copy_(self.copies[name])
 
     def layer(self, layer: Layer) -> Tensor:
         """The dense weight of one layer, `[out, in]`, in host memory."""

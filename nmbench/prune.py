@@ -1,7 +1,8 @@
 """One method on one bundle: from dense weights to masks (and perhaps repaired weights).
 
 Nothing here changes the bundle for good: a walk writes pruned weights into the live blocks so that the blocks below see
-them, and the dense weights are put back when it ends, however it ends. That they are is proven at the end of the job.
+them, and puts the dense ones back as soon as it has passed a block; if something is raised, the whole model is put
+back. That the weights are dense is proven at the end of the job.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def prune_one_shot(
     few = FewTokens()
     block_tokens = 0
     try:
-        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens):
+        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True):
             for layer in step.layers:
                 pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init)
                 layer.write(applied(pruned, layer.read()))
@@ -56,8 +57,10 @@ def prune_one_shot(
             block_tokens += step.block_tokens
             if step.last:
                 report(step.index + 1, len(bundle.blocks))
-    finally:
+    except BaseException:
         dense.put_back()
+        raise
+    dense.settle()
     cost.forward_tokens += block_tokens // len(bundle.blocks)
     cost.unique_tokens += windows.numel()
     whole = finished({name: layers[name] for name in bundle.layers}, method)
