@@ -39,7 +39,7 @@ from nmbench.taps import find_taps
 __all__ = ["FewTokens", "Step", "full_float32", "walk"]
 
 BATCH_TOKENS = 4096  # that go through a block at once; more is slower on a CPU
-GPU_BATCH_NUMBERS = 10**7  # of a batch of hidden states; a GPU is not busy with 4096 tokens of a narrow model
+GPU_BATCH_NUMBERS = 2 * 10**7  # of a batch of hidden states; a GPU is not busy with 4096 tokens of a narrow model
 BESIDE = Stat.DRIFT | Stat.LAG  # what takes the dense model beside the pruned one
 
 

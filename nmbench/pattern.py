@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRWISE = 32  # the largest group in which comparing all pairs was faster than sorting, on a CPU
+AT_ONCE = 2**24  # pairs of entries that a GPU compares at once: launching kernels takes longer than they do
 
 
 @dataclass(frozen=True, order=True)
@@ -70,7 +71,10 @@ class Pattern:
             where = tuple(score.isfinite().logical_not().nonzero()[0].tolist())
             raise NumericalFailure(f"score at {where} is {score[where].item()}; scores must be finite.")
         groups = self.groups(score)
-        rank = ranks_by_pairs(groups) if self.group <= PAIRWISE else ranks_by_sorting(groups)
+        if score.is_cuda and score.numel() * self.group <= AT_ONCE:
+            rank = ranks_at_once(groups)
+        else:
+            rank = ranks_by_pairs(groups) if self.group <= PAIRWISE else ranks_by_sorting(groups)
         return (rank < self.keep).reshape(score.shape).contiguous()
 
     def kept(self, mask: Tensor) -> Tensor:
@@ -96,3 +100,12 @@ def ranks_by_pairs(groups: Tensor) -> Tensor:
         rank[apart:] += left_first
         rank[:-apart] += left_first.logical_not_()
     return rank.movedim(0, -1)
+
+
+def ranks_at_once(groups: Tensor) -> Tensor:
+    """The same, int64, by comparing all pairs together, in few steps."""
+    import torch
+
+    mine, others = groups.unsqueeze(-1), groups.unsqueeze(-2)  # [..., group, group]
+    left = torch.ones(groups.shape[-1], groups.shape[-1], dtype=torch.bool, device=groups.device).tril(-1)
+    return ((others > mine) | ((others == mine) & left)).sum(dim=-1)

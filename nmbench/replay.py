@@ -57,14 +57,18 @@ def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict
     """The inputs of the first block for every batch, and how each block is called, by batch size.
 
     Blocks differ in their arguments (Gemma alternates masks and rotary tables), so each keeps its own. A batch size
-    seen before needs the embedding only. Raises `NMBenchError` if the arguments depend on the tokens, or if the hidden
-    states are no `[windows, window_tokens, width]`.
+    seen before needs the embedding only; a new one needs the blocks only if the arguments come from what they compute.
+    Raises `NMBenchError` if the arguments depend on the tokens, or if the hidden states are no
+    `[windows, window_tokens, width]`.
     """
     calls: dict[int, list[Call]] = {}
     hidden = []
+    every = len(bundle.blocks)
+    idle = len(batches[0]) > 1 and arguments_need_no_blocks(bundle, batches[0][:1])
     for batch in batches:
         known = calls.get(len(batch))
-        inputs, captured = capture(bundle, batch, blocks=1 if known else len(bundle.blocks))
+        with standing_in(bundle) if idle and known is None else contextlib.nullcontext():
+            inputs, captured = capture(bundle, batch, blocks=1 if known else every)
         if known is None:
             calls[len(batch)] = captured
         elif not same(known[0], captured[0]):
@@ -76,6 +80,41 @@ def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict
             )
         hidden.append(inputs.to(bundle.host))
     return hidden, calls
+
+
+def arguments_need_no_blocks(bundle: Bundle, window: Tensor) -> bool:
+    """Whether the blocks of a model are called in the same way when none of them computes anything.
+
+    It is tried on one window, int64 `[1, window_tokens]`. Blocks that come from the host are not worth it: they would
+    be fetched once more. Raises what `capture` raises.
+    """
+    if bundle.streaming:
+        return False
+    plain: list[bool] = []
+    noted = [
+        block.register_forward_hook(lambda block, args, output: plain.append(isinstance(output, Tensor)))
+        for block in bundle.blocks.values()
+    ]
+    with hooks(noted):
+        _, computed = capture(bundle, window, len(bundle.blocks))
+    if not all(plain):
+        return False
+    with standing_in(bundle):
+        _, idle = capture(bundle, window, len(bundle.blocks))
+    return all(map(same, computed, idle))
+
+
+@contextlib.contextmanager
+def standing_in(bundle: Bundle) -> Iterator[None]:
+    """While the context is open, every block returns the hidden states as it was given them."""
+
+    def unchanged(*args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else kwargs["hidden_states"]
+
+    with contextlib.ExitStack() as stack:
+        for block in bundle.blocks.values():
+            stack.enter_context(instead(block, unchanged))
+        yield
 
 
 class Seen(Exception):

@@ -10,6 +10,7 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
 from nmbench.pattern import Pattern
+from nmbench.replay import embed
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 from reference import one_shot
 
@@ -280,8 +281,10 @@ def test_tokens_are_counted(needs, sequential):
         block.register_forward_pre_hook(
             lambda module, args, kwargs: told.append(args[0].shape[:2].numel()), with_kwargs=True
         )
+    embed(bundle, calibrate.batches_of(bundle, windows))
+    embedding = sum(told)
+    told.clear()
     steps = list(walk(bundle, windows, needs, sequential))
-    embedding = windows.numel() * len(bundle.blocks)
     assert sum(step.block_tokens for step in steps) == sum(told) - embedding
 
 
@@ -440,6 +443,34 @@ def test_arguments_that_depend_on_tokens_are_refused(monkeypatch):
     assert len(list(walk(Bundle.of("toy", Stack(False, 2), None), windows, BOTH))) == 2
     with pytest.raises(NMBenchError, match="blocks of toy are called with arguments that depend on the tokens"):
         list(walk(Bundle.of("toy", Stack(True, 2), None), windows, BOTH))
+
+
+class Telling(Stack):
+    """A stack whose blocks are told how large the hidden states are that the block above made."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
+        hidden = self.embedding(input_ids)
+        for block in self.blocks:
+            hidden = block(hidden, tokens=hidden.abs().mean())
+        return hidden
+
+
+@pytest.mark.parametrize("kind", [Stack, Telling])
+def test_blocks_compute_nothing_where_that_shows_how_they_are_called(kind):
+    """Arguments are those of a plain forward pass, also where they come from the blocks above; only then are the blocks
+    run on more than one window to find out.
+    """
+    bundle, windows, seen, computed = Bundle.of("toy", kind(False, 2), None), random_windows(), [], []
+    for block in bundle.blocks.values():
+        block.register_forward_hook(lambda m, args, kwargs, output: seen.append(kwargs["tokens"]), with_kwargs=True)
+        block.proj.register_forward_hook(lambda module, args, output: computed.append(len(args[0])))
+    bundle.model(windows)
+    plain = seen[:]
+    computed.clear()
+    _, calls = embed(bundle, [windows])
+    found = [call.kwargs["tokens"] for call in calls[len(windows)]]
+    assert all(a is b or torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert computed == ([1, 1] if kind is Stack else [1, 1, len(windows), len(windows)])
 
 
 def test_blocks_that_are_not_called_are_refused():

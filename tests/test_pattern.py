@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.pattern import PAIRWISE, Pattern, ranks_by_pairs, ranks_by_sorting
+from nmbench.pattern import PAIRWISE, Pattern, ranks_at_once, ranks_by_pairs, ranks_by_sorting
 from nmbench.testing.strategies import masks, patterns, tensors
 from reference import pattern as reference
 
@@ -147,7 +147,8 @@ def test_ranks_by_pairs_are_those_by_sorting(group, dtype, values, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-values, values + 1, (3, 5, group), generator=generator).to(dtype) / 4
     scores = torch.where(torch.rand(scores.shape, generator=generator) < 0.2, -0.0, scores).to(dtype)
-    assert torch.equal(ranks_by_pairs(scores).long(), ranks_by_sorting(scores))
+    for ranks in (ranks_by_pairs, ranks_at_once):
+        assert torch.equal(ranks(scores).long(), ranks_by_sorting(scores))
 
 
 @quick
