@@ -70,10 +70,10 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
     """The gains of all learners of one run that are done."""
     done = [record for record in records if record["status"] == "ok"]
     dense = math.log(value(next(record for record in done if record["label"] == "dense")))
-    inits = {key(record): record for record in done if record["label"].endswith("@init")}
+    rows = {key(record): record for record in done}
     gains = []
     for row in done:
-        init = inits.get((f"{row['label']}@init", *key(row)[1:]))
+        init = rows.get((row.get("started_from") or f"{row['label']}@init", *key(row)[1:]))
         if init is None:
             continue
         nats_init, nats = (math.log(value(record)) - dense for record in (init, row))

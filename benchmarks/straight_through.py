@@ -38,7 +38,7 @@ class Masked(torch.autograd.Function):
 class StraightThrough(nmbench.MaskLearner):
     """Learn mask logits by the straight-through gradient; weights stay dense. A reference: it needs backpropagation."""
 
-    init: str = nmbench.option("wanda", "registered one-shot method whose mask is the starting point")
+    init: str = nmbench.option("wanda", "method whose mask is the starting point")
     steps: int = nmbench.option(700, "updates of the logits", unit="steps")
     learning_rate: float = nmbench.option(0.01, "of Adam, at the first step")
     prior: float = nmbench.option(1.0, "logits start at this value times the initial mask")

@@ -14,7 +14,7 @@ from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
 from nmbench.options import PRESET, build, resolved, typed
 from nmbench.pattern import Pattern
 from nmbench.plugins import Plugins
-from nmbench.spec import DENSE, RunSpec, digest
+from nmbench.spec import DENSE, MethodSpec, RunSpec, digest
 
 
 @dataclass(frozen=True)
@@ -75,38 +75,87 @@ def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
 
 
 def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
-    """Look up and build every method of `spec`, a learner's initial one, which has its own row, before the learner.
+    """Look up and build every method of `spec`; what a learner starts from has a row of its own, before the learner's.
 
     Raises `NMBenchError` for an unknown method, option or initial method; no model is needed.
     """
-    found = []
+    found: dict[str, Contender] = {}
     for asked in spec.methods:
-        cls = plugins.lookup(plugins.registries.methods, asked.name)
-        method = build(cls, asked.options, asked.label)
-        options = resolved(method)
-        if PRESET in asked.options:
-            options = {PRESET: asked.options[PRESET], **options}
+        add(asked, spec, plugins, found)
+    return list(found.values())
+
+
+def add(
+    asked: MethodSpec, spec: RunSpec, plugins: Plugins, found: dict[str, Contender], above: tuple[str, ...] = ()
+) -> Contender:
+    """The contender of one method; it is put into `found`, behind the row that it starts from, unless it is there."""
+    if asked.label in found:
+        return found[asked.label]
+    if asked.label in above:  # the labels of those that start from it
+        circle = " -> ".join((*above, asked.label))
+        raise NMBenchError(f"no method can start from its own mask ({circle}); give one of them another init.")
+    cls = plugins.lookup(plugins.registries.methods, asked.name)
+    method = build(cls, asked.options, asked.label)
+    options = resolved(method)
+    if PRESET in asked.options:
+        options = {PRESET: asked.options[PRESET], **options}
+    init = None
+    if isinstance(method, MaskLearner):
+        init = start_of(method, asked, spec, plugins, found, above)
+    elif isinstance(method, Refiner):
         init = initial(method, asked.label, plugins)
-        found += [init] if init and isinstance(method, MaskLearner) else []
-        found.append(Contender(asked.label, asked.name, method, options, init, {**method.content(), **code_of(cls)}))
-    return found
+    content = {**method.content(), **code_of(cls)}
+    found[asked.label] = contender = Contender(asked.label, asked.name, method, options, init, content)
+    return contender
 
 
-def initial(method: Method, label: str, plugins: Plugins) -> Contender | None:
-    """The one-shot method whose mask a learner or a refiner starts from, as the contender `<label>@init`.
+def start_of(
+    learner: MaskLearner,
+    asked: MethodSpec,
+    spec: RunSpec,
+    plugins: Plugins,
+    found: dict[str, Contender],
+    above: tuple[str, ...],
+) -> Contender:
+    """The row that a learner starts from, which is put into `found`.
 
-    Raises `NMBenchError` if `init` names a mask learner or, for a refiner, a refiner.
+    `init` names by its label another method of the run, with its options there, or a registered one-shot method. The
+    row of a learner is taken as it is; that of a one-shot method is `<label>@init`, its mask on the dense weights.
+    Raises `NMBenchError` if `init` names none of them.
     """
-    if not isinstance(method, (MaskLearner, Refiner)):
-        return None
-    cls = plugins.lookup(plugins.registries.methods, method.init)
+    others = {one.label: one for one in spec.methods if one is not asked}
+    other = others.get(learner.init, MethodSpec(learner.init, learner.init))
+    cls = plugins.lookup(plugins.registries.methods, other.name)
+    if issubclass(cls, MaskLearner) and other.label in others:
+        return add(other, spec, plugins, found, (*above, asked.label))
     if not issubclass(cls, Baseline):
-        raise NMBenchError(f"option {label}.init must name a one-shot method; {method.init!r} is none.")
-    if isinstance(method, Refiner) and issubclass(cls, Refiner):
-        raise NMBenchError(f"option {label}.init must name a scorer or a solver; {method.init!r} is a refiner itself.")
-    start = build(cls, {"mask_only": True} if issubclass(cls, Solver) else {}, f"{label}@init")
-    below = initial(start, f"{label}@init", plugins)
-    return Contender(f"{label}@init", method.init, start, resolved(start), below, {**start.content(), **code_of(cls)})
+        raise NMBenchError(
+            f"option {asked.label}.init must name a one-shot method, or by its label a method that prunes in the same "
+            f"run; {learner.init!r} is neither."
+        )
+    row = one_shot(other.name, other.options, f"{asked.label}@init", plugins)
+    return found.setdefault(row.label, row)
+
+
+def initial(refiner: Refiner, label: str, plugins: Plugins) -> Contender:
+    """The one-shot method whose mask a refiner starts from; it stays inside the refiner's row.
+
+    Raises `NMBenchError` if `init` names another kind of method.
+    """
+    cls = plugins.lookup(plugins.registries.methods, refiner.init)
+    if not issubclass(cls, Baseline):
+        raise NMBenchError(f"option {label}.init must name a one-shot method; {refiner.init!r} is none.")
+    if issubclass(cls, Refiner):
+        raise NMBenchError(f"option {label}.init must name a scorer or a solver; {refiner.init!r} is a refiner itself.")
+    return one_shot(refiner.init, {}, f"{label}@init", plugins)
+
+
+def one_shot(name: str, given: Mapping[str, Any], label: str, plugins: Plugins) -> Contender:
+    """A one-shot method with the options `given`, of which the mask alone counts."""
+    cls = plugins.lookup(plugins.registries.methods, name)
+    method = build(cls, {**given, **({"mask_only": True} if issubclass(cls, Solver) else {})}, label)
+    below = initial(method, label, plugins) if isinstance(method, Refiner) else None
+    return Contender(label, name, method, resolved(method), below, {**method.content(), **code_of(cls)})
 
 
 def check_supported(found: Sequence[Contender], spec: RunSpec) -> None:

@@ -165,11 +165,15 @@ class Refiner(Baseline):
 class MaskLearner(Method):
     """Learns the masks of all layers together from the loss of the whole model.
 
-    It starts from the mask of the one-shot method named by `init`, applied to the dense weights. The host computes that
-    mask, evaluates it as a row of its own (`<label>@init`) and hands it over as `task.initial`.
+    It starts from the mask of the one-shot method named by `init`, on the dense weights, or from that of another
+    learner of the same run. The host computes that mask, evaluates it as a row of its own (`<label>@init`, unless it is
+    another learner's) and hands it over as `task.initial`.
     """
 
-    init: str = option("wanda", "registered one-shot method whose mask, on the dense weights, is the starting point")
+    init: str = option(
+        "wanda",
+        "whose mask, on the dense weights, is the start: a one-shot method, or a label of the same run",
+    )
 
     def bytes_per_weight(self, itemsize: int) -> float | None:
         """What learning holds on the device for every prunable weight, besides the model, whose weights have `itemsize`

@@ -21,6 +21,7 @@ def described(job: Job, bench: Bench) -> Record:
         "method": job.contender.name if job.contender else None,
         "options": dict(job.contender.options) if job.contender else {},
         "content": dict(job.contender.content) if job.contender else {},
+        "started_from": job.contender.init.label if learns(job) and job.contender and job.contender.init else None,
         "pattern": str(job.pattern) if job.pattern else None,
         "pattern_for": {glob: str(pattern) for glob, pattern in bench.spec.pattern_for} if job.pattern else {},
         "seed": job.seed,

@@ -210,8 +210,9 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
         metric = metrics.get(name, {"lower_is_better": True, "unit": "nats"})  # what is no metric is a loss
         yield f"{shown} {name}: {chain(here, metric['lower_is_better'])}"
         for label in here:
-            if f"{label}@init" in here:
-                gained = difference(here[label], here[f"{label}@init"])
+            start = groups[next(key for key in groups if key[0] == label)][0].get("started_from") or f"{label}@init"
+            if start in here:
+                gained = difference(here[label], here[start])
                 unit = metric.get("unit", "")
                 yield f"{shown} {name}: {label} against its initial mask {gained} {unit} ({gained.windows} windows)"
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from nmbench.errors import NMBenchError
 from nmbench.jobs import Contender, contenders, jobs, lineage
 from nmbench.methods import MaskLearner, Refiner
 from nmbench.pattern import Pattern
@@ -24,6 +27,30 @@ def test_only_the_start_of_a_learner_has_a_row():
     assert [contender.name for contender in lineage(found[1])] == ["maskpro", "swaps", "wanda"]
     assert found[1].init is found[0]
     assert isinstance(found[1].method, MaskLearner) and isinstance(found[0].method, Refiner)
+
+
+def test_a_learner_may_start_from_another_row():
+    """A learner named by its label is done first, wherever it stands, and has no second row; of a one-shot method
+    named like that the options count, and the mask alone.
+    """
+    asked = (
+        MethodSpec("third", "maskpro", {"init": "second"}),
+        MethodSpec("second", "swaps-judged", {"init": "first"}),
+        MethodSpec("first", "sparsegpt", {"damping": 0.5}),
+    )
+    _, found = built(*asked)
+    assert [contender.label for contender in found] == ["second@init", "second", "third", "first"]
+    assert found[2].init is found[1] and found[1].init is found[0]
+    assert found[0].options == {**found[3].options, "mask_only": True} and found[0].options["damping"] == 0.5
+    _, again = built(*asked[1:], asked[0])
+    assert {one.label: one for one in again} == {one.label: one for one in found}
+
+
+@pytest.mark.parametrize("circle", [{"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "b"}])
+def test_no_learner_starts_from_itself(circle):
+    """Learners that start from each other are refused, whoever else starts from them."""
+    with pytest.raises(NMBenchError, match=r"own mask \(.*b -> .*\); give one of them another init"):
+        built(*(MethodSpec(label, "maskpro", {"init": init}) for label, init in circle.items()))
 
 
 def test_digests_cover_what_a_method_starts_from():

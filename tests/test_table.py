@@ -294,6 +294,14 @@ def test_learner_that_lost_shows_a_plus(tmp_path):
     assert "+0.3000 [+0.3000, +0.3000] nats" in line
 
 
+def test_learner_against_the_row_it_started_from(tmp_path):
+    """A learner that started from another row is compared with that one."""
+    later = {**record("second", 35.0), "started_from": "first"}
+    rows = [(record("first", 40.0), HARD + 0.5), (later, HARD + 0.4)]
+    (line,) = lines_with(render(results(tmp_path, *rows)), "against its initial mask")
+    assert "second against its initial mask -0.1000" in line
+
+
 def test_rows_of_unequal_seeds_are_compared_by_their_means(two_seeds):
     """A row with one seed is ranked among rows with two."""
     (line,) = lines_with(render(two_seeds), "dense <")

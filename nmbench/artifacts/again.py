@@ -69,16 +69,23 @@ def find_row(directory: Path, label: str, pattern: Pattern | None = None, seed: 
     dense = next((record for record in records if record["label"] == DENSE), None)
     if dense is None:
         raise NMBenchError(f"{directory} has no row of the dense model; give its command again to complete it.")
-    return Row(directory, found[0], dense, spec_of(directory, found[0]), read_json(directory / "manifest.json"))
+    return Row(
+        directory, found[0], dense, spec_of(directory, found[0], records), read_json(directory / "manifest.json")
+    )
 
 
-def spec_of(directory: Path, record: Record) -> RunSpec:
-    """The specification of the run, less all methods, patterns and seeds but those of one row."""
+def spec_of(directory: Path, record: Record, records: Sequence[Record]) -> RunSpec:
+    """The specification of the run, less all methods, patterns and seeds that one row of `records` does not need."""
     spec = RunSpec.from_dict(read_toml(directory / "spec.toml"), str(directory / "spec.toml"))
-    asked = record["label"].removesuffix("@init")  # the start of a learner comes with the learner
+    inits = {one["label"]: one["options"].get("init") for one in records}
+    needed: list[str] = []
+    label = record["label"].removesuffix("@init")  # the start of a learner comes with the learner
+    while label is not None and label not in needed:  # a learner may start from another row, that from another still
+        needed.append(label)
+        label = inits.get(label)
     return dataclasses.replace(
         spec,
-        methods=tuple(method for method in spec.methods if method.label == asked),
+        methods=tuple(method for method in spec.methods if method.label in needed),
         patterns=(Pattern.parse(record["pattern"]),),
         seeds=(record["seed"],),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -114,6 +115,18 @@ def test_rows_of_learners_and_other_dtypes(run, nmbench, tmp_path, texts, small)
     assert "--method maskpro" in card
     shares = json.loads(nmbench("diff", "out:maskpro", "maskpro.model", "--json").stdout)["total"]["shares"]
     assert set(shares.values()) == {1.0}
+
+
+def test_the_command_of_a_row_that_starts_from_another(run, nmbench, tmp_path):
+    """It makes that row as well, with its options, and no other."""
+    learners = ["--method", "b=maskpro", "--set", "b.init=a", "--method", "a=maskpro", "--set", "a.init=m"]
+    steps = ["--set", "a.steps=1", "--set", "b.steps=1", "--set", "a.minibatch=2", "--set", "b.minibatch=2"]
+    run("tiny:llama", *learners, *steps, "--method", "m=magnitude", "--method", "wanda")
+    assert nmbench("export", "out", "b", "--to", "exported").exit_code == 0
+    card = (tmp_path / "exported/README.md").read_text(encoding="utf-8")
+    command = shlex.split(next(line for line in card.splitlines() if line.startswith("nmbench run")))
+    methods = [value for flag, value in itertools.pairwise(command) if flag == "--method"]
+    assert methods == ["b=maskpro", "a=maskpro", "m=magnitude"]
 
 
 def test_the_card_and_its_command(run, nmbench, tmp_path, records):

@@ -292,6 +292,25 @@ def test_a_learner_may_start_from_a_refined_mask(nmbench, small, records, tmp_pa
     assert 0 < rows["swaps"]["notes"]["error_fall"] < 1
 
 
+def test_a_learner_may_start_from_another_learner(nmbench, small, records, tmp_path):
+    """The masks of a row are the start of the next one, also when it is added later; what it gained is told."""
+    first = ["--method", "short=maskpro", "--set", "short.steps=2", "--set", "short.select=false"]
+    result = nmbench("run", *small, *first, "--set", "short.learning_rate=30", "--set", "maskpro.init=short")
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert list(rows) == ["dense", "short@init", "short", "maskpro"]
+    assert [row["started_from"] for row in rows.values()] == [None, None, "short@init", "short"]
+    assert rows["short"]["proof"]["masks_digest"] != rows["short@init"]["proof"]["masks_digest"]
+    assert "maskpro against its initial mask" in result.output
+    later = ["--method", "kept=maskpro", "--set", "kept.init=short", "--set", "kept.steps=0"]
+    result = nmbench("run", *small, *first, "--set", "short.learning_rate=30", "--set", "maskpro.init=short", *later)
+    assert result.exit_code == 0, result.output
+    more = records(tmp_path / "out")
+    assert [row["label"] for row in more[4:]] == ["kept"]
+    assert more[-1]["proof"]["masks_digest"] == rows["short"]["proof"]["masks_digest"]
+    assert more[-1]["metrics"] == rows["short"]["metrics"]
+
+
 def test_shared_work_is_the_work_that_would_have_been_done(nmbench, small, records, tmp_path):
     """A row copied from another has the figures and files that it has when computed alone, and says of which."""
     several = ["--method", "b=wanda", "--set", "a.steps=2", "--method", "a=maskpro", "--method", "c=wanda"]

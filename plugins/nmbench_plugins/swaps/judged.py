@@ -39,7 +39,10 @@ from nmbench_plugins.swaps.course import Course
 class SwapsJudged(nmbench.MaskLearner):
     """Let swaps propose masks, layer by layer, and the model's loss choose among them; weights stay as they are."""
 
-    init: str = nmbench.option("swaps", "registered one-shot method whose mask, on the dense weights, is the start")
+    init: str = nmbench.option(
+        "swaps",
+        "whose mask, on the dense weights, is the start: a one-shot method, or a label of the same run",
+    )
     rounds: int = nmbench.option(2, "how often all blocks are visited")
     aims: str = nmbench.option(
         "0/0, -0.15/-0.15, 0.15/0.15, 0.3/0.3, 0.6/0.6, 0.4/0.1, 0.1/0.4",
