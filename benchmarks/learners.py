@@ -142,7 +142,9 @@ def plot(gains: Sequence[Gain], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     patterns, labels = sorted({g.pattern for g in gains}), sorted({(g.label, g.init) for g in gains})
-    figure, axes = plt.subplots(1, len(patterns), figsize=(5.5 * len(patterns), 4.2), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(patterns), figsize=(5.5 * len(patterns) + 2.5, 4.2), squeeze=False, layout="constrained"
+    )
     for axis, pattern in zip(axes[0], patterns, strict=True):
         for number, (label, init) in enumerate(labels):
             shown = f"{label} from {init}"
@@ -157,8 +159,8 @@ def plot(gains: Sequence[Gain], path: Path) -> None:
         axis.set_ylabel("test loss over the dense model (nats per token)")
         axis.set_title(pattern)
         axis.grid(alpha=0.3)
-        axis.legend()
-    figure.tight_layout()
+    handles = {h.get_label(): h for axis in axes[0] for h in axis.lines if not h.get_label().startswith("_")}
+    figure.legend(handles=list(handles.values()), loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 

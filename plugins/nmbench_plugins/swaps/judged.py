@@ -19,6 +19,8 @@ After every round the mask is measured on one half of the selection windows, and
 other half must confirm it: the initial mask is returned unless the one-sided 95 % bound of the paired difference is
 within the tolerance.
 
+Preset `long` looks at two to three times the tokens, so that smaller gains are told from noise.
+
 Idea: proposals from second-order statistics accepted by paired losses; we know of no publication of it.
 """
 
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,10 +37,14 @@ import nmbench
 from nmbench_plugins.swaps.aim import Aim
 from nmbench_plugins.swaps.course import Course
 
+LONG = {"statistics_tokens": 196608, "judge_tokens": 98304}
+
 
 @dataclass(frozen=True)
 class SwapsJudged(nmbench.MaskLearner):
     """Let swaps propose masks, layer by layer, and the model's loss choose among them; weights stay as they are."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"long": LONG}
 
     init: str = nmbench.option(
         "swaps",
