@@ -13,6 +13,7 @@ import click
 
 from nmbench import commands
 from nmbench.errors import NMBenchError
+from nmbench.scaffold import KINDS, new_plugin
 
 if TYPE_CHECKING:
     from nmbench.plugins import PluginInfo, Plugins
@@ -234,18 +235,18 @@ def speed(as_json: bool, tokens: Sequence[int], **flags: Any) -> None:
 
 @main.command("new-plugin")
 @click.argument("name")
-@click.option("--kind", type=click.Choice(("scorer", "solver", "learner")), default="scorer", show_default=True)
+@click.option("--kind", type=click.Choice(list(KINDS)), default="scorer", show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where.  [this folder]")
 def new_plugin_command(name: str, kind: str, out: Path) -> None:
-    """Write a package with a method NAME that builds, installs and passes its own tests."""
+    """Write a package with a method or metric NAME that builds, installs and passes its own tests."""
     from nmbench.plugins import load_plugins
-    from nmbench.scaffold import new_plugin
 
-    taken = load_plugins().registries.methods.entries.get(name)
+    registries = load_plugins().registries
+    taken = (registries.metrics if kind == "metric" else registries.methods).entries.get(name)
     files = new_plugin(name, kind, out, taken.origin if taken else None)
     folder = out / f"nmbench-{name}"
     click.echo("\n".join(f"wrote {path}" for path in files))
-    click.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nmbench methods {name}")
+    click.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && {KINDS[kind].show.replace('NAME', name)}")
 
 
 def terminal_width() -> int | None:
