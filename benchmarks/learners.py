@@ -22,7 +22,19 @@ from nmbench.results import newest, read_records
 
 DEVICE = ("device_name", "torch", "transformers", "dtype", "eval_dtype", "nmbench")
 
-FIGURES = ("label", "pattern", "seed", "options", "metrics", "against_dense", "cost", "seconds", "peak_bytes", "notes")
+FIGURES = (
+    "label",
+    "pattern",
+    "seed",
+    "started_from",
+    "options",
+    "metrics",
+    "against_dense",
+    "cost",
+    "seconds",
+    "peak_bytes",
+    "notes",
+)
 
 
 class Gain(NamedTuple):
@@ -78,6 +90,8 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
             continue
         nats_init, nats = (math.log(value(record)) - dense for record in (init, row))
         peak = row["peak_bytes"]["device"]
+        whole = not init["label"].endswith("@init")  # the cost of a learner that it started from is in the row's
+        own = {name: row["cost"][name] - whole * init["cost"][name] for name in ("forward_tokens", "backward_tokens")}
         gains.append(
             Gain(
                 row["label"],
@@ -90,9 +104,9 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
                 round(nats, 4),
                 round(nats_init - nats, 4),
                 init["cost"]["forward_tokens"],
-                row["cost"]["forward_tokens"],
-                row["cost"]["backward_tokens"],
-                row["seconds"]["prune"],
+                own["forward_tokens"],
+                own["backward_tokens"],
+                round(row["seconds"]["prune"] - whole * init["seconds"]["prune"], 3),
                 peak and round(peak / 2**30, 2),
             )
         )

@@ -72,8 +72,8 @@ def walk(
 ) -> Iterator[Step]:
     """Visit the blocks from first to last; what the caller does to a block's weights is seen by the blocks below.
 
-    If `undo`, the prunable weights of a block are put back as they were when its outputs have been computed: a copy
-    where the block is costs less than one from the host.
+    If `undo`, the prunable weights of a block are put back as they were before, once its outputs have been computed: a
+    copy where the block is costs less than one from the host.
 
     `windows` is int64 `[windows, window_tokens]`; the first `skip_tokens` of each are in no statistic. A block is one
     step, or several if `sequential`. `original` gives the dense weight `[out, in]` of a layer, if the live ones are not

@@ -242,7 +242,7 @@ def new_plugin_command(name: str, kind: str, out: Path) -> None:
     from nmbench.plugins import load_plugins
 
     registries = load_plugins().registries
-    taken = (registries.metrics if kind == "metric" else registries.methods).entries.get(name)
+    taken = (registries.metrics if KINDS[kind].registers == "metric" else registries.methods).entries.get(name)
     files = new_plugin(name, kind, out, taken.origin if taken else None)
     folder = out / f"nmbench-{name}"
     click.echo("\n".join(f"wrote {path}" for path in files))

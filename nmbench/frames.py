@@ -52,6 +52,7 @@ WIDE = {
     **{name: TIDY[name] for name in ("label", "method", "pattern", "seed", "weights_changed")},
     "options.*": "options of the method as they were resolved",
     "pattern_for.*": "layers with another pattern",
+    "started_from": "label of the row whose mask a learner started from",
     "model": "reference of the model",
     "status": "ok or failed",
     "error": "why a row failed",

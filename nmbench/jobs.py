@@ -94,19 +94,23 @@ def add(
     if asked.label in above:  # the labels of those that start from it
         circle = " -> ".join((*above, asked.label))
         raise NMBenchError(f"no method can start from its own mask ({circle}); give one of them another init.")
-    cls = plugins.lookup(plugins.registries.methods, asked.name)
-    method = build(cls, asked.options, asked.label)
-    options = resolved(method)
-    if PRESET in asked.options:
-        options = {PRESET: asked.options[PRESET], **options}
-    init = None
-    if isinstance(method, MaskLearner):
-        init = start_of(method, asked, spec, plugins, found, above)
-    elif isinstance(method, Refiner):
-        init = initial(method, asked.label, plugins)
-    content = {**method.content(), **code_of(cls)}
-    found[asked.label] = contender = Contender(asked.label, asked.name, method, options, init, content)
+    contender = built(asked.label, asked.name, asked.options, plugins)
+    if isinstance(contender.method, MaskLearner):
+        start = start_of(contender.method, asked, spec, plugins, found, above)
+        contender = dataclasses.replace(contender, init=start)
+    found[asked.label] = contender
     return contender
+
+
+def built(label: str, name: str, given: Mapping[str, Any], plugins: Plugins) -> Contender:
+    """A method with the options `given`, and what a refiner starts from, which stays inside its row."""
+    cls = plugins.lookup(plugins.registries.methods, name)
+    method = build(cls, given, label)
+    options = resolved(method)
+    if PRESET in given:
+        options = {PRESET: given[PRESET], **options}
+    init = initial(method, label, plugins) if isinstance(method, Refiner) else None
+    return Contender(label, name, method, options, init, {**method.content(), **code_of(cls)})
 
 
 def start_of(
@@ -119,20 +123,24 @@ def start_of(
 ) -> Contender:
     """The row that a learner starts from, which is put into `found`.
 
-    `init` names by its label another method of the run, with its options there, or a registered one-shot method. The
-    row of a learner is taken as it is; that of a one-shot method is `<label>@init`, its mask on the dense weights.
-    Raises `NMBenchError` if `init` names none of them.
+    `init` names a registered one-shot method, with its default options, or by its label another method of the run,
+    with its options there; a label does not hide a registered method. The start is then the row `<label>@init`, the
+    mask of a one-shot method on the dense weights, or the other row itself, where that is no one-shot method's. Raises
+    `NMBenchError` if `init` names neither.
     """
+    methods = plugins.registries.methods
     others = {one.label: one for one in spec.methods if one is not asked}
-    other = others.get(learner.init, MethodSpec(learner.init, learner.init))
-    cls = plugins.lookup(plugins.registries.methods, other.name)
-    if issubclass(cls, MaskLearner) and other.label in others:
-        return add(other, spec, plugins, found, (*above, asked.label))
-    if not issubclass(cls, Baseline):
+    other = others.get(learner.init)
+    if learner.init in methods and issubclass(methods.get(learner.init), Baseline):
+        other = MethodSpec(learner.init, learner.init)
+    if other is None:
         raise NMBenchError(
-            f"option {asked.label}.init must name a one-shot method, or by its label a method that prunes in the same "
-            f"run; {learner.init!r} is neither."
+            f"option {asked.label}.init must name a one-shot method, or the label of another method in this command "
+            f"({', '.join(others) or 'there is none'}); {learner.init!r} is neither."
         )
+    cls = plugins.lookup(methods, other.name)
+    if not issubclass(cls, Baseline):
+        return add(other, spec, plugins, found, (*above, asked.label))
     row = one_shot(other.name, other.options, f"{asked.label}@init", plugins)
     return found.setdefault(row.label, row)
 
@@ -152,10 +160,8 @@ def initial(refiner: Refiner, label: str, plugins: Plugins) -> Contender:
 
 def one_shot(name: str, given: Mapping[str, Any], label: str, plugins: Plugins) -> Contender:
     """A one-shot method with the options `given`, of which the mask alone counts."""
-    cls = plugins.lookup(plugins.registries.methods, name)
-    method = build(cls, {**given, **({"mask_only": True} if issubclass(cls, Solver) else {})}, label)
-    below = initial(method, label, plugins) if isinstance(method, Refiner) else None
-    return Contender(label, name, method, resolved(method), below, {**method.content(), **code_of(cls)})
+    solver = issubclass(plugins.lookup(plugins.registries.methods, name), Solver)
+    return built(label, name, {**given, **({"mask_only": True} if solver else {})}, plugins)
 
 
 def check_supported(found: Sequence[Contender], spec: RunSpec) -> None:

@@ -22,6 +22,13 @@ class Cost:
     unique_tokens: int = 0
     selection_tokens: int = 0
 
+    def include(self, start: Cost) -> None:
+        """Add what it cost to make what this one started from; the tokens that both read are the same."""
+        self.forward_tokens += start.forward_tokens
+        self.backward_tokens += start.backward_tokens
+        self.unique_tokens = max(self.unique_tokens, start.unique_tokens)
+        self.selection_tokens = max(self.selection_tokens, start.selection_tokens)
+
 
 class Meter:
     """Measures a `with` block. `seconds` is wall-clock time; `host_bytes` the peak resident memory of the process,

@@ -192,12 +192,12 @@ class DenseWeights:
 
         For steps inside a job, at the end of which `restore` proves it.
         """
-        self.settle()
+        self.undo_hooks()
         for name, tensor in self.bundle.tensors().items():
             tensor.copy_(self.copies[name])
 
-    def settle(self) -> None:
-        """Undo training mode, gradients and hooks, and leave the weights alone."""
+    def undo_hooks(self) -> None:
+        """Undo hooks, training mode and gradients, and leave the weights alone."""
         self.bundle.model.eval().requires_grad_(False)
         for table, content in self.hooks:
             table.clear()

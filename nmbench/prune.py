@@ -2,7 +2,7 @@
 
 Nothing here changes the bundle for good: a walk writes pruned weights into the live blocks so that the blocks below see
 them, and puts the dense ones back as soon as it has passed a block; if something is raised, the whole model is put
-back. That the weights are dense is proven at the end of the job.
+back. At the end of the job the whole model is put back in any case, and that is proven by hash.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def prune_one_shot(
     except BaseException:
         dense.put_back()
         raise
-    dense.settle()
+    dense.undo_hooks()
     cost.forward_tokens += block_tokens // len(bundle.blocks)
     cost.unique_tokens += windows.numel()
     whole = finished({name: layers[name] for name in bundle.layers}, method)

@@ -16,6 +16,8 @@ from nmbench.models import Bundle
 
 __all__ = ["resumed", "until"]
 
+PLAIN = (int, float, str, torch.dtype, torch.device, type(None))  # values that say all that they are
+
 
 @dataclass(frozen=True)
 class Call:
@@ -64,7 +66,7 @@ def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict
     calls: dict[int, list[Call]] = {}
     hidden = []
     every = len(bundle.blocks)
-    idle = len(batches[0]) > 1 and arguments_need_no_blocks(bundle, batches[0][:1])
+    idle = len(batches[0]) > 1 and arguments_need_no_blocks(bundle, batches[0])
     for batch in batches:
         known = calls.get(len(batch))
         with standing_in(bundle) if idle and known is None else contextlib.nullcontext():
@@ -82,11 +84,12 @@ def embed(bundle: Bundle, batches: Sequence[Tensor]) -> tuple[list[Tensor], dict
     return hidden, calls
 
 
-def arguments_need_no_blocks(bundle: Bundle, window: Tensor) -> bool:
+def arguments_need_no_blocks(bundle: Bundle, batch: Tensor) -> bool:
     """Whether the blocks of a model are called in the same way when none of them computes anything.
 
-    It is tried on one window, int64 `[1, window_tokens]`. Blocks that come from the host are not worth it: they would
-    be fetched once more. Raises what `capture` raises.
+    It is tried on the first two windows of `batch`, int64 `[2 or more, window_tokens]`: what differs between them, or
+    is of an unknown kind, may come from what blocks compute. Blocks that come from the host are not worth it: they
+    would be fetched several times. Raises what `capture` raises.
     """
     if bundle.streaming:
         return False
@@ -96,12 +99,12 @@ def arguments_need_no_blocks(bundle: Bundle, window: Tensor) -> bool:
         for block in bundle.blocks.values()
     ]
     with hooks(noted):
-        _, computed = capture(bundle, window, len(bundle.blocks))
+        first, second = (capture(bundle, window, len(bundle.blocks))[1] for window in batch[:2].split(1))
     if not all(plain):
         return False
     with standing_in(bundle):
-        _, idle = capture(bundle, window, len(bundle.blocks))
-    return all(map(same, computed, idle))
+        _, idle = capture(bundle, batch[:1], len(bundle.blocks))
+    return all(same(a, b, strict=True) and same(a, c, strict=True) for a, b, c in zip(first, second, idle, strict=True))
 
 
 @contextlib.contextmanager
@@ -261,14 +264,18 @@ def hooks(handles: Iterable[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two captured calls, or parts of them, are equal; objects of other kinds are taken as equal."""
+def same(a: Any, b: Any, strict: bool = False) -> bool:
+    """Whether two captured calls, or parts of them, are equal; objects of unknown kinds are taken as equal, or, if
+    `strict`, as different unless they are one.
+    """
     if isinstance(a, Call) and isinstance(b, Call):
-        return same(a.args, b.args) and same(dict(a.kwargs), dict(b.kwargs))
+        return same(a.args, b.args, strict) and same(dict(a.kwargs), dict(b.kwargs), strict)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and bool(torch.equal(a, b))
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(same(x, y, strict) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return True
+        return a.keys() == b.keys() and all(same(a[key], b[key], strict) for key in a)
+    if isinstance(a, PLAIN) or isinstance(b, PLAIN):
+        return type(a) is type(b) and bool(a == b)
+    return not strict or a is b

@@ -148,7 +148,9 @@ def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
 
 
 def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[PrunedModel, float]:
-    """The masks (and weights) of one job, and the seconds spent on them in an earlier, interrupted process."""
+    """The masks (and weights) of one job, and the seconds spent on them before: in an interrupted process, and by the
+    learner whose masks it starts from.
+    """
     assert job.contender and job.pattern and job.seed is not None
     method = job.contender.method
     patterns = bench.spec.layer_patterns(job.pattern, bench.bundle.layers)
@@ -175,7 +177,13 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
     check_masks(masks, patterns, shapes(bench.bundle), job.label)
     task.settle()
     pruned = {name: Pruned(mask.to(bench.bundle.device)) for name, mask in masks.items()}
-    return PrunedModel(pruned, task.notes), task.checkpoints.earlier_seconds
+    seconds = task.checkpoints.earlier_seconds
+    assert job.contender.init
+    if isinstance(job.contender.init.method, MaskLearner):  # its row is no other one's start: the cost of both is told
+        start = start_row(job, directory)
+        cost.include(Cost(**start["cost"]))
+        seconds += start["seconds"]["prune"]
+    return PrunedModel(pruned, task.notes), seconds
 
 
 def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, Any], cost: Cost) -> PrunedModel:
@@ -201,20 +209,26 @@ def brought(job: Job, method: MaskSource, bench: Bench, patterns: Mapping[str, A
     return PrunedModel(layers, pruned.notes)
 
 
-def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
-    """The masks of the row `<label>@init`, which was done just before this one.
-
-    Raises `NMBenchError` unless that row ended well and its file holds the masks that were proven there.
-    """
+def start_row(job: Job, directory: RunDirectory) -> Record:
+    """The record of the row that a learner starts from. Raises `NMBenchError` unless it ended well."""
     assert job.contender and job.contender.init
     label = job.contender.init.label
     wanted = (label, str(job.pattern), job.seed)
     rows = [record for record in directory.records() if identity(record) == wanted]
     if not rows or rows[0]["status"] != "ok":
         raise NMBenchError(f"{job.label} has no initial mask, because {label} failed.")
-    path = directory.file("masks", job.files_of(label), ".safetensors")
+    return rows[0]
+
+
+def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
+    """The masks of the row that a learner starts from, which was done before this one.
+
+    Raises `NMBenchError` unless that row ended well and its file holds the masks that were proven there.
+    """
+    start = start_row(job, directory)
+    path = directory.file("masks", job.files_of(start["label"]), ".safetensors")
     masks = load_masks(path)
-    if masks_digest(masks) != rows[0]["proof"]["masks_digest"]:
+    if masks_digest(masks) != start["proof"]["masks_digest"]:
         raise NMBenchError(f"{path} does not hold the masks of its record; remove it and give the same command again.")
     return masks
 

@@ -202,6 +202,8 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
     groups = {key: group for key, group in grouped(records).items() if key[1] in (pattern, None)}
     shown = next(pattern_of(record) for record in records if record["pattern"] == pattern)
     figures = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
+    seeds = {label: [record["seed"] for record in group] for (label, _), group in groups.items()}
+    starts = {label: group[0].get("started_from") or f"{label}@init" for (label, _), group in groups.items()}
     metrics = {
         name: value for group in groups.values() for record in group for name, value in record["metrics"].items()
     }
@@ -210,9 +212,10 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
         metric = metrics.get(name, {"lower_is_better": True, "unit": "nats"})  # what is no metric is a loss
         yield f"{shown} {name}: {chain(here, metric['lower_is_better'])}"
         for label in here:
-            start = groups[next(key for key in groups if key[0] == label)][0].get("started_from") or f"{label}@init"
-            if start in here:
-                gained = difference(here[label], here[start])
+            start = starts[label]
+            if start in here and set(seeds[label]) <= set(seeds[start]):
+                same = [seeds[start].index(seed) for seed in seeds[label]]
+                gained = difference(here[label], here[start][same])
                 unit = metric.get("unit", "")
                 yield f"{shown} {name}: {label} against its initial mask {gained} {unit} ({gained.windows} windows)"
 

@@ -10,7 +10,7 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
 from nmbench.pattern import Pattern
-from nmbench.replay import embed
+from nmbench.replay import embed, same
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 from reference import one_shot
 
@@ -446,31 +446,46 @@ def test_arguments_that_depend_on_tokens_are_refused(monkeypatch):
 
 
 class Telling(Stack):
-    """A stack whose blocks are told how large the hidden states are that the block above made."""
+    """A stack whose blocks are told how large the hidden states are that the block above made, in several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(False, 2)
+        self.how = how
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
-        hidden = self.embedding(input_ids)
+        hidden, size = self.embedding(input_ids), None
         for block in self.blocks:
-            hidden = block(hidden, tokens=hidden.abs().mean())
+            if self.how != "nothing":
+                size = hidden.abs().mean()
+            if self.how == "number":
+                size = float(size)
+            if self.how == "what was left":
+                size = getattr(self.blocks[0].proj, "left", 0.0)
+            hidden = block(hidden, tokens=size)
         return hidden
 
 
-@pytest.mark.parametrize("kind", [Stack, Telling])
-def test_blocks_compute_nothing_where_that_shows_how_they_are_called(kind):
+@pytest.mark.parametrize("how", ["nothing", "tensor", "number", "what was left"])
+def test_blocks_compute_nothing_where_that_shows_how_they_are_called(how):
     """Arguments are those of a plain forward pass, also where they come from the blocks above; only then are the blocks
-    run on more than one window to find out.
+    run on more than two windows to find out.
     """
-    bundle, windows, seen, computed = Bundle.of("toy", kind(False, 2), None), random_windows(), [], []
+    bundle, windows, seen, computed = Bundle.of("toy", Telling(how), None), random_windows(), [], []
+
+    def note(module, args, output):
+        computed.append(len(args[0]))
+        module.left = float(output.abs().mean())
+
     for block in bundle.blocks.values():
         block.register_forward_hook(lambda m, args, kwargs, output: seen.append(kwargs["tokens"]), with_kwargs=True)
-        block.proj.register_forward_hook(lambda module, args, output: computed.append(len(args[0])))
+        block.proj.register_forward_hook(note)
     bundle.model(windows)
-    plain = seen[:]
+    bundle.model(windows)
+    plain = seen[2:]
     computed.clear()
     _, calls = embed(bundle, [windows])
-    found = [call.kwargs["tokens"] for call in calls[len(windows)]]
-    assert all(a is b or torch.equal(a, b) for a, b in zip(found, plain, strict=True))
-    assert computed == ([1, 1] if kind is Stack else [1, 1, len(windows), len(windows)])
+    assert same([call.kwargs["tokens"] for call in calls[len(windows)]][1:], plain[1:], strict=True)
+    assert computed == [1] * 4 + [len(windows)] * (0 if how == "nothing" else 2)
 
 
 def test_blocks_that_are_not_called_are_refused():

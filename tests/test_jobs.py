@@ -46,6 +46,17 @@ def test_a_learner_may_start_from_another_row():
     assert {one.label: one for one in again} == {one.label: one for one in found}
 
 
+def test_a_label_hides_no_registered_method():
+    """What `init` means does not depend on who else is in the run under the name of a one-shot method."""
+    learner = MethodSpec("a", "maskpro", {"init": "sparsegpt"})
+    (alone, _), (beside, _, _) = (
+        built(learner, *more)[1] for more in ((), (MethodSpec("sparsegpt", "sparsegpt", {"damping": 0.5}),))
+    )
+    assert alone == beside
+    _, found = built(MethodSpec("wanda", "maskpro"), MethodSpec("maskpro", "maskpro"))
+    assert [one.name for one in found] == ["wanda", "maskpro"] * 2
+
+
 @pytest.mark.parametrize("circle", [{"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "b"}])
 def test_no_learner_starts_from_itself(circle):
     """Learners that start from each other are refused, whoever else starts from them."""

@@ -302,6 +302,14 @@ def test_learner_against_the_row_it_started_from(tmp_path):
     assert "second against its initial mask -0.1000" in line
 
 
+def test_learner_against_the_same_seeds_of_its_start(tmp_path):
+    """Of a start with more seeds those count that the learner has."""
+    later = {**record("second", 35.0, seed=1), "started_from": "first"}
+    starts = [(record("first", 40.0, seed=seed), HARD + 0.5 + seed) for seed in (0, 1, 2)]
+    (line,) = lines_with(render(results(tmp_path, *starts, (later, HARD + 1.4))), "against its initial mask")
+    assert "second against its initial mask -0.1000" in line
+
+
 def test_rows_of_unequal_seeds_are_compared_by_their_means(two_seeds):
     """A row with one seed is ranked among rows with two."""
     (line,) = lines_with(render(two_seeds), "dense <")

@@ -77,12 +77,17 @@ def find_row(directory: Path, label: str, pattern: Pattern | None = None, seed: 
 def spec_of(directory: Path, record: Record, records: Sequence[Record]) -> RunSpec:
     """The specification of the run, less all methods, patterns and seeds that one row of `records` does not need."""
     spec = RunSpec.from_dict(read_toml(directory / "spec.toml"), str(directory / "spec.toml"))
-    inits = {one["label"]: one["options"].get("init") for one in records}
+    starts = {one["label"]: one.get("started_from") for one in records}
     needed: list[str] = []
     label = record["label"].removesuffix("@init")  # the start of a learner comes with the learner
     while label is not None and label not in needed:  # a learner may start from another row, that from another still
         needed.append(label)
-        label = inits.get(label)
+        label = starts.get(label)
+    names = {one["label"]: one["method"] for one in records}
+    for method in spec.methods:  # or from a one-shot method that is in the run under a label, with its options
+        init = method.options.get("init")
+        if method.label in needed and init and names.get(f"{method.label}@init", init) != init:
+            needed.append(str(init))
     return dataclasses.replace(
         spec,
         methods=tuple(method for method in spec.methods if method.label in needed),

@@ -64,6 +64,11 @@ CASES = {
     "same label twice": (["--method", "wanda", "--method", "wanda"], 1, ["LABEL=NAME"]),
     "label dense": (["--method", "dense=wanda"], 1, ["'dense' is the reference row"]),
     "a learner as init": (["--method", "maskpro", "--set", "maskpro.init=maskpro"], 1, ["one-shot method"]),
+    "no label as init": (
+        ["--method", "maskpro", "--set", "maskpro.init=jugded", "--method", "judged=swaps-judged"],
+        1,
+        ["option maskpro.init", "label of another method in this command (judged)", "'jugded' is neither"],
+    ),
     "a learner to be refined": (
         ["--method", "swaps", "--set", "swaps.init=maskpro"],
         1,

@@ -300,6 +300,8 @@ def test_a_learner_may_start_from_another_learner(nmbench, small, records, tmp_p
     rows = {row["label"]: row for row in records(tmp_path / "out")}
     assert list(rows) == ["dense", "short@init", "short", "maskpro"]
     assert [row["started_from"] for row in rows.values()] == [None, None, "short@init", "short"]
+    assert rows["maskpro"]["cost"]["forward_tokens"] > rows["short"]["cost"]["forward_tokens"] > 0  # both learners'
+    assert rows["maskpro"]["cost"]["selection_tokens"] == rows["short"]["cost"]["selection_tokens"]
     assert rows["short"]["proof"]["masks_digest"] != rows["short@init"]["proof"]["masks_digest"]
     assert "maskpro against its initial mask" in result.output
     later = ["--method", "kept=maskpro", "--set", "kept.init=short", "--set", "kept.steps=0"]
@@ -309,6 +311,7 @@ def test_a_learner_may_start_from_another_learner(nmbench, small, records, tmp_p
     assert [row["label"] for row in more[4:]] == ["kept"]
     assert more[-1]["proof"]["masks_digest"] == rows["short"]["proof"]["masks_digest"]
     assert more[-1]["metrics"] == rows["short"]["metrics"]
+    assert more[-1]["seconds"]["prune"] > rows["short"]["seconds"]["prune"]
 
 
 def test_shared_work_is_the_work_that_would_have_been_done(nmbench, small, records, tmp_path):

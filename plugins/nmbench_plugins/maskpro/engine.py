@@ -59,6 +59,10 @@ class Engine:
         """Go back to logits `prior * masks`, with another step size and no memory of residuals."""
         raise NotImplementedError
 
+    def slow_down(self, learning_rate: float) -> None:
+        """Go on with another step size; the next loss is the first that it counts for."""
+        self.tracker.learning_rate.fill_(learning_rate)
+
     def to_save(self) -> dict[str, Any]:
         """Everything that later steps depend on besides the task's generator."""
         return {"engine": self.name, **self.tracker.to_save()}

@@ -10,8 +10,8 @@ cross-entropy of the masked dense model, m_0 the initial mask and m_t the mask d
 from logits C * m_0, and the final mask keeps the N largest logits of every group. Preset `paper` is the published
 setting. The default differs from it in three named options: `normalise` divides r - delta by its running spread, so
 that one learning rate suits models of any size; `shuffle` draws minibatches at random from the whole pool; and `select`
-watches held-out windows (see `watch`): it goes back to the best mask with half the step size when learning drifts, and
-returns the best mask seen, or the initial one if other windows do not confirm that it is not worse.
+watches held-out windows (see `watch`): it halves the step size when learning drifts, goes back to the best mask if much
+is lost, and returns the best mask seen, or the initial one if other windows do not confirm that it is not worse.
 
 Preset `long` is for larger models and minutes of a GPU: a smaller prior, so that more groups flip in each step, with
 much smaller steps and a tracker that forgets fast, so that no single loss counts for much (benchmarks/README.md).

@@ -41,6 +41,9 @@ class Script:
     def figures(self) -> Figures:
         return Figures(0, 0.0, 0.0, 0.0, self.learning_rate, None)
 
+    def slow_down(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+
     def restart(self, masks: object, learning_rate: float) -> None:
         self.learning_rate = learning_rate
         self.restarts.append(learning_rate)
@@ -65,14 +68,28 @@ def test_best_mask_is_kept():
     assert watch.drifts == []
 
 
-def test_drift():
-    """Clearly worse at several looks in a row: back to the best mask with half the step size, which is on record."""
-    script = Script([1.0, 0.5, *[0.5 + CLEAR] * PATIENCE])
+@pytest.mark.parametrize(("gained", "back"), [(0.9, False), (0.51, False), (0.49, True), (0.0, True)])
+def test_drift(gained, back):
+    """Clearly worse at several looks in a row: on with half the step size if little of the gain is lost, and if not
+    back to the best mask; either is on record.
+    """
+    script = Script([0.5 + gained, 0.5, *[0.5 + CLEAR] * PATIENCE])
     watch = watched(script, 1 + PATIENCE)
     (drift,) = watch.drifts
-    assert (drift["step"], drift["back_to"], drift["learning_rate"]) == (10 + 10 * PATIENCE, 10, 4.0)
+    best = 10 if gained else 0
+    assert drift["step"] == 10 + 10 * PATIENCE and drift["back_to"] == (best if back else None)
     assert "held-out loss 0.1000 nats above the best" in drift["why"]
-    assert script.restarts == [4.0]
+    assert drift["learning_rate"] == script.learning_rate == 4.0
+    assert script.restarts == ([4.0] if back else [])
+    assert watch.best_step == best
+
+
+def test_drift_that_goes_on_is_seen_again():
+    """The looks are counted anew after a drift; every one halves the step size."""
+    script = Script([1.5, 0.5, *[0.5 + CLEAR] * 3 * PATIENCE])
+    watch = watched(script, 1 + 3 * PATIENCE)
+    assert [drift["learning_rate"] for drift in watch.drifts] == [4.0, 2.0, 1.0]
+    assert script.restarts == [] and watch.best_step == 10
 
 
 @pytest.mark.parametrize(
