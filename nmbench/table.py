@@ -204,6 +204,7 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
     figures = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
     seeds = {label: [record["seed"] for record in group] for (label, _), group in groups.items()}
     starts = {label: group[0].get("started_from") or f"{label}@init" for (label, _), group in groups.items()}
+    changed = {label for (label, _), group in groups.items() if group[0].get("weights_changed")}
     metrics = {
         name: value for group in groups.values() for record in group for name, value in record["metrics"].items()
     }
@@ -213,7 +214,7 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
         yield f"{shown} {name}: {chain(here, metric['lower_is_better'])}"
         for label in here:
             start = starts[label]
-            if start in here and set(seeds[label]) <= set(seeds[start]):
+            if start in here and start not in changed and set(seeds[label]) <= set(seeds[start]):
                 same = [seeds[start].index(seed) for seed in seeds[label]]
                 gained = difference(here[label], here[start][same])
                 unit = metric.get("unit", "")
