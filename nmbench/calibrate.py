@@ -87,8 +87,9 @@ def walk(
     for index, (name, block) in enumerate(bundle.blocks.items()):
         run = Run({size: captured[index] for size, captured in calls.items()}, bundle.device, bundle.host)
         onward = index + 1 < len(bundle.blocks)
-        with bundle.holding(block), undoing(bundle.block_layers(index) if undo else ()):
-            layers = {layer.name.removeprefix(f"{name}."): layer for layer in bundle.block_layers(index)}
+        inside = bundle.block_layers(index)
+        with bundle.holding(block), undoing(inside if undo else ()):
+            layers = {layer.name.removeprefix(f"{name}."): layer for layer in inside}
             twin = dense_copy(block, layers.values(), original) if needs & BESIDE else None
             if index < start:
                 with full_float32():  # as what gathers statistics
@@ -168,14 +169,10 @@ def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[
     """A copy of a block with dense weights; the block itself is left as it was."""
     if original is None:
         return copy.deepcopy(block)
-    before = {layer.name: layer.read().clone() for layer in layers}
-    try:
+    with undoing(layers):
         for layer in layers:
             layer.write(original(layer))
         return copy.deepcopy(block)
-    finally:
-        for layer in layers:
-            layer.write(before[layer.name])
 
 
 @contextlib.contextmanager

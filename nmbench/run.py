@@ -158,12 +158,13 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
         return one_shot(job, method, bench, patterns, cost), 0.0
     if isinstance(method, MaskSource):
         return brought(job, method, bench, patterns), 0.0
-    assert isinstance(method, MaskLearner)
+    assert isinstance(method, MaskLearner) and job.contender.init
+    start = start_row(job, directory)
     task = LearnTask(
         bench.bundle,
         bench.dense,
         patterns,
-        initial_masks(job, bench, directory),
+        initial_masks(start, job, directory),
         bench.pools[job.seed].calibration.clone(),  # not even a learner that writes into its tokens reaches others
         bench.pools[job.seed].selection.clone(),
         job.seed,
@@ -178,9 +179,7 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
     task.settle()
     pruned = {name: Pruned(mask.to(bench.bundle.device)) for name, mask in masks.items()}
     seconds = task.checkpoints.earlier_seconds
-    assert job.contender.init
-    if isinstance(job.contender.init.method, MaskLearner):  # its row is no other one's start: the cost of both is told
-        start = start_row(job, directory)
+    if isinstance(job.contender.init.method, MaskLearner):  # this one goes on with its work: the cost of both is told
         cost.include(Cost(**start["cost"]))
         seconds += start["seconds"]["prune"]
     return PrunedModel(pruned, task.notes), seconds
@@ -220,12 +219,8 @@ def start_row(job: Job, directory: RunDirectory) -> Record:
     return rows[0]
 
 
-def initial_masks(job: Job, bench: Bench, directory: RunDirectory) -> dict[str, Tensor]:
-    """The masks of the row that a learner starts from, which was done before this one.
-
-    Raises `NMBenchError` unless that row ended well and its file holds the masks that were proven there.
-    """
-    start = start_row(job, directory)
+def initial_masks(start: Record, job: Job, directory: RunDirectory) -> dict[str, Tensor]:
+    """The masks of the row `start`. Raises `NMBenchError` unless its file holds the masks that were proven there."""
     path = directory.file("masks", job.files_of(start["label"]), ".safetensors")
     masks = load_masks(path)
     if masks_digest(masks) != start["proof"]["masks_digest"]:

@@ -5,7 +5,6 @@ The files come from `nmbench/templates`, where `%{name}` and its like stand for 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.resources
 import keyword
 import re
@@ -104,5 +103,7 @@ def class_of(name: str) -> str:
 
 def pin() -> str:
     """Which releases of nmbench a new plugin asks for: this one and later ones that keep its promise."""
+    import importlib.metadata  # slow, and the command line reads this module for the names of the kinds
+
     major, minor, *_ = importlib.metadata.version("nmbench").split(".")
     return f"nmbench>={major}.{minor},<{int(major) + 1}"
