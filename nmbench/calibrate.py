@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nmbench.checks import AT_ONCE, Checks
 from nmbench.common import CommonInputs
 from nmbench.errors import NMBenchError
 from nmbench.experts import ExpertEar, hearing
@@ -69,6 +70,7 @@ def walk(
     original: Callable[[Layer], Tensor] | None = None,
     start: int = 0,
     undo: bool = False,
+    checks: Checks = AT_ONCE,
 ) -> Iterator[Step]:
     """Visit the blocks from first to last; what the caller does to a block's weights is seen by the blocks below.
 
@@ -77,8 +79,8 @@ def walk(
 
     `windows` is int64 `[windows, window_tokens]`; the first `skip_tokens` of each are in no statistic. A block is one
     step, or several if `sequential`. `original` gives the dense weight `[out, in]` of a layer, if the live ones are not
-    dense. The blocks before `start` are passed through and no more. TF32 is off while statistics are gathered. Raises
-    `NMBenchError` if no token of a window is left.
+    dense. The blocks before `start` are passed through and no more. TF32 is off while statistics are gathered. The
+    `checks` look whether these are finite. Raises `NMBenchError` if no token of a window is left.
     """
     skip = Skip(skip_tokens, windows.shape[1])
     check_skip(skip)
@@ -123,7 +125,9 @@ def walk(
                 fallbacks = [layers[n].name for n in unreached]
                 last = part is parts[-1]
                 tokens, run.tokens = run.tokens + (last and onward) * windows.numel(), 0
-                own = {n: g.finish(len(windows), layers[n].name) for n, g in gatherers.items() if n not in leaders}
+                own = {
+                    n: g.finish(len(windows), layers[n].name, checks) for n, g in gatherers.items() if n not in leaders
+                }
                 stats = {layers[n].name: own[n] if n in own else copied(own[leaders[n]]) for n in part}
                 yield Step(index, [layers[n] for n in part], stats, last, tokens, fallbacks)
             if onward:

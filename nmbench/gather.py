@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nmbench.checks import AT_ONCE, Checks
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
 from nmbench.products import add_gram, add_squares
@@ -94,7 +95,7 @@ class Gatherer:
             )
         return y.float() - x.float()
 
-    def finish(self, windows: int, name: str) -> LayerStats:
+    def finish(self, windows: int, name: str, checks: Checks = AT_ONCE) -> LayerStats:
         """Scale the sums in place, once. Raises `NumericalFailure` for inputs not finite, `NMBenchError` for none."""
         if not self.tokens:
             raise NMBenchError(
@@ -103,9 +104,10 @@ class Gatherer:
             )
         if self.skip.tokens and self.tokens != windows * (self.skip.window_tokens - self.skip.tokens):
             raise unplaced()
+        message = f"the inputs of layer {name} hold NaN or infinite values during calibration."
         norm = None if self.squares is None else (self.squares / windows).sqrt()
         gram, drift, lag = (None if s is None else s.mul_(2.0 / windows) for s in (self.gram, self.drift, self.lag))
         for statistic in (norm, gram, drift, lag):
-            if statistic is not None and not statistic.isfinite().all():
-                raise NumericalFailure(f"the inputs of layer {name} hold NaN or infinite values during calibration.")
+            if statistic is not None:
+                checks.finite(statistic, lambda: NumericalFailure(message))
         return LayerStats(windows, self.tokens, norm, gram, drift, lag)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,8 @@ from nmbench.spec import Defaults, matches
 from nmbench.streaming import Streaming, unhooked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PART_BYTES = 2**25  # that are hashed in one go, by one thread
+MOST_HASHERS = 8  # threads
 
 
 @dataclass(frozen=True)
@@ -223,13 +227,22 @@ def hook_tables(model: nn.Module) -> list[dict[int, Any]]:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of tensors."""
+    """SHA-256 over the names, dtypes, shapes and bytes of tensors; over the SHA-256 of every `PART_BYTES` of them."""
     total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    names = sorted(tensors)
+    bytes_of = {name: tensors[name].detach().contiguous().reshape(-1).view(torch.uint8) for name in names}
+    with ThreadPoolExecutor(min(MOST_HASHERS, os.cpu_count() or 1)) as pool:
+        parts = {name: pool.map(part_digest, bytes_of[name].split(PART_BYTES)) for name in names}
+        for name in names:
+            total.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)};".encode())
+            for part in parts[name]:
+                total.update(part)
     return total.hexdigest()
+
+
+def part_digest(numbers: Tensor) -> bytes:
+    """SHA-256 of bytes, which come to the host for it; other threads run meanwhile."""
+    return hashlib.sha256(numbers.cpu().numpy().data).digest()
 
 
 def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:

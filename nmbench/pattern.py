@@ -68,8 +68,11 @@ class Pattern:
         `keep` True in every group. Raises `NumericalFailure` if a score is NaN or infinite.
         """
         if not score.isfinite().all():
-            where = tuple(score.isfinite().logical_not().nonzero()[0].tolist())
-            raise NumericalFailure(f"score at {where} is {score[where].item()}; scores must be finite.")
+            raise not_finite(score)
+        return self.highest(score)
+
+    def highest(self, score: Tensor) -> Tensor:
+        """The same, without looking whether all scores are finite."""
         groups = self.groups(score)
         if score.is_cuda and score.numel() * self.group <= AT_ONCE:
             rank = ranks_at_once(groups)
@@ -80,6 +83,12 @@ class Pattern:
     def kept(self, mask: Tensor) -> Tensor:
         """Count the kept entries of every group: bool `[..., in]` -> int64 `[..., in/group]`."""
         return self.groups(mask).sum(dim=-1)
+
+
+def not_finite(score: Tensor) -> NumericalFailure:
+    """Says which score is the first that is NaN or infinite."""
+    where = tuple(score.isfinite().logical_not().nonzero()[0].tolist())
+    return NumericalFailure(f"score at {where} is {score[where].item()}; scores must be finite.")
 
 
 def ranks_by_sorting(groups: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ back. At the end of the job the whole model is put back in any case, and that is
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from nmbench.calibrate import FewTokens, full_float32, walk
+from nmbench.checks import AT_ONCE, Checks
 from nmbench.errors import NMBenchError
 from nmbench.meter import Cost
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
-from nmbench.pattern import Pattern
+from nmbench.pattern import Pattern, not_finite
 from nmbench.validate import check_masks, check_weight
 
 Report = Callable[[int, int], None]
@@ -41,16 +43,50 @@ def prune_one_shot(
     `init` is the method whose masks a `Refiner` starts from. Raises `NMBenchError` naming the layer where the method
     failed.
     """
-    needs = method.needs | (init.needs if init else Stat.NONE)
-    if needs is Stat.NONE:
+    if needs_of(method, init) is Stat.NONE:
         return prune_layers(bundle, method, patterns, who, report, init)
+    walked = functools.partial(prune_in_walk, bundle, dense, method, patterns, windows, who, cost, report, init)
+    if not (isinstance(method, Scorer) and looks_wait(bundle.device)):
+        return walked(AT_ONCE)
+    checks = Checks(later=True)
+    try:
+        pruned = walked(checks)
+    except NMBenchError:
+        if not checks.failed():
+            raise
+    return walked(AT_ONCE) if checks.failed() else pruned  # the second walk stops where the first thing is wrong
+
+
+def needs_of(method: Baseline, init: Baseline | None) -> Stat:
+    return method.needs | (init.needs if init else Stat.NONE)
+
+
+def looks_wait(device: torch.device) -> bool:
+    """Whether to look at a number is to wait for the device; solvers and refiners look at theirs in any case."""
+    return device.type == "cuda"
+
+
+def prune_in_walk(
+    bundle: Bundle,
+    dense: DenseWeights,
+    method: Baseline,
+    patterns: Mapping[str, Pattern],
+    windows: Tensor,
+    who: str,
+    cost: Cost,
+    report: Report,
+    init: Baseline | None,
+    checks: Checks,
+) -> PrunedModel:
+    """Run a method that needs statistics in one walk. It leaves dense weights behind, also if something is raised."""
+    needs = needs_of(method, init)
     layers: dict[str, Pruned] = {}
     few = FewTokens()
     block_tokens = 0
     try:
-        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True):
+        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True, checks=checks):
             for layer in step.layers:
-                pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init)
+                pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init, checks)
                 layer.write(applied(pruned, layer.read()))
                 layers[layer.name] = kept(pruned, bundle.host)
             few.note(step)
@@ -92,20 +128,30 @@ def kept(pruned: Pruned, host: torch.device) -> Pruned:
 
 
 def prune_layer(
-    method: Baseline, layer: Layer, stats: LayerStats, pattern: Pattern, who: str, init: Baseline | None = None
+    method: Baseline,
+    layer: Layer,
+    stats: LayerStats,
+    pattern: Pattern,
+    who: str,
+    init: Baseline | None = None,
+    checks: Checks = AT_ONCE,
 ) -> Pruned:
-    """Prune one layer and check what came back, so that a broken mask never reaches the layers below."""
+    """Prune one layer and check what came back, so that a broken mask never reaches the layers below.
+
+    Masks from scores are our own work; their strictness is proven with that of the weights that are measured.
+    """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     try:
         with full_float32():
-            pruned = choose(method, layer.read().clone(), stats, pattern, mask)
+            pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
             check_pruned(pruned, layer)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     except Exception as error:
         hint = "; a statistic that its `needs` do not name is None" if "NoneType" in str(error) else ""
         raise NMBenchError(f"{who} failed in {layer.name}: {type(error).__name__}: {error}{hint}") from error
-    check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
+    if not isinstance(method, Scorer):
+        check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
     if pruned.weight is not None:
         if pruned.weight.shape != layer.read().shape:
             raise NMBenchError(f"{who} returned weights of shape {tuple(pruned.weight.shape)} for {layer.name}.")
@@ -123,7 +169,14 @@ def check_pruned(pruned: object, layer: Layer) -> None:
 
 
 @torch.no_grad()
-def choose(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Pruned:
+def choose(
+    method: Baseline,
+    weight: Tensor,
+    stats: LayerStats,
+    pattern: Pattern,
+    mask: Tensor | None = None,
+    checks: Checks = AT_ONCE,
+) -> Pruned:
     """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
     if isinstance(method, Scorer):
         score = method.score(weight, stats)
@@ -131,7 +184,8 @@ def choose(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern
             raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
         if score.shape != weight.shape:
             raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
-        return Pruned(pattern.top(score))
+        checks.finite(score, lambda: not_finite(score))
+        return Pruned(pattern.highest(score))
     if isinstance(method, Solver):
         return method.solve(weight, stats, pattern)
     if isinstance(method, Refiner):

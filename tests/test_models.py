@@ -1,5 +1,7 @@
 """Laws of the bundle: blocks and prunable layers are found, named, read and restored whatever the architecture."""
 
+import hashlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from nmbench.checkpoint import check_finite
 from nmbench.errors import NMBenchError, NumericalFailure, RunMismatch
-from nmbench.models import Bundle, DenseWeights
+from nmbench.models import Bundle, DenseWeights, tensors_digest
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 
 WEIGHTS_PER_BLOCK = {"phi3": 4, "gptneox": 4, "gpt2": 4, "opt": 6, "mixtral": 4 + 2 * 4, "qwen3moe": 4 + 2 * 8}
@@ -235,6 +237,18 @@ def test_failed_restore_is_noticed():
     dense.copies["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     with pytest.raises(RunMismatch, match="could not be restored"):
         dense.restore()
+
+
+def test_a_digest_is_that_of_its_parts(monkeypatch):
+    """A tensor is hashed in parts, by threads: every byte counts, and where."""
+    monkeypatch.setattr("nmbench.models.PART_BYTES", 16)
+    values = torch.arange(40, dtype=torch.float32)
+    digests = {tensors_digest({"a": values.roll(shift), "b": torch.zeros(0), "c": values[0]}) for shift in range(40)}
+    assert len(digests) == 40
+    total = hashlib.sha256(b"a torch.float32 (5,);")
+    for part in (values[:4], values[4:5]):
+        total.update(hashlib.sha256(part.numpy().tobytes()).digest())
+    assert tensors_digest({"a": values[:5]}) == total.hexdigest()
 
 
 def test_digest_sees_everything():

@@ -30,6 +30,7 @@ ALL = [
     Swaps(dense_weight=1, sequential=True),
 ]
 methods = pytest.mark.parametrize("method", ALL, ids=lambda m: type(m).__name__)
+waiting = pytest.mark.parametrize("later", [False, True], ids=["looks at once", "looks later"])
 both_needs = pytest.mark.parametrize("needs", [Stat.NONE, Stat.INPUT_NORM], ids=["no walk", "walk"])
 
 
@@ -117,7 +118,7 @@ def in_bad_layer(usual: Callable[[Tensor], object], broken: Callable[[Tensor], o
 
     def choose(weight: Tensor, *_: object) -> object:
         met.extend([weight.shape[1]] if weight.shape[1] == 96 else [])
-        return broken(weight) if len(met) == 2 and weight.shape[1] == 96 else usual(weight)
+        return broken(weight) if weight.shape[1] == 96 and len(met) % 2 == 0 else usual(weight)  # in every walk
 
     return choose
 
@@ -334,13 +335,57 @@ def test_figures_are_averaged_over_layers():
     assert prune(refiner(noted)).notes == {"a": 1.5, "b": 5.0}
 
 
+@waiting
+def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
+    """Looking at statistics and scores when all is done changes no mask, and nothing is done twice."""
+    at_once, alone = prune(Wanda()), Cost()
+    prune(Wanda(), cost=alone)
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: later)
+    pruned = prune(Wanda(), cost=(cost := Cost()))
+    assert same_masks(pruned, at_once)
+    assert cost.forward_tokens == alone.forward_tokens
+
+
 # What is refused, and where
 
 
+def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
+    """Where nothing is looked at before the end, inputs that are NaN are named, not the method that falls over them."""
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: True)
+    bundle, windows_of_it = TinyModel().load("llama"), windows()
+    bundle.model.get_input_embeddings().weight[windows_of_it[3, 5]] = torch.nan
+    dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, TWO_FOUR)
+
+    def particular(weight: Tensor, stats: LayerStats) -> Tensor:
+        if stats.input_norm.isnan().any():
+            raise ValueError("I do not like NaN")
+        return weight.abs()
+
+    for method in (Wanda(), scorer(particular)):
+        with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"):
+            prune_one_shot(bundle, dense, method, patterns, windows_of_it, "acme", Cost())
+
+
+def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(monkeypatch):
+    """Any other failure is told as it comes."""
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: True)
+    calls = []
+
+    def fails(weight: Tensor, stats: LayerStats) -> Tensor:
+        calls.append(1)
+        raise ValueError("no")
+
+    with pytest.raises(NMBenchError, match=r"acme failed in .*q_proj: ValueError: no"):
+        prune(scorer(fails))
+    assert len(calls) == 1
+
+
 @both_needs
+@waiting
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_scores_that_are_not_numbers(needs, value):
-    """A NaN or infinite score is a numerical failure of that method in that layer."""
+def test_scores_that_are_not_numbers(needs, value, later, monkeypatch):
+    """A NaN or infinite score is a numerical failure of that method in that layer, whenever it is looked at."""
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: later)
 
     def broken(weight: Tensor) -> Tensor:
         return weight.abs().index_fill(0, torch.tensor([3]), value)
