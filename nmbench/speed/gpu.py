@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from nmbench.cuda_graphs import graph_of
 from nmbench.errors import NMBenchError
 
 FLUSH_BYTES = 2**30
 HEAD_START = 2.0  # the device is kept busy this many times the seconds that a launch takes
 LAUNCHES = 5  # to find out how long that is
-GRAPH_WARM_UPS = 3
 KERNEL_NAME = 100  # characters of a kernel's name that are kept
 LEAST = {"cusparselt": (16, 16), "cutlass": (32, 64)}  # rows and columns must be multiples, for half precision
 HALF = (torch.float16, torch.bfloat16)
@@ -78,7 +78,7 @@ class SparseTensorCores:
     def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
         try:
             with torch.inference_mode():
-                return recorded(call)
+                return graph_of(call).replay
         except RuntimeError as error:
             self.environment["no_graph"] = str(error).splitlines()[0]
             torch.cuda.synchronize()
@@ -118,20 +118,6 @@ def launch_seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def recorded(call: Callable[[], Any]) -> Callable[[], Any]:
-    """What replays a call as one CUDA graph. Raises `RuntimeError` if it waits for the device."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(GRAPH_WARM_UPS):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def library() -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
-WARM_UPS = 3  # kernels are compiled, libraries set up, before a graph can be recorded
+from nmbench.cuda_graphs import graph_of
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,12 @@ def record(
     """
     tokens, references, state = tokens.clone(), references.clone(), list(state)
     before = [tensor.clone() for tensor in state]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            try:
-                step(tokens, references)
-            finally:
-                for tensor, value in zip(state, before, strict=True):
-                    tensor.copy_(value)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device
-        step(tokens, references)
-    return Recorded(graph, tokens, references)
+
+    def put_back() -> None:
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+
+    return Recorded(graph_of(lambda: step(tokens, references), put_back), tokens, references)
 
 
 @contextlib.contextmanager
