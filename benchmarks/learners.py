@@ -155,9 +155,10 @@ def plot(gains: Sequence[Gain], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    colours = plt.colormaps["tab20"]
     patterns, labels = sorted({g.pattern for g in gains}), sorted({(g.label, g.init) for g in gains})
     figure, axes = plt.subplots(
-        1, len(patterns), figsize=(5.5 * len(patterns) + 2.5, 4.2), squeeze=False, layout="constrained"
+        1, len(patterns), figsize=(5.5 * len(patterns) + 4.5, 4.2), squeeze=False, layout="constrained"
     )
     for axis, pattern in zip(axes[0], patterns, strict=True):
         for number, (label, init) in enumerate(labels):
@@ -166,7 +167,7 @@ def plot(gains: Sequence[Gain], path: Path) -> None:
                 if (gain.label, gain.init, gain.pattern) == (label, init, pattern):
                     tokens = gain.forward_tokens_init, gain.forward_tokens_init + gain.forward_tokens
                     nats = gain.nats_init, gain.nats
-                    axis.plot(tokens, nats, "o-", color=f"C{number}", label=shown, markersize=4)
+                    axis.plot(tokens, nats, "o-", color=colours(number % 20), label=shown, markersize=4)
                     shown = "_" + shown  # one entry in the legend for all seeds
         axis.set_xscale("log")
         axis.set_xlabel("forward tokens, those of the initial mask included")
