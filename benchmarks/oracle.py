@@ -11,7 +11,8 @@ nmbench drew, and the losses of both are those of `nmbench.evaluate.window_losse
 Two walks need not end at the same perplexity, however alike the functions are. Where two scores of a group are equal to
 the last bit of float32, rounding decides; a single such group changes the inputs of all blocks below, and few groups of
 a small model decide much of its loss. Hence these figures. `same_inputs`: the share of equal mask entries if both
-are given the same inputs of every layer, those of their walk. `equal`: the same of two walks, each on its own blocks.
+are given the same inputs of every layer, those of their walk, and `ours_same_inputs` the perplexity of what ours makes
+of them in all layers, beside `theirs`. `equal`: the same of two walks, each on its own blocks.
 `theirs_reversed`: their own perplexity with the windows in reversed order, which is the same but for rounding.
 `theirs_tied`: their walk, but the rows in which a mask differs on the same inputs, `tied_rows` of them, are ours; what
 is left between this and ours is the difference of the implementations. Not of SparseGPT: all its weights are rounded.
@@ -76,16 +77,17 @@ class Heard(Exception):
 
 
 @torch.no_grad()
-def prune(model: Any, windows: Tensor, method: str, tied: bool = False) -> tuple[float, int]:
+def prune(model: Any, windows: Tensor, method: str, tied: bool = False) -> tuple[float, int, Sums]:
     """Prune the blocks of `model` one after the other; windows `[windows, tokens]` go in batches as large as ours.
 
-    Returns the share of mask entries that nmbench's method chooses too, given the same inputs, and the number of rows
-    in which it does not, which are taken from there if `tied`.
+    Returns the share of mask entries that nmbench's method chooses too, given the same inputs, the number of rows in
+    which it does not, which are taken from there if `tied`, and the weights that nmbench makes of the same inputs.
     """
     start, accumulate, sparsify = THEIRS[method]
     blocks = model.model.layers
     hidden, arguments = first_inputs(model, blocks[0], windows)
     equal = total = rows = 0
+    mine: Sums = {}
     for block in blocks:
         layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
         sums, seen = {layer: start(layer) for layer in layers}, dict.fromkeys(layers, 0)
@@ -104,15 +106,16 @@ def prune(model: Any, windows: Tensor, method: str, tied: bool = False) -> tuple
             dense = layer.weight.detach().clone()
             theirs = sparsify(layer, sums).detach().clone()
             other = choose(OURS[method], dense, ours.pop(layer).finish(len(windows), "it"), Pattern(KEEP, GROUP))
+            mine[layer] = applied(other, dense)
             same = ((theirs != 0) == other.mask) | (dense == 0)
             differ = ~same.all(dim=1)
             if tied:
-                theirs[differ] = applied(other, dense)[differ]
+                theirs[differ] = mine[layer][differ]
             layer.weight.data = theirs
             equal, total = equal + int(same[dense != 0].sum()), total + int(dense.count_nonzero())
             rows += int(differ.sum())
         hidden = [block(batch, **arguments) for batch in hidden]
-    return equal / total, rows
+    return equal / total, rows, mine
 
 
 def first_inputs(model: Any, block: nn.Module, windows: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
@@ -151,6 +154,10 @@ def agreement(model: Any, dense: Any, masks: dict[str, Tensor]) -> dict[str, flo
     return {where: hits / total for where, (hits, total) in equal.items()}
 
 
+def masks_of(out: Path, method: str) -> Path:
+    return out / "masks" / f"{method}--{KEEP}-{GROUP}--seed0.safetensors"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -187,20 +194,24 @@ def main() -> None:
     }
     for method in THEIRS:
         model, other = (AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval() for _ in range(2))
-        same_inputs, _ = prune(model, tokens, method)
+        same_inputs, _, mine = prune(model, tokens, method)
         prune(other, tokens.flip(0), method)
         theirs, reversed_ = perplexity(model, test), perplexity(other, test)
+        alike = agreement(model, bundle.model, load_masks(masks_of(args.out, method)))
+        for layer, weight in mine.items():
+            layer.weight.data = weight
+        beside = perplexity(model, test)
         ours = records[method]["metrics"][metric]["value"]
-        masks = load_masks(args.out / "masks" / f"{method}--{KEEP}-{GROUP}--seed0.safetensors")
         content[method] = {
             **{"ours": ours, "theirs": theirs, "relative": ours / theirs - 1, "theirs_reversed": reversed_},
-            "same_inputs": same_inputs,
-            "equal": agreement(model, bundle.model, masks),
+            **{"same_inputs": same_inputs, "ours_same_inputs": beside, "relative_same_inputs": beside / theirs - 1},
+            "equal": alike,
         }
         if isinstance(OURS[method], Scorer):
             model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-            _, tied_rows = prune(model, tokens, method, tied=True)
-            tied, equal = perplexity(model, test), agreement(model, bundle.model, masks)
+            _, tied_rows, _ = prune(model, tokens, method, tied=True)
+            tied = perplexity(model, test)
+            equal = agreement(model, bundle.model, load_masks(masks_of(args.out, method)))
             content[method] |= {"theirs_tied": tied, "relative_tied": ours / tied - 1}
             content[method] |= {"tied_rows": tied_rows, "equal_tied": equal}
         print(f"{method}: {json.dumps(content[method])}", flush=True)

@@ -69,25 +69,18 @@ def find_row(directory: Path, label: str, pattern: Pattern | None = None, seed: 
     dense = next((record for record in records if record["label"] == DENSE), None)
     if dense is None:
         raise NMBenchError(f"{directory} has no row of the dense model; give its command again to complete it.")
-    return Row(
-        directory, found[0], dense, spec_of(directory, found[0], records), read_json(directory / "manifest.json")
-    )
+    return Row(directory, found[0], dense, spec_of(directory, found[0]), read_json(directory / "manifest.json"))
 
 
-def spec_of(directory: Path, record: Record, records: Sequence[Record]) -> RunSpec:
-    """The specification of the run, less all methods, patterns and seeds that one row of `records` does not need."""
+def spec_of(directory: Path, record: Record) -> RunSpec:
+    """The specification of the run, less all methods, patterns and seeds that one row does not need."""
     spec = RunSpec.from_dict(read_toml(directory / "spec.toml"), str(directory / "spec.toml"))
-    starts = {one["label"]: one.get("started_from") for one in records}
+    methods = {method.label: method for method in spec.methods}
     needed: list[str] = []
     label = record["label"].removesuffix("@init")  # the start of a learner comes with the learner
-    while label is not None and label not in needed:  # a learner may start from another row, that from another still
+    while label in methods and label not in needed:  # which may be another method of the run, that starts from another
         needed.append(label)
-        label = starts.get(label)
-    names = {one["label"]: one["method"] for one in records}
-    for method in spec.methods:  # or from a one-shot method that is in the run under a label, with its options
-        init = method.options.get("init")
-        if method.label in needed and init and names.get(f"{method.label}@init", init) != init:
-            needed.append(str(init))
+        label = str(methods[label].options.get("init"))
     return dataclasses.replace(
         spec,
         methods=tuple(method for method in spec.methods if method.label in needed),
