@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,9 +156,11 @@ class RunDirectory:
         elif self.records_path.exists():
             raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
         self.repair()
+        folder, file = shlex.quote(str(self.path)), shlex.quote(str(spec_path))
         again = (
-            f"# Repeat or resume: nmbench run --config {spec_path} --out {self.path}\n"
+            f"# Repeat or resume: nmbench run --config {file} --out {folder}\n"
             "# (every method of this directory at every pattern and seed, however many commands asked for them)\n"
+            f"# Relative paths are seen from {Path.cwd()}\n"
         )
         write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())

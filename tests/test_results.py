@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -230,6 +231,18 @@ def test_spec_file_is_the_spec(folder, pattern, seeds, options):
     assert found == spec
     assert (found.digest, found.protocol_digest) == (spec.digest, spec.protocol_digest)
     assert f"nmbench run --config {path} --out {folder.path}" in path.read_text().splitlines()[0]
+
+
+def test_spec_file_says_from_where(tmp_path, monkeypatch):
+    """The line that repeats a run can be pasted whatever its folder is called; relative paths are seen from the third."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with RunDirectory(tmp_path / "my run; ls") as directory:
+        directory.adopt(spec_of("wanda"), MANIFEST)
+    lines = (tmp_path / "my run; ls" / "spec.toml").read_text().splitlines()
+    words = shlex.split(lines[0].partition(": ")[2])
+    assert words[-1] == str(tmp_path / "my run; ls") and words[-3] == str(tmp_path / "my run; ls" / "spec.toml")
+    assert str(tmp_path / "work") in lines[2]
 
 
 @pytest.mark.parametrize(
