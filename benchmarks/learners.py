@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,9 @@ FIGURES = (
     "peak_bytes",
     "notes",
 )
+
+
+Rows = Mapping[tuple[str, str, int], dict[str, Any]]
 
 
 class Gain(NamedTuple):
@@ -85,7 +88,7 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
     rows = {key(record): record for record in done}
     gains = []
     for row in done:
-        init = rows.get((row.get("started_from") or f"{row['label']}@init", *key(row)[1:]))
+        init = start_of(row, rows)
         if init is None:
             continue
         nats_init, nats = (math.log(value(record)) - dense for record in (init, row))
@@ -103,7 +106,7 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
                 round(nats_init, 4),
                 round(nats, 4),
                 round(nats_init - nats, 4),
-                init["cost"]["forward_tokens"],
+                tokens_until(init, rows),
                 own["forward_tokens"],
                 own["backward_tokens"],
                 round(row["seconds"]["prune"] - whole * init["seconds"]["prune"], 3),
@@ -111,6 +114,20 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
             )
         )
     return gains
+
+
+def start_of(row: dict[str, Any], rows: Rows) -> dict[str, Any] | None:
+    return rows.get((row.get("started_from") or f"{row['label']}@init", *key(row)[1:]))
+
+
+def tokens_until(row: dict[str, Any], rows: Rows) -> int:
+    """Forward tokens of a row and of all that it starts from; the cost of a learner counts that of a learner before."""
+    own, init = int(row["cost"]["forward_tokens"]), start_of(row, rows)
+    if init is None:
+        return own
+    return (
+        own + tokens_until(init, rows) - (0 if init["label"].endswith("@init") else int(init["cost"]["forward_tokens"]))
+    )
 
 
 def key(record: dict[str, Any]) -> tuple[str, str, int]:

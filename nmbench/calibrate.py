@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmbench.checks import AT_ONCE, Checks
+from nmbench.checks import ONE_BY_ONE, Checks
 from nmbench.common import CommonInputs
 from nmbench.errors import NMBenchError
 from nmbench.experts import ExpertEar, hearing
@@ -70,7 +70,7 @@ def walk(
     original: Callable[[Layer], Tensor] | None = None,
     start: int = 0,
     undo: bool = False,
-    checks: Checks = AT_ONCE,
+    checks: Checks = ONE_BY_ONE,
 ) -> Iterator[Step]:
     """Visit the blocks from first to last; what the caller does to a block's weights is seen by the blocks below.
 
@@ -79,8 +79,8 @@ def walk(
 
     `windows` is int64 `[windows, window_tokens]`; the first `skip_tokens` of each are in no statistic. A block is one
     step, or several if `sequential`. `original` gives the dense weight `[out, in]` of a layer, if the live ones are not
-    dense. The blocks before `start` are passed through and no more. TF32 is off while statistics are gathered. The
-    `checks` look whether these are finite. Raises `NMBenchError` if no token of a window is left.
+    dense. The blocks before `start` are passed through and no more. TF32 is off while statistics are gathered. `checks`
+    says when the statistics are found to be finite. Raises `NMBenchError` if no token of a window is left.
     """
     skip = Skip(skip_tokens, windows.shape[1])
     check_skip(skip)

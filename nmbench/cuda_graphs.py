@@ -13,9 +13,11 @@ WARM_UPS = 3  # kernels are compiled, libraries set up, before a graph can be re
 
 
 def graph_of(work: Callable[[], Any], undo: Callable[[], Any] = lambda: None) -> torch.cuda.CUDAGraph:
-    """Record what `work` launches on the current device. It runs to warm up, each time with `undo` after it.
+    """What replays all that `work` launches on the current device.
 
-    Raises `RuntimeError` if the work does what a graph cannot hold, such as to wait for the device.
+    It is run a few times before, with `undo` after each; recording itself computes nothing. The graph knows addresses,
+    not tensors: whoever replays it keeps alive all that `work` reads and writes. Raises `RuntimeError` if the work does
+    what a graph cannot hold, such as to wait for the device.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nmbench.checks import AT_ONCE, Checks
+from nmbench.checks import ONE_BY_ONE, Checks
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
 from nmbench.products import add_gram, add_squares
@@ -95,7 +95,7 @@ class Gatherer:
             )
         return y.float() - x.float()
 
-    def finish(self, windows: int, name: str, checks: Checks = AT_ONCE) -> LayerStats:
+    def finish(self, windows: int, name: str, checks: Checks = ONE_BY_ONE) -> LayerStats:
         """Scale the sums in place, once. Raises `NumericalFailure` for inputs not finite, `NMBenchError` for none."""
         if not self.tokens:
             raise NMBenchError(

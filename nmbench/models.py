@@ -9,8 +9,9 @@ import copy
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from nmbench.spec import Defaults, matches
 from nmbench.streaming import Streaming, unhooked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-PART_BYTES = 2**25  # that are hashed in one go, by one thread
+PART_BYTES = 2**25  # that one thread hashes; another number makes other digests
 MOST_HASHERS = 8  # threads
 
 
@@ -227,22 +228,38 @@ def hook_tables(model: nn.Module) -> list[dict[int, Any]]:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of tensors; over the SHA-256 of every `PART_BYTES` of them."""
+    """SHA-256 over the names, dtypes and shapes of tensors, and the SHA-256 of every `PART_BYTES` of their bytes."""
     total = hashlib.sha256()
-    names = sorted(tensors)
-    bytes_of = {name: tensors[name].detach().contiguous().reshape(-1).view(torch.uint8) for name in names}
-    with ThreadPoolExecutor(min(MOST_HASHERS, os.cpu_count() or 1)) as pool:
-        parts = {name: pool.map(part_digest, bytes_of[name].split(PART_BYTES)) for name in names}
-        for name in names:
-            total.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)};".encode())
-            for part in parts[name]:
-                total.update(part)
+    threads = min(MOST_HASHERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[str, Future[bytes]]] = deque()
+        for title, part in parts_of(tensors):
+            waiting.append((title, pool.submit(part_digest, part)))
+            if len(waiting) > 2 * threads:  # few at a time: whoever interrupts does not wait for all
+                add_digest(total, *waiting.popleft())
+        while waiting:
+            add_digest(total, *waiting.popleft())
     return total.hexdigest()
 
 
+def parts_of(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The bytes of tensors, sorted by name, in parts; the first part of each comes with what it is."""
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        tensor = tensor if tensor.is_contiguous() else tensor.cpu().contiguous()
+        title = f"{name} {tensor.dtype} {tuple(tensor.shape)};"
+        for part in tensor.reshape(-1).view(torch.uint8).split(PART_BYTES):
+            yield title, part
+            title = ""
+
+
 def part_digest(numbers: Tensor) -> bytes:
-    """SHA-256 of bytes, which come to the host for it; other threads run meanwhile."""
     return hashlib.sha256(numbers.cpu().numpy().data).digest()
+
+
+def add_digest(total: Any, title: str, part: Future[bytes]) -> None:
+    total.update(title.encode())
+    total.update(part.result())
 
 
 def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:

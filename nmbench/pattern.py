@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRWISE = 32  # the largest group in which comparing all pairs was faster than sorting, on a CPU
-AT_ONCE = 2**24  # pairs of entries that a GPU compares at once: launching kernels takes longer than they do
+PAIRS_AT_ONCE = 2**24  # pairs of entries that a GPU compares at once: launching kernels takes longer than they do
 
 
 @dataclass(frozen=True, order=True)
@@ -69,20 +69,21 @@ class Pattern:
         """
         if not score.isfinite().all():
             raise not_finite(score)
-        return self.highest(score)
-
-    def highest(self, score: Tensor) -> Tensor:
-        """The same, without looking whether all scores are finite."""
-        groups = self.groups(score)
-        if score.is_cuda and score.numel() * self.group <= AT_ONCE:
-            rank = ranks_at_once(groups)
-        else:
-            rank = ranks_by_pairs(groups) if self.group <= PAIRWISE else ranks_by_sorting(groups)
-        return (rank < self.keep).reshape(score.shape).contiguous()
+        return top_of_finite(self, score)
 
     def kept(self, mask: Tensor) -> Tensor:
         """Count the kept entries of every group: bool `[..., in]` -> int64 `[..., in/group]`."""
         return self.groups(mask).sum(dim=-1)
+
+
+def top_of_finite(pattern: Pattern, score: Tensor) -> Tensor:
+    """`Pattern.top` of scores that are known to be finite; of others the mask need not be strict."""
+    groups = pattern.groups(score)
+    if score.is_cuda and score.numel() * pattern.group <= PAIRS_AT_ONCE:
+        rank = ranks_at_once(groups)
+    else:
+        rank = ranks_by_pairs(groups) if pattern.group <= PAIRWISE else ranks_by_sorting(groups)
+    return (rank < pattern.keep).reshape(score.shape).contiguous()
 
 
 def not_finite(score: Tensor) -> NumericalFailure:

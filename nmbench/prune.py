@@ -8,7 +8,6 @@ back. At the end of the job the whole model is put back in any case, and that is
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor
 
 from nmbench.calibrate import FewTokens, full_float32, walk
-from nmbench.checks import AT_ONCE, Checks
-from nmbench.errors import NMBenchError
+from nmbench.checks import ONE_BY_ONE, Checks
+from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.meter import Cost
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models import Bundle, DenseWeights, Layer
-from nmbench.pattern import Pattern, not_finite
+from nmbench.pattern import Pattern, not_finite, top_of_finite
 from nmbench.validate import check_masks, check_weight
 
 Report = Callable[[int, int], None]
@@ -43,27 +42,42 @@ def prune_one_shot(
     `init` is the method whose masks a `Refiner` starts from. Raises `NMBenchError` naming the layer where the method
     failed.
     """
-    if needs_of(method, init) is Stat.NONE:
+    needs = method.needs | (init.needs if init else Stat.NONE)
+    if needs is Stat.NONE:
         return prune_layers(bundle, method, patterns, who, report, init)
-    walked = functools.partial(prune_in_walk, bundle, dense, method, patterns, windows, who, cost, report, init)
-    if not (isinstance(method, Scorer) and looks_wait(bundle.device)):
-        return walked(AT_ONCE)
-    checks = Checks(later=True)
+
+    def walked(checks: Checks) -> PrunedModel:
+        return prune_in_walk(bundle, dense, method, patterns, windows, who, needs, cost, report, init, checks)
+
+    if not (isinstance(method, Scorer) and needs is Stat.INPUT_NORM and looks_wait(bundle)):
+        return walked(ONE_BY_ONE)
+    later = Checks(later=True)
     try:
-        pruned = walked(checks)
-    except NMBenchError:
-        if not checks.failed():
+        pruned = walked(later)
+    except Exception:
+        if not has_failed(later):
             raise
-    return walked(AT_ONCE) if checks.failed() else pruned  # the second walk stops where the first thing is wrong
+    else:
+        if not later.failed():
+            return pruned
+    walked(ONE_BY_ONE)  # stops where the first thing is not finite, and says what
+    raise NumericalFailure(
+        f"{who} met NaN or infinite inputs or scores, and did not when it was repeated; nothing it does on this device "
+        f"can be relied on."
+    )
 
 
-def needs_of(method: Baseline, init: Baseline | None) -> Stat:
-    return method.needs | (init.needs if init else Stat.NONE)
+def looks_wait(bundle: Bundle) -> bool:
+    """Whether to look at a number takes more than that; what is streamed is waited for in any case."""
+    return bundle.device.type == "cuda" and bundle.streaming is None
 
 
-def looks_wait(device: torch.device) -> bool:
-    """Whether to look at a number is to wait for the device; solvers and refiners look at theirs in any case."""
-    return device.type == "cuda"
+def has_failed(checks: Checks) -> bool:
+    """Whether something is not finite, as far as the device can still tell after an error."""
+    try:
+        return checks.failed()
+    except RuntimeError:
+        return False
 
 
 def prune_in_walk(
@@ -73,13 +87,13 @@ def prune_in_walk(
     patterns: Mapping[str, Pattern],
     windows: Tensor,
     who: str,
+    needs: Stat,
     cost: Cost,
     report: Report,
     init: Baseline | None,
     checks: Checks,
 ) -> PrunedModel:
     """Run a method that needs statistics in one walk. It leaves dense weights behind, also if something is raised."""
-    needs = needs_of(method, init)
     layers: dict[str, Pruned] = {}
     few = FewTokens()
     block_tokens = 0
@@ -134,7 +148,7 @@ def prune_layer(
     pattern: Pattern,
     who: str,
     init: Baseline | None = None,
-    checks: Checks = AT_ONCE,
+    checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
     """Prune one layer and check what came back, so that a broken mask never reaches the layers below.
 
@@ -164,8 +178,13 @@ def check_pruned(pruned: object, layer: Layer) -> None:
     if not isinstance(pruned, Pruned):
         raise NMBenchError(f"it returned {type(pruned).__name__} instead of nmbench.Pruned.")
     for what, tensor in (("mask", pruned.mask), ("weight", pruned.weight)):
-        if isinstance(tensor, Tensor) and tensor.device != layer.read().device:
-            raise NMBenchError(f"it returned a {what} on {tensor.device}, the layer is on {layer.read().device}.")
+        if isinstance(tensor, Tensor):
+            check_device(tensor, layer.read(), f"a {what}")
+
+
+def check_device(returned: Tensor, weight: Tensor, what: str) -> None:
+    if returned.device != weight.device:
+        raise NMBenchError(f"it returned {what} on {returned.device}, the layer is on {weight.device}.")
 
 
 @torch.no_grad()
@@ -175,7 +194,7 @@ def choose(
     stats: LayerStats,
     pattern: Pattern,
     mask: Tensor | None = None,
-    checks: Checks = AT_ONCE,
+    checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
     """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
     if isinstance(method, Scorer):
@@ -184,8 +203,9 @@ def choose(
             raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
         if score.shape != weight.shape:
             raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
+        check_device(score, weight, "scores")
         checks.finite(score, lambda: not_finite(score))
-        return Pruned(pattern.highest(score))
+        return Pruned(top_of_finite(pattern, score))
     if isinstance(method, Solver):
         return method.solve(weight, stats, pattern)
     if isinstance(method, Refiner):

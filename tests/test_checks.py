@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench.checks import AT_ONCE, Checks
+from nmbench.checks import ONE_BY_ONE, Checks
 from nmbench.errors import NumericalFailure
 
 quick = settings(max_examples=50, deadline=None)
@@ -22,17 +22,17 @@ def test_looking_later_finds_what_looking_at_once_does(tensors):
     for tensor in tensors:
         later.finite(tensor, lambda: pytest.fail("looks later"))
         try:
-            AT_ONCE.finite(tensor, lambda: NumericalFailure("bad"))
+            ONE_BY_ONE.finite(tensor, lambda: NumericalFailure("bad"))
         except NumericalFailure:
             at_once = True
         assert later.failed() == at_once
-    assert not AT_ONCE.failed()
+    assert not ONE_BY_ONE.failed()
 
 
 def test_scores_that_cannot_be_nan_are_fine():
     """Whole numbers and truth values are finite."""
     later = Checks(later=True)
     for tensor in (torch.arange(4), torch.tensor([True, False])):
-        for checks in (later, AT_ONCE):
+        for checks in (later, ONE_BY_ONE):
             checks.finite(tensor, lambda: pytest.fail("is finite"))
     assert not later.failed()

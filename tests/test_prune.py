@@ -1,5 +1,6 @@
 """Laws of one-shot pruning: methods are handed copies, checked layer by layer, and leave the dense weights behind."""
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -340,7 +341,7 @@ def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
     """Looking at statistics and scores when all is done changes no mask, and nothing is done twice."""
     at_once, alone = prune(Wanda()), Cost()
     prune(Wanda(), cost=alone)
-    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: later)
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: later)
     pruned = prune(Wanda(), cost=(cost := Cost()))
     assert same_masks(pruned, at_once)
     assert cost.forward_tokens == alone.forward_tokens
@@ -351,7 +352,7 @@ def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
 
 def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
     """Where nothing is looked at before the end, inputs that are NaN are named, not the method that falls over them."""
-    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: True)
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: True)
     bundle, windows_of_it = TinyModel().load("llama"), windows()
     bundle.model.get_input_embeddings().weight[windows_of_it[3, 5]] = torch.nan
     dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, TWO_FOUR)
@@ -366,9 +367,57 @@ def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
             prune_one_shot(bundle, dense, method, patterns, windows_of_it, "acme", Cost())
 
 
+def test_whatever_falls_over_broken_numbers_does_not_hide_them(monkeypatch):
+    """Where nothing is looked at before the end, a block that refuses NaN is not what is told of."""
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: True)
+    bundle, windows_of_it = TinyModel().load("llama"), windows()
+    bundle.model.get_input_embeddings().weight[windows_of_it[3, 5]] = torch.nan
+    dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, TWO_FOUR)
+
+    def refuse(module: object, args: tuple[Tensor, ...]) -> None:
+        if args[0].isnan().any():
+            raise ValueError("NaN in hidden states")
+
+    list(bundle.blocks.values())[1].mlp.register_forward_pre_hook(refuse)
+    with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"):
+        prune_one_shot(bundle, dense, Wanda(), patterns, windows_of_it, "acme", Cost())
+
+
+def test_what_is_broken_once_only_is_not_relied_on(monkeypatch):
+    """A method whose scores are NaN in the first walk and fine in the second has no result."""
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: True)
+    turns = iter([torch.nan])
+    with pytest.raises(NumericalFailure, match=r"acme met NaN or infinite .* and did not when it was repeated"):
+        prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)))
+
+
+@waiting
+def test_scores_elsewhere(later, monkeypatch):
+    """Scores that are not where the layer is are refused with the method, the layer and both places."""
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: later)
+    wrong = in_bad_layer(torch.abs, lambda weight: weight.to("meta"))
+    with pytest.raises(NMBenchError, match=rf"acme failed in {BAD}: it returned scores on meta, the layer is on cpu"):
+        prune(scorer(wrong))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_wanda_on_a_gpu():
+    """On a GPU, where numbers are looked at later, masks are as good as those of the CPU, and NaN is named as there."""
+    bundle, _ = load()
+    there = Bundle.of("it", copy.deepcopy(bundle.model).cuda(), None)
+    dense, patterns = DenseWeights(there), dict.fromkeys(there.layers, TWO_FOUR)
+    pruned = prune_one_shot(there, dense, Wanda(), patterns, windows(), "acme", Cost())
+    expected = prune(Wanda())
+    for name, mask in pruned.masks.items():
+        assert (mask.cpu() == expected.masks[name]).float().mean() > 0.99
+    there.model.get_input_embeddings().weight[windows()[3, 5]] = torch.nan
+    with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"):
+        prune_one_shot(there, DenseWeights(there), Wanda(), patterns, windows(), "acme", Cost())
+
+
 def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(monkeypatch):
     """Any other failure is told as it comes."""
-    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: True)
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: True)
     calls = []
 
     def fails(weight: Tensor, stats: LayerStats) -> Tensor:
@@ -380,12 +429,13 @@ def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(mo
     assert len(calls) == 1
 
 
-@both_needs
-@waiting
+@pytest.mark.parametrize(
+    ("needs", "later"), [(Stat.NONE, False), (Stat.INPUT_NORM, False), (Stat.INPUT_NORM, True)], ids=str
+)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_scores_that_are_not_numbers(needs, value, later, monkeypatch):
     """A NaN or infinite score is a numerical failure of that method in that layer, whenever it is looked at."""
-    monkeypatch.setattr("nmbench.prune.looks_wait", lambda device: later)
+    monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: later)
 
     def broken(weight: Tensor) -> Tensor:
         return weight.abs().index_fill(0, torch.tensor([3]), value)

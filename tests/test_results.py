@@ -234,7 +234,7 @@ def test_spec_file_is_the_spec(folder, pattern, seeds, options):
 
 
 def test_spec_file_says_from_where(tmp_path, monkeypatch):
-    """The line that repeats a run can be pasted whatever its folder is called; relative paths are seen from the third."""
+    """The line that repeats a run can be pasted whatever its folder is called; the third says where paths begin."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     with RunDirectory(tmp_path / "my run; ls") as directory:
