@@ -47,29 +47,58 @@ def prune_one_shot(
         return prune_layers(bundle, method, patterns, who, report, init)
 
     def walked(checks: Checks) -> PrunedModel:
-        return prune_in_walk(bundle, dense, method, patterns, windows, who, needs, cost, report, init, checks)
-
-    if not (isinstance(method, Scorer) and needs is Stat.INPUT_NORM and looks_wait(bundle)):
-        return walked(ONE_BY_ONE)
-    later = Checks(later=True)
-    try:
-        pruned = walked(later)
-    except Exception:
-        if not has_failed(later):
+        layers: dict[str, Pruned] = {}
+        few = FewTokens()
+        block_tokens = 0
+        try:
+            for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True, checks=checks):
+                for layer in step.layers:
+                    stats = step.stats[layer.name]
+                    pruned = prune_layer(method, layer, stats, patterns[layer.name], who, init, checks)
+                    layer.write(applied(pruned, layer.read()))
+                    layers[layer.name] = kept(pruned, bundle.host)
+                few.note(step)
+                block_tokens += step.block_tokens
+                if step.last:
+                    report(step.index + 1, len(bundle.blocks))
+        except BaseException:
+            dense.put_back()
             raise
-    else:
-        if not later.failed():
-            return pruned
-    walked(ONE_BY_ONE)  # stops where the first thing is not finite, and says what
-    raise NumericalFailure(
-        f"{who} met NaN or infinite inputs or scores, and did not when it was repeated; nothing it does on this device "
-        f"can be relied on."
-    )
+        dense.undo_hooks()
+        cost.forward_tokens += block_tokens // len(bundle.blocks)
+        cost.unique_tokens += windows.numel()
+        whole = finished({name: layers[name] for name in bundle.layers}, method)
+        return PrunedModel(whole.layers, {**whole.notes, **few.notes})
+
+    if isinstance(method, Scorer) and needs is Stat.INPUT_NORM and looks_wait(bundle):
+        return checked_later(walked, who)
+    return walked(ONE_BY_ONE)
 
 
 def looks_wait(bundle: Bundle) -> bool:
     """Whether to look at a number takes more than that; what is streamed is waited for in any case."""
     return bundle.device.type == "cuda" and bundle.streaming is None
+
+
+def checked_later(walked: Callable[[Checks], PrunedModel], who: str) -> PrunedModel:
+    """What a walk returns that is checked when it is through.
+
+    If something was not finite, the walk is done again and stops there. Raises `NumericalFailure` if it does not.
+    """
+    checks = Checks(later=True)
+    try:
+        pruned = walked(checks)
+    except Exception:
+        if not has_failed(checks):
+            raise
+    else:
+        if not checks.failed():
+            return pruned
+    walked(ONE_BY_ONE)
+    raise NumericalFailure(
+        f"{who} met NaN or infinite inputs or scores, and did not when it was repeated; nothing it does on this device "
+        f"can be relied on."
+    )
 
 
 def has_failed(checks: Checks) -> bool:
@@ -78,43 +107,6 @@ def has_failed(checks: Checks) -> bool:
         return checks.failed()
     except RuntimeError:
         return False
-
-
-def prune_in_walk(
-    bundle: Bundle,
-    dense: DenseWeights,
-    method: Baseline,
-    patterns: Mapping[str, Pattern],
-    windows: Tensor,
-    who: str,
-    needs: Stat,
-    cost: Cost,
-    report: Report,
-    init: Baseline | None,
-    checks: Checks,
-) -> PrunedModel:
-    """Run a method that needs statistics in one walk. It leaves dense weights behind, also if something is raised."""
-    layers: dict[str, Pruned] = {}
-    few = FewTokens()
-    block_tokens = 0
-    try:
-        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True, checks=checks):
-            for layer in step.layers:
-                pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init, checks)
-                layer.write(applied(pruned, layer.read()))
-                layers[layer.name] = kept(pruned, bundle.host)
-            few.note(step)
-            block_tokens += step.block_tokens
-            if step.last:
-                report(step.index + 1, len(bundle.blocks))
-    except BaseException:
-        dense.put_back()
-        raise
-    dense.undo_hooks()
-    cost.forward_tokens += block_tokens // len(bundle.blocks)
-    cost.unique_tokens += windows.numel()
-    whole = finished({name: layers[name] for name in bundle.layers}, method)
-    return PrunedModel(whole.layers, {**whole.notes, **few.notes})
 
 
 def prune_layers(
