@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nmbench.results import newest, read_records
+from nmbench.results import newest, read_records, start_label
 
 DEVICE = ("device_name", "torch", "transformers", "dtype", "eval_dtype", "nmbench")
 
@@ -35,7 +35,6 @@ FIGURES = (
     "peak_bytes",
     "notes",
 )
-
 
 Rows = Mapping[tuple[str, str, int], dict[str, Any]]
 
@@ -93,8 +92,6 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
             continue
         nats_init, nats = (math.log(value(record)) - dense for record in (init, row))
         peak = row["peak_bytes"]["device"]
-        whole = not init["label"].endswith("@init")  # the cost of a learner that it started from is in the row's
-        own = {name: row["cost"][name] - whole * init["cost"][name] for name in ("forward_tokens", "backward_tokens")}
         gains.append(
             Gain(
                 row["label"],
@@ -107,9 +104,9 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
                 round(nats, 4),
                 round(nats_init - nats, 4),
                 tokens_until(init, rows),
-                own["forward_tokens"],
-                own["backward_tokens"],
-                round(row["seconds"]["prune"] - whole * init["seconds"]["prune"], 3),
+                own(row, init, "cost", "forward_tokens"),
+                own(row, init, "cost", "backward_tokens"),
+                round(own(row, init, "seconds", "prune"), 3),
                 peak and round(peak / 2**30, 2),
             )
         )
@@ -117,17 +114,20 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
 
 
 def start_of(row: dict[str, Any], rows: Rows) -> dict[str, Any] | None:
-    return rows.get((row.get("started_from") or f"{row['label']}@init", *key(row)[1:]))
+    return rows.get((start_label(row), *key(row)[1:]))
+
+
+def own(row: dict[str, Any], init: dict[str, Any] | None, part: str, name: str) -> Any:
+    """A figure of a row without that of its start, which is in it where the start is a learner's row."""
+    if init is None or init["label"].endswith("@init"):
+        return row[part][name]
+    return row[part][name] - init[part][name]
 
 
 def tokens_until(row: dict[str, Any], rows: Rows) -> int:
-    """Forward tokens of a row and of all that it starts from; the cost of a learner counts that of a learner before."""
-    own, init = int(row["cost"]["forward_tokens"]), start_of(row, rows)
-    if init is None:
-        return own
-    return (
-        own + tokens_until(init, rows) - (0 if init["label"].endswith("@init") else int(init["cost"]["forward_tokens"]))
-    )
+    """Forward tokens of a row and of all that it starts from."""
+    init = start_of(row, rows)
+    return int(own(row, init, "cost", "forward_tokens")) + (tokens_until(init, rows) if init else 0)
 
 
 def key(record: dict[str, Any]) -> tuple[str, str, int]:

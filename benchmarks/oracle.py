@@ -154,10 +154,6 @@ def agreement(model: Any, dense: Any, masks: dict[str, Tensor]) -> dict[str, flo
     return {where: hits / total for where, (hits, total) in equal.items()}
 
 
-def masks_of(out: Path, method: str) -> Path:
-    return out / "masks" / f"{method}--{KEEP}-{GROUP}--seed0.safetensors"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -197,7 +193,8 @@ def main() -> None:
         same_inputs, _, mine = prune(model, tokens, method)
         prune(other, tokens.flip(0), method)
         theirs, reversed_ = perplexity(model, test), perplexity(other, test)
-        alike = agreement(model, bundle.model, load_masks(masks_of(args.out, method)))
+        masks = load_masks(args.out / "masks" / f"{method}--{KEEP}-{GROUP}--seed0.safetensors")
+        alike = agreement(model, bundle.model, masks)
         for layer, weight in mine.items():
             layer.weight.data = weight
         beside = perplexity(model, test)
@@ -210,8 +207,7 @@ def main() -> None:
         if isinstance(OURS[method], Scorer):
             model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
             _, tied_rows, _ = prune(model, tokens, method, tied=True)
-            tied = perplexity(model, test)
-            equal = agreement(model, bundle.model, load_masks(masks_of(args.out, method)))
+            tied, equal = perplexity(model, test), agreement(model, bundle.model, masks)
             content[method] |= {"theirs_tied": tied, "relative_tied": ours / tied - 1}
             content[method] |= {"tied_rows": tied_rows, "equal_tied": equal}
         print(f"{method}: {json.dumps(content[method])}", flush=True)

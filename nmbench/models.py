@@ -8,10 +8,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,15 +230,14 @@ def hook_tables(model: nn.Module) -> list[dict[int, Any]]:
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names, dtypes and shapes of tensors, and the SHA-256 of every `PART_BYTES` of their bytes."""
     total = hashlib.sha256()
+    parts = parts_of(tensors)
     threads = min(MOST_HASHERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[str, Future[bytes]]] = deque()
-        for title, part in parts_of(tensors):
-            waiting.append((title, pool.submit(part_digest, part)))
-            if len(waiting) > 2 * threads:  # few at a time: whoever interrupts does not wait for all
-                add_digest(total, *waiting.popleft())
-        while waiting:
-            add_digest(total, *waiting.popleft())
+        while some := list(itertools.islice(parts, 4 * threads)):  # whoever interrupts does not wait for all
+            digests = pool.map(part_digest, (part for _, part in some))
+            for (title, _), digest in zip(some, digests, strict=True):
+                total.update(title.encode())
+                total.update(digest)
     return total.hexdigest()
 
 
@@ -255,11 +254,6 @@ def parts_of(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def part_digest(numbers: Tensor) -> bytes:
     return hashlib.sha256(numbers.cpu().numpy().data).digest()
-
-
-def add_digest(total: Any, title: str, part: Future[bytes]) -> None:
-    total.update(title.encode())
-    total.update(part.result())
 
 
 def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:

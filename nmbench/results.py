@@ -100,6 +100,11 @@ def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record["label"], record.get("pattern"), record.get("seed")
 
 
+def start_label(record: Mapping[str, Any]) -> str:
+    """The label of the row that a learner started from; records made before that was told have `<label>@init`."""
+    return str(record.get("started_from") or f"{record['label']}@init")
+
+
 def newest(records: Sequence[Record]) -> list[Record]:
     """The last record of every row, rows in the order of their first record."""
     rows: dict[tuple[Any, ...], Record] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmbench.narrow import fitted
 from nmbench.pareto import cost_of, pareto, quality, row_key
-from nmbench.results import Record, Results
+from nmbench.results import Record, Results, start_label
 from nmbench.spec import DENSE
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
     shown = next(pattern_of(record) for record in records if record["pattern"] == pattern)
     figures = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
     seeds = {label: [record["seed"] for record in group] for (label, _), group in groups.items()}
-    starts = {label: group[0].get("started_from") or f"{label}@init" for (label, _), group in groups.items()}
+    starts = {label: start_label(group[0]) for (label, _), group in groups.items()}
     changed = {label for (label, _), group in groups.items() if group[0].get("weights_changed")}
     metrics = {
         name: value for group in groups.values() for record in group for name, value in record["metrics"].items()

@@ -1,6 +1,5 @@
 """Laws of one-shot pruning: methods are handed copies, checked layer by layer, and leave the dense weights behind."""
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from nmbench_plugins.tiny import TinyModel
 from nmbench_plugins.wanda import Wanda
 
 TWO_FOUR = Pattern(2, 4)
+BROKEN_INPUTS = r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"
 BAD = "model.layers.1.mlp.down_proj"  # the only layer of its block with 96 inputs
 ALL = [
     Magnitude(),
@@ -61,6 +61,19 @@ def prune(
     finally:
         assert bundle.digest() == dense.digest
         assert not any(module._forward_pre_hooks for module in bundle.model.modules())
+
+
+def prune_here(bundle: Bundle, method: Baseline) -> PrunedModel:
+    """Prune a bundle of one's own."""
+    patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
+    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows(), "acme", Cost())
+
+
+def broken_embeddings() -> Bundle:
+    """A model that is given NaN with a token of the fourth window."""
+    bundle = TinyModel().load("llama")
+    bundle.model.get_input_embeddings().weight[windows()[3, 5]] = torch.nan
+    return bundle
 
 
 def start_of(method: Baseline) -> Baseline | None:
@@ -339,8 +352,7 @@ def test_figures_are_averaged_over_layers():
 @waiting
 def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
     """Looking at statistics and scores when all is done changes no mask, and nothing is done twice."""
-    at_once, alone = prune(Wanda()), Cost()
-    prune(Wanda(), cost=alone)
+    at_once = prune(Wanda(), cost=(alone := Cost()))
     monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: later)
     pruned = prune(Wanda(), cost=(cost := Cost()))
     assert same_masks(pruned, at_once)
@@ -353,9 +365,7 @@ def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
 def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
     """Where nothing is looked at before the end, inputs that are NaN are named, not the method that falls over them."""
     monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: True)
-    bundle, windows_of_it = TinyModel().load("llama"), windows()
-    bundle.model.get_input_embeddings().weight[windows_of_it[3, 5]] = torch.nan
-    dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, TWO_FOUR)
+    bundle = broken_embeddings()
 
     def particular(weight: Tensor, stats: LayerStats) -> Tensor:
         if stats.input_norm.isnan().any():
@@ -363,24 +373,22 @@ def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
         return weight.abs()
 
     for method in (Wanda(), scorer(particular)):
-        with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"):
-            prune_one_shot(bundle, dense, method, patterns, windows_of_it, "acme", Cost())
+        with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
+            prune_here(bundle, method)
 
 
 def test_whatever_falls_over_broken_numbers_does_not_hide_them(monkeypatch):
     """Where nothing is looked at before the end, a block that refuses NaN is not what is told of."""
     monkeypatch.setattr("nmbench.prune.looks_wait", lambda bundle: True)
-    bundle, windows_of_it = TinyModel().load("llama"), windows()
-    bundle.model.get_input_embeddings().weight[windows_of_it[3, 5]] = torch.nan
-    dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, TWO_FOUR)
+    bundle = broken_embeddings()
 
     def refuse(module: object, args: tuple[Tensor, ...]) -> None:
         if args[0].isnan().any():
             raise ValueError("NaN in hidden states")
 
     list(bundle.blocks.values())[1].mlp.register_forward_pre_hook(refuse)
-    with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"):
-        prune_one_shot(bundle, dense, Wanda(), patterns, windows_of_it, "acme", Cost())
+    with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
+        prune_here(bundle, Wanda())
 
 
 def test_what_is_broken_once_only_is_not_relied_on(monkeypatch):
@@ -403,16 +411,13 @@ def test_scores_elsewhere(later, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_wanda_on_a_gpu():
     """On a GPU, where numbers are looked at later, masks are as good as those of the CPU, and NaN is named as there."""
-    bundle, _ = load()
-    there = Bundle.of("it", copy.deepcopy(bundle.model).cuda(), None)
-    dense, patterns = DenseWeights(there), dict.fromkeys(there.layers, TWO_FOUR)
-    pruned = prune_one_shot(there, dense, Wanda(), patterns, windows(), "acme", Cost())
-    expected = prune(Wanda())
+    there = Bundle.of("it", TinyModel().load("llama").model.cuda(), None)
+    pruned, expected = prune_here(there, Wanda()), prune(Wanda())
     for name, mask in pruned.masks.items():
         assert (mask.cpu() == expected.masks[name]).float().mean() > 0.99
-    there.model.get_input_embeddings().weight[windows()[3, 5]] = torch.nan
-    with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.0\.self_attn\.q_proj hold NaN"):
-        prune_one_shot(there, DenseWeights(there), Wanda(), patterns, windows(), "acme", Cost())
+    broken = Bundle.of("it", broken_embeddings().model.cuda(), None)
+    with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
+        prune_here(broken, Wanda())
 
 
 def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(monkeypatch):

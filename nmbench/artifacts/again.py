@@ -80,7 +80,7 @@ def spec_of(directory: Path, record: Record) -> RunSpec:
     label = record["label"].removesuffix("@init")  # the start of a learner comes with the learner
     while label in methods and label not in needed:  # which may be another method of the run, that starts from another
         needed.append(label)
-        label = str(methods[label].options.get("init"))
+        label = str(methods[label].options.get("init", ""))
     return dataclasses.replace(
         spec,
         methods=tuple(method for method in spec.methods if method.label in needed),
