@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from nmbench.hookspecs import HOOKS_VERSION
-from nmbench.plugin_checks import BASES, known_hooks
+from nmbench.plugins.checking import BASES, known_hooks
+from nmbench.plugins.hookspecs import HOOKS_VERSION
 from nmbench.testing import KIT_VERSION
 from nmbench.testing.laws import MODULES
 from nmbench.testing.laws.base import Law

@@ -13,9 +13,6 @@ from nmbench.testing.laws import LAWS
 from nmbench.testing.laws.base import KEPT, PASSED_OVER, Broken, Judgement, Law, NoCall, no_call
 from nmbench.testing.watch import Seen, watch
 
-__all__ = ["CheckFailed", "checks_of", "conformance_tests", "run_checks"]
-
-
 CALLED = (Scorer, Solver, Refiner, MaskLearner)  # a `MaskSource` brings what is elsewhere: its class alone is checked
 
 

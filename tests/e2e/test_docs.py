@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nmbench.plugin_checks import known_hooks
+from nmbench.plugins.checking import known_hooks
 from nmbench.testing.kit import law_names
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -53,7 +53,7 @@ def nmbench_run(call, command):
 def test_the_commands_can_follow_each_other(nmbench, tmp_path, monkeypatch):
     """In the order of the README no command on the demo clashes with what an earlier one left in its run directory."""
     from nmbench.errors import NMBenchError
-    from nmbench.results import merged
+    from nmbench.results.extending import merged
 
     (tmp_path / "mine.py").write_text(PLUGIN)
     (tmp_path / "masks.npz").write_text("")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 import nmbench
-from nmbench.live import LiveWeights
+from nmbench.pruning import LiveWeights
 from nmbench_plugins.maskpro.logits import Logits
 from nmbench_plugins.maskpro.packed import Masks
 from nmbench_plugins.maskpro.tracker import Figures, Rule, Tracker

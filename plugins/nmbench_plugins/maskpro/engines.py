@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 
 import nmbench
-from nmbench.live import LiveWeights
+from nmbench.pruning import LiveWeights
 from nmbench_plugins.maskpro import kernels
 from nmbench_plugins.maskpro.engine import Engine, TorchEngine
 from nmbench_plugins.maskpro.streamed import StreamedEngine

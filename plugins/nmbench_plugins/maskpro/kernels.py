@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.triton_programs import available
+from nmbench.runtime import triton_available
 
 FUSED = frozenset({(1, 4), (2, 4), (4, 8)})  # keep, group
 ROUNDS = 7
@@ -47,7 +47,7 @@ LAUNCHES = {4: Launch(registers=48), 8: Launch()}  # by group
 
 def fused(keep: int, group: int, device: torch.device | str) -> bool:
     """Whether there is a program for this pattern on this device; otherwise `policy` does it in plain torch."""
-    return (keep, group) in FUSED and available(device)
+    return (keep, group) in FUSED and triton_available(device)
 
 
 @torch.no_grad()

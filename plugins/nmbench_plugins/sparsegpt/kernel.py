@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.triton_programs import available
+from nmbench.runtime import triton_available
 
 GROUPS = (2, 4, 8, 16)  # of N:M patterns that there are programs for, whatever N is
 TILE = 32  # columns that are searched for those of a group at a time; groups do not straddle it
@@ -38,7 +38,7 @@ def sweeps(pattern: nmbench.Pattern, width: int) -> bool:
 
 def fused(pattern: nmbench.Pattern, width: int, device: torch.device) -> bool:
     """Whether blocks are swept by a program there; otherwise the plain loop does it."""
-    return sweeps(pattern, width) and available(device)
+    return sweeps(pattern, width) and triton_available(device)
 
 
 @torch.no_grad()

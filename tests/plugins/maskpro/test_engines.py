@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NMBenchError
-from nmbench.learn import LearnTask
 from nmbench.pattern import Pattern
+from nmbench.pruning.learning import LearnTask
 from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engine import Engine, TorchEngine
 from nmbench_plugins.maskpro.engines import choose

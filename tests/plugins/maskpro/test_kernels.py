@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nmbench.runtime import triton_available
 from nmbench_plugins.maskpro import draws, kernels, policy, twin
 from nmbench_plugins.maskpro.philox import counters, philox
 from reference import policy as reference
@@ -364,13 +365,14 @@ def test_greedy_keeps_the_largest(pattern, kind, logits, weight, shape):
 def test_fused_patterns():
     """Only on an NVIDIA GPU, only the patterns there are programs for."""
     assert not kernels.fused(2, 4, "cpu")
-    if kernels.available("cuda"):
+    if triton_available("cuda"):
         assert kernels.fused(2, 4, "cuda") and not kernels.fused(3, 4, "cuda")
 
 
 def test_launchers_need_no_triton():
     """Where Triton is missing, the launchers are importable and say that they are not available."""
     code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.maskpro import kernels, twin; "
-    code += "print(kernels.available('cpu'), kernels.fused(2, 4, 'cpu'))"
+    code += "from nmbench.runtime import triton_available; "
+    code += "print(triton_available('cpu'), kernels.fused(2, 4, 'cpu'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False", "False"], done.stderr

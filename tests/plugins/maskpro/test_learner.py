@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.learn import CheckpointStore, LearnTask
-from nmbench.models import Bundle, DenseWeights
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.options import build
 from nmbench.pattern import Pattern
-from nmbench.store import FileCheckpoints, MemoryCheckpoints
+from nmbench.pruning.learning import CheckpointStore, LearnTask
+from nmbench.results.files import FileCheckpoints, MemoryCheckpoints
 from nmbench_plugins.maskpro import MaskPro, training
 from nmbench_plugins.maskpro.tracker import Rule, Tracker
 from nmbench_plugins.tiny import TinyModel

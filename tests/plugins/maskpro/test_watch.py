@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nmbench.store import pack, unpack
+from nmbench.results.files import pack, unpack
 from nmbench_plugins.maskpro.packed import Packed
 from nmbench_plugins.maskpro.tracker import Figures
 from nmbench_plugins.maskpro.watch import AT_ONCE_NATS, FORGOTTEN_NATS, HALVINGS, PATIENCE, Watch
