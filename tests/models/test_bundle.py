@@ -243,7 +243,7 @@ def test_failed_restore_is_noticed():
 
 def test_a_digest_is_that_of_its_parts(monkeypatch):
     """A tensor is hashed in parts, by threads: every byte counts, and where."""
-    monkeypatch.setattr("nmbench.models.PART_BYTES", 16)
+    monkeypatch.setattr("nmbench.models.hashing.PART_BYTES", 16)
     values = torch.arange(40, dtype=torch.float32)
     digests = {tensors_digest({"a": values.roll(shift), "b": torch.zeros(0), "c": values[0]}) for shift in range(40)}
     assert len(digests) == 40
