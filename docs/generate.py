@@ -1,4 +1,7 @@
-"""Writes hooks.md and checks.md from the code: `python docs/generate.py`. A test fails if they are out of date."""
+"""Writes hooks.md and checks.md of `plugins/` from the code: `python docs/generate.py`.
+
+A test fails if they are out of date.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from nmbench.testing import KIT_VERSION
 from nmbench.testing.laws import MODULES
 from nmbench.testing.laws.base import Law
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "plugins"
 HEAD = "<!-- made by docs/generate.py; do not edit -->"
 KINDS = {
     "every": "method: options and patterns",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nmbench.spec import RunSpec
 
 PROJECT = "nmbench"
-HOOKS_VERSION = "1.0"  # docs/compatibility.md says what a new number means
+HOOKS_VERSION = "1.0"  # docs/plugins/compatibility.md says what a new number means
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -72,7 +72,7 @@ def nothing_judged(trial: Trial, passed_over: Sequence[Seen]) -> tuple[Seen, Bro
 
 
 def checks_of(method: Method | type[Method]) -> list[Check]:
-    """All checks of a method, in the order of `docs/checks.md`; a class stands for its default options.
+    """All checks of a method, in the order of `docs/plugins/checks.md`; a class stands for its default options.
 
     Raises `NMBenchError` for what is no method.
     """

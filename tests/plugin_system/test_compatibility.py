@@ -1,6 +1,7 @@
 """The written promise: hooks and checks are those of the version numbers; whoever changes them changes a number.
 
-When one of these fails on purpose, raise the number as docs/compatibility.md says, and list what it now stands for.
+When one of these fails on purpose, raise the number as docs/plugins/compatibility.md says, and list what it now
+stands for.
 """
 
 from __future__ import annotations
