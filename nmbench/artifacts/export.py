@@ -103,10 +103,10 @@ def provenance(row: Row, folder: Path) -> dict[str, Any]:
     """What the mask file says of itself: whose masks they are, and the checksums of the weights beside it."""
     names = ("label", "method", "options", "pattern", "seed", "model", "job_digest", "measured_digest")
     return {
-        **{name: row.record[name] for name in names},
+        **{name: value for name, value in row.record.items() if name in names},
         "model_digest": row.manifest["model_digest"],
         "model_provenance": row.manifest["model_provenance"],
-        "masks_digest": row.record["proof"]["masks_digest"],
+        "masks_digest": row.proof["masks_digest"],
         "environment": row.record["environment"],
         "sha256": {file.name: file_digest(file) for file in sorted(folder.glob("*.safetensors"))},
     }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None, plugin_files: Sequence[str]) -> None:
     """Print the table of one or more run directories again, and write it in other formats."""
     from nmbench.plugins.loading import load_plugins
-    from nmbench.results.records import load_results
+    from nmbench.results.results import load_results
     from nmbench.results.table import render
 
     results, plugins = load_results(*directories), load_plugins(plugin_files)
