@@ -27,10 +27,8 @@ from nmbench.evaluate import window_losses
 from nmbench.live import LiveWeights
 from nmbench.models import Layer
 from nmbench.store import MemoryCheckpoints
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.engines import choose
-from nmbench_plugins.maskpro.graph import record, unpacked_windows
-from nmbench_plugins.maskpro.streamed import StreamedEngine
+from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, choose
+from nmbench_plugins.maskpro.engines.step_graph import record, unpacked_windows
 from nmbench_plugins.maskpro.tracker import Rule
 
 SHAPES = {

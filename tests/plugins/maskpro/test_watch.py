@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.store import pack, unpack
-from nmbench_plugins.maskpro.packed import Packed
+from nmbench_plugins.maskpro.masks import Packed
 from nmbench_plugins.maskpro.tracker import Figures
 from nmbench_plugins.maskpro.watch import AT_ONCE_NATS, FORGOTTEN_NATS, HALVINGS, PATIENCE, Watch
 from reference.planted import cycles, equal, make
@@ -56,7 +56,7 @@ def watched(script: Script, looks: int, tolerance_nats: float = 0.005) -> Watch:
     watch.start()
     for look in range(1, looks + 1):
         moved = {name: mask.roll(4 * look, 1) for name, mask in task.initial.items()}
-        watch.look(10 * look, Packed(moved, torch.device("cpu")))
+        watch.measure(10 * look, Packed(moved, torch.device("cpu")))
     return watch
 
 

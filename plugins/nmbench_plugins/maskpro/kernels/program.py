@@ -1,11 +1,11 @@
 """The fused MaskPro step as Triton programs: redraw, update, draw and mask in one pass over logits and weights.
 
-Imported by `kernels` when it is first needed, because most machines have no Triton. `twin` is the same in plain torch,
-and `fused_policy` what happens inside a group.
+`launch` imports this module at the first launch, because most machines have no Triton. `reference` computes the same in
+plain torch; `group_program` has the arithmetic inside a group.
 
 One row of a program's tensors is a *chunk*, 8 consecutive weights: two groups of 4 or one of 8, one call of Philox, and
-accesses of 16 bytes. All members of a chunk sit in one thread, as tuples of [BLOCK] tensors. No mask is stored: the old
-one is drawn again from the old logits and the counters of the step before.
+accesses of 16 bytes. One thread holds all members of a chunk, as tuples of [BLOCK] tensors. No mask is stored: the old
+mask is drawn again from the old logits and the counters of the step before.
 
 Source: arXiv 2506.12876; Philox: Salmon et al., SC 2011.
 """
@@ -16,7 +16,7 @@ Source: arXiv 2506.12876; Philox: Salmon et al., SC 2011.
 import triton
 import triton.language as tl
 
-from nmbench_plugins.maskpro.fused_policy import draw, exponents_of, is_kept, largest, updated
+from nmbench_plugins.maskpro.kernels.group_program import draw, exponents_of, is_kept, largest, updated
 
 MASK_STREAM = tl.constexpr(0)
 ROUNDING_STREAM = tl.constexpr(1)
@@ -97,7 +97,7 @@ def greedy_program(
 
 @triton.jit
 def _philox(chunk, first, step, stream, key_low, key_high, ROUNDS: tl.constexpr):
-    """Four uint32 words of every chunk: counter (first + chunk as 64 bits, step, stream), key the seed."""
+    """Return four uint32 words for every chunk: counter (first + chunk as 64 bits, step, stream), key the seed."""
     counter = first + chunk
     c0 = counter.to(tl.uint32)
     c1 = (counter >> 32).to(tl.uint32)
@@ -122,7 +122,7 @@ def _philox(chunk, first, step, stream, key_low, key_high, ROUNDS: tl.constexpr)
 
 @triton.jit
 def _load_logits(logits, chunk, quads, WHOLE: tl.constexpr):
-    """The 8 float32 logits of every chunk."""
+    """Return the 8 float32 logits of every chunk."""
     if logits.dtype.element_ty == tl.float32:
         result = _load_words(logits, chunk, quads, True, WHOLE)
     else:
@@ -137,10 +137,11 @@ def _load_logits(logits, chunk, quads, WHOLE: tl.constexpr):
 
 @triton.jit
 def _store_halves(logits, values, words, chunk, quads, WHOLE: tl.constexpr):
-    """Round to float16 at random without bias, store, and return what was stored as float32.
+    """Round values to float16 at random without bias, store them, and return the stored values as float32.
 
-    Times 2^-112 the exponent of a float32 is that of the float16, also below its normal range; the 13 bits too many are
-    dropped after adding 13 random ones. Beyond the range of float16 the largest number is kept.
+    After multiplication by 2^-112 the exponent of a float32 is that of the float16, also below the normal range of
+    float16. 13 random bits are added, then the 13 bits too many are dropped. Values beyond the range of float16 become
+    the largest float16.
     """
     packed = ()
     rounded = ()
@@ -160,7 +161,7 @@ def _store_halves(logits, values, words, chunk, quads, WHOLE: tl.constexpr):
 
 @triton.jit
 def _masked(words, inside, WIDE: tl.constexpr):
-    """Words of weights with the bits of the dropped set to 0, which is +0.0."""
+    """Return words of weights in which the bits of dropped weights are 0, which is +0.0."""
     result = ()
     for i in tl.static_range(len(words)):
         if WIDE:
@@ -173,35 +174,35 @@ def _masked(words, inside, WIDE: tl.constexpr):
 
 @triton.jit
 def _load_words(source, chunk, quads, WIDE: tl.constexpr, WHOLE: tl.constexpr):
-    """8 (WIDE) or 4 tensors of the 32-bit words of every chunk, by accesses of 16 bytes; 0 beyond the end."""
+    """Load the 32-bit words of every chunk as 8 (WIDE) or 4 tensors, 16 bytes at a time; 0 beyond the end."""
     if WIDE:
-        low = tl.load(_address(source, chunk, 8, 0), mask=_live(chunk, quads, 0, WIDE, WHOLE), other=0)
-        high = tl.load(_address(source, chunk, 8, 4), mask=_live(chunk, quads, 1, WIDE, WHOLE), other=0)
+        low = tl.load(_address(source, chunk, 8, 0), mask=_in_range(chunk, quads, 0, WIDE, WHOLE), other=0)
+        high = tl.load(_address(source, chunk, 8, 4), mask=_in_range(chunk, quads, 1, WIDE, WHOLE), other=0)
         result = _split(low) + _split(high)
     else:
-        result = _split(tl.load(_address(source, chunk, 4, 0), mask=_live(chunk, quads, 0, WIDE, WHOLE), other=0))
+        result = _split(tl.load(_address(source, chunk, 4, 0), mask=_in_range(chunk, quads, 0, WIDE, WHOLE), other=0))
     return result
 
 
 @triton.jit
 def _store_words(target, words, chunk, quads, WIDE: tl.constexpr, WHOLE: tl.constexpr):
-    """The inverse of `_load_words`."""
+    """Store words as `_load_words` loads them."""
     tl.store(
-        _address(target, chunk, len(words), 0), _join(_part(words, 0, 4)), mask=_live(chunk, quads, 0, WIDE, WHOLE)
+        _address(target, chunk, len(words), 0), _join(_part(words, 0, 4)), mask=_in_range(chunk, quads, 0, WIDE, WHOLE)
     )
     if WIDE:
-        tl.store(_address(target, chunk, 8, 4), _join(_part(words, 1, 4)), mask=_live(chunk, quads, 1, WIDE, WHOLE))
+        tl.store(_address(target, chunk, 8, 4), _join(_part(words, 1, 4)), mask=_in_range(chunk, quads, 1, WIDE, WHOLE))
 
 
 @triton.jit
 def _address(base, chunk, WORDS: tl.constexpr, OFFSET: tl.constexpr):
-    """Pointers to 4 words from OFFSET on of chunks of WORDS words, [BLOCK, 4]."""
+    """Return pointers to 4 words from OFFSET on in chunks of WORDS words, [BLOCK, 4]."""
     return base + chunk.to(tl.int64)[:, None] * WORDS + (OFFSET + tl.arange(0, 4))[None, :]
 
 
 @triton.jit
-def _live(chunk, quads, j: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr):
-    """Which of the four words are not beyond the end, [BLOCK, 4] or [BLOCK, 1]; j: first or second half, if WIDE."""
+def _in_range(chunk, quads, j: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr):
+    """Return which of the four words lie before the end, [BLOCK, 4] or [BLOCK, 1]; j: the half of a chunk, if WIDE."""
     quad = chunk[:, None] * 2
     if not WHOLE:
         if WIDE:
@@ -213,7 +214,7 @@ def _live(chunk, quads, j: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr
 
 @triton.jit
 def _split(tile):
-    """The four columns of [BLOCK, 4]."""
+    """Return the four columns of [BLOCK, 4]."""
     even, odd = tl.split(tl.reshape(tile, [tile.shape[0], 2, 2]))
     a, c = tl.split(even)
     b, d = tl.split(odd)
@@ -222,7 +223,7 @@ def _split(tile):
 
 @triton.jit
 def _join(columns):
-    """The inverse of `_split`."""
+    """Return [BLOCK, 4] with these four columns."""
     even = tl.join(columns[0], columns[2])
     odd = tl.join(columns[1], columns[3])
     return tl.reshape(tl.join(even, odd), [columns[0].shape[0], 4])
@@ -230,7 +231,7 @@ def _join(columns):
 
 @triton.jit
 def _part(values, index: tl.constexpr, SIZE: tl.constexpr):
-    """Entries index * SIZE to (index + 1) * SIZE of a tuple."""
+    """Return entries index * SIZE to (index + 1) * SIZE of a tuple."""
     result = ()
     for i in tl.static_range(SIZE):
         result += (values[index * SIZE + i],)

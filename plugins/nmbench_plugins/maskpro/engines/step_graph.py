@@ -1,4 +1,4 @@
-"""A step recorded once as a CUDA graph and replayed: no launch overhead, nothing waits for the host."""
+"""CUDA graphs of a step: a graph is recorded once and replayed without launch overhead, and the host never waits."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class Recorded:
 def record(
     step: Callable[[Tensor, Tensor], None], tokens: Tensor, references: Tensor, state: Iterable[Tensor]
 ) -> Recorded:
-    """Record `step(tokens, references)`, which is not run but for warming up; the tensors in `state` are put back.
+    """Record `step(tokens, references)` as a CUDA graph.
 
-    Raises `RuntimeError` if the step does what a graph cannot hold.
+    The step runs only to warm up; afterwards the tensors in `state` have their old values. Raises `RuntimeError` if the
+    step does something that a CUDA graph cannot hold.
     """
     tokens, references, state = tokens.clone(), references.clone(), list(state)
     before = [tensor.clone() for tensor in state]
@@ -47,10 +48,11 @@ def record(
 
 @contextlib.contextmanager
 def unpacked_windows() -> Iterator[None]:
-    """Tell transformers that no window holds several texts behind each other.
+    """Set transformers to treat every window as one text while the context is open.
 
-    It finds out by asking the device in every forward pass, which waits for it; while a graph is recorded it cannot
-    ask, and computes with an explicit mask where a causal kernel does the same several times faster.
+    In each forward pass transformers reads position numbers back from the device to find windows that pack several
+    texts, and the host waits. While a graph is recorded nothing can be read back; transformers then computes with an
+    explicit mask, where a causal kernel is several times faster with the same result.
     """
     name = "find_packed_sequence_indices"
     found = getattr(masking_utils, name, None)

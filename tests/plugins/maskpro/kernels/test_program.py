@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nmbench_plugins.maskpro import draws, kernels, policy, twin
-from nmbench_plugins.maskpro.philox import counters, philox
-from reference import policy as reference
+from nmbench_plugins.maskpro import policy
+from nmbench_plugins.maskpro.kernels import launch, reference
+from nmbench_plugins.maskpro.kernels.philox import counters, philox
+from nmbench_plugins.maskpro.policy import gumbel
+from reference import policy as enumeration
 
-PATTERNS = sorted(kernels.FUSED)
+PATTERNS = sorted(launch.FUSED)
 KINDS = ["normal", "ties", "prior", "gaps", "17", "100", "1000"]
 WEIGHTS = [torch.bfloat16, torch.float16, torch.float32]
-COMPILED = kernels._programs
 few = settings(
     max_examples=12, deadline=None, derandomize=True
 )  # the same groups every time: rounding may decide a draw
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide b
 def interpreted():
     """The programs in Triton's interpreter, beside those that a GPU would compile."""
     triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
-    names = ["nmbench_plugins.maskpro.fused", "nmbench_plugins.maskpro.fused_policy"]
+    names = ["nmbench_plugins.maskpro.kernels.program", "nmbench_plugins.maskpro.kernels.group_program"]
     others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = True
@@ -39,29 +41,21 @@ def interpreted():
     for name in names:
         del sys.modules[name]
     sys.modules.update(others)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_programs", lambda: module)
-        yield
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """The programs as a GPU compiles them, also after tests that used the interpreter."""
-    monkeypatch.setattr(kernels, "_programs", COMPILED)
-
-
-programs = pytest.mark.usefixtures("interpreted")
+    return module
 
 
 class Layer:
     """One layer in the middle of larger buffers, whose borders must not be written to."""
 
-    def __init__(self, shape: tuple[int, int], logits: Tensor, weight: Tensor, device: str = "cpu") -> None:
+    def __init__(
+        self, shape: tuple[int, int], logits: Tensor, weight: Tensor, programs: Any = None, device: str = "cpu"
+    ) -> None:
+        self.programs = programs  # None: compiled for a GPU
         self.logits = self._inside(logits.reshape(shape).to(device))
         self.weight = weight.reshape(shape).to(device)
         self.out = self._inside(torch.full(shape, torch.nan, dtype=weight.dtype, device=device))
         # The interpreter runs block after block: few large ones, but not larger than the layer.
-        self.launch = kernels.Launch(block=max(128, min(4096, 2 ** (logits.numel() // 8).bit_length())))
+        self.launch = launch.Launch(block=max(128, min(4096, 2 ** (logits.numel() // 8).bit_length())))
 
     def _inside(self, values: Tensor) -> Tensor:
         buffer = torch.full((values.numel() + 32,), 77.0, dtype=values.dtype, device=values.device)
@@ -69,16 +63,16 @@ class Layer:
 
     def step(self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9):
         self.out.fill_(torch.nan)
-        self._call(kernels.step)(
+        self._call(launch.step)(
             *pattern, seed=seed, first_group=5, scale=scale.to(self.logits.device), update=update, draw=draw,
-            step=torch.tensor([step], device=self.logits.device), launch=self.launch,
+            step=torch.tensor([step], device=self.logits.device), launch=self.launch, programs=self.programs,
         )  # fmt: skip
 
-    def reference(
+    def reference_step(
         self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9
     ):
         self.out.fill_(torch.nan)
-        self._call(twin.step_reference)(
+        self._call(reference.step)(
             *pattern, seed=seed, first_group=5, scale=scale, update=update, draw=draw, step=torch.tensor([step])
         )
 
@@ -110,11 +104,13 @@ def make_logits(kind: str, shape: tuple[int, int], group: int, generator: torch.
             return torch.tensor([float(kind)] + [0.0] * (group - 1)).repeat(shape[0], shape[1] // group)
 
 
-def make(pattern, shape, kind="normal", seed=0, logits=torch.float32, weight=torch.bfloat16, device="cpu"):
+def make(
+    pattern, shape, kind="normal", seed=0, logits=torch.float32, weight=torch.bfloat16, programs=None, device="cpu"
+):
     generator = torch.Generator().manual_seed(seed)
     values = make_logits(kind, shape, pattern[1], generator).to(logits)
     weights = torch.randn(shape, generator=generator).to(weight)
-    return Layer(shape, values, torch.where(weights == 0, 1, weights), device)
+    return Layer(shape, values, torch.where(weights == 0, 1, weights), programs, device)
 
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 9)).map(lambda shape: (shape[0], shape[1] * 8))
@@ -151,61 +147,57 @@ def test_counters_are_64_bits_wide():
     assert counters(2**32 - 1, 2, -1, 1).tolist() == [[2**32 - 1, 0, 2**32 - 1, 1], [0, 1, 2**32 - 1, 1]]
 
 
-# Programs and twin
+# Programs and reference
 
 
-def agree(pattern, shape, kind, seed, logits, weight, device="cpu"):
-    """Draw, update and draw, update: masked weights, logits and borders are those of the twin."""
-    ours = make(pattern, shape, kind, seed, logits, weight, device)
+def agree(pattern, shape, kind, seed, logits, weight, programs=None, device="cpu"):
+    """Draw, update and draw, update: masked weights, logits and borders are those of the reference."""
+    ours = make(pattern, shape, kind, seed, logits, weight, programs, device)
     theirs = make(pattern, shape, kind, seed, logits, weight)
     scale = 1.5 * ONE
     for step, update, draw in ((7, False, True), (8, True, True), (9, True, False)):
         theirs.logits.copy_(ours.logits)  # the same start: rounding does not add up
         ours.step(pattern, step, scale, update, draw, seed)
-        theirs.reference(pattern, step, scale, update, False, seed)
+        theirs.reference_step(pattern, step, scale, update, False, seed)
         # A float16 may round the other way where the sums differ in their last bit.
         tolerance = 4e-5 if logits == torch.float32 else 0.6 if kind in ("gaps", "1000", "100") else 0.02
         torch.testing.assert_close(ours.logits.cpu(), theirs.logits, rtol=1e-7, atol=tolerance)
         theirs.logits.copy_(ours.logits)  # where logits nearly tie the last bit decides
-        theirs.reference(pattern, step, scale, False, draw, seed)
+        theirs.reference_step(pattern, step, scale, False, draw, seed)
         torch.testing.assert_close(ours.out.cpu(), theirs.out, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(ours.borders(), theirs.borders())
 
 
-@programs
 @few
 @given(**cases)
-def test_programs_agree_with_their_twin(pattern, shape, kind, seed, logits, weight):
+def test_programs_agree_with_their_reference(interpreted, pattern, shape, kind, seed, logits, weight):
     """Masked weights are equal, logits to 4e-5, and nothing else is written."""
-    agree(pattern, shape, kind, seed, logits, weight)
+    agree(pattern, shape, kind, seed, logits, weight, interpreted)
 
 
-@programs
 @pytest.mark.parametrize("shape", [(1, 4), (3, 12), (5, 4), (3, 68)], ids=str)
-def test_odd_numbers_of_groups(shape):
+def test_odd_numbers_of_groups(interpreted, shape):
     """A chunk may be cut in half by the end of the layer, or by the end of a row."""
     for logits, weight in ((torch.float32, torch.bfloat16), (torch.float16, torch.float32)):
-        agree((2, 4), shape, "normal", 3, logits, weight)
+        agree((2, 4), shape, "normal", 3, logits, weight, interpreted)
 
 
 @on_gpu
-@pytest.mark.usefixtures("compiled")
 @in_pattern
 @pytest.mark.parametrize("logits", [torch.float32, torch.float16], ids=str)
-def test_compiled_programs_agree_with_their_twin(pattern, logits):
+def test_compiled_programs_agree_with_their_reference(pattern, logits):
     """The same law on a GPU."""
     weight = torch.bfloat16 if logits == torch.float32 else torch.float32
     for kind, shape in (("normal", (30, 1000)), ("gaps", (2, 88))):
-        agree(pattern, shape, kind, 1, logits, weight, "cuda")
+        agree(pattern, shape, kind, 1, logits, weight, device="cuda")
 
 
 @on_gpu
-@pytest.mark.usefixtures("compiled")
 def test_a_captured_step_reads_its_number_from_the_device():
     """Replays of one CUDA graph draw what calls with the numbers 1, 2, 3 draw."""
     ours, theirs = (make((2, 4), (64, 256), device="cuda") for _ in range(2))
     step, scale = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.full((1,), 0.1, device="cuda")
-    call = partial(kernels.step, keep=2, group=4, seed=1, first_group=0, scale=scale, update=True, draw=True)
+    call = partial(launch.step, keep=2, group=4, seed=1, first_group=0, scale=scale, update=True, draw=True)
     call(*(tensor.clone() for tensor in (ours.logits, ours.weight, ours.out)), step=step)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -220,12 +212,11 @@ def test_a_captured_step_reads_its_number_from_the_device():
 # Draws
 
 
-@programs
 @few
 @given(pattern=cases["pattern"], kind=cases["kind"], weight=cases["weight"], seed=cases["seed"])
-def test_masked_weights_are_strict(pattern, kind, weight, seed):
+def test_masked_weights_are_strict(interpreted, pattern, kind, weight, seed):
     """Every group keeps exactly `keep` weights, bit for bit, also NaN; the others are +0.0, whatever they were."""
-    layer = make(pattern, (6, 40), kind, seed, weight=weight)
+    layer = make(pattern, (6, 40), kind, seed, weight=weight, programs=interpreted)
     layer.weight[0], layer.weight[1], layer.weight[2] = torch.nan, -torch.inf, -1
     layer.step(pattern, 3, ONE, update=False)
     integer = torch.int32 if weight == torch.float32 else torch.int16
@@ -234,10 +225,10 @@ def test_masked_weights_are_strict(pattern, kind, weight, seed):
     assert torch.equal(out, layer.weight.view(integer) * out.ne(0))
 
 
-def drawn_sets(logits: Tensor, pattern, n: int) -> tuple[Tensor, Tensor]:
+def drawn_sets(logits: Tensor, pattern, n: int, programs: Any) -> tuple[Tensor, Tensor]:
     """How often each mask of the pattern was drawn in n groups, and its log probability."""
-    masks = reference.all_masks(*pattern)  # [sets, group]
-    layer = Layer((n, pattern[1]), logits.repeat(n, 1), torch.ones(n, pattern[1]).bfloat16())
+    masks = enumeration.all_masks(*pattern)  # [sets, group]
+    layer = Layer((n, pattern[1]), logits.repeat(n, 1), torch.ones(n, pattern[1]).bfloat16(), programs)
     layer.step(pattern, 0, ONE, update=False)
     bits = 2 ** torch.arange(pattern[1])
     order = (masks * bits).sum(-1)
@@ -246,10 +237,9 @@ def drawn_sets(logits: Tensor, pattern, n: int) -> tuple[Tensor, Tensor]:
     return counts, policy.log_prob(logits.double().expand(masks.shape), masks)
 
 
-@programs
 @in_pattern
 @pytest.mark.parametrize("kind", ["normal", "0", "3", "17", "100", "1000", "steps", "two"])
-def test_draws_follow_the_law(pattern, kind):
+def test_draws_follow_the_law(interpreted, pattern, kind):
     """Masks are drawn as often as P(S) says, over all C(M, N) of them; those of no probability never."""
     group = pattern[1]
     special = {"steps": torch.arange(group) * 1.0, "two": torch.tensor([1000.0, 900, 1, 0] * (group // 4))}
@@ -257,7 +247,7 @@ def test_draws_follow_the_law(pattern, kind):
         kind, make_logits(kind if kind not in special else "0", (1, group), group, torch.Generator())[0]
     )
     n = 2**15
-    counts, log_prob = drawn_sets(logits, pattern, n)
+    counts, log_prob = drawn_sets(logits, pattern, n, interpreted)
     expected = n * log_prob.exp()
     assert counts.sum() == n and not counts[log_prob < -40].any()
     rare = expected < 8
@@ -274,13 +264,12 @@ def test_events_as_rare_as_the_words_allow_are_drawn():
     """A weight of 2^-30 beside 1 is drawn by the 4 smallest of 2^32 words and by no other; a weight of 0 by none."""
     weights = torch.tensor([[0, 0, 2**-30, 1.0]]).repeat(6, 1)
     words = torch.tensor([[0], [1], [3], [4], [5], [2**32 - 1]])
-    assert twin._pick(weights, words)[:, 0].tolist() == [2, 2, 2, 3, 3, 3]
+    assert reference._pick(weights, words)[:, 0].tolist() == [2, 2, 2, 3, 3, 3]
 
 
-@programs
-def test_seeds_and_steps_differ():
+def test_seeds_and_steps_differ(interpreted):
     """Another step, or a seed with other low or other high bits, draws an independent mask."""
-    layer = make((2, 4), (64, 256), "0")
+    layer = make((2, 4), (64, 256), "0", programs=interpreted)
     layer.step((2, 4), 5, ONE, update=False)
     first = layer.kept()
     for step, seed in ((6, 2**63 + 9), (5, 2**63 + 10), (5, 9)):
@@ -293,12 +282,11 @@ def test_seeds_and_steps_differ():
 # Updates
 
 
-@programs
 @few
 @given(pattern=cases["pattern"], kind=cases["kind"], seed=cases["seed"])
-def test_updates_use_the_mask_that_was_drawn(pattern, kind, seed):
+def test_updates_use_the_mask_that_was_drawn(interpreted, pattern, kind, seed):
     """The change of the logits is the gradient at the mask that the weights showed, to 4e-5, gaps of 1000 included."""
-    layer = make(pattern, (64, 32), kind, seed)
+    layer = make(pattern, (64, 32), kind, seed, programs=interpreted)
     layer.step(pattern, 3, ONE, update=False)
     kept, before = layer.kept(), layer.logits.double()
     size = 2.0**11  # far above the last bits of logits of 1000
@@ -308,11 +296,10 @@ def test_updates_use_the_mask_that_was_drawn(pattern, kind, seed):
     torch.testing.assert_close(change, expected, rtol=0, atol=4e-5)
 
 
-@programs
 @in_pattern
-def test_many_steps_stay_in_step(pattern):
+def test_many_steps_stay_in_step(interpreted, pattern):
     """Logits that only ever met the programs end where single gradients of the shown masks lead."""
-    layer = make(pattern, (16, 64), "prior")
+    layer = make(pattern, (16, 64), "prior", programs=interpreted)
     layer.step(pattern, 0, ONE, update=False)
     expected = layer.logits.double()
     for step in range(1, 6):
@@ -323,12 +310,11 @@ def test_many_steps_stay_in_step(pattern):
     torch.testing.assert_close(layer.logits.double(), expected, rtol=0, atol=2e-4)
 
 
-@programs
 @pytest.mark.parametrize("size", [1e-6, 3e-5, 1.0, 777.7])
-def test_rounding_to_float16_is_unbiased(size):
+def test_rounding_to_float16_is_unbiased(interpreted, size):
     """1:4 from equal logits: 0.75 and -0.25 of the factor round to a neighbour each, and right on average."""
     n = 2**14
-    layer = Layer((n, 4), torch.zeros(n, 4).half(), torch.ones(n, 4).bfloat16())
+    layer = Layer((n, 4), torch.zeros(n, 4).half(), torch.ones(n, 4).bfloat16(), interpreted)
     layer.step((1, 4), 3, ONE, update=False)
     kept = layer.kept()
     layer.step((1, 4), 4, torch.tensor([size]), draw=False)
@@ -339,10 +325,9 @@ def test_rounding_to_float16_is_unbiased(size):
         assert float(values.double().mean()) == pytest.approx(exact, abs=5 * deviation + 1e-6 * abs(exact))
 
 
-@programs
-def test_float16_logits_stay_finite():
+def test_float16_logits_stay_finite(interpreted):
     """Beyond its range the largest float16 is kept."""
-    layer = Layer((2, 32), torch.full((2, 32), 60000.0).half(), torch.ones(2, 32).bfloat16())
+    layer = Layer((2, 32), torch.full((2, 32), 60000.0).half(), torch.ones(2, 32).bfloat16(), interpreted)
     layer.step((1, 4), 1, torch.tensor([1e6]))
     assert layer.logits.unique().tolist() == [-65504, 65504]
 
@@ -350,27 +335,26 @@ def test_float16_logits_stay_finite():
 # The end
 
 
-@programs
 @few
 @given(pattern=cases["pattern"], kind=cases["kind"], logits=cases["logits"], weight=cases["weight"], shape=shapes)
-def test_greedy_keeps_the_largest(pattern, kind, logits, weight, shape):
+def test_greedy_keeps_the_largest(interpreted, pattern, kind, logits, weight, shape):
     """The `keep` largest logits of every group, lower index on ties; the others are +0.0."""
-    layer = make(pattern, shape, kind, 0, logits, weight)
-    kernels.greedy(layer.logits, layer.weight, layer.out, *pattern, launch=layer.launch)
-    expected = draws.top(layer.logits.reshape(-1, pattern[1]).t(), pattern[0]).t().reshape(shape)
+    layer = make(pattern, shape, kind, 0, logits, weight, interpreted)
+    launch.greedy(layer.logits, layer.weight, layer.out, *pattern, launch=layer.launch, programs=interpreted)
+    expected = gumbel.top(layer.logits.reshape(-1, pattern[1]).t(), pattern[0]).t().reshape(shape)
     assert torch.equal(layer.out, torch.where(expected, layer.weight, 0)) and not layer.out.signbit()[~expected].any()
 
 
 def test_fused_patterns():
     """Only on an NVIDIA GPU, only the patterns there are programs for."""
-    assert not kernels.fused(2, 4, "cpu")
-    if kernels.available("cuda"):
-        assert kernels.fused(2, 4, "cuda") and not kernels.fused(3, 4, "cuda")
+    assert not launch.usable(2, 4, "cpu")
+    if launch.available("cuda"):
+        assert launch.usable(2, 4, "cuda") and not launch.usable(3, 4, "cuda")
 
 
 def test_launchers_need_no_triton():
     """Where Triton is missing, the launchers are importable and say that they are not available."""
-    code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.maskpro import kernels, twin; "
-    code += "print(kernels.available('cpu'), kernels.fused(2, 4, 'cpu'))"
+    code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.maskpro.kernels import launch, reference; "
+    code += "print(launch.available('cpu'), launch.usable(2, 4, 'cpu'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False", "False"], done.stderr

@@ -13,7 +13,7 @@ LOW = 0xFFFFFFFF
 
 
 def philox(counter: Tensor, seed: int, rounds: int) -> Tensor:
-    """Return four words in 0 .. 2^32 - 1 for every counter: int64 [..., 4] -> int64 [..., 4]; seed: 64 bits."""
+    """Return four words in 0 .. 2^32 - 1 for every counter: int64 [..., 4] -> int64 [..., 4]; the seed has 64 bits."""
     a, b, c, d = counter.unbind(-1)
     for turn in range(rounds):
         low, high = (((seed >> 32 * i) + turn * KEY_STEPS[i]) & LOW for i in (0, 1))
@@ -23,7 +23,7 @@ def philox(counter: Tensor, seed: int, rounds: int) -> Tensor:
 
 
 def counters(first: int, count: int, step: int, stream: int) -> Tensor:
-    """The counters (first, first + 1, ... as 64 bits, step, stream), int64 [count, 4]."""
+    """Return the counters (first, first + 1, ... as 64 bits, step, stream), int64 [count, 4]."""
     place = torch.arange(first, first + count)
     zero = torch.zeros_like(place)
     return torch.stack((place & LOW, _high(place), zero + (step & LOW), zero + stream), 1)

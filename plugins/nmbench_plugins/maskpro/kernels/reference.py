@@ -1,7 +1,7 @@
-"""The slow, readable twin of `kernels`: the same random words and the same draws in plain torch, on the CPU.
+"""The functions of `launch` in plain torch on the CPU, slow and readable: the same random words, the same draws.
 
 Masks agree with those of the programs unless rounding decides a draw, in fewer than one of 10^5 groups. Gradients are
-those of `policy` in float64. Arguments and effects are those of `kernels`.
+those of `policy` in float64.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nmbench_plugins.maskpro import draws, policy
-from nmbench_plugins.maskpro.kernels import CHUNK, ROUNDS
-from nmbench_plugins.maskpro.philox import counters, philox
+from nmbench_plugins.maskpro import policy
+from nmbench_plugins.maskpro.kernels.launch import CHUNK, ROUNDS
+from nmbench_plugins.maskpro.kernels.philox import counters, philox
+from nmbench_plugins.maskpro.policy import gumbel
 
 LARGEST = 36.0  # log2 of the largest weight
 MASK_STREAM, ROUNDING_STREAM = 0, 1
 
 
 class Place(NamedTuple):
-    """Where a layer's random words come from."""
+    """The source of the random words of a layer: key, first counter, and rounds of Philox."""
 
     seed: int
     first_group: int
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 
 @torch.no_grad()
-def step_reference(
+def step(
     logits: Tensor,
     weight: Tensor,
     out: Tensor,
@@ -45,7 +46,7 @@ def step_reference(
     draw: bool,
     rounds: int = ROUNDS,
 ) -> None:
-    """`kernels.step`."""
+    """Do as `launch.step`."""
     place, now = Place(seed, first_group, rounds), int(step)
     if update:
         old = draw_mask(logits, keep, group, place, now - 1)
@@ -55,9 +56,9 @@ def step_reference(
 
 
 @torch.no_grad()
-def greedy_reference(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> None:
-    """`kernels.greedy`."""
-    mask = draws.top(logits.reshape(-1, group).t(), keep).t().reshape(logits.shape)
+def greedy(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> None:
+    """Do as `launch.greedy`."""
+    mask = gumbel.top(logits.reshape(-1, group).t(), keep).t().reshape(logits.shape)
     out.copy_(torch.where(mask, weight, 0))
 
 
@@ -83,8 +84,8 @@ def draw_mask(logits: Tensor, keep: int, group: int, place: Place, step: int) ->
 
 
 def _pick(weights: Tensor, word: Tensor) -> Tensor:
-    """The index of one draw, [n, 1], from ascending weights [n, members]; words [n, 1]."""
-    columns = itertools.accumulate(weights.unbind(-1))  # one after the other: a parallel sum is not monotonic
+    """Return the index of one draw, [n, 1], from ascending weights [n, members] with words [n, 1]."""
+    columns = itertools.accumulate(weights.unbind(-1))  # one by one: a parallel sum is not monotonic
     reach = torch.stack(list(columns), -1)
     u = word.float() * 2.0**-32 + 2.0**-33  # in the middle of one of 2^32 cells
     return (u * reach[:, -1:] >= reach[:, :-1]).sum(-1, keepdim=True)
@@ -101,7 +102,7 @@ def _updated(logits: Tensor, old: Tensor, group: int, place: Place, step: int, s
 
 
 def _round_at_random(values: Tensor, words: Tensor) -> Tensor:
-    """To float16, up with the probability that makes the mean right: 13 random bits each, two values per word."""
+    """Round to float16, up with the probability that keeps the mean; 13 random bits a value, two values a word."""
     bits = torch.stack((words & 0x1FFF, words >> 16 & 0x1FFF), -1).view(-1)[: values.numel()].view(values.shape)
     size = values.double().abs().clamp(max=65504)
     exponent = torch.frexp(size).exponent.clamp(min=-13) - 11  # of the last place of a float16
@@ -111,6 +112,6 @@ def _round_at_random(values: Tensor, words: Tensor) -> Tensor:
 
 
 def _words(place: Place, weights: int, step: int, stream: int) -> Tensor:
-    """The words of every chunk of the layer, int64 [chunks, 4]."""
+    """Return the words of every chunk of the layer, int64 [chunks, 4]."""
     chunks = -(-weights // CHUNK)
     return philox(counters(place.first_group, chunks, step, stream), place.seed, place.rounds)

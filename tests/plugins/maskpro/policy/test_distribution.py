@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
-from nmbench_plugins.maskpro import draws, groups, policy
+from nmbench_plugins.maskpro import policy
+from nmbench_plugins.maskpro.policy import groups, gumbel
 from reference import policy as reference
 
 PATTERNS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (5, 8), (7, 8), (8, 16)]  # keep, group
@@ -45,7 +46,7 @@ def make(pattern: tuple[int, int], kind: str, seed: int, n: int) -> tuple[Tensor
     """Logits [n, group] and a mask of the pattern: in `prior` the likeliest one, else any."""
     keep, group = pattern
     generator = rng(seed)
-    mask = draws.top(torch.rand(group, n, generator=generator), keep).t().contiguous()
+    mask = gumbel.top(torch.rand(group, n, generator=generator), keep).t().contiguous()
     return make_logits(kind, mask, generator), mask
 
 
@@ -250,7 +251,7 @@ def test_noise_is_finite_and_unbiased_at_its_ends(dtype):
     """The first cells of the uniform draw give E = u at their middles, the last ones a large but finite E."""
     cells = 2 ** (63 if dtype == torch.float64 else 31)
     ends = torch.tensor([0, 1, cells - 1], dtype=dtype)
-    noise = draws.log_exponential(ends).double().exp()
+    noise = gumbel.log_exponential(ends).double().exp()
     torch.testing.assert_close(noise[:2] * cells, torch.tensor([0.5, 1.5]).double(), rtol=1e-5, atol=0)
     assert 16 < noise[2] < 45
 
@@ -282,7 +283,7 @@ def test_top_is_a_stable_sort(case, ties):
     keep = int(mask[0].sum())
     order = keys.sort(dim=-1, descending=True, stable=True).indices
     expected = torch.zeros_like(mask).scatter_(1, order[:, :keep], True)
-    assert (draws.top(keys.t().contiguous(), keep).t() == expected).all()
+    assert (gumbel.top(keys.t().contiguous(), keep).t() == expected).all()
 
 
 @quick

@@ -1,6 +1,7 @@
-"""The logits of all layers, one flat matrix per pattern, so that a step is a handful of large operations.
+"""The logits of all layers as one flat matrix per pattern, so that a step is a handful of large operations.
 
-Where `sequential` suits, a draw leaves its gradient behind, and the matrix lies in memory column by column.
+Where `sequential_cpu` suits a pattern, a draw stores its gradient as well, and the matrix lies in memory column by
+column.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench_plugins.maskpro import policy, sequential
-from nmbench_plugins.maskpro.groups import check_logits
+from nmbench_plugins.maskpro import policy
+from nmbench_plugins.maskpro.policy import sequential_cpu
+from nmbench_plugins.maskpro.policy.groups import check_logits
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Drawn:
 
 
 class Logits:
-    """float32 logits `[groups, group]` by pattern; layers lie one after the other in the order of the task."""
+    """float32 logits `[groups, group]` by pattern; the layers follow one another in the order of the task."""
 
     def __init__(self, task: nmbench.LearnTask, flat: dict[nmbench.Pattern, Tensor]) -> None:
         self.task = task
@@ -35,18 +37,18 @@ class Logits:
 
     @classmethod
     def prior(cls, task: nmbench.LearnTask, prior: float) -> Logits:
-        """`prior` where the initial mask keeps a weight, 0 elsewhere."""
+        """Return logits of `prior` where the initial mask keeps a weight, and 0 elsewhere."""
         logits = cls(task, {})
         for pattern, masks in logits._flattened(task.initial).items():
             flat = masks.float().mul_(prior)
-            if sequential.suits(pattern.keep, pattern.group, flat.device):
+            if sequential_cpu.suits(pattern.keep, pattern.group, flat.device):
                 flat = by_columns(flat)
                 logits.gradients[pattern] = torch.empty_like(flat)
             logits.flat[pattern] = flat
         return logits
 
     def reset(self, masks: Mapping[str, Tensor], prior: float) -> None:
-        """`prior` where `masks` keep a weight, 0 elsewhere, in place."""
+        """Set the logits in place to `prior` where `masks` keep a weight, and to 0 elsewhere."""
         for pattern, flat in self._flattened(masks).items():
             self.flat[pattern].copy_(flat).mul_(prior)
 
@@ -55,17 +57,17 @@ class Logits:
         return self._drawn({pattern: self._sample(pattern, generator) for pattern in self.flat})
 
     def greedy(self) -> dict[str, Tensor]:
-        """The most likely mask: the `keep` largest logits of every group, by layer, in memory of its own."""
+        """Return the most likely mask by layer, in new memory: the `keep` largest logits of every group."""
         return dict(self._drawn({p: policy.greedy(logits, p.keep) for p, logits in self.flat.items()}).by_layer)
 
     def log_prob(self, masks: Mapping[str, Tensor]) -> float:
-        """Mean over all groups of log P(masks)."""
+        """Return the mean of log P(masks) over all groups."""
         flat = self._flattened(masks)
         total = sum(float(policy.log_prob(logits, flat[p]).double().sum()) for p, logits in self.flat.items())
         return total / sum(len(logits) for logits in self.flat.values())
 
     def step(self, drawn: Drawn, scale: float) -> None:
-        """logits += scale * grad log P(drawn), the mask that was drawn last."""
+        """Add scale * grad log P(drawn) to the logits; `drawn` is the mask of the last call of `draw`."""
         for pattern, logits in self.flat.items():
             gradient = self.gradients.get(pattern)
             if gradient is None:
@@ -77,10 +79,10 @@ class Logits:
         if pattern not in self.gradients:
             return policy.sample(logits, pattern.keep, generator)
         check_logits(logits, pattern.keep)
-        return sequential.draw(logits, pattern.keep, generator, self.gradients[pattern])
+        return sequential_cpu.draw(logits, pattern.keep, generator, self.gradients[pattern])
 
     def _flattened(self, masks: Mapping[str, Tensor]) -> dict[nmbench.Pattern, Tensor]:
-        """The masks of all layers as bool `[groups, group]` by pattern, in the order of the task's layers."""
+        """Return the masks of all layers as bool `[groups, group]` by pattern, in the order of the task's layers."""
         parts: dict[nmbench.Pattern, list[Tensor]] = {}
         for name in self.task.layers:
             pattern = self.task.pattern[name]
@@ -108,5 +110,5 @@ class Logits:
 
 
 def by_columns(rows: Tensor) -> Tensor:
-    """The same matrix `[n, group]` in other memory, one column after the other."""
+    """Return a copy of the matrix `[n, group]` whose memory holds one column after the other."""
     return torch.empty(rows.shape[::-1], dtype=rows.dtype, device=rows.device).t().copy_(rows)

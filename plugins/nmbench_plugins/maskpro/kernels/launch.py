@@ -1,15 +1,16 @@
-"""One MaskPro step of one layer in one pass over memory: launchers of the Triton programs in `fused`.
+"""Launch one MaskPro step of one layer: a Triton program of `program` that passes over memory once.
 
-A step draws the *old* mask again from the logits it was drawn from, updates the logits by its gradient, draws the *new*
-mask and writes the masked weights; no mask is stored. Bytes per weight: 4 + 4 logits, 2 weight, 2 masked weight.
+A step draws the *old* mask again from the logits of the step before, updates the logits by the gradient at that mask,
+draws the *new* mask and writes the masked weights; no mask is stored. Bytes per weight: 4 + 4 logits, 2 weight, 2
+masked weight.
 
 Random words are those of Philox4x32 (Salmon et al., SC 2011) with the counter (first_group + chunk, step, stream) and
-the seed as key; a chunk is 8 consecutive weights of the layer, and streams are 0 for masks and 1 for rounding logits to
-float16. Old masks use step - 1, new ones and rounding use step. 7 rounds pass the BigCrush tests, as the authors found;
-10 are their margin for unknown ones, 5 % more instructions here.
+the seed as key. A chunk is 8 consecutive weights of the layer; stream 0 is for masks and stream 1 for rounding logits
+to float16. Old masks use step - 1; new masks and rounding use step. 7 rounds pass the BigCrush tests, as the authors
+found; the authors recommend 10 rounds as a margin for unknown tests, which are 5 % more instructions here.
 
 `step` and `scale` are read on the device, nothing waits for the host and nothing is allocated, so that a CUDA graph can
-capture a step, once a first call has compiled its program. `twin` has the same functions in plain torch.
+capture a step after a first call has compiled the program. `reference` has the same functions in plain torch.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ CHUNK = 8  # weights
 
 @dataclass(frozen=True)
 class Launch:
-    """How a program is spread over the device: chunks and warps of a block, with chunks >= 32 * warps.
+    """The size of one block of a program: `block` chunks and `warps` warps, with block >= 32 * warps.
 
-    `registers`: the most that a thread may have. Named, it lets the assembler start both loads of logits before it
-    computes; left to itself it saves registers that nobody else needs and waits for memory twice.
+    `registers` is the limit for one thread. With a limit, the assembler starts both loads of logits before the
+    arithmetic; without a limit, the assembler saves registers that no other block needs and waits for memory twice.
     """
 
     block: int = 128
@@ -45,8 +46,8 @@ class Launch:
 LAUNCHES = {4: Launch(registers=48), 8: Launch()}  # by group
 
 
-def fused(keep: int, group: int, device: torch.device | str) -> bool:
-    """Whether there is a program for this pattern on this device; otherwise `policy` does it in plain torch."""
+def usable(keep: int, group: int, device: torch.device | str) -> bool:
+    """Return whether a program for this pattern runs on this device; elsewhere `policy` computes in plain torch."""
     return (keep, group) in FUSED and available(device)
 
 
@@ -65,20 +66,21 @@ def step(
     update: bool,
     draw: bool,
     launch: Launch | None = None,
+    programs: Any = None,
 ) -> None:
-    """logits += scale * grad log P(old mask), if `update`; then out = new mask * weight, if `draw`.
+    """Do logits += scale * grad log P(old mask), if `update`; then out = new mask * weight, if `draw`.
 
-    logits [out, in], float32, or float16 rounded at random without bias; weight and out [out, in], of one dtype:
-    bfloat16, float16 or float32; all contiguous. `step`: int64 [1]; scale: float32 [1].
-    `first_group`: how many groups the layers before have. The old mask is the one that was drawn at step - 1 with the
-    same seed, from the same logits; dropped weights become +0.0, also where the weight is NaN.
+    logits [out, in]: float32, or float16 rounded at random without bias; weight and out [out, in]: bfloat16, float16 or
+    float32, both the same; all contiguous. step: int64 [1]; scale: float32 [1]. `first_group` is the number of groups
+    in the layers before this layer. The old mask is the mask drawn at step - 1 with the same seed from the same logits.
+    Dropped weights become +0.0, NaN included. `programs` is a module like `program`, which is the default.
     """
     _check(logits, weight, out, keep, group)
     assert step.dtype == torch.int64 and scale.dtype == torch.float32 and step.shape == scale.shape == (1,)
     launch = launch or LAUNCHES[group]
     quads = logits.numel() // 4
     with torch.cuda.device_of(logits):
-        _programs().step_program[_grid(quads, launch)](
+        (programs or compiled()).step_program[_grid(quads, launch)](
             _words(logits) if logits.dtype == torch.float16 else logits,
             _words(weight),
             _words(out),
@@ -102,13 +104,25 @@ def step(
 
 
 @torch.no_grad()
-def greedy(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int, *, launch: Launch | None = None) -> None:
-    """out = weight where the logit is among the `keep` largest of its group (equal ones: lower index), else +0.0."""
+def greedy(
+    logits: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    keep: int,
+    group: int,
+    *,
+    launch: Launch | None = None,
+    programs: Any = None,
+) -> None:
+    """Set `out` to the weight where the logit is among the `keep` largest of its group, and to +0.0 elsewhere.
+
+    Among equal logits the lower index wins. Arguments are those of `step`.
+    """
     _check(logits, weight, out, keep, group)
     launch = launch or Launch()
     quads = logits.numel() // 4
     with torch.cuda.device_of(logits):
-        _programs().greedy_program[_grid(quads, launch)](
+        (programs or compiled()).greedy_program[_grid(quads, launch)](
             _words(logits) if logits.dtype == torch.float16 else logits,
             _words(weight),
             _words(out),
@@ -124,12 +138,13 @@ def greedy(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int, *
 
 
 @functools.cache
-def _programs() -> Any:
-    return importlib.import_module("nmbench_plugins.maskpro.fused")
+def compiled() -> Any:
+    """Import the programs when they are first launched, because most machines have no Triton."""
+    return importlib.import_module("nmbench_plugins.maskpro.kernels.program")
 
 
 def _check(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -> None:
-    """What the caller must have seen to; a wrong pointer would go unnoticed."""
+    """Assert the shapes and types that the programs rely on; Triton would not notice a wrong pointer."""
     assert (keep, group) in FUSED, (keep, group)
     assert logits.dim() == 2 and logits.shape[1] % group == 0 and logits.numel() < 2**33, logits.shape
     assert logits.dtype in (torch.float32, torch.float16), logits.dtype
@@ -140,16 +155,16 @@ def _check(logits: Tensor, weight: Tensor, out: Tensor, keep: int, group: int) -
 
 
 def _grid(quads: int, launch: Launch) -> tuple[int]:
-    """Blocks that cover so many quadruples of weights."""
+    """Return the number of blocks that cover `quads` quadruples of weights."""
     return (-(-quads * 4 // (CHUNK * launch.block)),)
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """The same memory as 32-bit words."""
+    """Return the same memory as 32-bit words."""
     return tensor.view(torch.int32)
 
 
 def _signed(bits: int) -> int:
-    """The low 32 bits as a signed number: arguments of one type need one program."""
+    """Return the low 32 bits as a signed number: arguments of one type need only one compiled program."""
     low = bits & 0xFFFFFFFF
     return low - (low >> 31 << 32)

@@ -1,4 +1,4 @@
-"""Masks of a whole model kept as bits in host memory, handed out layer by layer on the model's device."""
+"""Masks of a whole model, stored as bits in host memory and unpacked layer by layer on the model's device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Masks = Mapping[str, Tensor]
 
 
 class Computed(Masks):
-    """A mapping whose values are made when they are asked for, every time anew: one layer is in memory at a time."""
+    """A mapping that computes a value at every read, so that one layer is in memory at a time."""
 
     def __init__(self, names: Mapping[str, object], make: Callable[[str], Tensor]) -> None:
         self.names = tuple(names)
@@ -32,23 +32,23 @@ class Computed(Masks):
 
 
 class Packed(Computed):
-    """Bool masks as one bit a weight in host memory; asking for a layer unpacks it on `device`."""
+    """Bool masks as one bit a weight in host memory; reading a layer unpacks its mask on `device`."""
 
     def __init__(self, masks: Masks, device: torch.device) -> None:
         self.shapes: dict[str, torch.Size] = {}
         self.bits: dict[str, Tensor] = {}  # uint8 [ceil(weights / 8)]
         self.device = device
-        for name, mask in masks.items():  # one at a time: they may be made as they are asked for
+        for name, mask in masks.items():  # one at a time: `masks` may compute a mask at every read
             self.shapes[name] = mask.shape
             self.bits[name] = pack(mask).cpu()
         super().__init__(self.shapes, self._unpacked)
 
     def to_save(self, prefix: str) -> dict[str, Tensor]:
-        """The bits of all layers, by name."""
+        """Return the bits of all layers, by name."""
         return {f"{prefix} {name}": bits for name, bits in self.bits.items()}
 
     def with_bits(self, prefix: str, saved: Mapping[str, Tensor]) -> Packed:
-        """Masks of the same shapes from what `to_save` gave."""
+        """Return masks of the same shapes with the bits that `to_save` returned."""
         other = Packed({}, self.device)
         other.shapes, other.names = self.shapes, self.names
         other.bits = {name: saved[f"{prefix} {name}"].cpu() for name in self.names}

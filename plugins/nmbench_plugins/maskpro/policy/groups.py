@@ -1,4 +1,4 @@
-"""Groups of weights as the policy sees them: checks, chunks, and the contest between kept and dropped weights."""
+"""Groups of logits: checks, chunks, columns, and the weights of kept and dropped positions relative to each other."""
 
 from collections.abc import Iterator
 
@@ -24,20 +24,20 @@ def check_logits(logits: Tensor, keep: int) -> Tensor:
         )
     if not 1 <= keep < group:
         raise NMBenchError(f"policy keeps {keep} of {group} weights; expected 1 to {group - 1} of {group}.")
-    # One cheap sum sees every NaN and Inf; only when it overflows are the elements looked at one by one.
+    # The cheap sum is not finite if one logit is not; the elements are tested only then, as a sum may overflow.
     if not logits.sum().isfinite() and not logits.isfinite().all():
         raise NumericalFailure(
             f"policy logits have {int((~logits.isfinite()).sum())} NaN or Inf values of "
-            f"{logits.numel()}; lower the learning rate, or check the losses it was fed."
+            f"{logits.numel()}; lower the learning rate, or check the losses that the logits were updated with."
         )
     return logits.reshape(-1, group)
 
 
 def check_mask(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return logits and mask as rows [groups, group], and how many positions every group keeps.
+    """Return logits and mask as rows [groups, group], and the number of positions that every group keeps.
 
-    Raises NotStrict where groups keep different numbers, NMBenchError for a wrong dtype or shape, and what
-    `check_logits` raises.
+    Raises NotStrict where groups keep different numbers, NMBenchError for a wrong dtype or shape, and the errors of
+    `check_logits`.
     """
     if mask.dtype != torch.bool or mask.shape != logits.shape:
         raise NMBenchError(
@@ -59,30 +59,29 @@ def check_mask(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def chunks(rows: Tensor) -> Iterator[slice]:
-    """Slices of the groups that bound the size of temporaries, in order."""
+    """Return slices over all groups in order, so small that temporaries fit (`CHUNK_WEIGHTS`)."""
     size = max(1, CHUNK_WEIGHTS.get(rows.device.type, CHUNK_WEIGHTS["cuda"]) // rows.shape[-1])
     return (slice(start, start + size) for start in range(0, len(rows), size))
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
-    """float32, or float64 for float64 logits."""
+    """Return float64 for float64 logits and float32 for all others."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def columns(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copy rows [n, group] to [group, n]: sums over a short axis are fast when it comes first."""
+    """Copy rows [n, group] to [group, n]: sums over a short axis are fast when that axis comes first."""
     result = torch.empty(rows.shape[::-1], dtype=dtype, device=rows.device)
     for column, values in zip(result, rows.unbind(-1), strict=True):  # several times faster than one copy of `.t()`
         column.copy_(values)
     return result
 
 
-def race(rows: Tensor, kept: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Split groups into kept and dropped weights.
+def gaps_and_shares(rows: Tensor, kept: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Return gap = log D - logit of the kept, [keep, n], and share = w_k / D of the dropped, [group - keep, n].
 
-    rows [n, group], kept bool [n, group]. Returns gap = log D - logit of the kept, [keep, n], and share = w_k / D of
-    the dropped, [group - keep, n], where D is the total weight of the dropped. Both come from differences to the
-    largest dropped logit, so that large logits lose nothing where it matters.
+    rows [n, group], kept bool [n, group]; D is the total weight of the dropped. Gap and share are computed from
+    differences to the largest dropped logit, so that large logits lose no digits of these differences.
     """
     dropped = columns(rows[~kept].view(-1, rows.shape[-1] - keep), rows.dtype)
     top = dropped.amax(0)  # [n]

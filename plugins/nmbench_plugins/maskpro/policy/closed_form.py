@@ -1,4 +1,4 @@
-"""One or two kept weights of a group: closed forms in which nothing cancels.
+"""One or two kept weights of a group: closed forms that subtract no nearly equal numbers.
 
 With D the total weight of the dropped, T of the group, e_i = D / (D + w_i) and p_D = D / T, for S = {a} and S = {a, b}:
 
@@ -13,7 +13,7 @@ sums of positive terms: 1 - r_i = e_i, and the chance that b was drawn before a 
 import torch
 from torch import Tensor
 
-from nmbench_plugins.maskpro.groups import columns
+from nmbench_plugins.maskpro.policy.groups import columns
 
 
 def lift(rate: Tensor) -> Tensor:
@@ -26,8 +26,8 @@ def lift(rate: Tensor) -> Tensor:
 def gradient(logits: Tensor, kept: Tensor, keep: int) -> Tensor:
     """Return grad log P as columns [group, n] from logits columns [group, n] (overwritten) and kept rows [n, group].
 
-    The hot loop of a CPU learner: the mask enters as numbers 0 and 1, because a product is ten times faster there than
-    `where`, and everything is finite, so that 0 times anything is 0.
+    This is the inner loop of a CPU learner. The mask enters as numbers 0 and 1, because on a CPU a product is ten times
+    faster than `where`. All factors are finite, so that every product with 0 is 0.
     """
     inside = columns(kept, logits.dtype)  # [group, n], 1 for the kept
     outside = 1 - inside

@@ -1,18 +1,19 @@
-"""The policy of one group inside the programs of `fused`: draws, gradients and the largest logits.
+"""The policy of one group inside the programs of `program`: draws, gradients and the largest logits.
 
-A group is a tuple of tensors, one for every member: all of a group sit in one thread, so that nothing is exchanged
-between threads.
+A group is a tuple of tensors, one for every member. One thread holds all members of a group, so that threads exchange
+nothing.
 
 Draws are sequential, member after member, by inverse CDF. Weights are 2^exponent, exponent = (logit - level) * log2 e
 with `level` the `keep`-th largest logit of the group, so that every draw finds a total weight of 1 or more. Exponents
-end at 36: with words of 32 bits nothing that unlikely is seen. Small weights come first in the cumulative sum and get
-the small u, where floats are fine: only events rarer than 2^-32 are lost, and a weight of 0 is never drawn. The index
-of a member is kept in the low 2 or 3 bits of its exponent, which changes that by 2^-21 of itself: members can be sorted
-as single numbers. Their order comes from exponents, not from weights, because those are the same on every machine; in
-another order the same words would draw another mask wherever two logits nearly tie.
+are at most 36: words of 32 bits show no event as unlikely as a draw against such a weight. Small weights come first in
+the cumulative sum and get the small u, where floats are finest: only events rarer than 2^-32 are lost, and a weight of
+0 is never drawn. The low 2 or 3 bits of an exponent hold the index of the member, which changes the exponent by at most
+2^-21 of its value, so that members are sorted as single numbers. Members are sorted by exponents, not by weights,
+because exponents are the same on every machine; in another order the same words would draw another mask wherever two
+logits nearly tie.
 
-Gradients (arXiv 2506.12876) are as in `pairs` and `subsets`, but with weights and D on one common scale, which cancels:
-no D is too small to divide by.
+Gradients (arXiv 2506.12876) are as in `policy.closed_form` and `policy.subset_recursion`, but with weights and D on one
+common scale, which cancels: no D is too small to divide by.
 """
 # mypy: ignore-errors
 # ruff: noqa: N803
@@ -28,7 +29,7 @@ LARGEST = tl.constexpr(36.0)  # log2 of the largest weight
 
 @triton.jit
 def updated(group, words, factor, KEEP: tl.constexpr):
-    """Logits + factor * grad log P of the mask drawn by words."""
+    """Return logits + factor * grad log P of the mask that `words` draw."""
     exponents = exponents_of(group, KEEP)
     kept, dropped = draw(exponents, words)
     gradient = _gradient(exponents, kept, dropped)
@@ -40,7 +41,7 @@ def updated(group, words, factor, KEEP: tl.constexpr):
 
 @triton.jit
 def exponents_of(group, KEEP: tl.constexpr):
-    """log2 of the weight of every member, its index in the low bits: no two of a group are equal."""
+    """Return log2 of the weight of every member, with the index in the low bits: no two in a group are equal."""
     level = _sorted(group)[len(group) - KEEP]
     result = ()
     for i in tl.static_range(len(group)):
@@ -52,7 +53,7 @@ def exponents_of(group, KEEP: tl.constexpr):
 
 @triton.jit
 def draw(exponents, words):
-    """Draw len(words) members, one by one; returns the exponents of the kept and the weights of the dropped."""
+    """Draw len(words) members one by one; return the exponents of the kept and the weights of the dropped."""
     left = _sorted(exponents)
     weights = _exp2_each(left)
     kept = ()
@@ -64,7 +65,7 @@ def draw(exponents, words):
 
 @triton.jit
 def _pick(members, weights, word):
-    """One draw from ascending weights: returns the member drawn, the others, and their weights."""
+    """Draw once from ascending weights; return the drawn member, the other members, and the weights of the others."""
     last: tl.constexpr = len(members) - 1
     reach = (weights[0],)
     for i in tl.static_range(last):
@@ -73,17 +74,17 @@ def _pick(members, weights, word):
     x = u * reach[last]
     chosen = members[last]
     others = ()
-    their_weights = ()
+    other_weights = ()
     for i in tl.static_range(last):
         others += (tl.where(x < reach[i], members[i + 1], members[i]),)
-        their_weights += (tl.where(x < reach[i], weights[i + 1], weights[i]),)
+        other_weights += (tl.where(x < reach[i], weights[i + 1], weights[i]),)
         chosen = tl.where(x < reach[last - 1 - i], members[last - 1 - i], chosen)
-    return chosen, others, their_weights
+    return chosen, others, other_weights
 
 
 @triton.jit
 def _gradient(exponents, kept, dropped):
-    """Grad log P of the drawn set, member by member: gains of the kept, -(w_k / D) * (sum of gains) of the dropped."""
+    """Return grad log P of the drawn set: gains of the kept members, -(w_k / D) * (sum of gains) of the dropped."""
     total = dropped[0]  # D
     for i in tl.static_range(1, len(dropped)):
         total = total + dropped[i]
@@ -102,7 +103,7 @@ def _gradient(exponents, kept, dropped):
 
 @triton.jit
 def _gain(kept, total):
-    """Gradient of the kept divided by D, which may be 0: each is at most 2 / w."""
+    """Return the gradient of the kept divided by D, at most 2 / w for each, also where D is 0."""
     if len(kept) == 1:
         result = (_reciprocal(total + kept[0]),)
     elif len(kept) == 2:
@@ -114,7 +115,7 @@ def _gain(kept, total):
 
 @triton.jit
 def _gain_of_two(a, b, total):
-    """`pairs`: e_a (e_a + p_D) / (e_a + e_b) with e = D / (D + w), p_D = D / (D + a + b), all divided by D."""
+    """As `closed_form`: e_a (e_a + p_D) / (e_a + e_b) with e = D / (D + w), p_D = D / (D + a + b), all divided by D."""
     to_a = total + a
     to_b = total + b
     both = _reciprocal(to_a * to_b)
@@ -127,7 +128,7 @@ def _gain_of_two(a, b, total):
 
 @triton.jit
 def _gain_of_many(kept, total):
-    """`subsets`, with subsets as bit masks and (1 + y_k) / (1 + Y_B) as (D + w_k) / (D + W_B)."""
+    """As `subset_recursion`, with subsets as bit masks and (1 + y_k) / (1 + Y_B) as (D + w_k) / (D + W_B)."""
     one = total * 0.0 + 1.0
     zero = total * 0.0
     inverse = (one,)  # 1 / (D + W_B)
@@ -152,7 +153,7 @@ def _gain_of_many(kept, total):
 
 @triton.jit
 def _gain_of_one(kept, i: tl.constexpr, total, inverse):
-    """G_i of the whole set: misses and gains of all subsets with i, small ones first."""
+    """Return G_i of the whole set, from M_i and G_i of all subsets with i, small subsets first."""
     zero = total * 0.0
     misses = (zero,)
     gains = (zero,)
@@ -175,7 +176,7 @@ def _gain_of_one(kept, i: tl.constexpr, total, inverse):
 
 @triton.jit
 def is_kept(exponents, kept):
-    """Whether each member is among the kept."""
+    """Return for each member whether that member is among the kept."""
     result = ()
     for i in tl.static_range(len(exponents)):
         inside = exponents[i] == kept[0]
@@ -187,22 +188,22 @@ def is_kept(exponents, kept):
 
 @triton.jit
 def largest(values, KEEP: tl.constexpr):
-    """Mask of the KEEP largest; equal ones: lower index wins. Counts for every member how many beat it."""
+    """Return the mask of the KEEP largest members, the lower index among equals, by counting larger members."""
     result = ()
     for i in tl.static_range(len(values)):
-        beaten = tl.full(values[0].shape, 0, tl.int32)
+        larger = tl.full(values[0].shape, 0, tl.int32)
         for k in tl.static_range(len(values)):
             if k < i:
-                beaten += (values[k] >= values[i]).to(tl.int32)
+                larger += (values[k] >= values[i]).to(tl.int32)
             if k > i:
-                beaten += (values[k] > values[i]).to(tl.int32)
-        result += (beaten < KEEP,)
+                larger += (values[k] > values[i]).to(tl.int32)
+        result += (larger < KEEP,)
     return result
 
 
 @triton.jit
 def _sorted(values):
-    """Ascending tuple of 4 or 8, by Batcher's networks; what is not used is not computed."""
+    """Sort a tuple of 4 or 8 in ascending order by Batcher's networks; unused entries are not computed."""
     if len(values) == 4:
         result = _sorted_four(values[0], values[1], values[2], values[3])
     else:
@@ -236,7 +237,7 @@ def _sorted_four(a, b, c, d):
 
 @triton.jit
 def _exp2(x):
-    """One instruction, relative error 2^-22; results below 2^-126 are 0."""
+    """Return 2^x by one instruction, with a relative error of 2^-22; results below 2^-126 are 0."""
     if INTERPRETED:
         y = tl.exp2(x)
     else:
@@ -254,7 +255,7 @@ def _exp2_each(values):
 
 @triton.jit
 def _reciprocal(x):
-    """One instruction, error of one unit in the last place."""
+    """Return 1 / x by one instruction, with an error of one unit in the last place."""
     if INTERPRETED:
         y = 1.0 / x
     else:

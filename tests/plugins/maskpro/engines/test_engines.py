@@ -12,11 +12,10 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError
 from nmbench.learn import LearnTask
+from nmbench.live import LiveWeights
 from nmbench.pattern import Pattern
 from nmbench_plugins.maskpro import policy
-from nmbench_plugins.maskpro.engine import Engine, TorchEngine
-from nmbench_plugins.maskpro.engines import choose
-from nmbench_plugins.maskpro.streamed import StreamedEngine
+from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, TorchEngine, choose
 from nmbench_plugins.maskpro.tracker import Rule
 from reference import maskpro as reference
 from reference.planted import (
@@ -40,7 +39,7 @@ patterns = pytest.mark.parametrize("pair", [(TWO_FOUR, TWO_FOUR), (FOUR_EIGHT, F
 
 
 class PlainKernels:
-    """The three functions of `kernels` in a few lines each; a mask is drawn again from the generator of its step."""
+    """The functions of `kernels.launch` in a few lines each; a mask is drawn again from the generator of its step."""
 
     def __init__(self) -> None:
         self.drawn: list[tuple[int, int, Tensor]] = []  # step, first group, mask [groups, group]
@@ -289,11 +288,10 @@ def test_first_groups_never_meet():
 
 
 class Replay:
-    """Stands in for a recorded call: it runs it anew on its own buffers."""
+    """Stands for a CUDA graph: every replay calls the step on buffers of its own."""
 
     def __init__(self, call, tokens, references, state):
         self.call, self.tokens, self.references = call, tokens.clone(), references.clone()
-        call(self.tokens, self.references)
 
     def replay(self, tokens, references):
         self.tokens.copy_(tokens)
@@ -301,16 +299,31 @@ class Replay:
         self.call(self.tokens, self.references)
 
 
-def test_recorded_references_are_those_of_each_minibatch(monkeypatch):
+def recording(task: LearnTask, live: LiveWeights) -> StreamedEngine:
+    """A streamed engine that records its steps, as on CUDA."""
+    return StreamedEngine(task, live, RULE, PlainKernels(), record=Replay)
+
+
+def test_recorded_references_are_those_of_each_minibatch():
     """A recording serves minibatches of its shape, the last, smaller one is computed; it is gone when steps begin."""
     with opened("streamed") as engine:
-        task = engine.task
-        plain = [engine.references(task.pool[:3]), engine.references(task.pool[3:6]), engine.references(task.pool[6:7])]
-        monkeypatch.setattr("nmbench_plugins.maskpro.streamed.record", Replay)
-        engine._record_measuring = True
-        found = [engine.references(task.pool[:3]), engine.references(task.pool[3:6]), engine.references(task.pool[6:7])]
+        parts = [engine.task.pool[part] for part in (slice(3), slice(3, 6), slice(6, 7))]
+        plain = [engine.references(part) for part in parts]
+    with working(recording) as engine:
+        found = [engine.references(part) for part in parts]
         assert engine._measuring is not None
         for one, other in zip(found, plain, strict=True):
             assert torch.equal(one, other)
-        engine.advance(task.pool[:3], found[0])
+        engine.advance(parts[0], found[0])
         assert engine._measuring is None
+
+
+def test_recorded_steps_are_those_of_each_minibatch():
+    """Replays of one recorded step end with the logits of steps that are called one by one."""
+    with opened("streamed") as engine:
+        advance(engine, 5)
+        plain = logits_of(engine)
+    with working(recording) as engine:
+        advance(engine, 5)
+        assert engine.note == "a step is one CUDA graph"
+        assert equal(logits_of(engine), plain)

@@ -1,14 +1,15 @@
 """Three or four kept weights of a group: a recursion over subsets with positive terms only.
 
-See every weight as an exponential clock with rate y_i = w_i / D, and the dropped weights together as one of rate 1.
-P(S) = H(S) is the chance that all clocks of S ring before that one. For B within S, by whose clock rings first,
+Give every kept weight an exponential clock of rate y_i = w_i / D, and all dropped weights together one clock of rate 1.
+P(S) = H(S) is the chance that all clocks of S ring before the clock of the dropped. For B within S, by the first clock,
 
     H(B) = sum_{k in B} y_k / (1 + Y_B) * H(B - k),      Y_B = sum of y over B,      H(empty) = 1
     M_i(B) = H(B - i) - H(B) = sum_{k in B - i} y_k / (1 + Y_B) * M_i(B - k),        M_i({i}) = 1 / (1 + y_i)
     G_i(B) = dH(B)/dlogit_i = y_i / (1 + Y_B) * M_i(B) + sum_{k in B - i} y_k / (1 + Y_B) * G_i(B - k)
 
-M_i is the chance that all of B but i make it. Divided by the product of r_i = y_i / (1 + y_i) over B (and M, G by
-1 - r_i instead of r_i for i) all weights become (1 + y_k) / (1 + Y_B) <= 1, so nothing under- or overflows.
+M_i is the chance that all clocks of B but clock i ring before the clock of the dropped. Divided by the product of r_i =
+y_i / (1 + y_i) over B (and M, G by 1 - r_i instead of r_i for i) all weights become (1 + y_k) / (1 + Y_B) <= 1, so
+nothing under- or overflows.
 """
 
 import functools
@@ -47,7 +48,7 @@ def kept_gradient(rate: Tensor) -> Tensor:
 
 
 def _subsets(keep: int) -> Iterator[Subset]:
-    """Non-empty subsets of range(keep), small ones first, the whole last."""
+    """Return the non-empty subsets of range(keep), small subsets first, the whole set last."""
     return chain.from_iterable(combinations(range(keep), size) for size in range(1, keep + 1))
 
 
@@ -56,7 +57,7 @@ def _without(subset: Subset, k: int) -> Subset:
 
 
 def _step(rate: Tensor, subset: Subset) -> Tensor:
-    """(1 + y_k) / (1 + Y_B) for every k, [keep, n]; only the rows of k in B mean something."""
+    """Return (1 + y_k) / (1 + Y_B) for every k, [keep, n]; only the rows of k in B are meaningful."""
     return (1 + rate) / (1 + _sum(rate[k] for k in subset))
 
 

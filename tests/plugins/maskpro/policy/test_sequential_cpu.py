@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nmbench_plugins.maskpro import sequential
+from nmbench_plugins.maskpro.policy import sequential_cpu
 from reference import policy as reference
 
 quick = settings(max_examples=60, deadline=None)
@@ -28,7 +28,7 @@ def make(kind: str, group: int, groups: int, seed: int) -> Tensor:
 
 def draw(logits: Tensor, keep: int, seed: int) -> tuple[Tensor, Tensor]:
     gradient = torch.empty_like(logits)
-    return sequential.draw(logits, keep, torch.Generator().manual_seed(seed), gradient), gradient
+    return sequential_cpu.draw(logits, keep, torch.Generator().manual_seed(seed), gradient), gradient
 
 
 @quick
@@ -101,7 +101,8 @@ def test_chunks_do_not_matter(pattern, first, second, seed):
     whole, slopes = draw(logits, keep, seed)
     gradient = torch.empty_like(logits)
     parts = [
-        sequential.draw(logits[part], keep, generator, gradient[part]) for part in (slice(first), slice(first, None))
+        sequential_cpu.draw(logits[part], keep, generator, gradient[part])
+        for part in (slice(first), slice(first, None))
     ]
     assert torch.equal(torch.cat(parts), whole)
     torch.testing.assert_close(gradient, slopes, rtol=1e-6, atol=1e-7)
@@ -110,5 +111,5 @@ def test_chunks_do_not_matter(pattern, first, second, seed):
 @pytest.mark.parametrize(("keep", "group", "suits"), [(2, 4, True), (1, 8, True), (3, 4, False), (2, 16, False)])
 def test_which_patterns(keep, group, suits):
     """One or two of four or eight, on a CPU."""
-    assert sequential.suits(keep, group, torch.device("cpu")) == suits
-    assert not sequential.suits(keep, group, torch.device("cuda"))
+    assert sequential_cpu.suits(keep, group, torch.device("cpu")) == suits
+    assert not sequential_cpu.suits(keep, group, torch.device("cuda"))

@@ -1,9 +1,10 @@
-"""The streamed engine: logits and dense weights are all that is stored of the model's size; masks are never stored.
+"""The streamed engine, which stores logits and dense weights of all layers, and no mask.
 
-Just before a layer's product one kernel updates the layer's logits with the mask of the *last* step, which it draws
-again from its seed, draws the mask of this step, and writes the masked weights into a scratch buffer that all layers
-share. The update of a step is therefore due until the next one begins, or until somebody wants to see the logits.
-On CUDA a whole step (forward pass, loss, scalars) is one CUDA graph; nothing waits for the host.
+Just before the product of a layer, one kernel draws the mask of the *last* step again from its seed and updates the
+logits of the layer with that mask. Then the same kernel draws the mask of this step and writes the masked weights into
+a scratch buffer that all layers share. The update of a step is therefore due until the next step begins, or until a
+method reads the logits. On CUDA a whole step (forward pass, loss, scalars) is one CUDA graph, and nothing waits for the
+host.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -21,16 +22,19 @@ import nmbench
 from nmbench.evaluate import window_losses
 from nmbench.live import LiveWeights, masked
 from nmbench_plugins.maskpro import policy
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.graph import Recorded, record, unpacked_windows
-from nmbench_plugins.maskpro.packed import Computed, Masks
+from nmbench_plugins.maskpro.engines.base import Engine
+from nmbench_plugins.maskpro.engines.step_graph import Recorded, unpacked_windows
+from nmbench_plugins.maskpro.masks import Computed, Masks
 from nmbench_plugins.maskpro.tracker import Rule
 
 LOGIT_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
+Step = Callable[[Tensor, Tensor], None]  # of tokens and references
+Recorder = Callable[[Step, Tensor, Tensor, Iterable[Tensor]], Recorded]  # as `step_graph.record`
+
 
 class Kernels(Protocol):
-    """What `kernels` offers, and `twin` in torch: `logits`, `weight` and `out` are contiguous `[out, in]`."""
+    """The functions of `kernels.launch` and `kernels.reference`; all matrices are contiguous `[out, in]`."""
 
     def step(
         self,
@@ -52,7 +56,10 @@ class Kernels(Protocol):
 
 
 class StreamedEngine(Engine):
-    """Masked weights are made layer by layer inside the forward pass; the live weights stay dense."""
+    """Masked weights are computed layer by layer inside the forward pass; the live weights stay dense.
+
+    `record` makes a CUDA graph of a step; None: steps are called one by one.
+    """
 
     name = "streamed"
     waits = False
@@ -64,9 +71,9 @@ class StreamedEngine(Engine):
         rule: Rule,
         kernels: Kernels,
         logits: str = "float32",
-        note: str = "",
+        record: Recorder | None = None,
     ) -> None:
-        super().__init__(task, live, rule, note)
+        super().__init__(task, live, rule)
         self.kernels = kernels
         self.seed = task.generator.initial_seed()
         self.weights = {name: live[name] for name in task.layers}
@@ -80,13 +87,13 @@ class StreamedEngine(Engine):
         self._due = False
         self._recorded: Recorded | None = None  # a step
         self._measuring: Recorded | None = None  # the same without update and draw
-        self._record = self._record_measuring = largest.device.type == "cuda"
+        self._record = self._record_measuring = record
 
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         self.task.count_forward(tokens.numel())
-        self._measuring = None  # its memory is needed for other things
-        if self._record and self._recorded is None:
-            self._try_to_record(tokens, references)
+        self._measuring = None  # frees its memory
+        if self._record is not None:
+            self._try_to_record(self._record, tokens, references)
         if self._recorded is not None:
             self._recorded.replay(tokens, references)
         else:
@@ -115,14 +122,14 @@ class StreamedEngine(Engine):
             return self.task.loss(windows)
 
     def references(self, tokens: Tensor) -> Tensor:
-        """All windows at once, as in `advance`: in 16 bits a sum depends on the shape of the product."""
+        """Compute all windows at once, as `advance` does: in 16 bits a sum depends on the shape of a product."""
         self._settle()
         self.task.count_forward(tokens.numel())
         losses = torch.empty(len(tokens), device=tokens.device)
-        if self._record_measuring:
-            self._record_measuring = False
-            with contextlib.suppress(RuntimeError):  # slower without, and the step's own attempt says why
-                self._measuring = record(self._measure, tokens, losses, ())
+        if self._record_measuring is not None:
+            with contextlib.suppress(RuntimeError):  # slower without; the recording of the step notes the reason
+                self._measuring = self._record_measuring(self._measure, tokens, losses, ())
+            self._record_measuring = None
         if self._measuring is not None and self._measuring.tokens.shape == tokens.shape:
             self._measuring.replay(tokens, losses)
             return self._measuring.references.clone()
@@ -144,32 +151,32 @@ class StreamedEngine(Engine):
             logits.copy_(saved[f"logits {name}"])
 
     def _step(self, tokens: Tensor, references: Tensor) -> None:
-        asked: Counter[str] = Counter()
+        calls: Counter[str] = Counter()
 
         def drawn(name: str) -> Tensor:
-            asked[name] += 1
+            calls[name] += 1
             return self._run(name, update=True, draw=True)
 
         with unpacked_windows(), self.live.provided(drawn):
             losses = window_losses(self.task.model, tokens)
-        self._check_asked(asked)
+        self._check_calls(calls)
         self.tracker.take(losses, references)
 
     def _measure(self, tokens: Tensor, losses: Tensor) -> None:
         with unpacked_windows(), self.live.provided(self._greedy_weight):
             losses.copy_(window_losses(self.task.model, tokens))
 
-    def _check_asked(self, asked: Counter[str]) -> None:
-        """Raise `NMBenchError` unless every layer was computed exactly once, and so updated exactly once."""
+    def _check_calls(self, calls: Counter[str]) -> None:
+        """Raise `NMBenchError` unless the forward pass computed, and so updated, every layer exactly once."""
         for name in self.logits:
-            if asked[name] != 1:
+            if calls[name] != 1:
                 raise nmbench.NMBenchError(
-                    f"{self.task.who}: layer {name} was computed {asked[name]} times in one forward pass, not once; "
+                    f"{self.task.who}: layer {name} was computed {calls[name]} times in one forward pass, not once; "
                     f"use --set {self.task.who}.engine=torch."
                 )
 
     def _settle(self) -> None:
-        """Apply the update that is due, everywhere."""
+        """Apply the update that is due, in all layers."""
         if self._due:
             for name in self.logits:
                 self._run(name, update=True, draw=False)
@@ -208,7 +215,7 @@ class StreamedEngine(Engine):
         return policy.greedy(pattern.groups(logits), pattern.keep).view(logits.shape)
 
     def _out(self, name: str) -> Tensor:
-        """The scratch buffer in the shape of a layer, `[out, in]`."""
+        """Return the scratch buffer in the shape of a layer, `[out, in]`."""
         weight = self.weights[name]
         return self.scratch[: weight.numel()].view(weight.shape)
 
@@ -216,9 +223,9 @@ class StreamedEngine(Engine):
         for name, logits in self.logits.items():
             logits.copy_(masks[name].to(logits.device)).mul_(self.rule.prior)
 
-    def _try_to_record(self, tokens: Tensor, references: Tensor) -> None:
-        """Record the step as a CUDA graph, or note why that is impossible and go on without."""
-        self._record = False
+    def _try_to_record(self, record: Recorder, tokens: Tensor, references: Tensor) -> None:
+        """Record the step as a CUDA graph, or note the reason why a graph is impossible."""
+        self._record = None
         try:
             self._recorded = record(self._step, tokens, references, self.tracker.tensors().values())
             self.note += "a step is one CUDA graph"

@@ -1,21 +1,21 @@
-"""One or two kept weights of groups of 4 or 8, fast on a CPU: a mask and its gradient in one go, by inverse CDF.
+"""A mask and its gradient in one pass on a CPU, by inverse CDF: one or two kept weights of groups of 4 or 8.
 
 Weights are e^(logit - level) with `level` the `keep`-th largest logit of the group, so that every draw finds a total of
-1 or more. Draws are sequential: with u uniform and the weights left in ascending order, the first whose running sum
-exceeds u times their total. Small weights come first and get the small u, where floats are fine: only events rarer than
-2^-31, the grid of u, are lost. With D the total of the dropped and T of the group:
+1 or more. Draws are sequential: with u uniform and the remaining weights in ascending order, a draw takes the first
+weight whose running sum exceeds u times the total. Small weights come first and get the small u, where floats are
+finest: only events rarer than 2^-31, the grid of u, are lost. With D the total of the dropped and T of the group:
 
     S = {a}:     g_a = D / T
     S = {a, b}:  g_a = D e_a (e_a + 1 / T) / (e_a + e_b)   with e_i = 1 / (D + w_i),   g_b alike
     a dropped k: g_k = -w_k * (sum of the kept g) / D
 
-These are the formulas of `pairs`; `policy.sample` and `policy.grad_log_prob` are the readable twins. What is unusual
-here is so because of how torch computes on a CPU. Where input and output have one type it is ten times faster, so
-conditions are 0.0 and 1.0, choices are products and maxima, and a position is kept in the low bits of its weight (an
-error of 2^-20 at most), so that sorting moves one number per weight. And torch gives 2^15 numbers of an operation to
-each thread that it wakes, which costs most where there are many and the machine is busy: everything here is done
-column by column, in parts for two threads, which stay in cache. (On two idle cores a step is a quarter faster than with
-parts for one thread; where another process has one of the cores, it takes a quarter to a half longer.)
+These are the formulas of `closed_form`; `policy.sample` and `policy.grad_log_prob` are the readable versions. The code
+follows the costs of torch on a CPU. An operation whose inputs and output have one type is ten times faster, so
+conditions are 0.0 and 1.0, and choices are products and maxima. The low bits of a weight hold its position (an error of
+2^-20 at most), so that sorting moves one number per weight. torch wakes one thread for every 2^15 numbers of an
+operation, which costs most with many threads on a busy machine; so all operations work on columns, in parts for two
+threads, and a part stays in cache. (On two idle cores a step is a quarter faster than with parts for one thread; where
+another process has one of the cores, a step takes a quarter to a half longer.)
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from torch import Tensor
 
 PART_GROUPS = 2**16
 LOG2_E = 1.4426950408889634
-SMALLEST, LARGEST = -80.0, 25.0  # of logit - level; nothing rarer than e^-22 is drawn, and no square overflows
+SMALLEST, LARGEST = -80.0, 25.0  # of logit - level; no event rarer than e^-22 is drawn, and no square overflows
 CODES = {4: torch.int32, 8: torch.int64}  # whole numbers with one byte for every weight of a group
 
 Columns = list[Tensor]  # the i-th weights of n groups, [n] each
 
 
 def suits(keep: int, group: int, device: torch.device) -> bool:
-    """Whether this module is for that pattern and device."""
+    """Return whether this module draws masks of this pattern on this device."""
     return keep <= 2 and group in CODES and device.type == "cpu" and sys.byteorder == "little"
 
 
 def draw(logits: Tensor, keep: int, generator: torch.Generator, gradient: Tensor) -> Tensor:
-    """Draw a mask: logits float32 `[n, group]`, best as the transpose of contiguous columns -> bool `[n, group]`.
+    """Draw a mask, bool `[n, group]`, and store the gradient of its log P in `gradient` `[n, group]`.
 
-    The gradient of log P of the mask goes into `gradient` `[n, group]`. The draws do not depend on the parts.
+    logits: float32 `[n, group]`, best as the transpose of contiguous columns. The draws do not depend on the parts.
     """
     groups, group = logits.shape
     codes = torch.empty(groups, dtype=CODES[group])
@@ -54,7 +54,7 @@ def draw(logits: Tensor, keep: int, generator: torch.Generator, gradient: Tensor
 
 
 def draw_part(logits: Columns, words: Tensor, gradient: Columns) -> Tensor:
-    """Draw one part with words int32 `[n, keep]`: the mask as codes `[n]`, one byte a weight; fills `gradient`."""
+    """Return the mask of one part as codes `[n]`, one byte a weight, from words int32 `[n, keep]`; set `gradient`."""
     weights = weights_of(logits, level(logits, words.shape[1]))
     left, kept = ascending(weights), []
     for word in words.unbind(1):
@@ -73,7 +73,7 @@ def draw_part(logits: Columns, words: Tensor, gradient: Columns) -> Tensor:
 
 
 def level(logits: Columns, keep: int) -> Tensor:
-    """The `keep`-th largest logit of every group, [n], for `keep` 1 or 2."""
+    """Return the `keep`-th largest logit of every group, [n], for `keep` 1 or 2."""
     first, second = torch.maximum(logits[0], logits[1]), torch.minimum(logits[0], logits[1])
     for column in logits[2:]:
         second = torch.maximum(second, torch.minimum(first, column))
@@ -82,7 +82,7 @@ def level(logits: Columns, keep: int) -> Tensor:
 
 
 def weights_of(logits: Columns, level: Tensor) -> Columns:
-    """e^(logit - level), with the position in the low bits: no two weights of a group are equal."""
+    """Return e^(logit - level) with the position in the low bits: no two weights of a group are equal."""
     weights = [(column - level).clamp_(SMALLEST, LARGEST).mul_(LOG2_E).exp2_() for column in logits]
     for j, weight in enumerate(weights):
         weight.view(torch.int32).bitwise_and_(-len(weights)).bitwise_or_(j)
@@ -90,7 +90,7 @@ def weights_of(logits: Columns, level: Tensor) -> Columns:
 
 
 def ascending(weights: Columns) -> Columns:
-    """The same with every group in ascending order."""
+    """Return the weights with every group in ascending order."""
     result = list(weights)
     for end in range(len(result) - 1, 0, -1):
         for i in range(end):
@@ -100,9 +100,9 @@ def ascending(weights: Columns) -> Columns:
 
 
 def pick(pool: Columns, word: Tensor) -> tuple[Tensor, Columns]:
-    """One draw of every group from weights in ascending order; `word`: whole numbers below 2^31, [n].
+    """Draw once in every group from weights in ascending order; `word`: whole numbers below 2^31, [n].
 
-    Returns the weight drawn, [n], and the others in ascending order.
+    Returns the drawn weight, [n], and the other weights in ascending order.
     """
     reach = [pool[0]]
     for weight in pool[1:]:
@@ -116,7 +116,7 @@ def pick(pool: Columns, word: Tensor) -> tuple[Tensor, Columns]:
 
 
 def total(values: Columns) -> Tensor:
-    """The sum over the columns, [n]."""
+    """Return the sum over the columns, [n]."""
     result = values[0]
     for value in values[1:]:
         result = result + value
@@ -124,7 +124,10 @@ def total(values: Columns) -> Tensor:
 
 
 def gains_of(kept: Columns, dropped: Tensor) -> tuple[Columns, Tensor]:
-    """Gradients of the kept [n], and what the weight of a dropped one is multiplied with, [n]; `dropped` is D."""
+    """Return the gradients of the kept, [n] each, and the factor of a dropped weight in its gradient, [n].
+
+    `dropped` is D, [n].
+    """
     if len(kept) == 1:
         share = (kept[0] + dropped).reciprocal_()
         return [dropped * share], share.neg_()
