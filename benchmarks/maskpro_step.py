@@ -28,7 +28,7 @@ from nmbench.live import LiveWeights
 from nmbench.models import Layer
 from nmbench.store import MemoryCheckpoints
 from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, choose
-from nmbench_plugins.maskpro.engines.step_graph import record, unpacked_windows
+from nmbench_plugins.maskpro.engines.step_graph import ignoring_packed_windows, record
 from nmbench_plugins.maskpro.tracker import Rule
 
 SHAPES = {
@@ -138,7 +138,7 @@ def forward_milliseconds(bundle: Bundle, tokens: Tensor, references: Tensor, rep
 
 def forward(bundle: Bundle, tokens: Tensor, references: Tensor) -> None:
     """What a step does besides MaskPro's own work."""
-    with unpacked_windows():
+    with ignoring_packed_windows():
         references.copy_(window_losses(bundle.model, tokens))
 
 

@@ -109,7 +109,7 @@ class MaskPro(nmbench.MaskLearner):
         """Return the learnt mask by layer; the docstring of the module states the algorithm."""
         windows = self.pool(task)
         rule = Rule(self.learning_rate, self.prior, self.tracker, self.normalise)
-        with self.memory_explained(task.who), task.live_weights() as live:
+        with self.explaining_memory(task.who), task.live_weights() as live:
             training = Training(task, self, windows, choose(task, live, rule, self.engine, self.logits))
             training.start()
             training.run()
@@ -128,7 +128,7 @@ class MaskPro(nmbench.MaskLearner):
         return windows[:wanted]
 
     @contextlib.contextmanager
-    def memory_explained(self, who: str) -> Iterator[None]:
+    def explaining_memory(self, who: str) -> Iterator[None]:
         """Turn an out-of-memory error inside the context into an `NMBenchError` with the options to lower."""
         try:
             yield

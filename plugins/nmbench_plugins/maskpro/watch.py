@@ -102,7 +102,7 @@ class Watch:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the step size was halved more than `HALVINGS` times, which ends learning."""
+        """True after more than `HALVINGS` halvings of the step size, which ends learning."""
         return len(self.drifts) > HALVINGS
 
     def verdict(self) -> Masks:

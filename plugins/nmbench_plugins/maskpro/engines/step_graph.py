@@ -47,7 +47,7 @@ def record(
 
 
 @contextlib.contextmanager
-def unpacked_windows() -> Iterator[None]:
+def ignoring_packed_windows() -> Iterator[None]:
     """Set transformers to treat every window as one text while the context is open.
 
     In each forward pass transformers reads position numbers back from the device to find windows that pack several

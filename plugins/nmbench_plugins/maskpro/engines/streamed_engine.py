@@ -23,7 +23,7 @@ from nmbench.evaluate import window_losses
 from nmbench.live import LiveWeights, masked
 from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engines.base import Engine
-from nmbench_plugins.maskpro.engines.step_graph import Recorded, unpacked_windows
+from nmbench_plugins.maskpro.engines.step_graph import Recorded, ignoring_packed_windows
 from nmbench_plugins.maskpro.masks import Computed, Masks
 from nmbench_plugins.maskpro.tracker import Rule
 
@@ -118,7 +118,7 @@ class StreamedEngine(Engine):
     def losses(self, windows: Tensor, masks: Masks | None = None) -> Tensor:
         self._settle()
         provider = self._greedy_weight if masks is None else lambda name: self._masked(name, masks)
-        with unpacked_windows(), self.live.provided(provider):
+        with ignoring_packed_windows(), self.live.provided(provider):
             return self.task.loss(windows)
 
     def references(self, tokens: Tensor) -> Tensor:
@@ -157,13 +157,13 @@ class StreamedEngine(Engine):
             calls[name] += 1
             return self._run(name, update=True, draw=True)
 
-        with unpacked_windows(), self.live.provided(drawn):
+        with ignoring_packed_windows(), self.live.provided(drawn):
             losses = window_losses(self.task.model, tokens)
         self._check_calls(calls)
         self.tracker.take(losses, references)
 
     def _measure(self, tokens: Tensor, losses: Tensor) -> None:
-        with unpacked_windows(), self.live.provided(self._greedy_weight):
+        with ignoring_packed_windows(), self.live.provided(self._greedy_weight):
             losses.copy_(window_losses(self.task.model, tokens))
 
     def _check_calls(self, calls: Counter[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,11 +21,11 @@ from nmbench_plugins.swaps.judge import Judge
 from nmbench_plugins.swaps.problem import Problem
 
 if TYPE_CHECKING:
-    from nmbench_plugins.swaps.judged import SwapsJudged
+    from nmbench_plugins.swaps.learner import SwapsJudged
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints inside a round; the time of a checkpoint changes no result
 SAVED = ("round", "block", "log")
-AT_ONCE = 2**28  # weights of proposals that are worked out together
+AT_ONCE = 2**28  # weights of proposals that are computed together
 
 Masks = Mapping[str, Tensor]
 
@@ -38,11 +38,22 @@ class Trial(NamedTuple):
     losses: Tensor
 
 
-class Course:
-    """The state of a run: the masks so far, the best ones, and where in which round it is."""
+class JudgedRun:
+    """The state of a run: the present masks, the best masks, and the current round and block.
 
-    def __init__(self, task: nmbench.LearnTask, method: SwapsJudged, live: LiveWeights) -> None:
+    A checkpoint inside a round is stored after `checkpoint_seconds`; `judge` makes the judge of a block.
+    """
+
+    def __init__(
+        self,
+        task: nmbench.LearnTask,
+        method: SwapsJudged,
+        live: LiveWeights,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        judge: Callable[[nmbench.LearnTask, int, Tensor, int], Judge] = Judge,
+    ) -> None:
         self.task, self.method, self.live = task, method, live
+        self.checkpoint_seconds, self.judge = checkpoint_seconds, judge
         self.aims = Aim.parsed(method.aims)
         self.needs = nmbench.Stat.NONE
         for aim in self.aims:
@@ -55,8 +66,14 @@ class Course:
         self.log: list[dict[str, Any]] = []  # one entry for the start, and one each round
         self.saved_at = time.perf_counter()
 
+    def learnt(self) -> dict[str, Tensor]:
+        """Do the whole run, or the rest of a run from its last checkpoint; return the masks by layer."""
+        self.start()
+        self.run()
+        return self.conclude()
+
     def start(self) -> None:
-        """Measure the initial mask, or go on where a checkpoint left off."""
+        """Measure the initial mask, or restore the last checkpoint."""
         saved = self.task.checkpoints.load()
         if saved is None:
             losses = self.losses(self.selection.looked_at, self.masks)
@@ -74,7 +91,7 @@ class Course:
         self.live.apply(self.masks)
 
     def run(self) -> None:
-        """Do the rounds that are left."""
+        """Do the remaining rounds."""
         while self.round < self.method.rounds:
             if self.block == 0:
                 self.begin_round()
@@ -88,12 +105,12 @@ class Course:
         self.log.append({"round": self.round + 1, "taken": []})
 
     def draw(self, tokens: int) -> nmbench.Batch:
-        """About so many tokens of the pool, at least one window."""
+        """Return windows of the pool with about `tokens` tokens, at least one window."""
         pool = self.task.pool
         return next(self.task.batches(max(1, tokens // pool.shape[1]), self.task.generator, pool))
 
     def visit_blocks(self) -> None:
-        """One walk over the blocks that are left of this round."""
+        """Walk once over the remaining blocks of this round."""
         task, total = self.task, len(self.task.bundle.blocks)
         judge = None
         for step in walk(
@@ -113,11 +130,11 @@ class Course:
             if step.last:
                 judge, self.block = None, step.index + 1
                 task.progress(f"round {self.round + 1} of {self.method.rounds}", self.block, total)
-                if self.block < total and time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
+                if self.block < total and time.perf_counter() - self.saved_at > self.checkpoint_seconds:
                     self.save()
 
     def new_judge(self, index: int) -> Judge:
-        """A judge for one block, with windows of its own, of the length to try proposals on."""
+        """Return a judge for one block, with new windows of the length for trying proposals."""
         tokens = self.draw(self.method.judge_tokens).tokens
         length = min(self.method.judge_window, tokens.shape[1])
         windows = tokens[:, : tokens.shape[1] // length * length].reshape(-1, length)
@@ -126,12 +143,12 @@ class Course:
                 f"{self.task.who} compares losses of windows and has one only; raise "
                 f"--set {self.task.who}.judge_tokens to {2 * length} or more, and --pool-tokens if that is less."
             )
-        return Judge(self.task, index, windows, self.method.minibatch)
+        return self.judge(self.task, index, windows, self.method.minibatch)
 
     def decide(self, step: Step, judge: Judge) -> None:
-        """Take the best proposal for these layers, if it is clearly better than what they have now."""
+        """Take the best proposal for the layers of `step`, if clearly better than the present masks."""
         proposals = {layer.name: self.proposals(layer.name, step.stats[layer.name]) for layer in step.layers}
-        known = [{name: self.masks[name] for name in proposals}]  # their losses need not be asked for again
+        known = [{name: self.masks[name] for name in proposals}]  # masks that need no further measurement
         trials = []
         for number, aim in enumerate(self.aims):
             masks = {name: masks[number] for name, masks in proposals.items()}
@@ -151,7 +168,7 @@ class Course:
         self.live.apply({name: self.masks[name] for name in proposals})
 
     def proposals(self, name: str, stats: nmbench.LayerStats) -> list[Tensor]:
-        """What swaps make of the present mask of a layer, for every aim."""
+        """Return the masks that swaps reach from the present mask of a layer, one for every aim."""
         weight = self.live.original(name).float()
         size = max(1, AT_ONCE // weight.numel())
         chunks = [self.aims[start : start + size] for start in range(0, len(self.aims), size)]
@@ -162,7 +179,7 @@ class Course:
     def swapped(
         self, name: str, weight: Tensor, moved: Tensor, stats: nmbench.LayerStats, aims: Sequence[Aim]
     ) -> list[Tensor]:
-        """The proposals for a few aims, swept together: one stack of rows for each."""
+        """Return the proposals of some aims, which are swept together: the rows of the layer once for each aim."""
         assert stats.gram is not None
         linear = torch.cat([aim.linear(moved, stats.lag) for aim in aims])
         problem = Problem.of(weight.repeat(len(aims), 1), stats.gram, None, linear, self.task.pattern[name])
@@ -171,7 +188,7 @@ class Course:
         return [(part == 0).t().contiguous() for part in refined.chunk(len(aims), dim=1)]
 
     def end_round(self) -> None:
-        """Look at the first half of the selection windows, and keep the mask if it is the best so far."""
+        """Measure the first half of the selection windows, and keep the masks if no earlier masks were better."""
         self.round, self.block = self.round + 1, 0
         losses = self.losses(self.selection.looked_at, self.masks)
         held_out = float(losses.mean())
@@ -180,7 +197,7 @@ class Course:
         self.task.report(self.round, masks=self.masks, held_out=held_out)
 
     def losses(self, windows: Tensor, masks: Masks) -> Tensor:
-        """Losses float64 `[n]` of the model with `masks`. Raises `NumericalFailure` if one is not finite."""
+        """Return the losses float64 `[n]` of the model with `masks`. Raises `NumericalFailure` if one is not finite."""
         self.live.apply(masks)
         losses = self.task.loss(windows)
         if not losses.isfinite().all():
@@ -190,7 +207,7 @@ class Course:
         return losses.double().cpu()
 
     def save(self) -> None:
-        """Store everything that what follows depends on."""
+        """Store everything that the rest of the run depends on."""
         kinds = {"masks": self.masks, "best": self.selection.best}
         masks = {f"{kind} {name}": pack(mask).cpu() for kind, of in kinds.items() for name, mask in of.items()}
         state = {name: getattr(self, name) for name in SAVED}
@@ -201,12 +218,12 @@ class Course:
         self.saved_at = time.perf_counter()
 
     def unpacked(self, kind: str, saved: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Masks of one kind from a checkpoint, on the model's device."""
+        """Return the masks of one kind from a checkpoint, on the model's device."""
         device = self.task.bundle.device
         return {name: unpack(saved[f"{kind} {name}"].to(device), tuple(m.shape)) for name, m in self.masks.items()}
 
     def conclude(self) -> dict[str, Tensor]:
-        """The masks to return, and what happened, for the record."""
+        """Return the masks by layer, and write the notes of the record."""
         masks = {name: mask.cpu() for name, mask in self.selection.verdict(self.losses).items()}
         confirmation = self.selection.confirmation
         self.task.notes.update(
@@ -221,5 +238,5 @@ class Course:
 
 
 def equal(masks: Masks, others: Masks) -> bool:
-    """Whether masks of the same layers are the same."""
+    """Return whether masks of the same layers are equal."""
     return all(torch.equal(mask, others[name]) for name, mask in masks.items())

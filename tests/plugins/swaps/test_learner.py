@@ -1,4 +1,6 @@
-"""Laws of judged swaps: what is proposed, how it is judged, and that nothing but an improvement is taken."""
+"""Laws of judged swaps: the proposals, their losses, and that only an improvement is taken."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +16,10 @@ from nmbench.models import Bundle, DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.store import MemoryCheckpoints
 from nmbench.validate import check_masks
-from nmbench_plugins.swaps import Swaps, course
+from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.swaps.aim import Aim
-from nmbench_plugins.swaps.course import Course
 from nmbench_plugins.swaps.judge import Judge
-from nmbench_plugins.swaps.judged import SwapsJudged
+from nmbench_plugins.swaps.judged_run import JudgedRun
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 
 TWO_FOUR = Pattern(2, 4)
@@ -40,6 +41,13 @@ def make(family="llama", pattern=TWO_FOUR, store=None, on_report=lambda *event: 
     dense, store = DenseWeights(bundle), store or MemoryCheckpoints()
     selection = windows(8, 2) if selection is None else selection
     return LearnTask(bundle, dense, patterns, initial, windows(WINDOWS, 1), selection, 0, store, "acme", on_report)
+
+
+@torch.no_grad()
+def learnt(method: SwapsJudged, task: LearnTask, run: type[JudgedRun] = JudgedRun, **options: Any) -> dict[str, Tensor]:
+    """Learn as the method does, with other options of the run."""
+    with task.live_weights() as live:
+        return run(task, method, live, **options).learnt()
 
 
 def loss(task: LearnTask, masks: dict[str, Tensor], tokens: Tensor) -> float:
@@ -81,7 +89,7 @@ def test_proposals_are_those_of_swaps(aim, lagging):
     stats = LayerStats(1, 200, None, x.T @ x, (y[:, 1:] - x).T @ x, lag.T @ x if lagging else None)
     method = SwapsJudged(aims=f"0.2/0.9, {aim}, -1/0.5", sweeps=3)
     with task.live_weights() as live, torch.no_grad():
-        proposed = Course(task, method, live).proposals(name, stats)
+        proposed = JudgedRun(task, method, live).proposals(name, stats)
     swaps = Swaps(dense_weight=aim.dense, residual_weight=aim.residual, sweeps=3)
     wanted = swaps.refine(task.dense[name], stats, task.initial[name], task.pattern[name]).mask
     assert torch.equal(proposed[1], wanted)
@@ -155,21 +163,22 @@ def test_the_unseen_half_has_the_last_word(monkeypatch, holds):
         assert float(asked[0][0].mean()) == pytest.approx(loss(task, masks, unseen), abs=1e-6)
 
 
-def test_no_proposal_is_judged_twice(monkeypatch):
+class Doubled(JudgedRun):
+    """A run whose proposals are those of two aims and of the present mask, some of them repeated."""
+
+    def proposals(self, name: str, stats: LayerStats) -> list[Tensor]:
+        first, second = super().proposals(name, stats)[:2]
+        return [self.masks[name], first, first.clone(), second, first.clone()]
+
+
+def test_no_proposal_is_judged_twice():
     """A proposal equal to another aim's, or to the present mask, costs no tokens; the first of equals is taken."""
-    propose = Course.proposals
-
-    def doubled(run: Course, name: str, stats: LayerStats) -> list[Tensor]:
-        first, second = propose(run, name, stats)[:2]
-        return [run.masks[name], first, first.clone(), second, first.clone()]
-
     found = {}
     for many in (False, True):
-        if many:
-            monkeypatch.setattr(Course, "proposals", doubled)
         task = make()
         aims = "0/0, 0.3/0.3, 1/1, -1/-1, 2/2" if many else "0/0, 0.3/0.3"
-        found[many] = SwapsJudged(rounds=1, aims=aims, tolerance=9.0, **FEW).learn(task), task.cost.forward_tokens
+        method = SwapsJudged(rounds=1, aims=aims, tolerance=9.0, **FEW)
+        found[many] = learnt(method, task, Doubled if many else JudgedRun), task.cost.forward_tokens
     assert all(torch.equal(mask, found[True][0][name]) for name, mask in found[False][0].items())
     assert found[True][1] == found[False][1]
 
@@ -179,12 +188,11 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize(("family", "stop_at"), [*(("llama", n) for n in range(1, 5)), ("qwen3moe", 3)])
-def test_killed_and_started_again(monkeypatch, family, stop_at):
+def test_killed_and_started_again(family, stop_at):
     """Killed after any block and started again, masks, costs and record are those of an uninterrupted run."""
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", -1.0)
     method = SwapsJudged(rounds=2, **FEW)
     whole = make(family)
-    wanted = method.learn(whole)
+    wanted = learnt(method, whole, checkpoint_seconds=-1.0)
     store, events = MemoryCheckpoints(), []
 
     def stop(stage: str, done: int, total: int | None, values: dict) -> None:
@@ -193,9 +201,9 @@ def test_killed_and_started_again(monkeypatch, family, stop_at):
             raise Stop
 
     with pytest.raises(Stop):
-        method.learn(make(family, store=store, on_report=stop))
+        learnt(method, make(family, store=store, on_report=stop), checkpoint_seconds=-1.0)
     again = make(family, store=store)
-    masks = method.learn(again)
+    masks = learnt(method, again, checkpoint_seconds=-1.0)
     assert all(torch.equal(masks[name], wanted[name]) for name in wanted)
     assert again.notes == whole.notes
     assert again.settle() == whole.settle()
@@ -209,22 +217,28 @@ def test_the_model_is_dense_again():
     assert task.bundle.digest() == digest
 
 
-def test_a_proposal_that_breaks_the_model_is_passed_over(monkeypatch):
+class Broken(Judge):
+    """A judge for which every second proposal, the first or the second of a pair, has no finite loss."""
+
+    first_of_pair: bool
+    trials = 0  # of all judges
+
+    def losses(self) -> Tensor:
+        found = super().losses()
+        if not hasattr(self, "present"):
+            return found
+        type(self).trials += 1
+        return found * torch.nan if (self.trials % 2 == 1) == self.first_of_pair else found
+
+
+@pytest.mark.parametrize("first_of_pair", [False, True])
+def test_a_proposal_that_breaks_the_model_is_passed_over(first_of_pair):
     """A loss that is not a number loses against every other proposal, wherever it stands in the list."""
-    measure = Judge.losses
-    for bad in range(2):
-        asked = []
-
-        def losses(judge: Judge, bad: int = bad, asked: list[int] = asked) -> Tensor:
-            found = measure(judge)
-            trial = hasattr(judge, "present")
-            asked += [0] * trial
-            return found * torch.nan if trial and len(asked) % 2 == bad else found
-
-        monkeypatch.setattr(Judge, "losses", losses)
-        task = make()
-        SwapsJudged(rounds=1, aims="0/0, 0.3/0.3", tolerance=9.0, **{**EVERYTHING, "margin": 0.0}).learn(task)
-        assert task.notes["log"][1]["taken"], bad
+    judge = type("BrokenJudge", (Broken,), {"first_of_pair": first_of_pair})
+    task = make()
+    method = SwapsJudged(rounds=1, aims="0/0, 0.3/0.3", tolerance=9.0, **{**EVERYTHING, "margin": 0.0})
+    learnt(method, task, judge=judge)
+    assert task.notes["log"][1]["taken"]
 
 
 def test_a_model_that_is_not_finite_is_refused():
@@ -253,14 +267,18 @@ def test_experts_without_tokens_are_noted():
     assert len(unreached) == len(set(unreached))
 
 
-def test_blocks_left_dense_are_not_judged(monkeypatch):
+def test_blocks_left_dense_are_not_judged():
     """Where a block has nothing to prune, no window is spent on it."""
     made = []
-    monkeypatch.setattr(course, "Judge", lambda task, index, *rest: made.append(index) or Judge(task, index, *rest))
     task = make()
     for name in [layer.name for layer in task.bundle.block_layers(0)]:
         del task.bundle.layers[name], task.layers[name], task.initial[name], task.pattern[name]
-    SwapsJudged(rounds=1, **FEW).learn(task)
+
+    def judge(task: LearnTask, index: int, *rest: Any) -> Judge:
+        made.append(index)
+        return Judge(task, index, *rest)
+
+    learnt(SwapsJudged(rounds=1, **FEW), task, judge=judge)
     assert made == [1]
 
 
