@@ -14,10 +14,10 @@ from nmbench.errors import NMBenchError
 from nmbench.learn import LearnTask
 from nmbench.live import LiveWeights
 from nmbench.pattern import Pattern
-from nmbench_plugins.maskpro import policy
-from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, TorchEngine, choose
+from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, TorchEngine
 from nmbench_plugins.maskpro.tracker import Rule
 from reference import maskpro as reference
+from reference.plain_kernels import PlainKernels
 from reference.planted import (
     FOUR_EIGHT,
     LENGTH,
@@ -26,7 +26,6 @@ from reference.planted import (
     equal,
     logits_of,
     loss_of,
-    make,
     planted,
     record_draws,
     working,
@@ -36,30 +35,6 @@ ONE_FOUR = Pattern(1, 4)
 RULE = Rule(learning_rate=3.0, prior=2.0, decay=0.99, normalise=False)
 quick = settings(max_examples=15, deadline=None)
 patterns = pytest.mark.parametrize("pair", [(TWO_FOUR, TWO_FOUR), (FOUR_EIGHT, FOUR_EIGHT), (ONE_FOUR, FOUR_EIGHT)])
-
-
-class PlainKernels:
-    """The functions of `kernels.launch` in a few lines each; a mask is drawn again from the generator of its step."""
-
-    def __init__(self) -> None:
-        self.drawn: list[tuple[int, int, Tensor]] = []  # step, first group, mask [groups, group]
-
-    def step(self, logits, weight, out, keep, group, *, seed, first_group, step, scale, update, draw):
-        rows = logits.view(-1, group)
-        if update:
-            old = self.mask(rows, keep, seed, first_group, int(step) - 1)
-            rows += float(scale) * policy.grad_log_prob(rows, old)
-        if draw:
-            new = self.mask(rows, keep, seed, first_group, int(step))
-            self.drawn.append((int(step), first_group, new))
-            out.copy_(torch.where(new.view(weight.shape), weight, 0.0))
-
-    def greedy(self, logits, weight, out, keep, group):
-        out.copy_(torch.where(Pattern(keep, group).top(logits), weight, 0.0))
-
-    def mask(self, rows, keep, seed, first_group, step):
-        generator = torch.Generator().manual_seed(hash((seed, first_group, step)) % 2**63)
-        return policy.sample(rows, keep, generator)
 
 
 def opened(kind: str, rule: Rule = RULE, **task: object) -> AbstractContextManager[Engine]:
@@ -133,13 +108,13 @@ def test_steps_are_the_papers(kind, pair, recorded):
 @quick
 @given(st.lists(st.sampled_from(["greedy", "losses", "log_prob", "to_save", "references", "figures"]), max_size=6))
 @pytest.mark.parametrize("kind", ["streamed", "torch"])
-def test_looking_changes_nothing(kind, looks):
+def test_reading_changes_nothing(kind, reads):
     """Whatever is asked of an engine between two steps, the logits afterwards are the same to the bit."""
     with opened(kind) as engine:
         advance(engine, 7)
         plain = logits_of(engine)
     with opened(kind) as engine:
-        for look in [*looks, *["figures"] * (7 - len(looks))]:
+        for read in [*reads, *["figures"] * (7 - len(reads))]:
             advance(engine, 1)
             {
                 "greedy": engine.greedy,
@@ -148,7 +123,7 @@ def test_looking_changes_nothing(kind, looks):
                 "to_save": engine.to_save,
                 "references": lambda: engine.references(cycles(2)),
                 "figures": engine.figures,
-            }[look]()
+            }[read]()
         assert equal(logits_of(engine), plain)
 
 
@@ -258,26 +233,6 @@ def test_layer_computed_twice_is_refused(monkeypatch):
     monkeypatch.setattr(model.head, "forward", lambda hidden: model.blocks[1](hidden))
     with opened("streamed") as engine, pytest.raises(NMBenchError, match=r"blocks\.1\.linear was computed 2 times"):
         engine.advance(cycles(3), torch.zeros(3))
-
-
-@pytest.mark.parametrize(
-    ("engine", "logits", "message"),
-    [("streamed", "float32", "engine=streamed is impossible: the device is cpu"), ("auto", "float16", "use float32")],
-)
-def test_impossible_engines(engine, logits, message):
-    """An engine or a type of logits that this machine does not offer is refused by name, never replaced."""
-    task = make()
-    with task.live_weights() as live, pytest.raises(NMBenchError, match=message):
-        choose(task, live, RULE, engine, logits)
-
-
-@pytest.mark.parametrize(("engine", "note"), [("auto", "the device is cpu"), ("torch", "acme.engine=torch")])
-def test_fallback_says_why(engine, note):
-    """Without fused kernels plain torch computes the steps, and says so."""
-    task = make()
-    with task.live_weights() as live:
-        chosen = choose(task, live, RULE, engine, "float32")
-    assert (chosen.name, chosen.note) == ("torch", note)
 
 
 def test_first_groups_never_meet():

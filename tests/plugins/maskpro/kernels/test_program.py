@@ -1,7 +1,6 @@
 """Laws of the fused MaskPro step; its programs run in Triton's interpreter, and on a GPU where there is one."""
 
 import importlib
-import subprocess
 import sys
 from functools import partial
 from typing import Any
@@ -13,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench_plugins.maskpro import policy
-from nmbench_plugins.maskpro.kernels import launch, reference
-from nmbench_plugins.maskpro.kernels.philox import counters, philox
+from nmbench_plugins.maskpro.kernels import launch
 from nmbench_plugins.maskpro.policy import gumbel
 from reference import policy as enumeration
+from reference.kernel_layers import Layer, make, make_logits
 
 PATTERNS = sorted(launch.FUSED)
 KINDS = ["normal", "ties", "prior", "gaps", "17", "100", "1000"]
@@ -44,75 +43,6 @@ def interpreted():
     return module
 
 
-class Layer:
-    """One layer in the middle of larger buffers, whose borders must not be written to."""
-
-    def __init__(
-        self, shape: tuple[int, int], logits: Tensor, weight: Tensor, programs: Any = None, device: str = "cpu"
-    ) -> None:
-        self.programs = programs  # None: compiled for a GPU
-        self.logits = self._inside(logits.reshape(shape).to(device))
-        self.weight = weight.reshape(shape).to(device)
-        self.out = self._inside(torch.full(shape, torch.nan, dtype=weight.dtype, device=device))
-        # The interpreter runs block after block: few large ones, but not larger than the layer.
-        self.launch = launch.Launch(block=max(128, min(4096, 2 ** (logits.numel() // 8).bit_length())))
-
-    def _inside(self, values: Tensor) -> Tensor:
-        buffer = torch.full((values.numel() + 32,), 77.0, dtype=values.dtype, device=values.device)
-        return buffer[16:-16].copy_(values.view(-1)).view(values.shape)
-
-    def step(self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9):
-        self.out.fill_(torch.nan)
-        self._call(launch.step)(
-            *pattern, seed=seed, first_group=5, scale=scale.to(self.logits.device), update=update, draw=draw,
-            step=torch.tensor([step], device=self.logits.device), launch=self.launch, programs=self.programs,
-        )  # fmt: skip
-
-    def reference_step(
-        self, pattern, step: int, scale: Tensor, update: bool = True, draw: bool = True, seed: int = 2**63 + 9
-    ):
-        self.out.fill_(torch.nan)
-        self._call(reference.step)(
-            *pattern, seed=seed, first_group=5, scale=scale, update=update, draw=draw, step=torch.tensor([step])
-        )
-
-    def _call(self, function):
-        return partial(function, self.logits, self.weight, self.out)
-
-    def kept(self) -> Tensor:
-        """The mask as the masked weights show it; no weight is 0."""
-        return self.out.cpu().ne(0)
-
-    def borders(self) -> Tensor:
-        return torch.stack(
-            [b._base[i].cpu().float() for b in (self.logits, self.out) for i in (slice(16), slice(-16, None))]
-        )
-
-
-def make_logits(kind: str, shape: tuple[int, int], group: int, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(shape, generator=generator)
-    match kind:
-        case "normal":
-            return 2 * noise
-        case "ties":
-            return torch.randint(0, 3, shape, generator=generator).float()
-        case "prior":
-            return 10 * torch.randint(0, 2, shape, generator=generator) + noise
-        case "gaps":
-            return torch.tensor([0.0, 17, 100, 1000])[torch.randint(0, 4, shape, generator=generator)] + noise
-        case _:
-            return torch.tensor([float(kind)] + [0.0] * (group - 1)).repeat(shape[0], shape[1] // group)
-
-
-def make(
-    pattern, shape, kind="normal", seed=0, logits=torch.float32, weight=torch.bfloat16, programs=None, device="cpu"
-):
-    generator = torch.Generator().manual_seed(seed)
-    values = make_logits(kind, shape, pattern[1], generator).to(logits)
-    weights = torch.randn(shape, generator=generator).to(weight)
-    return Layer(shape, values, torch.where(weights == 0, 1, weights), programs, device)
-
-
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 9)).map(lambda shape: (shape[0], shape[1] * 8))
 cases = {
     "pattern": st.sampled_from(PATTERNS),
@@ -123,28 +53,6 @@ cases = {
     "weight": st.sampled_from(WEIGHTS),
 }
 ONE = torch.ones(1)
-
-
-# The generator
-
-
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-    ],
-)
-def test_philox_gives_the_published_words(counter, key, words):
-    """Ten rounds give the known answers of the authors' Random123 1.09."""
-    counter, key, words = ([int(word, 16) for word in text.split()] for text in (counter, key, words))
-    assert philox(torch.tensor(counter), key[0] + (key[1] << 32), rounds=10).tolist() == words
-
-
-def test_counters_are_64_bits_wide():
-    """The place of a chunk fills two words, the step and the stream one each."""
-    assert counters(2**32 - 1, 2, -1, 1).tolist() == [[2**32 - 1, 0, 2**32 - 1, 1], [0, 1, 2**32 - 1, 1]]
 
 
 # Programs and reference
@@ -260,13 +168,6 @@ def test_draws_follow_the_law(interpreted, pattern, kind):
     assert torch.special.gammaincc(freedom, statistic / 2) > 1e-4
 
 
-def test_events_as_rare_as_the_words_allow_are_drawn():
-    """A weight of 2^-30 beside 1 is drawn by the 4 smallest of 2^32 words and by no other; a weight of 0 by none."""
-    weights = torch.tensor([[0, 0, 2**-30, 1.0]]).repeat(6, 1)
-    words = torch.tensor([[0], [1], [3], [4], [5], [2**32 - 1]])
-    assert reference._pick(weights, words)[:, 0].tolist() == [2, 2, 2, 3, 3, 3]
-
-
 def test_seeds_and_steps_differ(interpreted):
     """Another step, or a seed with other low or other high bits, draws an independent mask."""
     layer = make((2, 4), (64, 256), "0", programs=interpreted)
@@ -343,18 +244,3 @@ def test_greedy_keeps_the_largest(interpreted, pattern, kind, logits, weight, sh
     launch.greedy(layer.logits, layer.weight, layer.out, *pattern, launch=layer.launch, programs=interpreted)
     expected = gumbel.top(layer.logits.reshape(-1, pattern[1]).t(), pattern[0]).t().reshape(shape)
     assert torch.equal(layer.out, torch.where(expected, layer.weight, 0)) and not layer.out.signbit()[~expected].any()
-
-
-def test_fused_patterns():
-    """Only on an NVIDIA GPU, only the patterns there are programs for."""
-    assert not launch.usable(2, 4, "cpu")
-    if launch.available("cuda"):
-        assert launch.usable(2, 4, "cuda") and not launch.usable(3, 4, "cuda")
-
-
-def test_launchers_need_no_triton():
-    """Where Triton is missing, the launchers are importable and say that they are not available."""
-    code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.maskpro.kernels import launch, reference; "
-    code += "print(launch.available('cpu'), launch.usable(2, 4, 'cpu'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["False", "False"], done.stderr
