@@ -19,11 +19,12 @@ import torch
 import transformers
 
 from nmbench.errors import NMBenchError
-from nmbench.meter import Cost
-from nmbench.models import Bundle, DenseWeights
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.prune import apply, prune_one_shot
-from nmbench.validate import check_strict
+from nmbench.pruning.one_shot import apply, prune_one_shot
+from nmbench.runtime.cost import Cost
+from nmbench.verification.strict import check_strict
 from nmbench_plugins.tiny import COMMON, FAMILIES, LLAMA
 from nmbench_plugins.wanda import Wanda
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nmbench import MethodSpec, Pattern, Results, RunSpec, load_plugins, render
-from nmbench.progress import ProgressPrinter
+from nmbench.experiment.progress import ProgressPrinter
 from nmbench.run import run
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "maskpro")

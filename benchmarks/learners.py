@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nmbench.results import newest, read_records, start_label
+from nmbench.results.records import newest, read_records, start_label
 
 DEVICE = ("device_name", "torch", "transformers", "dtype", "eval_dtype", "nmbench")
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from nmbench import Bundle, LearnTask, Pattern
-from nmbench.bench import cpu_name
-from nmbench.models import DenseWeights
-from nmbench.store import MemoryCheckpoints
+from nmbench.experiment.environment import cpu_name
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.results.files import MemoryCheckpoints
 from nmbench_plugins.maskpro.engines.logits import Logits
 
 PATTERN = Pattern(2, 4)

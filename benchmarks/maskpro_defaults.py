@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 from nmbench import MethodSpec, Pattern, Pruned, PrunedModel, RunSpec, load_plugins
-from nmbench.bench import Bench, load_model, prepare
-from nmbench.evaluate import Subject
-from nmbench.learn import LearnTask
-from nmbench.meter import Cost
-from nmbench.prune import apply, prune_one_shot
-from nmbench.store import MemoryCheckpoints
+from nmbench.evaluation.subject import Subject
+from nmbench.experiment.loading import load_model
+from nmbench.experiment.setup import Experiment, prepare
+from nmbench.pruning.learning import LearnTask
+from nmbench.pruning.one_shot import apply, prune_one_shot
+from nmbench.results.files import MemoryCheckpoints
+from nmbench.runtime.cost import Cost
 from nmbench_plugins.demo import DemoPlays
 from nmbench_plugins.maskpro import MaskPro
 
@@ -81,18 +82,18 @@ def write_texts(folder: Path) -> Path:
 
 def start(folder: Path, device: str) -> None:
     """Load model and texts once per process."""
-    global bench, text, starts
+    global experiment, text, starts
     torch.set_num_threads(1)
     text = f"text:{folder}/judge.txt"
     method = MethodSpec("maskpro", "maskpro")
     spec = RunSpec((method,), calibration=f"jsonl:{folder}/learn.jsonl", metrics=(f"ppl:{text}@256",), device=device)
     plugins = load_plugins()
     bundle = load_model(spec, plugins)
-    bench = prepare(spec.resolved(bundle.defaults), plugins, bundle)
+    experiment = prepare(spec.resolved(bundle.defaults), plugins, bundle)
     starts = {}
 
 
-bench: Bench
+experiment: Experiment
 text: str
 starts: dict[tuple[str, str], tuple[dict[str, torch.Tensor], torch.Tensor]]
 
@@ -102,11 +103,11 @@ def measure(setting: dict[str, Any]) -> dict[str, Any]:
     pattern = Pattern.parse(setting.get("pattern", "2:4"))
     method = MaskPro(**{name: value for name, value in setting.items() if name != "pattern"})
     initial, before = initial_of(method.init, pattern)
-    patterns = dict.fromkeys(bench.bundle.layers, pattern)
-    pool = bench.pools[0]
+    patterns = dict.fromkeys(experiment.bundle.layers, pattern)
+    pool = experiment.pools[0]
     store = MemoryCheckpoints()
     task = LearnTask(
-        bench.bundle, bench.dense, patterns, initial, pool.calibration, pool.selection, 0, store, "maskpro"
+        experiment.bundle, experiment.dense, patterns, initial, pool.calibration, pool.selection, 0, store, "maskpro"
     )
     began = time.perf_counter()
     masks = method.learn(task)
@@ -126,19 +127,19 @@ def measure(setting: dict[str, Any]) -> dict[str, Any]:
 def initial_of(init: str, pattern: Pattern) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The masks of a one-shot method and their losses, made once."""
     if (init, str(pattern)) not in starts:
-        method = bench.plugins.registries.methods.get(init)()
-        patterns = dict.fromkeys(bench.bundle.layers, pattern)
-        windows = bench.pools[0].calibration[: bench.spec.windows]
-        pruned = prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, init, Cost())
+        method = experiment.plugins.registries.methods.get(init)()
+        patterns = dict.fromkeys(experiment.bundle.layers, pattern)
+        windows = experiment.pools[0].calibration[: experiment.spec.windows]
+        pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, init, Cost())
         starts[init, str(pattern)] = (pruned.masks, losses_of(pruned.masks))
     return starts[init, str(pattern)]
 
 
 def losses_of(masks: Any) -> torch.Tensor:
     """Losses of the masked dense model on the selection plays, window by window."""
-    apply(bench.bundle, PrunedModel({name: Pruned(mask) for name, mask in masks.items()}))
-    losses = Subject(bench.bundle, bench.texts).losses(text, 256)
-    bench.dense.restore()
+    apply(experiment.bundle, PrunedModel({name: Pruned(mask) for name, mask in masks.items()}))
+    losses = Subject(experiment.bundle, experiment.texts).losses(text, 256)
+    experiment.dense.restore()
     return losses
 
 

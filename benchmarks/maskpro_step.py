@@ -22,11 +22,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nmbench import Bundle, LearnTask, MethodSpec, Pattern, RunSpec, load_plugins
-from nmbench.bench import load_model, version
-from nmbench.evaluate import window_losses
-from nmbench.live import LiveWeights
-from nmbench.models import Layer
-from nmbench.store import MemoryCheckpoints
+from nmbench.evaluation.losses import window_losses
+from nmbench.experiment.environment import version
+from nmbench.experiment.loading import load_model
+from nmbench.models.bundle import Layer
+from nmbench.pruning.live_weights import LiveWeights
+from nmbench.results.files import MemoryCheckpoints
 from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, choose
 from nmbench_plugins.maskpro.engines.step_graph import ignoring_packed_windows, record
 from nmbench_plugins.maskpro.tracker import Rule

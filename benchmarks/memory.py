@@ -23,12 +23,13 @@ import transformers
 from shapes import SHAPES, random_model, without_weights
 
 from nmbench import Pattern
-from nmbench.calibrate import batch_tokens
-from nmbench.memory import GIBIBYTE, estimate
-from nmbench.meter import Cost, Meter
+from nmbench.calibration.walk import batch_tokens
+from nmbench.experiment.memory import GIBIBYTE, estimate
 from nmbench.methods import Baseline
-from nmbench.models import Bundle, DenseWeights
-from nmbench.prune import prune_one_shot
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.pruning.one_shot import prune_one_shot
+from nmbench.runtime.cost import Cost, Meter
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda

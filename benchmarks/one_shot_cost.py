@@ -29,13 +29,15 @@ from shapes import SHAPES, random_model
 from torch import Tensor
 
 from nmbench import MethodSpec, Pattern, RunSpec, load_plugins
-from nmbench.bench import cpu_name, load_model
-from nmbench.calibrate import batches_of
-from nmbench.meter import Cost
+from nmbench.calibration.block_calls import Run, embed
+from nmbench.calibration.walk import batches_of
+from nmbench.experiment.environment import cpu_name
+from nmbench.experiment.loading import load_model
 from nmbench.methods import Baseline, Stat
-from nmbench.models import Bundle, DenseWeights
-from nmbench.prune import prune_one_shot
-from nmbench.replay import Run, embed
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.pruning.one_shot import prune_one_shot
+from nmbench.runtime.cost import Cost
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.wanda import Wanda

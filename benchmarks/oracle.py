@@ -6,7 +6,7 @@
 MODEL is the folder of a model whose blocks are `model.model.layers`, as Llama's. Theirs are the functions
 `accumulate_*` and `sparsify_weight` of `wanda_sparsify` and `sgpt_sparsify`, called unchanged on what plain hooks hear
 in a plain loop over the blocks; nothing of nmbench's walk takes part. Ours is `nmbench run`. Both see the windows that
-nmbench drew, and the losses of both are those of `nmbench.evaluate.window_losses`.
+nmbench drew, and the losses of both are those of `nmbench.evaluation.window_losses`.
 
 Two walks need not end at the same perplexity, however alike the functions are. Where two scores of a group are equal to
 the last bit of float32, rounding decides; a single such group changes the inputs of all blocks below, and few groups of
@@ -37,14 +37,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from nmbench import Pattern, RunSpec, Scorer, load_plugins
-from nmbench.bench import load_model, prepare
-from nmbench.calibrate import BATCH_TOKENS
+from nmbench.calibration.statistics import Gatherer
+from nmbench.calibration.walk import BATCH_TOKENS
 from nmbench.data import cut
-from nmbench.evaluate import window_losses
-from nmbench.gather import Gatherer
-from nmbench.prune import applied, choose
+from nmbench.evaluation.losses import window_losses
+from nmbench.experiment.loading import load_model
+from nmbench.experiment.setup import prepare
+from nmbench.pruning.one_shot import applied, choose
+from nmbench.results.files import load_masks
 from nmbench.run import run
-from nmbench.store import load_masks
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.wanda import Wanda
 
@@ -177,10 +178,10 @@ def main() -> None:
     plugins = load_plugins()
     records = {record["label"]: record for record in run(spec, args.out, plugins).asked}
     bundle = load_model(spec, plugins)
-    bench = prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False)
-    assert records["wanda"]["calibration_digest"] == bench.calibration_digest(0)
-    tokens = bench.pools[0].calibration[: args.windows]
-    test = cut(bench.texts[args.test], args.test_window, args.test)
+    experiment = prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False)
+    assert records["wanda"]["calibration_digest"] == experiment.calibration_digest(0)
+    tokens = experiment.pools[0].calibration[: args.windows]
+    test = cut(experiment.texts[args.test], args.test_window, args.test)
     content: dict[str, Any] = {
         **{"model": args.model.name, "pattern": f"{KEEP}:{GROUP}", "dtype": "float32", "device": "cpu"},
         **{"windows": args.windows, "window_tokens": args.window_tokens},

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from nmbench import NMBenchError, Results, load_results
-from nmbench.compare import Difference, paired
-from nmbench.pareto import cost_of
-from nmbench.results import identity
-from nmbench.store import read_tensors
-from nmbench.table import file_name, grouped, tokens
+from nmbench.evaluation.comparison import Difference, paired
+from nmbench.results.files import read_tensors
+from nmbench.results.pareto import cost_of
+from nmbench.results.records import identity
+from nmbench.results.table import file_name, grouped, tokens
 
 WORST = 3
 Record = dict[str, Any]

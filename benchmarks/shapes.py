@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from nmbench.models import Bundle
+from nmbench.models.bundle import Bundle
 
 
 @dataclass(frozen=True)

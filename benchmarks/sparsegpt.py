@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from nmbench import Pattern
-from nmbench.products import add_gram, by_conversion, halves_rule
+from nmbench.calibration.gram import add_gram, by_conversion, halves_rule
 from nmbench_plugins.sparsegpt import launch as kernel
 from nmbench_plugins.sparsegpt.factor import damped_root, inverses
 from nmbench_plugins.sparsegpt.sweep import sweep

@@ -24,10 +24,11 @@ import torch
 from maskpro_defaults import write_texts
 
 from nmbench import MethodSpec, Pattern, Pruned, PrunedModel, RunSpec, load_plugins
-from nmbench.bench import Bench, load_model, prepare
-from nmbench.evaluate import Subject
-from nmbench.meter import Cost
-from nmbench.prune import apply, prune_one_shot
+from nmbench.evaluation.subject import Subject
+from nmbench.experiment.loading import load_model
+from nmbench.experiment.setup import Experiment, prepare
+from nmbench.pruning.one_shot import apply, prune_one_shot
+from nmbench.runtime.cost import Cost
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
@@ -75,17 +76,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench, text = start(write_texts(Path(folder)), args.device)
-        dense = Subject(bench.bundle, bench.texts).losses(text, 256)
+        experiment, text = start(write_texts(Path(folder)), args.device)
+        dense = Subject(experiment.bundle, experiment.texts).losses(text, 256)
         rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
         for setting in grid():
             if not any(setting == {name: row[name] for name in row if name not in FIGURES} for row in rows):
-                rows.append(measure(bench, text, dense, setting))
+                rows.append(measure(experiment, text, dense, setting))
                 print(json.dumps(rows[-1]), flush=True)
                 args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def start(folder: Path, device: str) -> tuple[Bench, str]:
+def start(folder: Path, device: str) -> tuple[Experiment, str]:
     """Load model and texts; the pool has windows enough for every setting."""
     text = f"text:{folder}/judge.txt"
     spec = RunSpec(
@@ -100,19 +101,19 @@ def start(folder: Path, device: str) -> tuple[Bench, str]:
     return prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False), text
 
 
-def measure(bench: Bench, text: str, dense: torch.Tensor, setting: dict[str, Any]) -> dict[str, Any]:
+def measure(experiment: Experiment, text: str, dense: torch.Tensor, setting: dict[str, Any]) -> dict[str, Any]:
     """Prune with one setting; what it costs over the dense model."""
     options = {name: value for name, value in setting.items() if name not in ("method", "pattern", "windows")}
     method = INITS[setting["method"]] if "method" in setting else Swaps(**options)
     init = INITS[method.init] if isinstance(method, Swaps) else None
-    patterns = dict.fromkeys(bench.bundle.layers, Pattern.parse(setting["pattern"]))
-    windows = bench.pools[0].calibration[: setting.get("windows", 128)]
+    patterns = dict.fromkeys(experiment.bundle.layers, Pattern.parse(setting["pattern"]))
+    windows = experiment.pools[0].calibration[: setting.get("windows", 128)]
     began = time.perf_counter()
-    pruned = prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, "it", Cost(), init=init)
+    pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, "it", Cost(), init=init)
     seconds = time.perf_counter() - began
-    apply(bench.bundle, PrunedModel({name: Pruned(mask) for name, mask in pruned.masks.items()}))
-    losses = Subject(bench.bundle, bench.texts).losses(text, 256)
-    bench.dense.restore()
+    apply(experiment.bundle, PrunedModel({name: Pruned(mask) for name, mask in pruned.masks.items()}))
+    losses = Subject(experiment.bundle, experiment.texts).losses(text, 256)
+    experiment.dense.restore()
     lost = losses - dense
     return {
         **setting,

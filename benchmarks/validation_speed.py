@@ -27,9 +27,9 @@ from torch import Tensor
 
 from nmbench.artifacts.reading import open_artifact
 from nmbench.artifacts.validation import validate
-from nmbench.bench import cpu_name
+from nmbench.experiment.environment import cpu_name
 from nmbench.pattern import Pattern
-from nmbench.store import save_masks
+from nmbench.results.files import save_masks
 
 PATTERN = Pattern(2, 4)
 SIZE, LAYERS, REPEATS = 4096, 32, 5

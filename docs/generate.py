@@ -1,17 +1,20 @@
-"""Writes hooks.md and checks.md from the code: `python docs/generate.py`. A test fails if they are out of date."""
+"""Writes hooks.md and checks.md of `plugins/` from the code: `python docs/generate.py`.
+
+A test fails if they are out of date.
+"""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
 
-from nmbench.hookspecs import HOOKS_VERSION
-from nmbench.plugin_checks import BASES, known_hooks
+from nmbench.plugins.checking import BASES, known_hooks
+from nmbench.plugins.hookspecs import HOOKS_VERSION
 from nmbench.testing import KIT_VERSION
 from nmbench.testing.laws import MODULES
 from nmbench.testing.laws.base import Law
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "plugins"
 HEAD = "<!-- made by docs/generate.py; do not edit -->"
 KINDS = {
     "every": "method: options and patterns",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CannotWrite", "NMBenchError", "NotStrict", "NumericalFailure", "PluginError", "RunMismatch", "UnknownName"]
-
 
 class NMBenchError(Exception):
     """A problem the user can fix; the command line prints it without a traceback and exits with 1."""

@@ -21,8 +21,8 @@ from nmbench.options import option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nmbench.learn import LearnTask
     from nmbench.pattern import Pattern
+    from nmbench.pruning.learning import LearnTask
 
 
 class Stat(enum.Flag):
@@ -44,7 +44,7 @@ class LayerStats:
     `drift`: `[in, in]` float32, (2 / windows) * sum (Y - X)^T X, where Y is what the layer is given in the dense model.
     `lag`: `[out, in]` float32, (2 / windows) * sum (T - S)^T X, where S is the residual stream `[tokens, out]` once the
     layer has added to it what its dense weights make of X, and T the same in the dense model. None if the layer does
-    not write into the residual stream (`nmbench.taps`).
+    not write into the residual stream (`nmbench.calibration.residual_stream`).
     """
 
     windows: int

@@ -15,25 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.bench import Bench, check_names, load_model, planned, prepare
-from nmbench.dense import DenseTwin
 from nmbench.errors import CannotWrite, NMBenchError
-from nmbench.evaluate import DenseSubject, Subject, measure_all
-from nmbench.intact import check_intact, is_intact, renewed
-from nmbench.jobs import Job, check_supported, contenders, jobs, lineage, with_typed_options
-from nmbench.learn import LearnTask
-from nmbench.meter import Cost, Meter
+from nmbench.evaluation.measure import measure_all
+from nmbench.evaluation.subject import DenseSubject, Subject
+from nmbench.experiment.jobs import Job, check_supported, contenders, jobs, lineage, with_typed_options
+from nmbench.experiment.loading import load_model
+from nmbench.experiment.memory import planned
+from nmbench.experiment.record import against_dense, described, failed
+from nmbench.experiment.reuse import Shared
+from nmbench.experiment.setup import Experiment, check_names, prepare, renewed
 from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Method, Pruned, PrunedModel
-from nmbench.models import Bundle
-from nmbench.plugins import Plugins, load_plugins
-from nmbench.prune import apply, prune_one_shot
-from nmbench.results import Record, Results, RunDirectory, identity
-from nmbench.rows import against_dense, described, failed
-from nmbench.sandbox import fenced
-from nmbench.sharing import Shared
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_view import DenseView
+from nmbench.plugins.loading import Plugins, load_plugins
+from nmbench.pruning.learning import LearnTask
+from nmbench.pruning.one_shot import apply, prune_one_shot
+from nmbench.results.directory import RunDirectory
+from nmbench.results.files import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
+from nmbench.results.records import Record, Results, identity
+from nmbench.runtime.cost import Cost, Meter
+from nmbench.runtime.isolation import fenced
 from nmbench.spec import RunSpec
-from nmbench.store import FileCheckpoints, load_masks, read_tensors, save_masks, write_atomic, write_tensors
-from nmbench.validate import check_divides, check_masks, check_strict, masks_digest
+from nmbench.verification.strict import check_divides, check_masks, check_strict, masks_digest
 
 __all__ = ["run"]
 
@@ -56,48 +59,49 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
     check_supported(methods, spec)
     for pattern in spec.patterns:
         check_divides(spec.layer_patterns(pattern, bundle.layers), shapes(bundle))
-    bench = prepare(spec, plugins, bundle, learners=any(isinstance(c.method, MaskLearner) for c in methods))
+    experiment = prepare(spec, plugins, bundle, learners=any(isinstance(c.method, MaskLearner) for c in methods))
 
-    with RunDirectory(out or bench.directory()) as directory:
-        directory.adopt(spec, bench.manifest())
+    with RunDirectory(out or experiment.directory()) as directory:
+        directory.adopt(spec, experiment.manifest())
         memory = planned(bundle, spec, used, bundle.device, bundle.streaming is not None)
         plugins.announce("nmbench_run_started", spec=spec, memory=memory)
         records, shared = [], Shared()
-        for job in jobs(spec, methods, bench.protocol_digest):
+        for job in jobs(spec, methods, experiment.protocol_digest):
             record = directory.finished(job.digest, job.name)
             if record is None:
-                record = shared.row(job, bench, directory)
+                record = shared.row(job, experiment, directory)
                 if record is None:
-                    record = attempt(job, bench, directory)
-                    bench = sound(bench, job, record, used)
+                    record = attempt(job, experiment, directory)
+                    experiment = sound(experiment, job, record, used)
                     shared.keep(job, record)
                 directory.append(record)
                 directory.drop_checkpoint(job.name, record)
                 plugins.announce("nmbench_method_finished", record=record)
             elif job.contender is None:
-                bench.reference = DenseSubject(read_tensors(directory.file("losses", job.name, ".safetensors"))[0])
+                experiment.reference = DenseSubject(read_tensors(directory.file("losses", job.name, ".safetensors"))[0])
             records.append(record)
         plugins.announce("nmbench_run_finished", records=records)
         return Results(directory.records(), [directory.path], records)
 
 
-def sound(bench: Bench, job: Job, record: Record, used: Sequence[Method]) -> Bench:
-    """The bench for the next job: the same, or with the model loaded again if this job left another one behind; it is
-    put where all methods `used` can work on it.
+def sound(experiment: Experiment, job: Job, record: Record, used: Sequence[Method]) -> Experiment:
+    """The experiment for the next job: the same, or with the model loaded again if this job left another one behind.
+
+    The model is put where all methods `used` can work on it.
     """
-    if is_intact(bench, restore=record["status"] != "ok"):  # a job that ended well has restored the dense weights
-        return bench
-    return renewed(bench, load_model(bench.spec, bench.plugins, used), job.title)
+    if experiment.is_intact(restore=record["status"] != "ok"):  # a job that ended well has restored the dense weights
+        return experiment
+    return renewed(experiment, load_model(experiment.spec, experiment.plugins, used), job.title)
 
 
-def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
+def attempt(job: Job, experiment: Experiment, directory: RunDirectory) -> Record:
     """Do one job; a method that raises, or calls exit, gives a failed record with the traceback in a file.
 
     Raises `NMBenchError` if the dense model fails, because nothing can be compared without the reference.
     """
     try:
         with fenced():
-            return do(job, bench, directory)
+            return do(job, experiment, directory)
     except CannotWrite:
         raise
     except (Exception, SystemExit) as error:
@@ -107,32 +111,32 @@ def attempt(job: Job, bench: Bench, directory: RunDirectory) -> Record:
         message = " ".join(f"{kind}{error}".split())
         if job.contender is None:
             raise NMBenchError(f"the dense model cannot be measured: {message} (traceback: {trace})") from error
-        return failed(job, bench, message, str(trace.relative_to(directory.path)))
+        return failed(job, experiment, message, str(trace.relative_to(directory.path)))
 
 
-def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
+def do(job: Job, experiment: Experiment, directory: RunDirectory) -> Record:
     """Prune, prove, evaluate: one row. Raises whatever goes wrong."""
     cost = Cost()
-    with Meter(bench.bundle.device) as pruning:
-        pruned, earlier_seconds = prune(job, bench, directory, cost) if job.contender else (None, 0.0)
-    with Meter(bench.bundle.device) as evaluating:
+    with Meter(experiment.bundle.device) as pruning:
+        pruned, earlier_seconds = prune(job, experiment, directory, cost) if job.contender else (None, 0.0)
+    with Meter(experiment.bundle.device) as evaluating:
         try:
-            proof, subject, metrics, measured_digest = evaluate(job, bench, pruned)
+            proof, subject, metrics, measured_digest = evaluate(job, experiment, pruned)
         finally:
-            bench.dense.restore()
+            experiment.dense.restore()
     if pruned is None:
-        bench.reference = DenseSubject(subject.cached)
-    keep_files(job, bench, directory, pruned, subject)
+        experiment.reference = DenseSubject(subject.cached)
+    keep_files(job, experiment, directory, pruned, subject)
     prune_seconds = earlier_seconds + pruning.seconds if pruned else 0.0
     return {
-        **described(job, bench),
+        **described(job, experiment),
         "status": "ok",
         "strict": True if pruned else None,
         "proof": proof,
         "measured_digest": measured_digest,
         "weights_changed": pruned.weights_changed if pruned else False,
         "metrics": metrics,
-        "against_dense": against_dense(subject, bench.reference) if pruned else {},
+        "against_dense": against_dense(subject, experiment.reference) if pruned else {},
         "seconds": {
             "prune": round(prune_seconds, 3),
             "evaluate": round(evaluating.seconds, 3),
@@ -147,37 +151,37 @@ def do(job: Job, bench: Bench, directory: RunDirectory) -> Record:
     }
 
 
-def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[PrunedModel, float]:
+def prune(job: Job, experiment: Experiment, directory: RunDirectory, cost: Cost) -> tuple[PrunedModel, float]:
     """The masks (and weights) of one job, and the seconds spent on them before: in an interrupted process, and by the
     learner whose masks it starts from.
     """
     assert job.contender and job.pattern and job.seed is not None
     method = job.contender.method
-    patterns = bench.spec.layer_patterns(job.pattern, bench.bundle.layers)
+    patterns = experiment.spec.layer_patterns(job.pattern, experiment.bundle.layers)
     if isinstance(method, Baseline):
-        return one_shot(job, method, bench, patterns, cost), 0.0
+        return one_shot(job, method, experiment, patterns, cost), 0.0
     if isinstance(method, MaskSource):
-        return brought(job, method, bench, patterns), 0.0
+        return brought(job, method, experiment, patterns), 0.0
     assert isinstance(method, MaskLearner) and job.contender.init
     start = start_row(job, directory)
     task = LearnTask(
-        bench.bundle,
-        bench.dense,
+        experiment.bundle,
+        experiment.dense,
         patterns,
         initial_masks(start, job, directory),
-        bench.pools[job.seed].calibration.clone(),  # not even a learner that writes into its tokens reaches others
-        bench.pools[job.seed].selection.clone(),
+        experiment.pools[job.seed].calibration.clone(),  # not even a learner that writes into its tokens reaches others
+        experiment.pools[job.seed].selection.clone(),
         job.seed,
         FileCheckpoints(directory.file("checkpoints", job.name, ".safetensors"), job.digest),
         job.label,
-        bench.learner_reporter(job.title, method),
+        experiment.learner_reporter(job.title, method),
         cost,
     )
     masks = method.learn(task)
-    check_intact(bench, job.label)  # whatever the learner left behind is undone, or its row fails
-    check_masks(masks, patterns, shapes(bench.bundle), job.label)
+    experiment.check_intact(job.label)  # whatever the learner left behind is undone, or its row fails
+    check_masks(masks, patterns, shapes(experiment.bundle), job.label)
     task.settle()
-    pruned = {name: Pruned(mask.to(bench.bundle.device)) for name, mask in masks.items()}
+    pruned = {name: Pruned(mask.to(experiment.bundle.device)) for name, mask in masks.items()}
     seconds = task.checkpoints.earlier_seconds
     if isinstance(job.contender.init.method, MaskLearner):  # this one goes on with its work: the cost of both is told
         cost.include(Cost(**start["cost"]))
@@ -185,22 +189,24 @@ def prune(job: Job, bench: Bench, directory: RunDirectory, cost: Cost) -> tuple[
     return PrunedModel(pruned, task.notes), seconds
 
 
-def one_shot(job: Job, method: Baseline, bench: Bench, patterns: Mapping[str, Any], cost: Cost) -> PrunedModel:
+def one_shot(
+    job: Job, method: Baseline, experiment: Experiment, patterns: Mapping[str, Any], cost: Cost
+) -> PrunedModel:
     """A baseline's result from the first `--windows` windows of the pool."""
     assert job.seed is not None
-    windows = bench.pools[job.seed].calibration[: bench.spec.windows]
-    report = bench.reporter(job.title, "prune")
+    windows = experiment.pools[job.seed].calibration[: experiment.spec.windows]
+    report = experiment.reporter(job.title, "prune")
     init = job.contender.init.method if job.contender and job.contender.init else None
     assert init is None or isinstance(init, Baseline)
-    return prune_one_shot(bench.bundle, bench.dense, method, patterns, windows, job.label, cost, report, init)
+    return prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, job.label, cost, report, init)
 
 
-def brought(job: Job, method: MaskSource, bench: Bench, patterns: Mapping[str, Any]) -> PrunedModel:
+def brought(job: Job, method: MaskSource, experiment: Experiment, patterns: Mapping[str, Any]) -> PrunedModel:
     """Masks that were made elsewhere, checked and on the model's device."""
-    weights = {name: bench.dense.layer(layer) for name, layer in bench.bundle.layers.items()}
-    pruned = method.bring(DenseModel(weights, patterns, bench.bundle.skipped))
-    check_masks(pruned.masks, patterns, shapes(bench.bundle), job.label)
-    device = bench.bundle.device
+    weights = {name: experiment.dense.layer(layer) for name, layer in experiment.bundle.layers.items()}
+    pruned = method.bring(DenseModel(weights, patterns, experiment.bundle.skipped))
+    check_masks(pruned.masks, patterns, shapes(experiment.bundle), job.label)
+    device = experiment.bundle.device
     layers = {
         name: Pruned(layer.mask.to(device), None if layer.weight is None else layer.weight.to(device))
         for name, layer in pruned.layers.items()
@@ -229,48 +235,52 @@ def initial_masks(start: Record, job: Job, directory: RunDirectory) -> dict[str,
 
 
 def evaluate(
-    job: Job, bench: Bench, pruned: PrunedModel | None
+    job: Job, experiment: Experiment, pruned: PrunedModel | None
 ) -> tuple[dict[str, Any] | None, Subject, dict[str, dict[str, Any]], str]:
     """Apply, prove strict, measure, and prove by hash that the very tensors measured are still the same.
 
     The hash comes last: it tells whether a model that is made again is the one that was measured.
     """
     if pruned is not None:
-        apply(bench.bundle, pruned)
-    measured = bench.bundle.in_dtype(getattr(torch, str(bench.spec.eval_dtype)))
-    proof = prove(job, bench, measured, pruned)
+        apply(experiment.bundle, pruned)
+    measured = experiment.bundle.in_dtype(getattr(torch, str(experiment.spec.eval_dtype)))
+    proof = prove(job, experiment, measured, pruned)
     before = measured.digest()
-    texts = {name: tokens.clone() for name, tokens in bench.texts.items()}  # a metric is lent copies
-    subject = Subject(measured, texts, bench.reporter(job.title, "evaluate"))
-    cached = {name: losses.clone() for name, losses in bench.reference.cached.items()} if pruned is not None else {}
-    reference = DenseSubject(cached, subject if pruned is None else None, DenseTwin(measured, bench.dense.copies))
-    metrics = measure_all(bench.metrics, subject, reference)
+    texts = {name: tokens.clone() for name, tokens in experiment.texts.items()}  # a metric is lent copies
+    subject = Subject(measured, texts, experiment.reporter(job.title, "evaluate"))
+    cached = (
+        {name: losses.clone() for name, losses in experiment.reference.cached.items()} if pruned is not None else {}
+    )
+    reference = DenseSubject(cached, subject if pruned is None else None, DenseView(measured, experiment.dense.copies))
+    metrics = measure_all(experiment.metrics, subject, reference)
     if measured.digest() != before:
         raise NMBenchError(f"the weights of {job.title} changed while they were measured; no number is recorded.")
     return proof, subject, metrics, before
 
 
-def prove(job: Job, bench: Bench, measured: Bundle, pruned: PrunedModel | None) -> dict[str, Any] | None:
+def prove(job: Job, experiment: Experiment, measured: Bundle, pruned: PrunedModel | None) -> dict[str, Any] | None:
     """The proof of strictness of the weights that are measured; None for the dense model."""
     if pruned is None or job.pattern is None:
         return None
     weights = {name: layer.read() for name, layer in measured.layers.items()}
-    return check_strict(weights, pruned.masks, bench.spec.layer_patterns(job.pattern, weights), job.label)
+    return check_strict(weights, pruned.masks, experiment.spec.layer_patterns(job.pattern, weights), job.label)
 
 
-def keep_files(job: Job, bench: Bench, directory: RunDirectory, pruned: PrunedModel | None, subject: Subject) -> None:
+def keep_files(
+    job: Job, experiment: Experiment, directory: RunDirectory, pruned: PrunedModel | None, subject: Subject
+) -> None:
     """Store what the record speaks of: packed masks and per-window losses."""
     about = {
         "label": job.label,
         "job_digest": job.digest,
-        "model": bench.bundle.ref,
-        "model_digest": bench.dense.digest,
+        "model": experiment.bundle.ref,
+        "model_digest": experiment.dense.digest,
     }
     per_window = {**subject.cached, **subject.per_window}
     write_tensors(directory.file("losses", job.name, ".safetensors"), per_window, about)
     if pruned is not None:
         assert job.pattern
-        patterns = bench.spec.layer_patterns(job.pattern, pruned.masks)
+        patterns = experiment.spec.layer_patterns(job.pattern, pruned.masks)
         save_masks(directory.file("masks", job.name, ".safetensors"), pruned.masks, patterns, about)
 
 

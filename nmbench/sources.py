@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
-    from nmbench.evaluate import DenseSubject, Subject
-    from nmbench.models import Bundle
-    from nmbench.results import Results
+    from nmbench.evaluation.subject import DenseSubject, Subject
+    from nmbench.models.bundle import Bundle
+    from nmbench.results.records import Results
 
 SPLITS = ("calibration", "selection", "test")
 

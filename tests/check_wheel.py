@@ -9,8 +9,8 @@ from pathlib import Path
 
 DEMO = "nmbench_plugins/demo/assets/"
 NEEDED = [
-    "nmbench/cli.py",
-    "nmbench/templates/pyproject.toml.in",
+    "nmbench/cli/__init__.py",
+    "nmbench/plugins/templates/pyproject.toml.in",
     "nmbench/testing/laws/every.py",
     "nmbench/py.typed",
     "nmbench_plugins/maskpro/policy/__init__.py",

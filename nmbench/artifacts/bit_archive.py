@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable, by_layer, layer_name, one_line
 from nmbench.artifacts.bits import bool_rows
-from nmbench.artifacts.matrix import Artifact, Matrix, Rows, Unreadable, by_layer, layer_name, one_line
 
 LARGE = 2**30  # bytes of one entry: a mask of 8.6 billion weights
 HIGHEST_RATIO = 20  # masks hardly compress; beyond this, and large, an entry is taken for a bomb

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from nmbench.artifacts.matrix import Rows
+    from nmbench.artifacts.artifact import Rows
 
 Order = Literal["big", "little"]
 

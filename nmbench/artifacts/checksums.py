@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nmbench.artifacts.kept import file_digest
-from nmbench.artifacts.matrix import Artifact, Unreadable, one_line
+from nmbench.artifacts.artifact import Artifact, Unreadable, one_line
+from nmbench.artifacts.kept_masks import file_digest
 
 
 def changed_files(artifact: Artifact) -> list[str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nmbench.artifacts.counting import group_counts
-from nmbench.artifacts.inference import infer
-from nmbench.artifacts.kept import Kept
-from nmbench.artifacts.matrix import Matrix
+from nmbench.artifacts.artifact import Matrix
+from nmbench.artifacts.group_counts import group_counts
+from nmbench.artifacts.kept_masks import Kept
+from nmbench.artifacts.pattern_inference import infer
 from nmbench.artifacts.validation import in_order
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern

@@ -19,19 +19,19 @@ import safetensors
 import tomli_w
 import torch
 
-from nmbench.artifacts.again import Row, make_again
-from nmbench.artifacts.card import model_card
-from nmbench.artifacts.decoder import quiet
+from nmbench.artifacts.decoder_scope import quiet
 from nmbench.artifacts.folder import MASKS
-from nmbench.artifacts.kept import file_digest
+from nmbench.artifacts.kept_masks import file_digest
+from nmbench.artifacts.model_card import model_card
 from nmbench.artifacts.reading import open_artifact
+from nmbench.artifacts.rebuilding import Row, make_again
 from nmbench.artifacts.validation import BOTH, Validation, validate
-from nmbench.bench import no_loading_bar
 from nmbench.errors import NMBenchError
+from nmbench.experiment.loading import no_loading_bar
 from nmbench.methods import PrunedModel
-from nmbench.models import Bundle
-from nmbench.plugins import Plugins
-from nmbench.store import cannot_write, save_masks
+from nmbench.models.bundle import Bundle
+from nmbench.plugins.loading import Plugins
+from nmbench.results.files import cannot_write, save_masks
 
 VESTIGES = ("sparsity_config", "compression_config", "quantization_config")  # loaders would act on them
 SHARD = "5GB"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nmbench.artifacts.matrix import Artifact, Unreadable, layer_name, one_line
+from nmbench.artifacts.artifact import Artifact, Unreadable, layer_name, one_line
 from nmbench.artifacts.safetensors_file import read_safetensors
 from nmbench.artifacts.torch_file import read_torch
 

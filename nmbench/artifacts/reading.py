@@ -7,9 +7,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from nmbench.artifacts.artifact import Artifact, Unreadable, one_line
 from nmbench.artifacts.bit_archive import BROKEN, read_bit_archive
 from nmbench.artifacts.folder import read_folder
-from nmbench.artifacts.matrix import Artifact, Unreadable, one_line
 from nmbench.artifacts.safetensors_file import read_safetensors
 from nmbench.artifacts.torch_file import read_torch
 from nmbench.errors import did_you_mean

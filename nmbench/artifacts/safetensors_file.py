@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from nmbench.artifacts.bits import bool_rows
-from nmbench.artifacts.matrix import (
+from nmbench.artifacts.artifact import (
     Artifact,
     Matrix,
     Rows,
@@ -23,10 +22,11 @@ from nmbench.artifacts.matrix import (
     one_line,
     stack_size,
 )
-from nmbench.artifacts.values import as_mask
+from nmbench.artifacts.bits import bool_rows
+from nmbench.artifacts.mask_values import as_mask
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
-from nmbench.store import FORMAT
+from nmbench.results.files import FORMAT
 
 SIZES = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
 SIZES |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
@@ -95,7 +95,7 @@ def rows_of(path: Path, name: str, expert: int | None = None) -> Any:
 
 
 def packed_masks(path: Path, metadata: Mapping[str, str], stored: Mapping[str, tuple[int, ...]]) -> Artifact:
-    """Masks written by `nmbench.store.save_masks`. Raises `Unreadable` if the metadata do not fit the tensors."""
+    """Masks written by `nmbench.results.save_masks`. Raises `Unreadable` if the metadata do not fit the tensors."""
     about = {name: decoded(value) for name, value in metadata.items()}
     layers = about.pop("layers", None)
     if not isinstance(layers, dict) or set(layers) != set(stored):

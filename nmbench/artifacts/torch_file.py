@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.artifacts.bit_archive import BROKEN
-from nmbench.artifacts.matrix import (
+from nmbench.artifacts.artifact import (
     Artifact,
     Matrix,
     Rows,
@@ -30,7 +29,8 @@ from nmbench.artifacts.matrix import (
     one_line,
     stack_size,
 )
-from nmbench.artifacts.values import as_mask
+from nmbench.artifacts.bit_archive import BROKEN
+from nmbench.artifacts.mask_values import as_mask
 
 
 def read_torch(path: Path) -> Artifact:

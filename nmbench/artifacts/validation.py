@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nmbench.artifacts.decoder import Scope, scope_of
-from nmbench.artifacts.inference import infer
-from nmbench.artifacts.judging import LayerReport, layer_report
-from nmbench.artifacts.matrix import Artifact, Matrix, Unreadable
+from nmbench.artifacts.artifact import Artifact, Matrix, Unreadable
+from nmbench.artifacts.decoder_scope import Scope, scope_of
+from nmbench.artifacts.layer_report import LayerReport, layer_report
+from nmbench.artifacts.pattern_inference import infer
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
 from nmbench.spec import matches

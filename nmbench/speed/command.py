@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nmbench.bench import load_model
+from nmbench.experiment.loading import load_model
 from nmbench.pattern import Pattern
-from nmbench.plugins import load_plugins
+from nmbench.plugins.loading import load_plugins
 from nmbench.spec import MethodSpec, RunSpec
 from nmbench.speed.gpu import SparseTensorCores, half
 from nmbench.speed.measure import check_pattern, measure

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from nmbench.cuda_graphs import graph_of
 from nmbench.errors import NMBenchError
+from nmbench.runtime.cuda_graphs import graph_of
 
 FLUSH_BYTES = 2**30
 HEAD_START = 2.0  # the device is kept busy this many times the seconds that a launch takes

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
-from nmbench.models import Bundle
+from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 from nmbench.speed.report import Model, Product, Report, Times
-from nmbench.speed.whole import whole_model
+from nmbench.speed.whole_model import whole_model
 
 HARDWARE_PATTERN = Pattern(2, 4)
 MOST_ERROR = 0.05  # relative, of a sparse product; rounding of bfloat16 is far below it, a wrong product far above

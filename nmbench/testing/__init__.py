@@ -8,7 +8,7 @@
 | `nmbench.testing.planted` | a model with a planted answer, and tasks to learn its masks |
 | `nmbench.testing.models` | tiny random models of real architectures |
 
-`pip install "nmbench[test]"` brings pytest and hypothesis. `docs/checks.md` lists the laws.
+`pip install "nmbench[test]"` brings pytest and hypothesis. `docs/plugins/checks.md` lists the laws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nmbench.testing.kit import conformance_tests as conformance_tests
     from nmbench.testing.kit import run_checks as run_checks
 
-KIT_VERSION = "1.0"  # docs/compatibility.md says what a new number means
+KIT_VERSION = "1.0"  # docs/plugins/compatibility.md says what a new number means
 WHERE = {
     "CheckFailed": "failure",
     "LayerCase": "cases",

@@ -13,17 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.calibrate import full_float32
+from nmbench.calibration.walk import full_float32
 from nmbench.errors import NMBenchError
-from nmbench.learn import CheckpointStore, LearnTask
 from nmbench.methods import LayerStats, MaskLearner, Method, Refiner, Scorer, Solver, Stat
-from nmbench.models import DenseWeights
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.store import MemoryCheckpoints
+from nmbench.pruning.learning import CheckpointStore, LearnTask
+from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing.planted import cycles, planted_bundle, weakest
 from nmbench.testing.values import statistics, values
-
-__all__ = ["INPUTS", "LayerCase", "LearnCase"]
 
 INPUTS = ("plain", "correlated", "dead channel", "all zero")
 WINDOWS, WINDOW_TOKENS = 4, 32

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from nmbench.testing.laws.base import Broken, Law
     from nmbench.testing.watch import Seen
 
-__all__ = ["CheckFailed"]
-
 
 class CheckFailed(AssertionError):
     """A method breaks a law of the kit."""

@@ -13,9 +13,6 @@ from nmbench.testing.laws import LAWS
 from nmbench.testing.laws.base import KEPT, PASSED_OVER, Broken, Judgement, Law, NoCall, no_call
 from nmbench.testing.watch import Seen, watch
 
-__all__ = ["CheckFailed", "checks_of", "conformance_tests", "run_checks"]
-
-
 CALLED = (Scorer, Solver, Refiner, MaskLearner)  # a `MaskSource` brings what is elsewhere: its class alone is checked
 
 
@@ -75,7 +72,7 @@ def nothing_judged(trial: Trial, passed_over: Sequence[Seen]) -> tuple[Seen, Bro
 
 
 def checks_of(method: Method | type[Method]) -> list[Check]:
-    """All checks of a method, in the order of `docs/checks.md`; a class stands for its default options.
+    """All checks of a method, in the order of `docs/plugins/checks.md`; a class stands for its default options.
 
     Raises `NMBenchError` for what is no method.
     """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nmbench.models import Bundle
-from nmbench.plugins import load_plugins
+from nmbench.models.bundle import Bundle
+from nmbench.plugins.loading import load_plugins
 
 __all__ = ["tiny_bundle"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nmbench.models import Bundle
+from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 
 __all__ = ["LENGTH", "VOCABULARY", "Planted", "cycles", "planted_bundle", "planted_loss", "strongest", "weakest"]

@@ -18,6 +18,7 @@ from nmbench.testing.values import statistics as statistics
 from nmbench.testing.values import values as values
 
 __all__ = ["KINDS", "cases", "grams", "layers", "logits", "masks", "patterns", "statistics", "tensors", "token_streams"]
+
 __all__ += ["values"]
 
 

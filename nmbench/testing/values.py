@@ -7,8 +7,6 @@ from torch import Tensor
 
 from nmbench.methods import LayerStats
 
-__all__ = ["KINDS", "statistics", "values"]
-
 KINDS = ("normal", "ties", "zeros", "signed zeros", "huge", "subnormal", "half grid", "one outlier")
 
 

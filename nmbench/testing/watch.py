@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmbench.learn import CheckpointStore
 from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, Refiner, Scorer, Solver
-from nmbench.sandbox import fenced
-from nmbench.store import FileCheckpoints
+from nmbench.pruning.learning import CheckpointStore
+from nmbench.results.files import FileCheckpoints
+from nmbench.runtime.isolation import fenced
 from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask, call
 
 

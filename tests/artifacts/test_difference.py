@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nmbench.artifacts.artifact import Matrix
 from nmbench.artifacts.difference import compare
-from nmbench.artifacts.kept import Kept, open_masks
-from nmbench.artifacts.matrix import Matrix
-from nmbench.artifacts.text import difference_json, difference_text
+from nmbench.artifacts.kept_masks import Kept, open_masks
+from nmbench.artifacts.rendering import difference_json, difference_text
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
 from nmbench.testing.strategies import patterns, values

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench.artifacts.matrix import Unreadable
+from nmbench.artifacts.artifact import Unreadable
 from nmbench.artifacts.reading import open_artifact
 from nmbench.pattern import Pattern
-from nmbench.store import save_masks
+from nmbench.results.files import save_masks
 from nmbench.testing.strategies import masks, patterns
 
 quick = settings(max_examples=40, deadline=None)

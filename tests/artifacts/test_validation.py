@@ -9,16 +9,16 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import nmbench.artifacts.matrix as matrix_module
-from nmbench.artifacts.decoder import Skeleton
-from nmbench.artifacts.inference import infer
-from nmbench.artifacts.matrix import Matrix, Unreadable
+import nmbench.artifacts.artifact as matrix_module
+from nmbench.artifacts.artifact import Matrix, Unreadable
+from nmbench.artifacts.decoder_scope import Skeleton
+from nmbench.artifacts.pattern_inference import infer
 from nmbench.artifacts.reading import open_artifact
-from nmbench.artifacts.text import validation_json, validation_text, verdict
+from nmbench.artifacts.rendering import validation_json, validation_text, verdict
 from nmbench.artifacts.validation import AT_MOST, BOTH, EXACTLY, in_order, validate
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
-from nmbench.store import save_masks
+from nmbench.results.files import save_masks
 from nmbench.testing.strategies import masks, patterns, tensors
 
 quick = settings(max_examples=40, deadline=None)
@@ -305,7 +305,7 @@ def test_fused_experts(folder, monkeypatch, turned, suffix):
     assert validate(artifact).skipped == {name: f"not a matrix of weights {tuple(stored[name].shape)}"}
     shapes = {**{f"{name}[{e}]": (16, 32) for e in range(3)}, "model.layers.0.a": (16, 32)}
     skeleton = Skeleton(shapes, frozenset(n for n in shapes if turned and "[" in n), {})
-    monkeypatch.setattr("nmbench.artifacts.decoder.skeleton_of", lambda config, tensors: skeleton)
+    monkeypatch.setattr("nmbench.artifacts.decoder_scope.skeleton_of", lambda config, tensors: skeleton)
     found = validate(artifact)
     assert {layer.name: layer.shape for layer in found.layers} == shapes
     (bad,) = [layer for layer in found.layers if not layer.strict]

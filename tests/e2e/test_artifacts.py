@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nmbench.artifacts.export import VESTIGES
-from nmbench.store import load_masks, save_masks
-from nmbench.validate import masks_digest
+from nmbench.results.files import load_masks, save_masks
+from nmbench.verification.strict import masks_digest
 from nmbench_plugins.tiny import FAMILIES
 
 EXPERTS = tuple(f"tiny:{family}" for family in FAMILIES if family in ("mixtral", "qwen3moe"))

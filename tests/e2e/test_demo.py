@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nmbench.compare import paired
-from nmbench.store import read_tensors
+from nmbench.evaluation.comparison import paired
+from nmbench.results.files import read_tensors
 
 QUICK = ["--windows", "4", "--pool-tokens", "2048", "--selection-tokens", "1024", "--set", "maskpro.steps=4"]
 

@@ -1,32 +1,30 @@
-"""What `docs/` says is run, page by page: programs are written to files, commands called, and outputs looked for.
+"""What the pages say is run. The commands of all pages are looked up, and those of `docs/plugins/` are followed.
 
-Runs get flags that make them small, unless the page gives its own: a tiny random model on short texts.
+To follow a page: programs are written to files, commands called, and outputs looked for. Runs get flags that make them
+small, unless the page gives its own: a tiny random model on short texts.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from nmbench.plugin_checks import known_hooks
+from nmbench.plugins.checking import known_hooks
 from nmbench.testing.kit import law_names
+from pages import DOCS, LINK, OTHERS, PAGES, ROOT, TUTORIALS, blocks, commands, prose, provide, text_of
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SMALL = ["--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024"]
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
 
 
 def small(arguments: list[str], texts: Path) -> list[str]:
@@ -83,7 +81,7 @@ class Reader:
         assert tomllib.loads(text)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", TUTORIALS)
 def test_a_page_can_be_followed(page, nmbench, texts, tmp_path, monkeypatch):
     """Whoever does what the page says, and nothing else, gets what it says."""
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -100,7 +98,7 @@ def test_a_page_can_be_followed(page, nmbench, texts, tmp_path, monkeypatch):
 
 def test_the_first_plugin_has_fifteen_lines():
     """The first page promises fifteen lines of code, blank ones not counted."""
-    _, source = next(block for block in blocks("first-plugin.md") if block[0] == "python")
+    _, source = next(block for block in blocks("docs/plugins/first-plugin.md") if block[0] == "python")
     code = [line for line in source.splitlines() if line.strip() and not line.startswith("# ")]
     assert len(code) <= 15
 
@@ -108,7 +106,7 @@ def test_the_first_plugin_has_fifteen_lines():
 def test_reporter_page_leaves_its_files(nmbench, texts, tmp_path):
     """The report and the observer's file of the reporter page are really there."""
     reader = Reader(nmbench, tmp_path, texts)
-    for language, text in blocks("reporter.md"):
+    for language, text in blocks("docs/plugins/reporter.md"):
         getattr(reader, language)(text)
     assert "<table" in (tmp_path / "runs/first/page.html").read_text()
     assert (tmp_path / "finished.txt").read_text() == "2 rows\n"
@@ -124,37 +122,182 @@ def generator():
 @pytest.mark.parametrize("page", ["hooks.md", "checks.md"])
 def test_generated_pages_are_up_to_date(page):
     """What is made from the code is what the code says today: else run `python docs/generate.py`."""
-    assert generator().pages()[page] == (DOCS / page).read_text(encoding="utf-8")
+    assert generator().pages()[page] == (DOCS / "plugins" / page).read_text(encoding="utf-8")
 
 
 def test_every_hook_and_every_check_is_in_the_reference():
     """No hook and no check is undocumented."""
-    hooks, checks = ((DOCS / page).read_text(encoding="utf-8") for page in ("hooks.md", "checks.md"))
+    hooks, checks = text_of("docs/plugins/hooks.md"), text_of("docs/plugins/checks.md")
     for name, spec in known_hooks().items():
         assert f"### {name}\n" in hooks
         assert len((spec.__doc__ or "").split()) >= 8, name
     assert all(f"| `{name}` |" in checks for name in law_names())
 
 
+@pytest.mark.parametrize("page", [page for page in OTHERS if commands(page)])
+def test_every_command_is_understood(page, nmbench, texts, tmp_path, monkeypatch, shared):
+    """Every command names options, methods, models, texts and metrics that exist; those on finished runs succeed."""
+    for arguments in commands(page):
+        provide(page, arguments, tmp_path)
+        finish_runs(arguments, nmbench, texts, shared)
+        if arguments[0] == "run":
+            with monkeypatch.context() as stopped:
+                stop_before_loading(stopped)
+                assert nmbench(*arguments).stderr == "Error: far enough\n", arguments
+        elif arguments[0] == "speed":  # needs a GPU
+            assert parsed("speed", arguments[1:])["model"]
+        else:
+            result = nmbench(*arguments)
+            assert result.exit_code == 0, (arguments, result.output)
+            assert result.output
+
+
+def test_there_are_commands_to_look_up():
+    """Every command of nmbench is shown on some page that is not about plugins, and runs are shown in many ways."""
+    from nmbench.cli import main
+
+    shown = [arguments for page in OTHERS for arguments in commands(page)]
+    assert {arguments[0] for arguments in shown} == set(main.commands)
+    assert len([arguments for arguments in shown if arguments[0] == "run"]) >= 18
+
+
+def stop_before_loading(monkeypatch) -> list:
+    """From now on a run stops when its names and options have been looked up; returns the specs that got so far."""
+    from nmbench.errors import NMBenchError
+
+    specs = []
+
+    def stop(spec, *rest, **named):
+        specs.append(spec)
+        raise NMBenchError("far enough")
+
+    monkeypatch.setattr("nmbench.run.load_model", stop)
+    return specs
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """A folder that the pages share, for one finished run."""
+    return tmp_path_factory.mktemp("shared")
+
+
+def finish_runs(arguments: list[str], nmbench, texts: Path, shared: Path) -> None:
+    """Put finished runs where a command reads run directories, `runs/...`, unless they are there."""
+    flags = ["run", "--method", "wanda", "--method", "maskpro", "--set", "maskpro.steps=2", "--out", f"{shared}/run"]
+    wanted = [match[0] for argument in arguments if (match := re.match(r"runs/\w+", argument))]
+    if wanted and not (shared / "run").exists():
+        result = nmbench(*small(flags, texts))
+        assert result.exit_code == 0, result.output
+    for name in wanted:
+        if not Path(name).exists():
+            shutil.copytree(shared / "run", name)
+
+
+def parsed(command: str, arguments: list[str]) -> dict:
+    """The parameters of a command as its parser reads them."""
+    from nmbench.cli import main
+
+    return main.commands[command].make_context(command, arguments).params
+
+
+def test_the_commands_can_follow_each_other(nmbench, tmp_path, monkeypatch):
+    """Page after page, no command on the demo clashes with what an earlier one left in its run directory."""
+    from nmbench.results.extending import merged
+
+    specs = stop_before_loading(monkeypatch)
+    first = next(line for line in text_of("README.md").splitlines() if "&& .venv/bin/nmbench run" in line)
+    nmbench(*shlex.split(first.split("&&")[-1])[1:])
+    for page in ("README.md", *(page for page in OTHERS if page.startswith("docs/guide/"))):
+        for arguments in commands(page):
+            if arguments[0] == "run" and not {"--model", "--config"} & set(arguments):
+                provide(page, arguments, tmp_path)
+                nmbench(*arguments)
+    directories = {}
+    for spec in specs:
+        shared = (spec.protocol_digest, spec.pattern_for)  # what the default run directory is named by
+        earlier = directories.get(shared, spec)
+        labels = {method.label for method in earlier.methods}
+        directories[shared] = merged(earlier, spec, tmp_path, labels)
+    assert len(specs) >= 10
+    assert len(directories) < len(specs)
+
+
+@cache
+def messages() -> list[re.Pattern[str]]:
+    """The texts of the source code, with anything in the place of what is filled in; short ones are left out."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources()]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    parts = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+    parts += [[node] for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    long = [part for part in parts if sum(len(p.value) for p in part if isinstance(p, ast.Constant)) >= 15]
+    return [
+        re.compile("".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in part)) for part in long
+    ]
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("nmbench", "plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_errors_on_the_page_are_those_of_the_code():
+    """Every error text of the troubleshooting page can come out of the code as it stands on the page."""
+    shown = [line for language, text in blocks("docs/guide/troubleshooting.md") for line in text.splitlines()]
+    errors = [line.removeprefix("Error: ") for line in shown if line.startswith("Error: ")]
+    assert len(errors) >= 20
+    assert [error for error in errors if not any(message.fullmatch(error) for message in messages())] == []
+
+
 def test_links_lead_somewhere():
-    """Every page is linked from the first one, and every relative link leads to a file."""
-    linked = set()
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (DOCS / page).read_text(encoding="utf-8")):
-            assert (DOCS / target).exists(), (page, target)
-            linked |= {target} if page == "README.md" else set()
-    assert linked == set(PAGES) - {"README.md"}
+    """Every relative link leads to a file, and every page of `docs/` is reached from its first page and listed for the
+    site.
+    """
+    links = {
+        page: {(ROOT / page).parent.joinpath(to).resolve() for to in LINK.findall(text_of(page))} for page in PAGES
+    }
+    assert [(page, to) for page, targets in links.items() for to in targets if not to.exists()] == []
+    reached, ahead = set(), ["docs/README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        ahead += [p for p in PAGES if (ROOT / p) in links[page] and p not in reached]
+    assert reached == {page for page in PAGES if page.startswith("docs/")}
+    site = re.findall(r"([\w/-]+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)
+    assert sorted(f"docs/{page}" for page in site) == sorted(reached)
 
 
 def test_what_the_pages_name_exists():
     """Names of nmbench that the pages speak of are there."""
     import importlib
 
-    for page in PAGES:
-        text = (DOCS / page).read_text(encoding="utf-8")
-        for dotted in set(re.findall(r"`(nmbench(?:\.\w+)+)`", text)):
-            module, _, name = dotted.rpartition(".")
-            try:
-                importlib.import_module(dotted)
-            except ImportError:
-                assert hasattr(importlib.import_module(module), name), (page, dotted)
+    named = {(page, name) for page in PAGES for name in re.findall(r"`(nmbench(?:\.\w+)+)[`(]", text_of(page))}
+    for page, dotted in sorted(named):
+        module, _, name = dotted.rpartition(".")
+        try:
+            importlib.import_module(dotted)
+        except ImportError:
+            assert hasattr(importlib.import_module(module), name), (page, dotted)
+
+
+def test_files_that_the_pages_name_exist():
+    """Files and folders of the repository that the pages name, in full or by their last parts, are there."""
+    tops = ("nmbench", "plugins", "tests", "benchmarks", "docs", ".ci")
+    there = [f"/{path.relative_to(ROOT).as_posix()}" for top in tops for path in (ROOT / top).rglob("*")]
+    known = [f"/{top}" for top in tops] + there
+    own = ("masks/", "losses/", "checkpoints/", "errors/", "nmbench-acme/", "mine.py")  # of a run, of a reader
+    named = {(page, name) for page in PAGES for name in files_named(page) if name not in own}
+    assert [(p, name) for p, name in sorted(named) if not any(k.endswith(f"/{name.rstrip('/')}") for k in known)] == []
+
+
+def files_named(page: str) -> list[str]:
+    """The Python files and folders between backticks on a page; on pages of benchmarks, the files of figures too."""
+    figures = r"|`(\w+\.json)`" if page.startswith("docs/benchmarks/") else ""
+    found = re.findall(rf"`([\w./-]+\.py|[\w.-]+(?:/[\w.-]+)*/)`{figures}", prose(page))
+    return [name for match in found for name in ([match] if isinstance(match, str) else match) if name]
+
+
+def test_every_folder_is_on_the_map():
+    """The architecture page lists every file and folder of `nmbench/`, and no other."""
+    there = {path.name + "/" * path.is_dir() for path in (ROOT / "nmbench").iterdir() if not path.name.startswith("__")}
+    listed = re.findall(r"^\| `nmbench/([\w./]+)` \|", text_of("docs/architecture.md"), re.MULTILINE)
+    folders = {name for name in listed if "/" not in name.rstrip("/")}
+    assert folders == there - {"py.typed"}

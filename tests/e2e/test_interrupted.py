@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_device_is_refused(nmbench, small, tmp_path):
     """Random numbers differ between devices, so a checkpoint from another one is refused with one line."""
     import json
 
-    from nmbench.store import read_tensors, write_tensors
+    from nmbench.results.files import read_tensors, write_tensors
 
     process = start([*small, *SLOWLY])
     path = tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nmbench.jobs import contenders, with_typed_options
-from nmbench.plugins import load_plugins
+from nmbench.experiment.jobs import contenders, with_typed_options
+from nmbench.plugins.loading import load_plugins
 from nmbench.spec import RunSpec, read_toml
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

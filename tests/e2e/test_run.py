@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nmbench.pattern import Pattern
+from nmbench.results.files import load_masks, read_tensors
 from nmbench.spec import RunSpec, read_toml
-from nmbench.store import load_masks, read_tensors
 
 METHODS = ["--method", "magnitude", "--method", "wanda", "--method", "sparsegpt"]
 LABELS = ["dense", "maskpro@init", "maskpro", "magnitude", "wanda", "sparsegpt"]
@@ -68,7 +68,7 @@ def test_the_table_names_everything_a_user_asked_for(done):
 
 def test_the_mask_files_are_strict_and_hold_the_masks_of_the_proof(done, records):
     """Every mask on disk keeps exactly N of M, and their digest is the one in the record."""
-    from nmbench.validate import masks_digest
+    from nmbench.verification.strict import masks_digest
 
     for row in records(done[1])[1:]:
         masks = load_masks(done[1] / "masks" / f"{row['label']}--2-4--seed0.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from nmbench.plugins import load_plugins
+from nmbench.plugins.loading import load_plugins
 from nmbench.testing import conformance_tests
 from nmbench_plugins.importing import Import
 from nmbench_plugins.magnitude import Magnitude

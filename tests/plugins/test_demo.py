@@ -11,8 +11,8 @@ import torch
 
 from nmbench import data
 from nmbench.data import encode
-from nmbench.evaluate import Subject
-from nmbench.models import Bundle
+from nmbench.evaluation.subject import Subject
+from nmbench.models.bundle import Bundle
 from nmbench.sources import SPLITS
 from nmbench_plugins.demo import ASSETS, WINDOW, DemoModel, DemoPlays
 

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench import evaluate
-from nmbench.dense import DenseTwin
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.evaluate import DenseSubject, Subject
-from nmbench.models import Bundle, DenseWeights
+from nmbench.evaluation import losses as evaluate
+from nmbench.evaluation.subject import DenseSubject, Subject
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_view import DenseView
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench_plugins import divergence as plugin
 from nmbench_plugins.divergence import Kl, Top1, compared
@@ -23,15 +24,15 @@ TEXT = torch.randint(256, (6 * WINDOW + 5,), generator=torch.Generator().manual_
 quick = settings(max_examples=25, deadline=None)
 
 
-def pruned(family: str = "llama", keep: int = 2) -> tuple[Bundle, DenseTwin]:
+def pruned(family: str = "llama", keep: int = 2) -> tuple[Bundle, DenseView]:
     bundle = TinyModel().load(family)
     weights = DenseWeights(bundle)
     for layer in bundle.layers.values():
         layer.write(layer.read() * Pattern(keep, 4).top(layer.read().abs()))
-    return bundle, DenseTwin(bundle, weights.copies)
+    return bundle, DenseView(bundle, weights.copies)
 
 
-def measured(bundle: Bundle, dense: DenseTwin) -> tuple[dict, dict, Subject]:
+def measured(bundle: Bundle, dense: DenseView) -> tuple[dict, dict, Subject]:
     subject, reference = Subject(bundle, {"toy": TEXT}), DenseSubject({}, model=dense)
     argument = f"toy@{WINDOW}"
     found = [metric(argument).measure(subject, reference) for metric in (Kl, Top1)]
@@ -53,7 +54,7 @@ def test_both_are_their_definition(family):
 def test_the_dense_model_agrees_with_itself():
     """Of the dense model the divergence is exactly zero and the agreement exactly one, without spread."""
     bundle = TinyModel().load("llama")
-    kl, top1, _ = measured(bundle, DenseTwin(bundle, DenseWeights(bundle).copies))
+    kl, top1, _ = measured(bundle, DenseView(bundle, DenseWeights(bundle).copies))
     assert (kl["value"], kl["stderr"], top1["value"], top1["stderr"]) == (0, 0, 1, 0)
 
 

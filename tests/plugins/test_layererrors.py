@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from nmbench import evaluate
-from nmbench.dense import DenseTwin
 from nmbench.errors import NumericalFailure
-from nmbench.evaluate import DenseSubject, Subject
-from nmbench.models import DenseWeights
+from nmbench.evaluation import losses as evaluate
+from nmbench.evaluation.subject import DenseSubject, Subject
+from nmbench.models.dense_view import DenseView
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench_plugins.layererrors import LayerErrors
 from nmbench_plugins.tiny import TinyModel
@@ -24,7 +24,7 @@ def measured(change, family="llama"):
     for name, layer in bundle.layers.items():
         layer.write(change(name, layer.read()))
     subject = Subject(bundle, {"toy": TEXT})
-    found = LayerErrors("toy@16").measure(subject, DenseSubject({}, model=DenseTwin(bundle, weights.copies)))
+    found = LayerErrors("toy@16").measure(subject, DenseSubject({}, model=DenseView(bundle, weights.copies)))
     return found["layers:toy@16"], found["layers:toy@16 worst"], bundle
 
 

@@ -10,7 +10,7 @@ import torch
 
 import nmbench_plugins.zeroshot as plugin
 from nmbench.errors import NMBenchError
-from nmbench.evaluate import DenseSubject, Subject
+from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench_plugins.tiny import TinyModel
 from nmbench_plugins.zeroshot import ZeroShot
 from nmbench_plugins.zeroshot.items import TASKS, check, read

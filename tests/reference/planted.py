@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmbench.learn import CheckpointStore, LearnTask
-from nmbench.live import LiveWeights
-from nmbench.models import Bundle, DenseWeights
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.store import MemoryCheckpoints
+from nmbench.pruning.learning import CheckpointStore, LearnTask
+from nmbench.pruning.live_weights import LiveWeights
+from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing.planted import LENGTH as LENGTH
 from nmbench.testing.planted import VOCABULARY, cycles, planted_bundle, strongest, weakest
 from nmbench.testing.planted import Planted as Planted

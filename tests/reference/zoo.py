@@ -10,7 +10,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmbench.plugin_checks import WORK
+from nmbench.plugins.checking import WORK
 
 VERSION = "0.7"
 BASE = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.pattern import Pattern
-from nmbench.speed import whole
+from nmbench.speed import whole_model
 from nmbench.speed.gpu import half
 from nmbench.speed.measure import check_fits, check_pattern, measure, prune, shapes_of
 from nmbench.speed.report import Model, Times, render, verdict
@@ -73,7 +73,7 @@ class Fake:
 def short(monkeypatch):
     """Few steps of a small model."""
     for name, value in {"PREFILL_TOKENS": 24, "PROMPT_TOKENS": 8, "STEPS": 4, "DECODE_BATCHES": (1, 3)}.items():
-        monkeypatch.setattr(whole, name, value)
+        monkeypatch.setattr(whole_model, name, value)
 
 
 def test_every_shape_is_timed_at_every_number_of_tokens():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import LayerStats, Pruned, Refiner, Scorer, Solver
-from nmbench.sandbox import fenced
+from nmbench.runtime.isolation import fenced
 from nmbench.testing.cases import INPUTS, call
 from nmbench.testing.laws.base import (
     KEPT,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from nmbench.store import pack, unpack
+from nmbench.results import pack, unpack
 
 Masks = Mapping[str, Tensor]
 

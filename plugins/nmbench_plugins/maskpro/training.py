@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 import nmbench
-from nmbench.compare import groups_changed
-from nmbench.evaluate import losses_in_parts
+from nmbench.evaluation import groups_changed, losses_in_parts
 from nmbench_plugins.maskpro.engines import Engine
 from nmbench_plugins.maskpro.masks import Packed
 from nmbench_plugins.maskpro.tracker import Figures

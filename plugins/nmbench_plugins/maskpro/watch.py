@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 import nmbench
-from nmbench.compare import ONE_SIDED_95, standard_error
+from nmbench.evaluation import ONE_SIDED_95, standard_error
 from nmbench_plugins.maskpro.engines import Engine
 from nmbench_plugins.maskpro.masks import Masks, Packed
 

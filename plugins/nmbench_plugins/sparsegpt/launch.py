@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.triton_programs import available
+from nmbench.runtime import triton_available
 
 GROUPS = (2, 4, 8, 16)  # M of the N:M patterns that have a program, for every N
 TILE = 32  # columns in which the columns of a group are found; a group never crosses the end of a tile
@@ -38,7 +38,7 @@ def has_program(pattern: nmbench.Pattern, width: int) -> bool:
 
 def usable(pattern: nmbench.Pattern, width: int, device: torch.device) -> bool:
     """Return whether a program for such blocks runs on this device; elsewhere the plain loop sweeps the blocks."""
-    return has_program(pattern, width) and available(device)
+    return has_program(pattern, width) and triton_available(device)
 
 
 @torch.no_grad()

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.compare import standard_error
-from nmbench.evaluate import window_losses
-from nmbench.replay import resumed, until
+from nmbench.calibration import resumed, until
+from nmbench.evaluation import standard_error, window_losses
 
 
 class Judge:

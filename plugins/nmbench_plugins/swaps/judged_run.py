@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.calibrate import FewTokens, Step, full_float32, walk
-from nmbench.compare import groups_changed
-from nmbench.live import LiveWeights
-from nmbench.store import pack, unpack
+from nmbench.calibration import FewTokens, Step, full_float32, walk
+from nmbench.evaluation import groups_changed
+from nmbench.pruning import LiveWeights
+from nmbench.results import pack, unpack
 from nmbench_plugins.swaps.aim import Aim
 from nmbench_plugins.swaps.descent import descend
 from nmbench_plugins.swaps.judge import Judge

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError
-from nmbench.learn import LearnTask
-from nmbench.models import DenseWeights
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.options import build
 from nmbench.pattern import Pattern
-from nmbench.store import MemoryCheckpoints
+from nmbench.pruning.learning import LearnTask
+from nmbench.results.files import MemoryCheckpoints
 from nmbench_plugins.maskpro import MaskPro
 from nmbench_plugins.tiny import TinyModel
 from reference import maskpro as reference

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench.store import pack, unpack
+from nmbench.results.files import pack, unpack
 from nmbench_plugins.maskpro.masks import Packed
 from reference.planted import equal
 

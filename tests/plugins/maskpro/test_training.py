@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NumericalFailure
-from nmbench.learn import CheckpointStore, LearnTask
-from nmbench.models import Bundle, DenseWeights
-from nmbench.store import FileCheckpoints, MemoryCheckpoints
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.pruning.learning import CheckpointStore, LearnTask
+from nmbench.results.files import FileCheckpoints, MemoryCheckpoints
 from nmbench_plugins.maskpro import MaskPro, training
 from reference.planted import FOUR_EIGHT, TWO_FOUR, Planted, cycles, equal, make, planted, weakest
 

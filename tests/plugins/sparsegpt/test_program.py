@@ -15,6 +15,7 @@ from torch import Tensor
 from nmbench.errors import NumericalFailure
 from nmbench.methods import LayerStats
 from nmbench.pattern import Pattern
+from nmbench.runtime import triton_available
 from nmbench.testing import strategies
 from nmbench_plugins.sparsegpt import SparseGPT, launch, reference
 from nmbench_plugins.sparsegpt.factor import damped_root, inverses
@@ -23,7 +24,7 @@ from nmbench_plugins.sparsegpt.sweep import block_width, sweep
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (7, 8), (8, 16), (1, 16))]
 MODULE = "nmbench_plugins.sparsegpt.program"
 few = settings(max_examples=15, deadline=None, derandomize=True)  # the same rows every time: rounding may decide a tie
-on_gpu = pytest.mark.skipif(not launch.available("cuda"), reason="needs an NVIDIA GPU and Triton")
+on_gpu = pytest.mark.skipif(not triton_available("cuda"), reason="needs an NVIDIA GPU and Triton")
 in_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
@@ -193,7 +194,7 @@ def test_what_there_are_programs_for():
 
 def test_launcher_needs_no_triton():
     """Where Triton is missing, SparseGPT is importable and sweeps by the loop."""
-    code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.sparsegpt import launch; "
-    code += "print(launch.available('cpu'), launch.available('cuda'))"
+    code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.sparsegpt import launch"
+    code += "; from nmbench.runtime import triton_available; print(triton_available('cpu'), triton_available('cuda'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False", "False"], done.stderr

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from nmbench.data import draw
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.meter import Cost
 from nmbench.methods import LayerStats, Solver
-from nmbench.models import Bundle, DenseWeights
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.prune import prune_one_shot
+from nmbench.pruning.one_shot import prune_one_shot
+from nmbench.runtime.cost import Cost
 from nmbench.testing import strategies
 from nmbench_plugins.demo import DemoModel, DemoPlays
 from nmbench_plugins.sparsegpt import SparseGPT

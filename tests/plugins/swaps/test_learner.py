@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmbench import selection
-from nmbench.compare import Confirmation
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.evaluate import window_losses
-from nmbench.learn import LearnTask
+from nmbench.evaluation.comparison import Confirmation
+from nmbench.evaluation.losses import window_losses
 from nmbench.methods import LayerStats
-from nmbench.models import Bundle, DenseWeights
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.store import MemoryCheckpoints
-from nmbench.validate import check_masks
+from nmbench.pruning import selection
+from nmbench.pruning.learning import LearnTask
+from nmbench.results.files import MemoryCheckpoints
+from nmbench.verification.strict import check_masks
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.swaps.aim import Aim
 from nmbench_plugins.swaps.judge import Judge

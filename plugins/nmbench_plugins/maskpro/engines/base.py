@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 import nmbench
-from nmbench.live import LiveWeights
+from nmbench.pruning import LiveWeights
 from nmbench_plugins.maskpro.masks import Masks
 from nmbench_plugins.maskpro.tracker import Figures, Rule, Tracker
 

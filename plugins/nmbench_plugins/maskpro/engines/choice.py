@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 
 import nmbench
-from nmbench.live import LiveWeights
+from nmbench.pruning import LiveWeights
 from nmbench_plugins.maskpro.engines.base import Engine
 from nmbench_plugins.maskpro.engines.step_graph import record
 from nmbench_plugins.maskpro.engines.streamed_engine import StreamedEngine

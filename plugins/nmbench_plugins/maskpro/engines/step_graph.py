@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
-from nmbench.cuda_graphs import graph_of
+from nmbench.runtime import graph_of
 
 
 @dataclass(frozen=True)

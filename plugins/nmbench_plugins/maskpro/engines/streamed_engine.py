@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.evaluate import window_losses
-from nmbench.live import LiveWeights, masked
+from nmbench.evaluation import window_losses
+from nmbench.pruning import LiveWeights, masked
 from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engines.base import Engine
 from nmbench_plugins.maskpro.engines.step_graph import Recorded, ignoring_packed_windows

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import nmbench
-from nmbench.live import LiveWeights
+from nmbench.pruning import LiveWeights
 from nmbench_plugins.maskpro.engines.base import Engine
 from nmbench_plugins.maskpro.engines.logits import Logits
 from nmbench_plugins.maskpro.masks import Masks

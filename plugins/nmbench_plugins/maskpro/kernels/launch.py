@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.triton_programs import available
+from nmbench.runtime import triton_available
 
 FUSED = frozenset({(1, 4), (2, 4), (4, 8)})  # keep, group
 ROUNDS = 7
@@ -48,7 +48,7 @@ LAUNCHES = {4: Launch(registers=48), 8: Launch()}  # by group
 
 def usable(keep: int, group: int, device: torch.device | str) -> bool:
     """Return whether a program for this pattern runs on this device; elsewhere `policy` computes in plain torch."""
-    return (keep, group) in FUSED and available(device)
+    return (keep, group) in FUSED and triton_available(device)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
+from nmbench import NMBenchError, NotStrict, NumericalFailure
 
 MAX_GROUP = 32
 CHUNK_WEIGHTS = {"cpu": 2**17, "cuda": 2**24}  # CPU: temporaries stay in cache; CUDA: few launches, bounded memory

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NMBenchError
-from nmbench.learn import LearnTask
-from nmbench.live import LiveWeights
 from nmbench.pattern import Pattern
+from nmbench.pruning.learning import LearnTask
+from nmbench.pruning.live_weights import LiveWeights
 from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, TorchEngine
 from nmbench_plugins.maskpro.tracker import Rule
 from reference import maskpro as reference

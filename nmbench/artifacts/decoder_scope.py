@@ -1,0 +1,178 @@
+"""Which matrices of a checkpoint have to be N:M: the linear layers of the decoder blocks.
+
+Names alone show the decoder stack: `model.layers.3.mlp.up_proj.weight` lies in block 3 of `model.layers`. What is
+linear, and which layers are stored `[in, out]`, is known from the model itself, built from `config.json` without
+weights; where there is none, every matrix of a block is taken for a linear layer stored `[out, in]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nmbench.artifacts.artifact import Artifact, Matrix, layer_name, stack_size
+from nmbench.artifacts.folder import read_json
+
+BLOCK = re.compile(r"(?:^|(?<=\.))(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without weights: shape `[out, in]` of its linear layers, which are stored `[in, out]`, other matrices."""
+
+    shapes: Mapping[str, tuple[int, int]]
+    transposed: frozenset[str]
+    skipped: Mapping[str, str]
+
+    @cached_property
+    def layers(self) -> Names:
+        return Names(self.shapes)
+
+    @cached_property
+    def others(self) -> Names:
+        return Names(self.skipped)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The weights that are judged, in canonical view; others with the reason why not; all parameters of the blocks."""
+
+    weights: Mapping[str, Matrix]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    decoder_weights: int | None = None
+
+    @cached_property
+    def names(self) -> Names:
+        return Names(self.weights)
+
+
+def scope_of(artifact: Artifact) -> Scope:
+    """The decoder layers of a checkpoint; of a file of masks alone, none."""
+    inside = inner_tensors(artifact.tensors)
+    skeleton = skeleton_of(artifact.config, len(artifact.tensors))
+    weights: dict[str, Matrix] = {}
+    skipped: dict[str, str] = {}
+    for stored, shape in artifact.tensors.items():
+        if not artifact.weights or len(shape) < 2:
+            continue
+        found = matrices_of(stored, artifact, skeleton)
+        if stored not in inside:
+            skipped[stored] = "outside the decoder blocks"
+        elif not found:
+            skipped[stored] = f"not a matrix of weights {shape}"
+        elif skeleton and not skeleton.layers.find(next(iter(found))) and (other := skeleton.others.find(stored)):
+            skipped[stored] = skeleton.skipped[other]
+        else:
+            weights.update(found)
+    total = sum(math.prod(artifact.tensors[stored]) for stored in inside) if artifact.weights else None
+    return Scope(weights, skipped, total)
+
+
+def matrices_of(stored: str, artifact: Artifact, skeleton: Skeleton | None) -> dict[str, Matrix]:
+    """The weights in a stored tensor, in canonical view: one, those of fused experts that the model has, or none."""
+    name = layer_name(stored)
+    if name in artifact.weights:
+        found = {name: artifact.weights[name]}
+    else:
+        names = (f"{stored}[{expert}]" for expert in range(stack_size(artifact.tensors[stored])))
+        stack = {n: artifact.stacked[n] for n in names if n in artifact.stacked}
+        found = {n: m for n, m in stack.items() if skeleton and skeleton.layers.find(n)}
+    if skeleton is None:
+        return found
+    return {n: m.transposed() if skeleton.layers.find(n) in skeleton.transposed else m for n, m in found.items()}
+
+
+def inner_tensors(tensors: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The tensors inside the decoder blocks: of the numbered stack, outermost, that holds the most weights in matrices.
+
+    Where nothing is numbered there is no stack, and everything counts.
+    """
+    sizes: dict[str, int] = {}
+    for name, shape in tensors.items():
+        if (stack := stack_of(name)) is not None:
+            sizes[stack] = sizes.get(stack, 0) + (math.prod(shape) if len(shape) > 1 else 0)
+    if not sizes:
+        return set(tensors)
+    best = max(sizes, key=lambda stack: sizes[stack])
+    return {name for name in tensors if stack_of(name) == best}
+
+
+def stack_of(name: str) -> str | None:
+    """What comes before the first number in a dotted name."""
+    match = BLOCK.search(name)
+    return name[: match.start()] if match else None
+
+
+class Names:
+    """Names of layers, to look up other writings of them: one of the two may begin a word earlier (`model.`)."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = set(known)
+        self.longer: dict[str, str | None] = {}
+        for name in self.known:
+            rest = name.partition(".")[2]
+            self.longer[rest] = None if rest in self.longer else name  # None: more than one would do
+
+    def find(self, name: str) -> str | None:
+        """The known name that means the same, or None."""
+        if name in self.known:
+            return name
+        shorter = name.partition(".")[2]
+        return shorter if shorter in self.known else self.longer.get(name)
+
+
+def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
+    """The model of a `config.json` without weights, or None if there is none or transformers cannot build it.
+
+    No code of the folder runs. A configuration with more blocks than there are tensors is not built.
+    """
+    if config is None or not isinstance(read_json(config), dict):
+        return None
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from nmbench.models.bundle import Bundle
+
+    try:
+        with quiet():
+            settings = AutoConfig.from_pretrained(config.parent, trust_remote_code=False, local_files_only=True)
+            if blocks_of(settings) > tensors:
+                return None
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        bundle = Bundle.of(str(config.parent), model, None)
+    except Exception:  # whatever a configuration makes transformers raise, names will have to do
+        return None
+    return Skeleton(
+        {name: layer.shape for name, layer in bundle.layers.items()},
+        frozenset(name for name, layer in bundle.layers.items() if layer.transposed),
+        bundle.skipped,
+    )
+
+
+def blocks_of(settings: Any) -> int:
+    """How many blocks a configuration asks for."""
+    count = getattr(settings.get_text_config(), "num_hidden_layers", 0)
+    return count if isinstance(count, int) else 0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers says of a configuration: it is not the user's at hand."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

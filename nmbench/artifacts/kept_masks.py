@@ -1,0 +1,123 @@
+"""What an artifact keeps: its masks or, where it has none, the non-zeros of its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable
+from nmbench.artifacts.decoder_scope import Names, scope_of
+from nmbench.artifacts.folder import MASKS
+from nmbench.artifacts.group_counts import nonzeros
+from nmbench.artifacts.reading import open_artifact, row_masks
+from nmbench.errors import NMBenchError
+from nmbench.pattern import Pattern
+
+PARTS = (".safetensors", ".bin", ".pt", ".json")  # the files of a folder that say something of its weights
+CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bool matrices by layer, in canonical view, and the weights that come with them, if any do.
+
+    If it is `at_most`, they are the non-zeros of the weights, so that a kept weight that is zero is missing from them.
+    """
+
+    path: str
+    form: str
+    matrices: Mapping[str, Matrix]
+    weights: Mapping[str, Matrix]
+    patterns: Mapping[str, Pattern]
+    at_most: bool = False
+
+    @cached_property
+    def names(self) -> Names:
+        return Names(self.matrices)
+
+    def of_layer(self, name: str, shape: tuple[int, int]) -> Matrix:
+        """The mask of a layer of a model. Raises `NMBenchError` if there is none or it has another shape."""
+        found = self.names.find(name)
+        if found is None:
+            example = next(iter(self.matrices))
+            raise NMBenchError(f"{self.path} has no mask for layer {name} of the model; its names look like {example}.")
+        matrix = self.matrices[found].shaped(shape)
+        if matrix.shape != shape:
+            raise NMBenchError(
+                f"layer {name} has shape {shape} in the model but {matrix.shape} in {self.path}: a mask of another one."
+            )
+        return matrix
+
+    def weight_of(self, name: str) -> Tensor:
+        """The weight `[out, in]` beside the mask of a layer. Raises `NMBenchError` if there is none."""
+        found = Names(self.weights).find(name)
+        if found is None:
+            raise NMBenchError(f"{self.path} has no weights for layer {name} of the model.")
+        return self.weights[found].whole()
+
+    def others(self, names: Iterable[str]) -> list[str]:
+        """The layers here that are none of `names`."""
+        known = Names(names)
+        return [name for name in self.matrices if known.find(name) is None]
+
+
+def open_masks(ref: str) -> Kept:
+    """Open what `nmbench validate` takes and tell what it keeps. Reads headers only. Raises `Unreadable`."""
+    return kept_of(open_artifact(ref))
+
+
+def kept_of(artifact: Artifact) -> Kept:
+    """Masks of an artifact, or the non-zeros of its decoder layers. Raises `Unreadable` if it has neither."""
+    weights = scope_of(artifact).weights
+    matrices = artifact.masks or {name: nonzero_matrix(weight) for name, weight in weights.items()}
+    if not matrices:
+        raise Unreadable(f"{artifact.path} holds no mask and no matrix of decoder weights.")
+    return Kept(artifact.path, artifact.form, matrices, weights, artifact.patterns, not artifact.masks)
+
+
+def nonzero_matrix(weight: Matrix) -> Matrix:
+    """Where a weight is not zero, read as the weight is."""
+
+    def open_nonzeros() -> Rows:
+        read = weight.open()
+        return lambda start, stop: torch.from_numpy(nonzeros(read(start, stop)).kept)
+
+    return dataclasses.replace(weight, mask=True, open=open_nonzeros)
+
+
+def files_digest(ref: str) -> str:
+    """SHA-256, 16 hex digits, over the files that `ref` names. Raises `Unreadable` if there are none."""
+    path = Path(ref)
+    if not path.exists():
+        path = row_masks(ref) or path
+    if not path.exists():
+        raise Unreadable(f"{ref} does not exist.")
+    files = [path]
+    if path.is_dir():
+        files = [file for file in (*sorted(path.iterdir()), path / MASKS) if file.suffix in PARTS and file.is_file()]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name} {file_digest(file)};".encode())
+    return total.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file; remembered for as long as it stays unchanged."""
+    status = path.stat()
+    return _digest(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _digest(path: Path, *version: int) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            total.update(chunk)
+    return total.hexdigest()

@@ -1,0 +1,129 @@
+"""One layer read from top to bottom: what its groups are made of, and the first thing that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from nmbench.artifacts.artifact import Matrix
+from nmbench.artifacts.group_counts import Array, Counts, count, nonzeros
+from nmbench.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer. `problem` is empty if it is strict; `first` is row, column and count of its first broken group.
+
+    `fewer` groups have less than N non-zeros; `extra_zeros` are zeros among the weights that the pattern, or the mask,
+    lets live; `off_mask` counts the non-zeros off the mask.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    pattern: str | None
+    problem: str = ""
+    groups: int = 0
+    broken: int = 0
+    first: tuple[int, int, int] | None = None
+    fewer: int = 0
+    extra_zeros: int = 0
+    negative_zeros: int = 0
+    off_mask: int = 0
+    flat: bool = False
+
+    @property
+    def strict(self) -> bool:
+        return not self.problem
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+def layer_report(name: str, mask: Matrix | None, weight: Matrix | None, pattern: Pattern | None) -> LayerReport:
+    """Read one layer; at least one of `mask` and `weight` is given. No pattern is a problem like others."""
+    matrix = mask or weight
+    assert matrix is not None
+    report = LayerReport(name, matrix.shape, str(pattern) if pattern else None, flat=matrix.flat)
+    if pattern is None:
+        return replace(report, problem="shows no N:M pattern with M up to 32")
+    if not pattern.divides(matrix.shape[1]):
+        return replace(report, problem=f"rows of {matrix.shape[1]} do not fall into groups of {pattern.group}")
+    if mask and weight and mask.shape != weight.shape:
+        return replace(report, problem=f"has a mask of shape {mask.shape}, but weights {weight.shape}")
+    total = Tally()
+    for tally in tallies(mask, weight, pattern):
+        total = total.plus(tally)
+    return replace(
+        report,
+        problem=problem_of(total, pattern, exact=mask is not None),
+        groups=total.counts.groups,
+        broken=total.counts.broken,
+        first=total.counts.first,
+        fewer=total.counts.fewer,
+        extra_zeros=total.extra_zeros,
+        negative_zeros=total.negative_zeros,
+        off_mask=total.off_mask,
+    )
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The counts of a slice, or of all slices so far."""
+
+    counts: Counts = field(default_factory=Counts)
+    extra_zeros: int = 0
+    negative_zeros: int = 0
+    off_mask: int = 0
+    finite: bool = True
+
+    def plus(self, other: Tally) -> Tally:
+        return Tally(
+            self.counts.plus(other.counts),
+            self.extra_zeros + other.extra_zeros,
+            self.negative_zeros + other.negative_zeros,
+            self.off_mask + other.off_mask,
+            self.finite and other.finite,
+        )
+
+
+def tallies(mask: Matrix | None, weight: Matrix | None, pattern: Pattern) -> Iterator[Tally]:
+    """Slice by slice, of a mask, of weights, or of both side by side."""
+    group = pattern.group
+    if mask and weight:
+        for (row, column, kept), (_, _, part) in zip(mask.slices(group), weight.slices(group), strict=True):
+            yield tally_both(kept.numpy(), part, count(kept.numpy(), pattern, True, row, column))
+    elif mask:
+        for row, column, kept in mask.slices(group):
+            yield Tally(count(kept.numpy(), pattern, True, row, column))
+    elif weight:
+        for row, column, part in weight.slices(group):
+            found = nonzeros(part)
+            counts = count(found.kept, pattern, False, row, column)
+            yield Tally(counts, counts.missing, found.negative_zeros, 0, found.finite)
+
+
+def tally_both(kept: Array, part: Tensor, counts: Counts) -> Tally:
+    """Weights under a mask: zeros that it keeps, and non-zeros that it does not."""
+    found = nonzeros(part)
+    off_mask = int(np.count_nonzero(found.kept & ~kept))
+    under = int(np.count_nonzero(found.kept)) - off_mask
+    return Tally(counts, int(np.count_nonzero(kept)) - under, found.negative_zeros, off_mask, found.finite)
+
+
+def problem_of(total: Tally, pattern: Pattern, exact: bool) -> str:
+    """What is wrong with a layer, in a few words; empty if nothing is."""
+    counts = total.counts
+    if counts.first:
+        row, column, kept = counts.first
+        wanted = f"{pattern.keep}" if exact else f"at most {pattern.keep}"
+        return (
+            f"{counts.broken} of {counts.groups} groups are not {pattern}; first: row {row}, columns "
+            f"{column}..{column + pattern.group - 1} keep {kept} instead of {wanted}"
+        )
+    if total.off_mask:
+        return f"{total.off_mask} weights off the mask are not zero"
+    return "" if total.finite else "holds NaN or infinite weights"

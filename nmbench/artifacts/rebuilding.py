@@ -1,0 +1,136 @@
+"""The pruned model of a finished row, made again from its run directory and proven to be the one that was measured.
+
+A run directory holds masks. Repaired weights, as large as the model, are not kept: the same job is done again from the
+same tokens, and what comes out must have the hash that was recorded when it was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nmbench.artifacts.folder import read_json
+from nmbench.errors import NMBenchError, RunMismatch, unknown
+from nmbench.experiment.jobs import contenders, jobs
+from nmbench.experiment.loading import load_model
+from nmbench.experiment.setup import prepare
+from nmbench.methods import MaskLearner, Pruned, PrunedModel
+from nmbench.models.bundle import Bundle
+from nmbench.pattern import Pattern
+from nmbench.plugins.loading import Plugins
+from nmbench.pruning.one_shot import apply
+from nmbench.results.directory import RunDirectory
+from nmbench.results.files import load_masks
+from nmbench.results.records import Record, load_results
+from nmbench.results.table import file_name
+from nmbench.run import prune
+from nmbench.runtime.cost import Cost
+from nmbench.spec import DENSE, RunSpec, read_toml
+from nmbench.verification.strict import masks_digest
+
+ANOTHER = "the machine, the device or a version may differ; its record's environment tells"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished row: its record, that of the dense model beside it, the specification that makes this row alone."""
+
+    directory: Path
+    record: Record
+    dense: Record
+    spec: RunSpec
+    manifest: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"{self.record['label']} {self.record['pattern']} seed {self.record['seed']}"
+
+
+def find_row(directory: Path, label: str, pattern: Pattern | None = None, seed: int | None = None) -> Row:
+    """The one finished row of a run directory that the arguments name.
+
+    Raises `NMBenchError` if there is none, more than one, or it failed.
+    """
+    records = load_results(directory).records
+    labels = [record["label"] for record in records if record["label"] != DENSE]
+    if label not in labels:
+        raise unknown("row", label, labels, f" in {directory}")
+    found = [r for r in records if r["label"] == label and (pattern is None or r["pattern"] == str(pattern))]
+    found = [record for record in found if seed is None or record["seed"] == seed]
+    if len(found) != 1:
+        listed = ", ".join(f"{r['pattern']} seed {r['seed']}" for r in records if r["label"] == label)
+        problem = "several rows" if found else "no such row"
+        raise NMBenchError(f"{directory} has {problem} for {label}; choose by --pattern and --seed from {listed}.")
+    if found[0]["status"] != "ok":
+        raise NMBenchError(f"{label} failed in {directory}: {found[0]['error']}")
+    dense = next((record for record in records if record["label"] == DENSE), None)
+    if dense is None:
+        raise NMBenchError(f"{directory} has no row of the dense model; give its command again to complete it.")
+    return Row(directory, found[0], dense, spec_of(directory, found[0]), read_json(directory / "manifest.json"))
+
+
+def spec_of(directory: Path, record: Record) -> RunSpec:
+    """The specification of the run, less all methods, patterns and seeds that one row does not need."""
+    spec = RunSpec.from_dict(read_toml(directory / "spec.toml"), str(directory / "spec.toml"))
+    methods = {method.label: method for method in spec.methods}
+    needed: list[str] = []
+    label = record["label"].removesuffix("@init")  # the start of a learner comes with the learner
+    while label in methods and label not in needed:  # which may be another method of the run, that starts from another
+        needed.append(label)
+        label = str(methods[label].options.get("init", ""))
+    return dataclasses.replace(
+        spec,
+        methods=tuple(method for method in spec.methods if method.label in needed),
+        patterns=(Pattern.parse(record["pattern"]),),
+        seeds=(record["seed"],),
+    )
+
+
+def make_again(row: Row, plugins: Plugins, device: str | None = None) -> tuple[Bundle, PrunedModel]:
+    """Load the dense model and prune it as it was; the bundle then holds the pruned weights.
+
+    Raises `RunMismatch` if the dense model, the masks or the pruned model are not those of the run.
+    """
+    spec = row.spec if device is None else dataclasses.replace(row.spec, device=device)
+    bundle = load_model(spec, plugins)
+    if bundle.digest() != row.manifest["model_digest"]:
+        raise RunMismatch(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
+    pruned = repeated(row, spec, bundle, plugins) if row.record["weights_changed"] else stored(row, bundle)
+    if masks_digest(pruned.masks) != row.record["proof"]["masks_digest"]:
+        raise RunMismatch(f"the masks of {row.title} are not those that were measured: {ANOTHER}.")
+    apply(bundle, pruned)
+    measured = bundle.in_dtype(getattr(torch, str(spec.eval_dtype)))
+    if row.record.get("measured_digest") != measured.digest():
+        raise RunMismatch(f"the weights of {row.title} are not those that were measured: {ANOTHER}.")
+    return bundle, pruned
+
+
+def stored(row: Row, bundle: Bundle) -> PrunedModel:
+    """The masks of the run directory, for the dense weights."""
+    masks = load_masks(row.directory / "masks" / f"{file_name(row.record)}.safetensors")
+    refuse_other_layers(list(masks), list(bundle.layers), row)
+    return PrunedModel({name: Pruned(mask.to(bundle.device)) for name, mask in masks.items()})
+
+
+def refuse_other_layers(masks: Sequence[str], layers: Sequence[str], row: Row) -> None:
+    if set(masks) != set(layers):
+        raise RunMismatch(f"the masks of {row.title} are of other layers than those of model {row.spec.model}.")
+
+
+def repeated(row: Row, spec: RunSpec, bundle: Bundle, plugins: Plugins) -> PrunedModel:
+    """The same job once more. Raises `RunMismatch` if it is not the same any more."""
+    methods = contenders(spec, plugins)
+    learners = any(isinstance(contender.method, MaskLearner) for contender in methods)
+    experiment = prepare(spec, plugins, bundle, learners)
+    same = [job for job in jobs(spec, methods, experiment.protocol_digest) if job.digest == row.record["job_digest"]]
+    if not same or experiment.calibration_digest(row.record["seed"]) != row.record["calibration_digest"]:
+        raise RunMismatch(
+            f"{row.title} cannot be repeated: its texts, a file or the defaults of its method have changed since "
+            f"{row.directory} was made."
+        )
+    return prune(same[0], experiment, RunDirectory(row.directory), Cost())[0]

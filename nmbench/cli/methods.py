@@ -1,0 +1,63 @@
+"""`nmbench methods`: the methods, and the options of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nmbench.cli.shared import plugin_option, tell_broken_files
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command("methods")
+@click.argument("name", required=False)
+@plugin_option
+def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
+    """List the methods, or show the options of one."""
+    from nmbench.plugins.loading import load_plugins
+
+    plugins = load_plugins(plugin_files)
+    tell_broken_files(plugins)
+    if name is None:
+        for entry in plugins.registries.methods:
+            click.echo(f"{entry.name:<12} {kind_of(entry.obj):<13} {summary(entry.obj)}  ({entry.origin})")
+        return
+    cls = plugins.lookup(plugins.registries.methods, name)
+    click.echo(f"{name}: {kind_of(cls)} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")
+    click.echo(options_text(name, cls))
+
+
+def options_text(name: str, cls: Any) -> str:
+    """The options of a method, one a line, as `--set` takes them."""
+    from nmbench.options import describe
+    from nmbench.pattern import Pattern
+
+    lines = []
+    for info in describe(cls):
+        choices = f"; one of {', '.join(map(str, info.choices))}" if info.choices else ""
+        unit = f" [{info.unit}]" if info.unit else ""
+        default = "none" if info.default is None else info.default
+        lines.append(f"  --set {name}.{info.name}={default}  ({info.type}){unit} {info.help}{choices}")
+    for preset, values in cls.presets.items():
+        listed = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"  --set {name}.preset={preset}  sets {listed}")
+    usual = [Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16), Pattern(16, 32)]
+    supported = [str(pattern) for pattern in usual if cls().supports(pattern) is None]
+    return "\n".join([*(lines or ["  no options"]), f"  patterns: {', '.join(supported)} and others alike"])
+
+
+def kind_of(cls: Any) -> str:
+    """The kind of a method, as the documentation names it."""
+    from nmbench.methods import MaskLearner, MaskSource, Refiner, Scorer, Solver
+
+    kinds = {Scorer: "scorer", Solver: "solver", Refiner: "refiner", MaskLearner: "mask learner"}
+    kinds[MaskSource] = "mask source"
+    return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
+
+
+def summary(cls: Any) -> str:
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())

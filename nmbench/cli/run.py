@@ -1,0 +1,88 @@
+"""`nmbench run`: prune, prove strict, evaluate, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nmbench.cli.shared import plugin_option, tell_broken_files, terminal_width, write_reports
+from nmbench.errors import NMBenchError
+
+if TYPE_CHECKING:
+    from nmbench.spec import RunSpec
+
+
+@click.command()
+@click.option("--method", "methods", multiple=True, metavar="NAME|LABEL=NAME", help="A method; repeat to compare.")
+@click.option("--set", "settings", multiple=True, metavar="LABEL.OPTION=VALUE", help="An option of a method.")
+@click.option("--model", metavar="REF", help="demo, hf:ORG/NAME[@REVISION], a folder, gguf:FILE, tiny:FAMILY.  [demo]")
+@click.option(
+    "--pattern", "patterns", multiple=True, metavar="N:M", help="Keep N of every M weights; repeatable.  [2:4]"
+)
+@click.option("--pattern-for", multiple=True, metavar="LAYERS=N:M", help="Another pattern for layers, as 'mlp.*=4:8'.")
+@click.option("--skip", multiple=True, metavar="LAYERS", help="Leave layers dense, as 'q_proj' or 'layers.0.*'.")
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Repeatable.  [0]")
+@click.option("--calibration", metavar="DATA", help="demo, c4, wikitext2, text:FILE or jsonl:FILE.")
+@click.option("--windows", type=click.IntRange(min=1), help="Calibration windows for statistics.")
+@click.option("--window-tokens", type=click.IntRange(min=2), help="Tokens in a calibration window.")
+@click.option("--pool-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may learn from.")
+@click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may choose by.")
+@click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="As ppl:wikitext2@2048; repeatable.")
+@click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU where there is one.  [auto]")
+@click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
+@click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
+@click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
+@click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
+@click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
+@click.option("--quiet", is_flag=True, help="No progress, only the table.")
+@plugin_option
+def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> None:
+    """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
+    from nmbench.experiment.progress import ProgressPrinter
+    from nmbench.plugins.loading import load_plugins
+
+    spec = spec_from(config, flags)
+    plugins = load_plugins(spec.plugins)
+    tell_broken_files(plugins)
+    if not quiet:
+        plugins.add_observer(ProgressPrinter(), "progress")
+    from nmbench.results.table import render
+    from nmbench.run import run as run_spec
+
+    results = run_spec(spec, out, plugins)
+    write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
+    names = ("records.jsonl", "report.csv", "report.md", "masks", "losses", "errors")
+    there = [name for name in names if (results.directories[0] / name).exists()]
+    click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(there)}")
+    if any(record["status"] != "ok" for record in results.asked):
+        sys.exit(1)
+
+
+def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
+    """The specification that a TOML file and the flags make together; flags win."""
+    from nmbench.spec import MethodSpec, RunSpec, read_toml, refuse_duplicates, with_settings
+
+    content = read_toml(config) if config else {}
+    methods = [MethodSpec.parse(text) for text in flags.pop("methods")]
+    settings, special = flags.pop("settings"), flags.pop("pattern_for")
+    if not methods and not content.get("methods"):
+        raise click.UsageError("give at least one --method NAME; `nmbench methods` lists them.")
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    given = {{"plugin_files": "plugins"}.get(name, name): value for name, value in given.items()}
+    if special:
+        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in special)]
+        refuse_duplicates("--pattern-for", [layers for layers, _ in pairs])
+        given["pattern_for"] = dict(pairs)
+    if methods:
+        given["methods"] = {m.label: {"method": m.name} for m in methods}
+        if len(given["methods"]) < len(methods):
+            raise NMBenchError("two methods have one label; name them apart with --method LABEL=NAME.")
+    spec = RunSpec.from_dict({**content, **given}, str(config) if config else "the flags")
+    return dataclasses.replace(spec, methods=with_settings(spec.methods, settings))

@@ -1,0 +1,28 @@
+"""Losses, metrics, and whether two rows can be told apart."""
+
+from nmbench.evaluation.comparison import (
+    ONE_SIDED_95,
+    Confirmation,
+    Difference,
+    groups_changed,
+    not_worse,
+    paired,
+    standard_error,
+)
+from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.evaluation.subject import DenseSubject, Subject
+
+__all__ = [
+    "ONE_SIDED_95",
+    "Confirmation",
+    "DenseSubject",
+    "Difference",
+    "Subject",
+    "batch_size",
+    "groups_changed",
+    "losses_in_parts",
+    "not_worse",
+    "paired",
+    "standard_error",
+    "window_losses",
+]

@@ -1,0 +1,87 @@
+"""Paired comparison: differences of per-window losses on the same windows, with a bootstrap interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nmbench.pattern import Pattern
+
+RESAMPLES = 2000
+ONE_SIDED_95 = 1.645  # standard errors
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of losses in nats per token, its 95 % bootstrap interval, and the number of windows."""
+
+    mean: float
+    low: float
+    high: float
+    windows: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out: the two can be told apart. From one window nothing can."""
+        return self.windows > 1 and (self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def paired(losses: Tensor, reference: Tensor) -> Difference:
+    """Compare per-window losses `[windows]`; positive means worse than the reference.
+
+    Windows are resampled together, 2,000 times from a fixed seed, so the interval is the same on every call. Several
+    seeds `[seeds, windows]` are averaged first: the interval then speaks of the mean over those seeds.
+    """
+    difference = (losses.double() - reference.double()).reshape(-1, losses.shape[-1]).mean(dim=0)  # [windows]
+    count = len(difference)
+    generator = torch.Generator().manual_seed(0)
+    means = torch.stack(
+        [difference[torch.randint(count, (count,), generator=generator)].mean() for _ in range(RESAMPLES)]
+    )
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Difference(float(difference.mean()), low, high, count)
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Whether losses are not worse than others: their mean paired difference in nats, and the one-sided 95 % bound."""
+
+    nats: float
+    one_sided_95_bound: float
+    tolerance_nats: float
+    windows: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bound is within the tolerance; never if a loss was not a number."""
+        return self.one_sided_95_bound <= self.tolerance_nats
+
+
+def not_worse(losses: Tensor, reference: Tensor, tolerance_nats: float) -> Confirmation:
+    """Ask whether per-window losses `[windows]` are worse than the reference's by no more than a tolerance."""
+    difference = losses.double() - reference.double()
+    mean = float(difference.mean())
+    return Confirmation(mean, mean + ONE_SIDED_95 * standard_error(difference), tolerance_nats, len(difference))
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of values `[n]`, n at least 2."""
+    return float(values.std()) / math.sqrt(len(values))
+
+
+def groups_changed(
+    masks: Mapping[str, Tensor], initial: Mapping[str, Tensor], patterns: Mapping[str, Pattern]
+) -> float:
+    """The share of all groups in which bool masks `[out, in]` differ from others, by layer on the same device."""
+    changed = total = 0
+    for name, mask in masks.items():
+        differs = patterns[name].groups(mask ^ initial[name]).any(dim=-1)
+        changed, total = changed + int(differs.sum()), total + differs.numel()
+    return changed / total

@@ -1,0 +1,160 @@
+"""How much device memory a walk will need at most, and a mask learner at least, estimated before they start.
+
+Counted of a walk are weights, hidden states, the statistics of one block, and what the largest layer needs to be run
+and to be pruned. Attention is taken to need no memory that grows with the square of a window. Of a learner only what it
+holds all the time is known: the model's weights, and what it says of itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nmbench.calibration.walk import batch_tokens
+from nmbench.methods import Baseline, MaskLearner, Method, Stat
+from nmbench.models.bundle import Bundle, Layer, hidden_width
+from nmbench.spec import RunSpec
+
+FLOAT = 4  # bytes of a float32
+SQUARES = 5  # copies of the Gram matrix that a solver makes: reversed, factor, root of it, and two to spare
+COPIES = 4  # of a weight in float32 that a solver makes
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Bytes that a mask learner holds all the time: the model's `weights`, and its `own`, None if it does not say."""
+
+    name: str
+    weights: int
+    own: int | None
+
+    def __str__(self) -> str:
+        least = (self.weights + (self.own or 0)) / GIBIBYTE
+        own = "" if self.own is None else f", its own {self.own / GIBIBYTE:.1f}"
+        missing = "activations" if self.own is not None else "what it holds itself, and activations,"
+        known = f"weights {self.weights / GIBIBYTE:.1f}{own}"
+        return f"{self.name}: at least about {least:.1f} GiB ({known}), {missing} not included"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on the device `device`, at most, by what they are for; `streamed`: blocks come from the host. `learning`
+    is for mask learners, apart from the rest.
+    """
+
+    device: str
+    streamed: bool
+    weights: int
+    hidden: int
+    statistics: int
+    working: int
+    learning: tuple[Learning, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """That of a walk."""
+        return self.weights + self.hidden + self.statistics + self.working
+
+    def __str__(self) -> str:
+        parts = ("weights", "hidden", "statistics", "working")
+        listed = ", ".join(f"{name} {getattr(self, name) / GIBIBYTE:.1f}" for name in parts)
+        how = "blocks come from the host one by one" if self.streamed else "the whole model is there"
+        walk = f"{self.device}: at most about {self.peak / GIBIBYTE:.1f} GiB for one-shot pruning ({listed}); {how}"
+        return "; ".join([walk, *map(str, self.learning)])
+
+
+def estimate(
+    bundle: Bundle,
+    needs: Stat,
+    windows: int,
+    window_tokens: int,
+    device: str,
+    streamed: bool,
+    batch_tokens: int,
+    learners: Sequence[MaskLearner] = (),
+) -> Estimate:
+    """The estimate for a walk over `windows` windows, `batch_tokens` tokens at a time, on the device so called, and for
+    mask learners.
+    """
+    blocks = [bytes_of(block) for block in bundle.blocks.values()]
+    inside = sum(blocks)
+    outside = bytes_of(bundle.model) - inside
+    beside = bool(needs & (Stat.DRIFT | Stat.LAG))
+    width, size = hidden_width(bundle), bundle.dtype.itemsize
+    tokens = windows * window_tokens
+    largest = max(blocks)
+    block_layers = [bundle.block_layers(index) for index in range(len(bundle.blocks))]
+    at_once = max(batch_tokens, window_tokens)
+    run = max(running(layers, at_once, size) for layers in block_layers)
+    run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
+    solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
+    return Estimate(
+        device,
+        streamed,
+        weights=outside + (largest if streamed else inside) + beside * largest,
+        hidden=0 if streamed else tokens * width * size * (1 + beside) + tokens * width * size,
+        statistics=max(sum(statistics(layer, needs) for layer in layers) for layers in block_layers),
+        working=max(run, solve) + largest,  # the dense weights of the block that is pruned wait there
+        learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),
+    )
+
+
+def learning(method: MaskLearner, bundle: Bundle) -> Learning:
+    """The estimate for one learner."""
+    each = method.bytes_per_weight(bundle.dtype.itemsize)
+    count = sum(math.prod(layer.shape) for layer in bundle.layers.values())
+    return Learning(type(method).__name__, bytes_of(bundle.model), None if each is None else round(each * count))
+
+
+def bytes_of(module: nn.Module) -> int:
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def statistics(layer: Layer, needs: Stat) -> int:
+    """What is gathered of one layer."""
+    outputs, inputs = layer.shape
+    squares = (Stat.GRAM in needs) + (Stat.DRIFT in needs)
+    return FLOAT * (inputs * inputs * squares + inputs + outputs * inputs * (Stat.LAG in needs))
+
+
+def running(layers: list[Layer], tokens: int, size: int) -> int:
+    """What a batch of `tokens` needs in one block: inputs and outputs of all layers, and one input twice in float32."""
+    shapes = [layer.shape for layer in layers if not layer.fused or layer.where.expert == 0]
+    through = sum(outputs + inputs for outputs, inputs in shapes)
+    return tokens * (size * through + 2 * FLOAT * max((inputs for _, inputs in shapes), default=0))
+
+
+def probing(block: nn.Module) -> int:
+    """How many copies of the hidden states a probe for taps makes: two of every place, and some to compare them."""
+    return 2 * sum(1 for _ in block.modules()) + 10
+
+
+def solving(layer: Layer, needs: Stat) -> int:
+    """What a solver, or a refiner, needs to prune one layer; a scorer needs less."""
+    outputs, inputs = layer.shape
+    squares = SQUARES * inputs * inputs if needs & (Stat.GRAM | Stat.DRIFT) else 0
+    return FLOAT * (squares + COPIES * outputs * inputs)
+
+
+def planned(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torch.device, streamed: bool) -> Estimate:
+    """The device memory that `methods` will need."""
+    needs = Stat.NONE
+    for method in methods:
+        needs |= method.needs if isinstance(method, Baseline) else Stat.NONE
+    full = spec.resolved(bundle.defaults)
+    windows, window_tokens = given(full.windows), given(full.window_tokens)
+    learners = [method for method in methods if isinstance(method, MaskLearner)]
+    at_once = batch_tokens(bundle, device)
+    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, at_once, learners)
+
+
+def given(value: int | None) -> int:
+    """A length of a resolved spec."""
+    assert value is not None
+    return value

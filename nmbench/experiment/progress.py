@@ -1,0 +1,89 @@
+"""Shows how far a run is, on standard error: one line rewritten on a terminal, a line now and then in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from nmbench.plugins.events import Progress
+from nmbench.plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from nmbench.experiment.memory import Estimate
+
+TERMINAL_SECONDS = 0.2  # between two updates
+FILE_SECONDS = 15.0
+PATIENCE_SECONDS = 5.0  # in a file, a stage shows itself when it lasts this long
+
+
+class ProgressPrinter:
+    """An observer that prints stage, count, figures and the time that is left."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
+        self._stage: tuple[str, str] | None = None
+        self._first = (0, 0.0)  # units done and time at the first event of a stage
+        self._printed = 0.0
+        self._width = 0
+
+    @hookimpl
+    def nmbench_run_started(self, memory: Estimate) -> None:
+        if memory.device != "cpu":
+            self._show(str(memory), end="\n")
+
+    @hookimpl
+    def nmbench_progress(self, event: Progress) -> None:
+        now = time.monotonic()
+        if (event.job, event.stage) != self._stage:
+            self._stage, self._first = (event.job, event.stage), (event.done, now)
+            self._printed = 0.0 if self.terminal else now - FILE_SECONDS + PATIENCE_SECONDS
+        pause = TERMINAL_SECONDS if self.terminal else FILE_SECONDS
+        if now - self._printed >= pause:
+            self._printed = now
+            self._show(line_of(event, self._remaining(event, now)))
+
+    @hookimpl
+    def nmbench_method_finished(self, record: Mapping[str, Any]) -> None:
+        where = " ".join(str(record[key]) for key in ("pattern",) if record[key])
+        seed = "" if record["seed"] is None else f" seed {record['seed']}"
+        name = f"{record['label']} {where}{seed}".strip()
+        if record["status"] != "ok":
+            self._show(f"{name}: failed: {record['error']}", end="\n")
+            return
+        figures = ", ".join(f"{metric} {value['value']:.4f}" for metric, value in record["metrics"].items())
+        self._show(f"{name}: {figures} in {record['seconds']['total']:.1f} s", end="\n")
+
+    def _remaining(self, event: Progress, now: float) -> float | None:
+        done, since = self._first
+        if event.done <= done or not event.total:
+            return None
+        return (now - since) / (event.done - done) * (event.total - event.done)
+
+    def _show(self, text: str, end: str = "") -> None:
+        if self.terminal:
+            self.stream.write(f"\r{text:<{self._width}}{end}")
+            self._width = 0 if end else len(text)
+        else:
+            self.stream.write(f"{text}\n")
+        self.stream.flush()
+
+
+def line_of(event: Progress, seconds_left: float | None) -> str:
+    """`maskpro 2:4 seed 0: learn 120/500, loss 3.41, 1 min 05 s left`."""
+    count = f"{event.done}/{event.total}" if event.total else str(event.done)
+    figures = "".join(f", {name} {value:.4g}" for name, value in event.values.items())
+    left = "" if seconds_left is None else f", {duration(seconds_left)} left"
+    return f"{event.job}: {event.stage} {count}{figures}{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    seconds = round(seconds)  # first, or 59.7 becomes 60 s
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"

@@ -1,0 +1,199 @@
+"""What all jobs of a run share: the dense model, the tokens, the metrics, and how the outside names are looked up."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
+from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.evaluation.subject import DenseSubject
+from nmbench.experiment.environment import VERSIONS, cpu_name, version
+from nmbench.experiment.loading import device_of, dtype_of, source_of
+from nmbench.experiment.memory import given
+from nmbench.methods import Method
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.plugins.events import Progress
+from nmbench.plugins.loading import Plugins
+from nmbench.plugins.registry import Registry
+from nmbench.sources import Dataset, Metric
+from nmbench.spec import RunSpec, digest
+from nmbench.verification.fingerprint import FAR, Fingerprint, check_intact, fingerprint, is_intact, probe_of
+
+
+@dataclass
+class Experiment:
+    """The shared state of one run. `reference` holds the dense losses as soon as the dense job has run."""
+
+    spec: RunSpec
+    plugins: Plugins
+    bundle: Bundle
+    dense: DenseWeights
+    metrics: Mapping[str, Metric]
+    texts: Mapping[str, Tensor]
+    pools: Mapping[int, Pool]
+    provenance: Mapping[str, Any]
+    probe: Tensor
+    fingerprint: Fingerprint
+    reference: DenseSubject = field(default_factory=lambda: DenseSubject({}))
+
+    @cached_property
+    def test_digests(self) -> dict[str, str]:
+        """Names the test tokens of every data set."""
+        return {name: tokens_digest(tokens) for name, tokens in self.texts.items()}
+
+    @cached_property
+    def protocol_digest(self) -> str:
+        """Names what two rows must share to be comparable, by content: weights and test tokens too."""
+        content = {"model_digest": self.dense.digest, "test_digests": self.test_digests}
+        others = {"metric_provenance": self.metric_provenance} if self.metric_provenance else {}
+        return digest({**self.spec.protocol(), **content, **others})
+
+    @cached_property
+    def metric_provenance(self) -> dict[str, Any]:
+        """What the metrics depend on besides model and texts, of those that say so."""
+        told = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
+        return {name: content for name, content in told.items() if content}
+
+    def calibration_digest(self, seed: int) -> str:
+        """Names the windows that statistics are gathered from."""
+        return self.pools[seed].statistics_digest(given(self.spec.windows))
+
+    def directory(self) -> Path:
+        """Where the run is kept unless the user says otherwise: rows in it are comparable, and can be told apart."""
+        special = f"-{digest(self.spec.pattern_for)}" if self.spec.pattern_for else ""
+        return Path("runs") / f"{self.protocol_digest}{special}"
+
+    def reporter(self, job: str, stage: str) -> Callable[[int, int], None]:
+        """A callback that tells observers how far a stage of a job is."""
+        return lambda done, total: self.plugins.announce("nmbench_progress", event=Progress(job, stage, done, total))
+
+    def learner_reporter(self, job: str, method: Method) -> Callable[[str, int, int | None, Mapping[str, float]], None]:
+        """A callback for `LearnTask`; where a learner names no total, it is its `steps` option, if it has one."""
+        steps = int(getattr(method, "steps", 0))
+        return lambda stage, done, total, values: self.plugins.announce(
+            "nmbench_progress", event=Progress(job, stage, done, steps if total is None else total, values)
+        )
+
+    def is_intact(self, restore: bool = True) -> bool:
+        """True if the model is what it was when the run began; unless not `restore`, its dense weights are put back."""
+        return is_intact(self.bundle, self.dense, self.fingerprint, self.probe, restore)
+
+    def check_intact(self, who: str) -> None:
+        """Raise `NMBenchError` if `who` changed the lent model in a way that is not undone."""
+        check_intact(self.bundle, self.dense, self.fingerprint, self.probe, who)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and dtypes: what else a number depends on."""
+        device = self.bundle.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+        return {
+            **{package: version(package) for package in VERSIONS},
+            "python": platform.python_version(),
+            "device": device.type,
+            "device_name": name,
+            "threads": torch.get_num_threads(),
+            "dtype": self.spec.dtype,
+            "eval_dtype": self.spec.eval_dtype,
+        }
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run directory says of the run besides its spec."""
+        return {
+            "spec_digest": self.spec.digest,
+            "protocol_digest": self.protocol_digest,
+            "environment": self.environment(),
+            "model": self.bundle.ref,
+            "model_provenance": dict(self.bundle.provenance),
+            "model_digest": self.dense.digest,
+            "coverage": self.bundle.coverage(),
+            "skipped": self.bundle.skipped,
+            "data_provenance": dict(self.provenance),
+            "metric_provenance": self.metric_provenance,
+            "test_digests": self.test_digests,
+            "calibration_digests": {str(seed): self.calibration_digest(seed) for seed in self.pools},
+            "pool_digests": {str(seed): pool.digest for seed, pool in self.pools.items() if len(pool.selection)},
+            "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
+        }
+
+
+def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle, learners: bool = True) -> Experiment:
+    """Read all texts of a resolved spec; `learners` says whether a mask learner takes part.
+
+    Raises `NMBenchError` if a text is too short or if two overlap.
+    """
+    metrics = {name: look_up(plugins, plugins.registries.metrics, name) for name in spec.metrics}
+    names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
+    datasets = {name: look_up(plugins, plugins.registries.datasets, name) for name in names}
+    texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
+    for metric in metrics.values():
+        for name, window in metric.windows:
+            check_context(bundle, window, f"metric {name}@{window}")
+            cut(texts[name], window, name)
+    check_context(bundle, given(spec.window_tokens), "--window-tokens")
+    assert spec.calibration is not None  # resolved
+    calibration = look_up(plugins, plugins.registries.datasets, spec.calibration)
+    pools = {seed: pool_of(spec, calibration, bundle, seed, learners) for seed in spec.seeds}
+    for pool in pools.values():
+        for name, tokens in texts.items():
+            refuse_overlap(pool, spec.calibration, tokens, name)
+    provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
+    probe = probe_of(texts, next(iter(pools.values())).calibration[0])
+    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe))
+    return Experiment(spec, plugins, bundle, DenseWeights(bundle), *shared)
+
+
+def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:
+    """The pool of one seed; where no mask learner takes part, no more than statistics need."""
+    window = given(spec.window_tokens)
+    pool = given(spec.pool_tokens) if learners else given(spec.windows) * window
+    selection = given(spec.selection_tokens) if learners else 0
+    return calibration_pool(dataset, str(spec.calibration), bundle.tokenizer, window, pool, selection, seed)
+
+
+def check_context(bundle: Bundle, window: int, what: str) -> None:
+    """Raise `NMBenchError` if a window is longer than the model was made for."""
+    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)
+    if context and window > context:
+        raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")
+
+
+def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
+    """Make the data set or metric that `name` or `name:argument` names."""
+    name, _, argument = text.partition(":")
+    return plugins.lookup(registry, name)(argument)
+
+
+def check_names(spec: RunSpec, plugins: Plugins) -> None:
+    """Raise `NMBenchError` for an unknown or ill-formed model, metric, data set or dtype, before anything is loaded."""
+    source_of(spec.model, plugins)
+    if spec.calibration:
+        look_up(plugins, plugins.registries.datasets, spec.calibration)
+    for text in spec.metrics:
+        for name in look_up(plugins, plugins.registries.metrics, text).datasets:
+            look_up(plugins, plugins.registries.datasets, name)
+    for dtype in (spec.dtype, spec.eval_dtype):
+        if dtype:
+            dtype_of(dtype)
+    device_of(spec.device)
+
+
+def renewed(experiment: Experiment, bundle: Bundle, who: str) -> Experiment:
+    """The experiment with the model loaded again. Raises `RunMismatch` if that is another one than before."""
+    now = fingerprint(bundle, experiment.probe)
+    dense = DenseWeights(bundle)
+    if dense.digest != experiment.dense.digest or not experiment.fingerprint.like(now, FAR):
+        raise RunMismatch(
+            f"the dense model of {experiment.bundle.ref} is no longer what it was before {who}, though it was loaded "
+            f"again; give the same command once more, without {who}."
+        )
+    return dataclasses.replace(experiment, bundle=bundle, dense=dense, fingerprint=now)

@@ -1,0 +1,53 @@
+"""A copy of all dense weights in host memory, from which the model is restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from nmbench.errors import RunMismatch
+from nmbench.models.bundle import Bundle, Layer
+
+
+class DenseWeights:
+    """A copy of all dense weights in host memory: promises that every method starts from the same model."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.copies = {name: tensor.to("cpu", copy=True) for name, tensor in bundle.tensors().items()}
+        self.hooks = [(table, dict(table)) for table in hook_tables(bundle.model)]
+        self.digest = bundle.digest()
+
+    def restore(self) -> None:
+        """Put the dense weights back and prove it by hash. Raises `RunMismatch` if that fails."""
+        self.put_back()
+        if self.bundle.digest() != self.digest:
+            raise RunMismatch(
+                f"the dense weights of {self.bundle.ref} could not be restored; this is a bug of nmbench."
+            )
+
+    def put_back(self) -> None:
+        """The same without the proof, which reads the whole model; training mode, gradients and hooks are undone too.
+
+        For steps inside a job, at the end of which `restore` proves it.
+        """
+        self.undo_hooks()
+        for name, tensor in self.bundle.tensors().items():
+            tensor.copy_(self.copies[name])
+
+    def undo_hooks(self) -> None:
+        """Undo hooks, training mode and gradients, and leave the weights alone."""
+        self.bundle.model.eval().requires_grad_(False)
+        for table, content in self.hooks:
+            table.clear()
+            table.update(content)
+
+    def layer(self, layer: Layer) -> Tensor:
+        """The dense weight of one layer, `[out, in]`, in host memory."""
+        return layer.where.view(self.copies[layer.where.stored])
+
+
+def hook_tables(model: nn.Module) -> list[dict[int, Any]]:
+    """Where the modules of a model keep their forward hooks."""
+    return [table for module in model.modules() for table in (module._forward_hooks, module._forward_pre_hooks)]

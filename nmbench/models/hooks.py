@@ -1,0 +1,70 @@
+"""Temporary hooks on modules: observe inputs and outputs, replace a forward pass, and always remove the hook."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states among what a block returns; transformers 5 returns the tensor itself."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextlib.contextmanager
+def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While the context is open, `forward` stands in for the forward of a module."""
+    table = vars(module)
+    before = table.get("forward")
+    table["forward"] = forward
+    try:
+        yield
+    finally:
+        table.pop("forward", None)
+        if before is not None:
+            table["forward"] = before
+
+
+class Place(NamedTuple):
+    """What a sub-module of a block is given, or what it returns; "" names the block itself."""
+
+    module: str
+    output: bool
+
+
+class Ear(NamedTuple):
+    """Tells `tell` what a module is given first, or the hidden states that it returns."""
+
+    module: nn.Module
+    tell: Callable[[Tensor], None]
+    output: bool = False
+
+    @classmethod
+    def at(cls, place: Place, block: nn.Module, tell: Callable[[Tensor], None]) -> Ear:
+        return cls(block.get_submodule(place.module), tell, place.output)
+
+    def attach(self) -> Any:
+        if self.output:
+            return self.module.register_forward_hook(lambda module, args, output: self.tell(hidden_of(output)))
+        return self.module.register_forward_pre_hook(lambda module, args: self.tell(args[0]) if args else None)
+
+
+@contextlib.contextmanager
+def listening(ears: Iterable[Ear]) -> Iterator[None]:
+    """While the context is open, the ears hear."""
+    with hooks(ear.attach() for ear in ears):
+        yield
+
+
+@contextlib.contextmanager
+def hooks(handles: Iterable[Any]) -> Iterator[None]:
+    """Remove the hooks at the end, whatever happens."""
+    attached = list(handles)
+    try:
+        yield
+    finally:
+        for handle in attached:
+            handle.remove()

@@ -1,0 +1,142 @@
+"""What a plugin may look like: its hooks and their parameters, and the classes it registers.
+
+pluggy leaves gaps here: a misspelt hook is silently never called, a parameter with a default is never passed, a
+keyword-only one fails only at the call, and wrappers could change what another plugin returns. All are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from typing import Any
+
+import pluggy
+
+from nmbench.errors import PluginError, did_you_mean
+from nmbench.options import PRESET, READERS, alternatives
+from nmbench.plugins import hookspecs
+
+PREFIX = "nmbench_"
+BASES = {
+    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner", "MaskSource")),
+    "nmbench_register_mask_learners": ("nmbench.methods", ("MaskLearner",)),
+    "nmbench_register_models": ("nmbench.sources", ("ModelSource",)),
+    "nmbench_register_datasets": ("nmbench.sources", ("Dataset",)),
+    "nmbench_register_metrics": ("nmbench.sources", ("Metric",)),
+    "nmbench_register_reporters": ("nmbench.sources", ("Reporter",)),
+}
+WORK = {  # the method that does the work of a class
+    **{"Scorer": "score", "Solver": "solve", "Refiner": "refine", "MaskSource": "bring", "MaskLearner": "learn"},
+    **{"ModelSource": "load", "Dataset": "texts", "Metric": "measure", "Reporter": "write"},
+}
+FORBIDDEN = ("hookwrapper", "wrapper", "tryfirst", "trylast")
+
+
+def hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
+    """The hooks that a plugin implements. Raises `PluginError` for one that pluggy would ignore or misuse."""
+    found = []
+    for name in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, name)
+        if options is None:
+            if name in known_hooks() and callable(getattr(plugin, name)):
+                raise PluginError(f"function {name} is not marked as a hook; put @nmbench.hookimpl above it.")
+            continue
+        hook = options.get("specname") or name
+        check_hook(hook, getattr(plugin, name), dict(options))
+        found.append(hook)
+    if not found:
+        raise PluginError(f"it implements no hook; there are {', '.join(sorted(known_hooks()))}.")
+    return tuple(found)
+
+
+def refuse_second(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
+    """Raise `PluginError` for a plugin that is already loaded, or for a second one of the same name."""
+    for known, other in manager.list_name_plugin():
+        if other is plugin or known == name:
+            raise PluginError(f"it is already loaded as {known}; remove one of the two.")
+
+
+def known_hooks() -> dict[str, Any]:
+    """The hook specifications by name."""
+    return {name: spec for name, spec in vars(hookspecs).items() if name.startswith(PREFIX)}
+
+
+def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
+    """Raise `PluginError` unless `function` is a plain implementation of a hook that exists."""
+    specs = known_hooks()
+    if hook not in specs:
+        raise PluginError(f"hook {hook!r} does not exist.{did_you_mean(hook, specs)}")
+    if used := [name for name in FORBIDDEN if options.get(name)]:
+        raise PluginError(f"hook {hook} uses {used[0]}; plugins are called one by one and cannot wrap each other.")
+    expected = list(inspect.signature(specs[hook]).parameters)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name not in expected:
+            listed = ", ".join(expected)
+            raise PluginError(f"hook {hook} has no parameter {parameter.name!r}; it takes {listed}.")
+        if parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            raise PluginError(
+                f"parameter {parameter.name!r} of hook {hook} must be plain: no default, not keyword-only."
+            )
+
+
+def check_object(hook: str, name: str, obj: Any) -> None:
+    """Raise `PluginError` unless `obj` is a class of the kind that `hook` announces, all its options with defaults."""
+    module, names = BASES[hook]
+    bases = tuple(getattr(importlib.import_module(module), base) for base in names)
+    if not isinstance(obj, type) or not issubclass(obj, bases):
+        listed = " or ".join(f"nmbench.{base}" for base in names)
+        raise PluginError(f"{name!r} must be a class derived from {listed}; {obj!r} is not.")
+    if undecorated := [key for key, value in vars(obj).items() if isinstance(value, dataclasses.Field)]:
+        raise PluginError(f"{name!r} declares option {undecorated[0]!r}; put @dataclass(frozen=True) above its class.")
+    if module == "nmbench.methods":
+        check_options(name, obj, bases)
+    required = [f.name for f in dataclass_fields(obj) if f.init and no_default(f)]
+    if required:
+        raise PluginError(f"option {required[0]!r} of {name!r} needs a default value.")
+    check_work(name, obj, next(base for base in bases if issubclass(obj, base)))
+
+
+def check_work(name: str, cls: type, base: type) -> None:
+    """Raise `PluginError` for a class without the method that does its work, such as `scores` for `score`."""
+    wanted = WORK[base.__name__]
+    if getattr(cls, wanted) is not getattr(base, wanted):
+        return
+    own = [key for key, value in inspect.getmembers(cls, callable) if not hasattr(base, key)]
+    raise PluginError(
+        f"class {cls.__name__} of {name!r} has no method {wanted!r}, which every nmbench.{base.__name__} needs."
+        f"{did_you_mean(wanted, own, 'Is it what you call')}"
+    )
+
+
+OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may stand for
+
+
+def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
+    """Raise `PluginError` for an option that hides something of nmbench, or whose type cannot be read from text."""
+    base = next(base for base in bases if issubclass(cls, base))
+    inherited = {field.name for field in dataclass_fields(base)}
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception as error:
+        raise PluginError(f"the types of the options of {name!r} cannot be read: {error}.") from error
+    for item in dataclass_fields(cls):
+        if item.name == PRESET or (hasattr(base, item.name) and item.name not in (*inherited, *OVERRIDABLE)):
+            raise PluginError(f"option {item.name!r} of {name!r} hides what nmbench means by that name; rename it.")
+        if unreadable := [kind for kind in alternatives(hints[item.name]) if kind not in (*READERS, type(None))]:
+            raise PluginError(
+                f"option {item.name!r} of {name!r} is {unreadable[0]}; options are int, float, bool, str or none."
+            )
+        if item.name in inherited and hints[item.name] != typing.get_type_hints(base)[item.name]:
+            raise PluginError(
+                f"option {item.name!r} of {name!r} is not of the type that nmbench gives it; keep that, or rename it."
+            )
+
+
+def dataclass_fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+
+
+def no_default(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

@@ -1,0 +1,83 @@
+"""The hooks of nmbench: how a plugin announces what it has, and how it watches a run.
+
+Announcing hooks are called once per plugin, when the plugin is loaded and before any model exists; each gets a
+`register(name, obj)` function. Observing hooks are called while a run goes on; what they return is ignored, and one
+that raises is reported once and never stops the run. The work itself is no hook: it is a plain method call, so that no
+plugin can touch another's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from nmbench.experiment.memory import Estimate
+    from nmbench.plugins.events import Progress
+    from nmbench.plugins.registry import Register
+    from nmbench.spec import RunSpec
+
+PROJECT = "nmbench"
+HOOKS_VERSION = "1.0"  # docs/plugins/compatibility.md says what a new number means
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec(historic=True)
+def nmbench_register_baselines(register: Register) -> None:
+    """When the plugin loads: `register("magnitude", Magnitude)` for every `Scorer`, `Solver`, `Refiner` or `MaskSource`
+    class.
+    """
+
+
+@hookspec(historic=True)
+def nmbench_register_mask_learners(register: Register) -> None:
+    """When the plugin loads: `register("maskpro", MaskPro)` for every `MaskLearner` class it brings."""
+
+
+@hookspec(historic=True)
+def nmbench_register_models(register: Register) -> None:
+    """When the plugin loads: `register("hf", HubModel)` for every `ModelSource` class; the name is the scheme before
+    the colon in `--model hf:ORG/NAME`.
+    """
+
+
+@hookspec(historic=True)
+def nmbench_register_datasets(register: Register) -> None:
+    """When the plugin loads: `register("wikitext2", WikiText2)` for every `Dataset` class it brings."""
+
+
+@hookspec(historic=True)
+def nmbench_register_metrics(register: Register) -> None:
+    """When the plugin loads: `register("ppl", Perplexity)` for every `Metric` class; the name is the word before the
+    first colon in `--metric ppl:wikitext2@2048`.
+    """
+
+
+@hookspec(historic=True)
+def nmbench_register_reporters(register: Register) -> None:
+    """When the plugin loads: `register("csv", CsvReporter)` for every `Reporter` class it brings."""
+
+
+@hookspec
+def nmbench_run_started(spec: RunSpec, memory: Estimate) -> None:
+    """Once, when a run begins, after the model is loaded and before the first job; `spec` is fully resolved, `memory`
+    the device memory that its methods are estimated to need.
+    """
+
+
+@hookspec
+def nmbench_progress(event: Progress) -> None:
+    """Often, while a job works: at every block of a walk, every report of a mask learner, every evaluated batch."""
+
+
+@hookspec
+def nmbench_method_finished(record: Mapping[str, Any]) -> None:
+    """After a job's record (one row of `records.jsonl`) is safely on disk, also when the job failed."""
+
+
+@hookspec
+def nmbench_run_finished(records: Sequence[Mapping[str, Any]]) -> None:
+    """Once, when every job of the run has a record; `records` holds them in the order of the table."""

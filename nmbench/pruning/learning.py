@@ -1,0 +1,218 @@
+"""What a mask learner is handed: the model, tokens, its starting masks, and the only door to the live weights.
+
+The host owns all of it: it counts tokens, undoes every change of the weights, checks reported masks, and stores
+checkpoints together with the counters, so that a learner that is killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nmbench.errors import NMBenchError
+from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.pattern import Pattern
+from nmbench.pruning.live_weights import LiveWeights as LiveWeights
+from nmbench.runtime.cost import Cost
+from nmbench.verification.strict import check_masks
+
+SEEN, COUNTERS = "nmbench.seen", "nmbench.counters"  # what the host adds to a checkpoint
+
+
+OnReport = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, figures
+
+
+class CheckpointStore(Protocol):
+    """Durable storage of one job: tensors and plain JSON values by name; writing is atomic."""
+
+    def save(self, state: Mapping[str, Any]) -> None: ...
+
+    def load(self) -> dict[str, Any] | None: ...
+
+
+class Batch(NamedTuple):
+    """A minibatch: `chosen` int64 `[size]`, which windows these are; `tokens` int64 `[size, window_tokens]`."""
+
+    chosen: Tensor
+    tokens: Tensor
+
+
+class LearnTask:
+    """The task of one mask learner. Everything named `dense` or `initial` is read-only, and in host memory.
+
+    `model`; `layers`: name -> shape `[out, in]`; `pattern`: name -> `Pattern`; `initial`: name -> bool mask;
+    `dense`: name -> dense weight; `pool`: int64 `[windows, window_tokens]` to learn from; `generator`: the only source
+    of randomness, on the model's device; `checkpoints`: where to store progress; `notes`: JSON values for the record.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: DenseWeights,
+        pattern: Mapping[str, Pattern],
+        initial: Mapping[str, Tensor],
+        pool: Tensor,
+        selection: Tensor,
+        seed: int,
+        checkpoints: CheckpointStore,
+        who: str,
+        on_report: OnReport = lambda stage, done, total, values: None,
+        cost: Cost | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.model: nn.Module = bundle.model
+        self.layers = {name: layer.shape for name, layer in bundle.layers.items()}
+        self.pattern = dict(pattern)
+        self.initial = {name: mask.cpu() for name, mask in initial.items()}
+        self.dense = {name: weights.layer(layer) for name, layer in bundle.layers.items()}
+        self.pool = pool.to(bundle.device)
+        self.generator = torch.Generator(bundle.device).manual_seed(seed)
+        self.who = who
+        self.cost = cost or Cost()
+        self.notes: dict[str, Any] = {}  # JSON values that go into the record
+        self.checkpoints = CountingStore(self, checkpoints)
+        self._selection = selection.to(bundle.device)
+        self._weights = weights
+        self._on_report = on_report
+        self._seen = torch.zeros(0, dtype=torch.bool, device=bundle.device)  # which windows batches() has dealt
+        self._seen_window_tokens = 0
+
+    @property
+    def selection(self) -> Tensor:
+        """Held-out windows int64 `[n, window_tokens]` to choose by; reading them is recorded."""
+        self.cost.selection_tokens = self._selection.numel()
+        return self._selection
+
+    def windows(self, window_tokens: int | None = None) -> Tensor:
+        """The pool as windows int64 `[n, window_tokens]`; a shorter length cuts every pool window into pieces.
+
+        Raises `NMBenchError` if the pool's windows are shorter than asked for.
+        """
+        length = self.pool.shape[1]
+        if window_tokens is None:
+            return self.pool
+        if window_tokens > length:
+            raise NMBenchError(
+                f"{self.who} asks for windows of {window_tokens} tokens, the pool has {length}; raise --window-tokens."
+            )
+        return self.pool[:, : length // window_tokens * window_tokens].reshape(-1, window_tokens)
+
+    def batches(
+        self, size: int, generator: torch.Generator | None = None, windows: Tensor | None = None, start: int = 0
+    ) -> Iterator[Batch]:
+        """Minibatches without end. With a generator each is drawn anew, without repeats inside it, so that nothing but
+        the generator's state is needed to go on; without one they come in fixed order, from minibatch `start`.
+        """
+        windows = self.pool if windows is None else windows
+        count = len(windows)
+        size = min(size, count)
+        if self._seen.shape != (count,):
+            self._seen = torch.zeros(count, dtype=torch.bool, device=windows.device)
+        while True:
+            if generator is None:
+                index = (torch.arange(size, device=windows.device) + start * size) % count
+            else:
+                index = torch.randperm(count, generator=generator, device=windows.device)[:size]
+            self._seen[index] = True
+            self._seen_window_tokens = windows.shape[1]
+            start += 1
+            yield Batch(index, windows[index])
+
+    @contextlib.contextmanager
+    def live_weights(self) -> Iterator[LiveWeights]:
+        """Open the live weights as they are, dense; whatever was done to them is undone when the context closes."""
+        try:
+            yield LiveWeights(self.bundle, self.dense)
+        finally:
+            self._weights.restore()
+
+    @contextlib.contextmanager
+    def masked_weights(self) -> Iterator[LiveWeights]:
+        """Open the live weights, masked by `initial`; the dense weights are back when the context closes."""
+        with self.live_weights() as live:
+            live.apply(self.initial)
+            yield live
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Mean cross-entropy of each window in nats, float32 `[size]`, of the model as it is now.
+
+        Gradients flow if the caller enabled them; forward and backward tokens are counted.
+        """
+        self.count_forward(tokens.numel())
+        if not torch.is_grad_enabled():
+            return losses_in_parts(
+                lambda part: window_losses(self.model, part), tokens, batch_size(self.model, tokens.shape[1])
+            )
+        losses = window_losses(self.model, tokens)
+        if losses.requires_grad:
+            losses.register_hook(lambda gradient: self._count_backward(tokens.numel()))
+        return losses
+
+    def count_forward(self, tokens: int) -> None:
+        """Count tokens that a learner sent through the model by itself, without `loss`."""
+        self.cost.forward_tokens += tokens
+
+    def report(self, step: int, *, masks: Mapping[str, Tensor] | None = None, **values: float) -> None:
+        """Tell the user of the run; `masks`, if given, are checked at once. Raises `NotStrict`."""
+        if masks is not None:
+            check_masks(masks, self.pattern, self.layers, self.who)
+        self._on_report("learn", step, None, values)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tell the user how far a stage besides learning is, such as measuring a reference."""
+        self._on_report(stage, done, total, {})
+
+    def settle(self) -> Cost:
+        """The cost so far, the distinct windows dealt by `batches` counted up."""
+        self.cost.unique_tokens = int(self._seen.sum()) * self._seen_window_tokens
+        return self.cost
+
+    def _count_backward(self, tokens: int) -> None:
+        self.cost.backward_tokens += tokens
+
+
+class CountingStore:
+    """Checkpoints that carry the task's counters along, so that a resumed job reports its whole cost."""
+
+    def __init__(self, task: LearnTask, store: CheckpointStore) -> None:
+        self.task = task
+        self.store = store
+        self.earlier_seconds = 0.0
+        self._start = time.perf_counter()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Store tensors and JSON values; returns when they are durable."""
+        seconds = self.earlier_seconds + time.perf_counter() - self._start
+        device = self.task.bundle.device.type
+        counters = {"cost": asdict(self.task.settle()), "seconds": seconds, "device": device}
+        counters["window"] = self.task._seen_window_tokens
+        self.store.save({**state, SEEN: self.task._seen, COUNTERS: counters})
+
+    def load(self) -> dict[str, Any] | None:
+        """What was stored last, or None at the first start.
+
+        Raises `NMBenchError` if it was made on another kind of device, whose random numbers are others.
+        """
+        state = self.store.load()
+        if state is None:
+            return None
+        counters = state.pop(COUNTERS)
+        if counters["device"] != self.task.bundle.device.type:
+            raise NMBenchError(
+                f"{self.task.who} has a checkpoint made on {counters['device']}; go on with --device "
+                f"{counters['device']}, or start anew with another --out."
+            )
+        for name, value in counters["cost"].items():
+            setattr(self.task.cost, name, value)
+        self.earlier_seconds = counters["seconds"]
+        self.task._seen = state.pop(SEEN).to(self.task.bundle.device)
+        self.task._seen_window_tokens = counters["window"]
+        return state

@@ -1,0 +1,18 @@
+"""The run directory, its records, and the tables and frames made of them."""
+
+from nmbench.results.files import FileCheckpoints, MemoryCheckpoints, load_masks, pack, save_masks, unpack
+from nmbench.results.records import Record, Results, load_results
+from nmbench.results.table import render
+
+__all__ = [
+    "FileCheckpoints",
+    "MemoryCheckpoints",
+    "Record",
+    "Results",
+    "load_masks",
+    "load_results",
+    "pack",
+    "render",
+    "save_masks",
+    "unpack",
+]

@@ -1,0 +1,133 @@
+"""The run directory: what is finished, how to repeat it, and its rows as a pandas frame.
+
+`records.jsonl` is the truth: one line per finished job, appended and fsynced before anyone is told. Everything else can
+be made again from it, or by running the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import tomli_w
+
+from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.results.files import cannot_write, write_atomic
+from nmbench.spec import RunSpec, read_toml
+
+if TYPE_CHECKING:
+    pass
+from nmbench.results.extending import merged
+from nmbench.results.records import Record, newest, parsed, read_records
+
+
+class RunDirectory:
+    """One run on disk. Use as a context manager: it is locked while open, so two runs cannot mix."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records_path = path / "records.jsonl"
+        self._lock = filelock.FileLock(path / ".lock")
+
+    def __enter__(self) -> RunDirectory:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise NMBenchError(
+                f"another nmbench run is writing to {self.path}; wait for it or give another --out."
+            ) from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+    def adopt(self, spec: RunSpec, manifest: Mapping[str, Any]) -> None:
+        """Make this the directory of `spec`, or extend the run it holds. Raises `RunMismatch` with the difference."""
+        spec_path = self.path / "spec.toml"
+        if spec_path.exists():
+            earlier = RunSpec.from_dict(read_toml(spec_path), str(spec_path))
+            spec = merged(earlier, spec, self.path, {record["label"] for record in self.records()})
+            manifest = self.joined_manifest(manifest)
+        elif self.records_path.exists():
+            raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
+        self.repair()
+        folder, file = shlex.quote(str(self.path)), shlex.quote(str(spec_path))
+        again = (
+            f"# Repeat or resume: nmbench run --config {file} --out {folder}\n"
+            "# (every method of this directory at every pattern and seed, however many commands asked for them)\n"
+            f"# Relative paths are seen from {Path.cwd()}\n"
+        )
+        write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
+        write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+    def joined_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """`manifest` with what the earlier one says of other seeds.
+
+        Raises `RunMismatch` if the same names now stand for other weights or other tokens.
+        """
+        path = self.path / "manifest.json"
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name in ("model_digest", "test_digests"):
+            if name in earlier and earlier[name] != manifest[name]:
+                raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")
+        joined = dict(manifest)
+        for name in ("calibration_digests", "pool_digests", "calibration_notes"):
+            if name in manifest or name in earlier:
+                joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
+        for name in ("calibration_digests", "pool_digests"):
+            for seed, tokens in manifest.get(name, {}).items():
+                if joined[name][seed] != tokens:
+                    raise RunMismatch(
+                        f"{self.path} was made with other content: the calibration tokens of seed {seed} differ; give "
+                        f"another --out."
+                    )
+        return joined
+
+    def repair(self) -> None:
+        """Cut off a torn last line, so that the next record starts on a line of its own."""
+        if not self.records_path.exists():
+            return
+        content = self.records_path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            tail = content[len(whole) :]
+            complete = whole + tail + b"\n" if parsed(tail) else whole
+            write_atomic(self.records_path, complete)
+
+    def records(self) -> list[Record]:
+        return newest(read_records(self.records_path))
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is durable when this returns. Raises `CannotWrite` if the disk refuses."""
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            with self.records_path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.records_path, error) from error
+
+    def finished(self, job_digest: str, job_name: str) -> Record | None:
+        """The record of a job that ended well, if there is one and the files it speaks of are still there."""
+        matching = (r for r in self.records() if r["job_digest"] == job_digest and r["status"] == "ok")
+        record = next(matching, None)
+        kinds = ("losses", "masks") if record and record["strict"] else ("losses",)
+        return record if all(self.file(kind, job_name, ".safetensors").exists() for kind in kinds) else None
+
+    def drop_checkpoint(self, job_name: str, record: Record) -> None:
+        """Remove the checkpoint of a job that ended well."""
+        if record["status"] == "ok":
+            self.file("checkpoints", job_name, ".safetensors").unlink(missing_ok=True)
+
+    def file(self, kind: str, job_name: str, suffix: str) -> Path:
+        """Where a job keeps a file of a kind: masks, losses, checkpoints, errors."""
+        return self.path / kind / f"{job_name}{suffix}"

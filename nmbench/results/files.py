@@ -1,0 +1,167 @@
+"""Files that survive a kill: written beside, fsynced, renamed. Packed masks and learner checkpoints live here."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmbench.errors import CannotWrite, NMBenchError
+from nmbench.pattern import Pattern
+
+FORMAT = "nmbench packed masks 1"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step. Raises `CannotWrite` if the disk refuses, leaving the old file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` once it is whole and on disk.
+
+    Raises `CannotWrite` if the disk refuses; after that, and after any other exception, the old file is there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # mkstemp would hide the file from others
+        try:
+            temporary.touch()
+            usual = temporary.stat().st_mode  # some libraries write files that others cannot read
+            yield temporary
+            temporary.chmod(usual)
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> CannotWrite:
+    """One line for a full disk, a read-only folder, a path that is a file."""
+    reason = getattr(error, "strerror", None) or error
+    return CannotWrite(
+        f"cannot write {path}: {reason}. Nothing finished is lost; mend that and give the same command again."
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata as one safetensors file, atomically. Raises `CannotWrite`."""
+    ready = {name: on_host(tensor.detach()) for name, tensor in tensors.items()}
+    about = {name: json.dumps(value) for name, value in metadata.items()}
+    with replacing(path) as temporary:
+        try:
+            safetensors.torch.save_file(ready, temporary, about)  # straight from memory: no second copy
+        except safetensors.SafetensorError as error:
+            raise cannot_write(path, error) from error
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy in host memory, which shares memory with no other tensor, as the format demands."""
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote. Raises `NMBenchError` for a file that is not such a one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return tensors, {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+    except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise NMBenchError(f"cannot read {path}: {error}. Remove it and run again to make it anew.") from error
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Bits of a bool mask, row by row, lowest bit first, where the mask is: uint8 `[ceil(numel / 8)]`."""
+    flat = mask.reshape(-1).view(torch.uint8)
+    eights = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8)  # [bytes, 8]
+    result = torch.zeros(len(eights), dtype=torch.uint8, device=mask.device)
+    for bit, column in enumerate(eights.unbind(1)):
+        result |= column << bit
+    return result
+
+
+def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `pack`, where the bits are: bool `shape`.
+
+    Raises `NMBenchError` if the number of bytes does not fit.
+    """
+    count = math.prod(shape)
+    if packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
+        raise NMBenchError(f"a packed mask of shape {tuple(shape)} has {(count + 7) // 8} bytes, not {packed.numel()}.")
+    eights = torch.empty(len(packed), 8, dtype=torch.bool, device=packed.device)
+    for bit, column in enumerate(eights.unbind(1)):
+        column.copy_((packed >> bit) & 1)
+    return eights.view(-1)[:count].view(shape)
+
+
+def save_masks(
+    path: Path, masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], about: Mapping[str, Any]
+) -> None:
+    """Write bit-packed masks with shapes and patterns in the metadata; `about` says whose they are."""
+    layers = {name: {"shape": list(mask.shape), "pattern": str(patterns[name])} for name, mask in masks.items()}
+    write_tensors(
+        path, {name: pack(mask) for name, mask in masks.items()}, {"format": FORMAT, "layers": layers, **about}
+    )
+
+
+def load_masks(path: Path) -> dict[str, Tensor]:
+    """Read masks written by `save_masks`: layer name -> bool `[out, in]`."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise NMBenchError(f"{path} does not hold masks packed by nmbench.")
+    return {name: unpack(tensors[name], tuple(layer["shape"])) for name, layer in metadata["layers"].items()}
+
+
+class FileCheckpoints:
+    """The checkpoint of one job in one file. `job_digest` keeps a checkpoint of other options from being taken up."""
+
+    def __init__(self, path: Path, job_digest: str) -> None:
+        self.path = path
+        self.job_digest = job_digest
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in state.items() if name not in tensors}
+        write_tensors(self.path, tensors, {"job_digest": self.job_digest, "plain": plain})
+
+    def load(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        tensors, metadata = read_tensors(self.path)
+        if metadata.get("job_digest") != self.job_digest:
+            return None
+        return {**tensors, **metadata["plain"]}
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class MemoryCheckpoints:
+    """Checkpoints of a learner that is run outside a run directory; gone with the process."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        self.state = copy.deepcopy(dict(state))  # a snapshot: the learner goes on to change what it handed over
+
+    def load(self) -> dict[str, Any] | None:
+        return copy.deepcopy(self.state)

@@ -1,0 +1,166 @@
+"""Results as pandas frames for one's own statistics, every column with its unit.
+
+results = nmbench.load_results("runs/a", "runs/b")
+results.tidy()      one row per job and metric, for grouping and plotting
+results.frame()     one row per job, every field of its record
+results.details()   one row per job, metric and item: the error of every layer, say
+results.summary()   one row per label and pattern, as text: mean and standard deviation over seeds
+results.table()     one row per job, as text: what the terminal shows
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nmbench.results.pareto import COSTS, pareto, row_key
+
+if TYPE_CHECKING:
+    import pandas
+
+Record = Mapping[str, Any]
+
+TIDY = {
+    "directory": "run directory",
+    "label": "name of the row; dense is the reference",
+    "method": "registered name of the method",
+    "pattern": "N:M, N of every M weights kept; none for dense",
+    "seed": "seed of calibration and learning; none for dense",
+    "weights_changed": "whether the method repaired weights besides choosing a mask",
+    "metric": "full name of the metric, protocol included",
+    "value": "value of the metric, in `unit`",
+    "stderr": "standard error of the value over its n units, in `unit`",
+    "n": "windows, layers or items that the value is the mean of",
+    "lower_is_better": "direction of the metric",
+    "unit": "unit of the value; none: as the metric's name defines it",
+    "where": "what the value is of: the layer of a maximum, say",
+    "prune_seconds": "wall-clock seconds spent pruning or learning, device synchronised",
+    "evaluate_seconds": "wall-clock seconds spent on all metrics of the row together",
+    "forward_tokens": "tokens run forward through the whole model by the method",
+    "backward_tokens": "tokens run backward through the whole model by the method",
+    "unique_tokens": "distinct calibration tokens read",
+    "selection_tokens": "distinct selection tokens read",
+    "peak_host_bytes": "peak resident memory of the process",
+    "peak_device_bytes": "peak memory allocated on the device; none on a CPU",
+    "pareto_seconds": "on the front of the first metric against prune_seconds",
+    "pareto_tokens": "on the front of the first metric against forward + 2 x backward tokens",
+    "pareto_bytes": "on the front of the first metric against peak device (else host) bytes",
+}
+WIDE = {
+    "directory": TIDY["directory"] + ", where several were read",
+    **{name: TIDY[name] for name in ("label", "method", "pattern", "seed", "weights_changed")},
+    "options.*": "options of the method as they were resolved",
+    "pattern_for.*": "layers with another pattern",
+    "started_from": "label of the row whose mask a learner started from",
+    "model": "reference of the model",
+    "status": "ok or failed",
+    "error": "why a row failed",
+    "traceback": "file with the traceback, in the run directory",
+    "strict": "true: proven strictly N:M; none for dense",
+    "proof": "none for dense",
+    "proof.*": "what was checked: groups and zeros counted, digest of the masks",
+    "coverage": "none for dense",
+    "coverage.*": "how much of the decoder is pruned: layers, weights, share of its parameters",
+    "against_dense.*": "paired difference to dense of the mean loss in nats per token, 95 % interval, windows",
+    "seconds.prune": TIDY["prune_seconds"],
+    "seconds.evaluate": TIDY["evaluate_seconds"],
+    "seconds.total": "wall-clock seconds of both",
+    "peak_bytes.host": TIDY["peak_host_bytes"],
+    "peak_bytes.device": TIDY["peak_device_bytes"],
+    **{f"cost.{name}": text for name, text in TIDY.items() if name.endswith("_tokens") and name != "pareto_tokens"},
+    "calibration": "data set of the calibration",
+    "*_digest": "16 hex digits that name tokens, job, run or protocol; equal digests: equal content",
+    "environment.*": "versions, device, threads, dtypes",
+    "notes.*": "what the method said of its work",
+    **{f"pareto.{kind}": TIDY[f"pareto_{kind}"] for kind in COSTS},
+    "*:*": "a metric: its value under its name, stderr, n, lower_is_better, unit, where after a dot",
+}
+
+
+def tidy(records: Sequence[Record]) -> pandas.DataFrame:
+    """One row per job that ended well and metric; columns and units in `TIDY`."""
+    import pandas
+
+    fronts = pareto(records)
+    lines = [
+        {**job_fields(record, fronts), "metric": name, **{k: v for k, v in figures.items() if k in TIDY}}
+        for record in records
+        for name, figures in record["metrics"].items()
+    ]
+    return with_whole_counts(pandas.DataFrame(lines, columns=list(TIDY)), lines)
+
+
+def with_whole_counts(frame: pandas.DataFrame, lines: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """The frame made of `lines`, its counts whole numbers, which pandas makes floats where one is missing."""
+    import pandas
+
+    for name in frame.columns:
+        values = [line.get(name) for line in lines]
+        if {type(value) for value in values} == {int, type(None)}:
+            frame[name] = pandas.array(values, dtype="Int64")
+    return frame
+
+
+def job_fields(record: Record, fronts: Mapping[tuple[Any, ...], list[str]]) -> dict[str, Any]:
+    """The columns of `TIDY` that all metrics of a job share."""
+    shared = ("directory", "label", "method", "pattern", "seed", "weights_changed")
+    fields = {name: record.get(name) for name in shared}
+    fields.update({f"{kind}_seconds": record["seconds"][kind] for kind in ("prune", "evaluate")})
+    fields.update(record["cost"])
+    fields.update({f"peak_{where}_bytes": size for where, size in record["peak_bytes"].items()})
+    on = fronts.get(row_key(record))
+    return {**fields, **{f"pareto_{kind}": None if on is None else kind in on for kind in COSTS}}
+
+
+def wide(records: Sequence[Record]) -> pandas.DataFrame:
+    """One row per job, nested fields as dotted columns; columns and units in `WIDE`."""
+    import pandas
+
+    fronts = pareto(records)
+    lines = []
+    for record in records:
+        on = fronts.get(row_key(record))
+        fields = {name: content for name, content in record.items() if name != "metrics"}
+        fields |= metric_columns(record)
+        fields |= {f"pareto.{kind}": None if on is None else kind in on for kind in COSTS}
+        lines.append(dict(dotted(fields)))
+    return with_whole_counts(pandas.DataFrame(lines), lines)
+
+
+def dotted(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested fields under names such as `seconds.prune`; an empty table has none."""
+    for name, content in fields.items():
+        if isinstance(content, Mapping):
+            yield from dotted(content, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", content
+
+
+def metric_columns(record: Record) -> dict[str, Any]:
+    """A metric's value under its name, its other figures under `name.figure`; details have a frame of their own."""
+    return {
+        name if figure == "value" else f"{name}.{figure}": content
+        for name, values in (record.get("metrics") or {}).items()
+        for figure, content in values.items()
+        if figure != "detail"
+    }
+
+
+def details(records: Sequence[Record]) -> pandas.DataFrame:
+    """One row per job, metric and item of those metrics that tell details: `value` in the unit of the metric."""
+    import pandas
+
+    columns = ("directory", "label", "pattern", "seed", "metric", "item", "value")
+    lines = [
+        {**{name: record.get(name) for name in columns[:4]}, "metric": name, "item": item, "value": value}
+        for record in records
+        for name, figures in record["metrics"].items()
+        for item, value in figures.get("detail", {}).items()
+    ]
+    return pandas.DataFrame(lines, columns=list(columns))
+
+
+def describe(column: str) -> str | None:
+    """What a column of `frame()` holds and in which unit; None for a column that nobody documented."""
+    return next((text for pattern, text in WIDE.items() if fnmatch.fnmatchcase(column, pattern)), None)

@@ -1,0 +1,68 @@
+"""What a table says of itself, so that it can be copied elsewhere and still be understood: one line for every run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nmbench.results.records import Record, Results
+from nmbench.results.table import of_run, pattern_of
+from nmbench.spec import read_toml
+
+
+def protocol_lines(results: Results) -> list[str]:
+    """Model, patterns, metrics, calibration, seeds, device and versions of every run directory that has rows.
+
+    Where the rows of one run differ in a version or a device, all are named.
+    """
+    several = len(results.directories) > 1
+    found = ((directory, of_run(results, directory)) for directory in results.directories)
+    return [
+        f"{directory}: {line(records, directory)}" if several else line(records, directory)
+        for directory, records in found
+        if records
+    ]
+
+
+def line(records: Sequence[Record], directory: Path) -> str:
+    """The line of one run."""
+    parts = {
+        "protocol": joined(record["protocol_digest"] for record in records),
+        "model": joined(record["model"] for record in records),
+        "patterns": joined(pattern_of(record) for record in records if record["pattern"]),
+        "metrics": joined(name for record in records for name in record["metrics"]),
+        "calibration": joined(record["calibration"] for record in records if record["calibration"]),
+        "seeds": joined(record["seed"] for record in records if record["seed"] is not None),
+    }
+    stated = [f"{name} {text}" for name, text in parts.items() if text]
+    return "; ".join([*stated, *sizes(directory), environment(records)]) + "."
+
+
+def sizes(directory: Path) -> Iterator[str]:
+    """How much calibration text there was, from the specification of a run, if it is there."""
+    path = directory / "spec.toml"
+    spec = read_toml(path) if path.is_file() else {}
+    if "windows" in spec and "window_tokens" in spec:
+        yield f"statistics from {spec['windows']} windows of {spec['window_tokens']} tokens"
+    if "pool_tokens" in spec and "selection_tokens" in spec:
+        yield f"mask learners: {spec['pool_tokens']} tokens and {spec['selection_tokens']} to choose by"
+    if "skip" in spec:
+        yield f"left dense: {joined(spec['skip'])}"
+
+
+def environment(records: Sequence[Record]) -> str:
+    """Versions, device and dtypes."""
+    names = dict.fromkeys(name for record in records for name in record["environment"])
+    return ", ".join(f"{name} {' or '.join(values_of(records, name))}" for name in names)
+
+
+def values_of(records: Sequence[Record], name: str) -> list[str]:
+    """All that the rows say of one item of their environment."""
+    found = (record["environment"][name] for record in records if name in record["environment"])
+    return list(dict.fromkeys(map(str, found)))
+
+
+def joined(values: Iterable[Any]) -> str:
+    """Distinct values in their order."""
+    return ", ".join(dict.fromkeys(map(str, values)))

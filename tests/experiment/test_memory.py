@@ -1,0 +1,171 @@
+"""Laws of the estimate of device memory."""
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nmbench.experiment.memory import GIBIBYTE, Estimate, Learning, bytes_of, estimate
+from nmbench.experiment.progress import ProgressPrinter
+from nmbench.methods import MaskLearner, Stat
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.pattern import Pattern
+from nmbench.pruning.learning import LearnTask
+from nmbench.pruning.one_shot import prune_one_shot
+from nmbench.results.files import MemoryCheckpoints
+from nmbench.runtime.cost import Cost
+from nmbench_plugins.maskpro.learner import MaskPro
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.swaps import Swaps, SwapsJudged
+from nmbench_plugins.tiny import FAMILIES, TinyModel
+from nmbench_plugins.wanda import Wanda
+
+FLAGS = (Stat.NONE, Stat.INPUT_NORM, Stat.GRAM, Stat.GRAM | Stat.DRIFT, Stat.GRAM | Stat.DRIFT | Stat.LAG)
+
+
+def of(bundle: Bundle, needs: Stat = Stat.GRAM, windows: int = 128, tokens: int = 2048, streamed: bool = False):
+    return estimate(bundle, needs, windows, tokens, "cuda", streamed, 4096)
+
+
+def llama(width: int, inner: int, blocks: int, heads: int) -> Bundle:
+    """A Llama 3 without weights, in bfloat16."""
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        return Bundle.of("shape", LlamaForCausalLM(config).to(torch.bfloat16), None)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_needs_more(family):
+    """More statistics and more windows never need less, and streaming never more; weights are those of the model."""
+    bundle = TinyModel().load(family)
+    peaks = [of(bundle, needs).peak for needs in FLAGS]
+    assert peaks == sorted(peaks)
+    assert of(bundle, windows=256).peak > of(bundle).peak
+    assert of(bundle, streamed=True).peak < of(bundle).peak
+    assert of(bundle, streamed=True, windows=256) == of(bundle, streamed=True)
+    assert of(bundle).weights == bytes_of(bundle.model)
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "least"), [((4096, 14336, 32, 32), 12, 5), ((8192, 28672, 80, 64), 48, 20)], ids=["8b", "70b"]
+)
+def test_shapes_larger_than_a_device(shape, most, least):
+    """Llama 3 of 8 and 70 billion weights can be pruned by SparseGPT in this many GiB, block by block."""
+    bundle = llama(*shape)
+    assert least < of(bundle, streamed=True).peak / GIBIBYTE < most
+    assert of(bundle).weights > 14 * GIBIBYTE
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is open that are still there, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: dict[int, weakref.finalize] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor.untyped_storage())
+        return result
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        known = self.known.get(storage._cdata)
+        if known is None or not known.alive:
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            self.known[storage._cdata] = weakref.finalize(storage, self.free, storage.nbytes())
+
+    def free(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Wanda(), SparseGPT(), SparseGPT(sequential=True), Swaps()],
+    ids=["wanda", "sparsegpt", "in turn", "swaps"],
+)
+@pytest.mark.parametrize("size", [(256, 512), (64, 1024)], ids=["many statistics", "one large layer"])
+def test_what_is_used_stays_below(method, size):
+    """What a walk has in memory besides the model stays below the estimate, which is not far off."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=size[0],
+        intermediate_size=size[1],
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    bundle = Bundle.of("it", LlamaForCausalLM(config), None)
+    dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, Pattern(2, 4))
+    windows = torch.randint(64, (16, 128), generator=torch.Generator().manual_seed(0))
+    with Live() as live:
+        prune_one_shot(bundle, dense, method, patterns, windows, "it", Cost(), init=Wanda())
+    planned = estimate(bundle, method.needs | Stat.INPUT_NORM, 16, 128, "cpu", False, 2048)
+    besides = planned.peak - sum(map(bytes_of, bundle.blocks.values()))
+    assert live.peak < besides < 4 * live.peak
+
+
+class Silent(MaskLearner):
+    """A learner that does not say what it holds."""
+
+
+def test_learners_are_in_it():
+    """A learner needs the whole model and what it says of itself for every prunable weight; silence is told."""
+    bundle = TinyModel().load("llama")
+    count = sum(layer.read().numel() for layer in bundle.layers.values())
+    learners = [MaskPro(), MaskPro(steps=3), MaskPro(engine="torch"), SwapsJudged(), Silent()]
+    found = estimate(bundle, Stat.NONE, 8, 64, "cuda", False, 4096, learners).learning
+    assert [it.name for it in found] == ["MaskPro", "MaskPro", "SwapsJudged", "Silent"]
+    assert {it.weights for it in found} == {bytes_of(bundle.model)}
+    size = bundle.dtype.itemsize
+    assert [it.own for it in found] == [4 * count, (4 + 4 + 1 + size) * count, (size + 2) * count, None]
+    assert estimate(bundle, Stat.NONE, 8, 64, "cuda", False, 4096).learning == ()
+
+
+def test_what_a_learner_holds_is_not_less():
+    """What MaskPro and judged swaps have in memory at their peak is more than they say: activations come on top."""
+    bundle = TinyModel().load("llama")
+    patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
+    initial = {name: Pattern(2, 4).top(layer.read().abs()) for name, layer in bundle.layers.items()}
+    windows = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
+    for method in (MaskPro(steps=3, engine="torch"), SwapsJudged(rounds=1)):
+        dense, store = DenseWeights(bundle), MemoryCheckpoints()
+        task = LearnTask(bundle, dense, patterns, initial, windows, windows, 0, store, "it")
+        with Live() as live:
+            method.learn(task)
+        (found,) = estimate(bundle, Stat.NONE, 8, 32, "cpu", False, 4096, [method]).learning
+        copy = bundle.dtype.itemsize * found.own // method.bytes_per_weight(bundle.dtype.itemsize)  # none on a CPU
+        assert live.peak > found.own - copy
+
+
+def test_it_is_printed_before_the_run(capsys):
+    """Where the device is not the host, the estimate is one line."""
+    memory = Estimate("cuda", True, GIBIBYTE, 0, 2 * GIBIBYTE, GIBIBYTE // 2)
+    ProgressPrinter().nmbench_run_started(memory)
+    assert capsys.readouterr().err == (
+        "cuda: at most about 3.5 GiB for one-shot pruning (weights 1.0, hidden 0.0, statistics 2.0, working 0.5); "
+        "blocks come from the host one by one\n"
+    )
+    learners = (Learning("Acme", GIBIBYTE, 2 * GIBIBYTE), Learning("Silent", GIBIBYTE, None))
+    ProgressPrinter().nmbench_run_started(replace(memory, learning=learners))
+    assert capsys.readouterr().err.endswith(
+        "one by one; Acme: at least about 3.0 GiB (weights 1.0, its own 2.0), activations not included; Silent: at "
+        "least about 1.0 GiB (weights 1.0), what it holds itself, and activations, not included\n"
+    )
+    ProgressPrinter().nmbench_run_started(Estimate("cpu", False, 1, 1, 1, 1))
+    assert capsys.readouterr().err == ""

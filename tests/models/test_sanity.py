@@ -1,0 +1,83 @@
+"""Laws of what a loaded model must be: what is broken or sparse already is named."""
+
+import pytest
+import torch
+
+from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.models.bundle import Bundle
+from nmbench.models.sanity import check_dense, check_finite, strictest
+from nmbench.pattern import Pattern
+from nmbench_plugins.tiny import FAMILIES, TinyModel
+
+LAYER = "model.layers.1.mlp.up_proj"
+
+
+def load(family: str = "llama") -> Bundle:
+    return TinyModel().load(family)
+
+
+def prune(bundle: Bundle, names: list[str], pattern: Pattern) -> None:
+    for name in names:
+        layer = bundle.layers[name]
+        layer.write(torch.where(pattern.top(layer.read().abs()), layer.read(), 0.0))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_sound_models_pass(family):
+    """Random models of every family are finite and dense, and nothing is said of them."""
+    bundle = load(family)
+    check_finite(bundle)
+    assert check_dense(bundle) == {}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"]
+)
+def test_what_is_not_finite_is_named(name, value):
+    """NaN and infinity are found in prunable layers and in everything else."""
+    bundle = load()
+    bundle.model.get_parameter(name).flatten()[3] = value
+    with pytest.raises(NumericalFailure, match=name.removesuffix(".weight").replace(".", r"\.")):
+        check_finite(bundle)
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8), Pattern(8, 16)], ids=str)
+def test_sparse_checkpoints_are_refused(pattern):
+    """What was found is said: how many layers, which first, how many zeros, which pattern; the flag lets it pass."""
+    bundle = load()
+    prune(bundle, list(bundle.layers), pattern)
+    first = next(iter(bundle.layers)).replace(".", r"\.")
+    zeros = f"{1 - pattern.density:.1%}"
+    with pytest.raises(
+        NMBenchError, match=rf"14 of 14 layers of tiny:llama are sparse already, first {first} with {zeros}"
+    ):
+        check_dense(bundle)
+    found = check_dense(bundle, allowed=True)["already_sparse"]
+    assert found == {"layers": 14, "share_of_zeros": pytest.approx(1 - pattern.density), "patterns": [str(pattern)]}
+
+
+def test_one_sparse_layer_is_enough():
+    """A single pruned layer is found, also one without a pattern."""
+    bundle = load()
+    layer = bundle.layers[LAYER]
+    layer.read()[:, ::9] = 0.0
+    with pytest.raises(
+        NMBenchError, match=r"1 of 14 layers .* first model\.layers\.1\.mlp\.up_proj with 12\.5% zeros; "
+    ):
+        check_dense(bundle)
+
+
+def test_skipped_layers_do_not_matter():
+    """Layers left dense may be as sparse as they like."""
+    bundle = load()
+    prune(bundle, [LAYER], Pattern(2, 4))
+    assert check_dense(bundle.without(["up_proj"])) == {}
+
+
+def test_pattern_that_is_found():
+    """It is the sparsest, then the finest, of the usual ones; none for weights without a pattern."""
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    assert strictest(weight) is None
+    for pattern in (Pattern(1, 2), Pattern(2, 4), Pattern(2, 8), Pattern(16, 32), Pattern(3, 4)):
+        assert strictest(torch.where(pattern.top(weight), weight, 0.0)) == pattern

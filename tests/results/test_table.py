@@ -1,0 +1,370 @@
+"""Laws of the table a run ends in: its rows, the means over seeds, the rankings and the failures."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmbench.experiment.jobs import Contender, Job
+from nmbench.methods import Scorer
+from nmbench.results.files import write_tensors
+from nmbench.results.records import Results
+from nmbench.results.table import chain, file_name, means, render, row
+from nmbench.testing.strategies import patterns
+
+quick = settings(max_examples=25, deadline=None)
+TEXT = "demo@8"
+HARD = torch.linspace(1, 5, 12, dtype=torch.float64)  # losses of a dense model on twelve windows
+NOISE = torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)
+
+
+def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
+    """The record of a job that ended well."""
+    dense = label == "dense"
+    return {
+        "label": label,
+        "pattern": None if dense else pattern,
+        "seed": None if dense else seed,
+        "job_digest": f"{protocol} {label} {pattern} {seed}",
+        "protocol_digest": protocol,
+        "status": "ok",
+        "strict": None if dense else True,
+        "proof": None if dense else {"groups": 640, "extra_zeros": 0},
+        "weights_changed": label == "sparsegpt",
+        "coverage": None if dense else {"share_of_decoder": 0.9876},
+        "metrics": {"ppl:demo@8": {"value": value, "stderr": 0.5, "n": 12, "lower_is_better": True}},
+        "against_dense": {} if dense else {TEXT: {"mean": 0.25, "low": -0.125, "high": 0.5, "windows": 12}},
+        "seconds": {"prune": 1.0, "evaluate": 2.0, "total": 3.0},
+        "peak_bytes": {"host": 300 * 2**20, "device": None},
+        "cost": {"forward_tokens": 4096},
+        **others,
+    }
+
+
+def failed(label, error="no such luck", seed=0):
+    kept = ("label", "pattern", "seed", "job_digest", "protocol_digest", "coverage")
+    content = {name: value for name, value in record(label, 0.0, seed=seed).items() if name in kept}
+    return {**content, "status": "failed", "strict": None, "metrics": {}, "error": error, "traceback": "errors/x.txt"}
+
+
+def write_losses(directory, done, losses):
+    path = directory / "losses" / f"{file_name(done)}.safetensors"
+    write_tensors(path, {TEXT: losses}, {"job_digest": done["job_digest"]})
+
+
+def results(directory, *rows):
+    """Results of records, each with its losses (or None for a job without any)."""
+    for done, losses in rows:
+        if losses is not None:
+            write_losses(directory, done, losses)
+    return Results([done for done, _ in rows], [directory])
+
+
+@pytest.fixture
+def two_seeds(tmp_path):
+    """Dense, and two seeds of a learner, of its initial mask and of a method that failed once."""
+    rows = [(record("dense", 20.0), HARD)]
+    for seed in (0, 1):
+        rows += [(record("acme@init", 40.0 + seed, seed=seed), HARD + 0.7 + 0.01 * NOISE)]
+        rows += [(record("acme", 30.0 + 2 * seed, seed=seed), HARD + 0.4 + 0.01 * NOISE + 0.02 * seed)]
+    rows += [(record("sparsegpt", 35.0), HARD + 0.5), (failed("sparsegpt", "U is not finite", seed=1), None)]
+    return results(tmp_path, *rows)
+
+
+def lines_with(text, *words):
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+# Rows
+
+
+def test_every_job_has_a_row(two_seeds):
+    """The table has one line for each record, in their order, with label, pattern and seed."""
+    table = render(two_seeds).split("\n\n")[0].splitlines()
+    assert len(table) == 1 + len(two_seeds.records)
+    for line, done in zip(table[1:], two_seeds.records, strict=True):
+        assert line.split()[:3] == [
+            done["label"],
+            done["pattern"] or "-",
+            "-" if done["seed"] is None else str(done["seed"]),
+        ]
+
+
+def test_a_number_never_travels_alone():
+    """A row shows the value beside its proof, difference to dense, share pruned, cost in seconds, bytes and tokens."""
+    assert row(record("acme", 31.23456)) == {
+        "label": "acme",
+        "pattern": "2:4",
+        "seed": "0",
+        "strict": "yes, 640 groups",
+        "ppl:demo@8": "31.2346",
+        "nats over dense, demo@8": "+0.2500 [-0.1250, +0.5000]",
+        "in N:M": "98.8%",
+        "weights": "dense",
+        "seconds": "3.0",
+        "peak MiB": "300",
+        "tokens": "4096",
+    }
+    assert row(record("sparsegpt", 31.2))["weights"] == "updated"
+    assert row(record("acme", 31.2, peak_bytes={"host": 2**20, "device": 5 * 2**20}))["peak MiB"] == "1 + 5"
+
+
+def test_backward_tokens_are_told_apart():
+    """Tokens run backward stand beside those run forward, where there are any."""
+    trained = record("acme", 31.2, cost={"forward_tokens": 4096, "backward_tokens": 512})
+    assert row(trained)["tokens"] == "4096 + 512 back"
+
+
+def test_what_a_value_is_of_stands_beside_it():
+    """A metric that says what its value is of, as the layer of a maximum, is shown with it; its details are not."""
+    worst = {"value": 0.51234, "stderr": None, "n": 2, "lower_is_better": True, "where": "layers.0.up_proj"}
+    mean = {"value": 0.25, "stderr": None, "n": 2, "lower_is_better": True, "detail": {"layers.0.up_proj": 0.51234}}
+    shown = row(record("acme", 31.2, metrics={"layers:demo@8": mean, "layers:demo@8 worst": worst}))
+    assert shown["layers:demo@8 worst"] == "0.5123 layers.0.up_proj"
+    assert shown["layers:demo@8"] == "0.2500"
+
+
+def test_dense_claims_no_proof():
+    """The dense row has no pattern, seed, proof or share pruned, but a value."""
+    shown = row(record("dense", 20.0))
+    assert {shown[name] for name in ("pattern", "seed", "strict", "in N:M")} == {"-"}
+    assert shown["ppl:demo@8"] == "20.0000"
+
+
+def test_failed_row_shows_no_number():
+    """A failed job says FAILED where the proof would stand, and has no figure in any column."""
+    shown = row(failed("acme"))
+    assert shown["strict"] == "FAILED"
+    assert not {"ppl:demo@8", "nats over dense, demo@8"} & set(shown)
+    assert {shown[name] for name in ("weights", "seconds", "peak MiB", "tokens")} == {"-"}
+
+
+def test_failures_are_one_line_each(two_seeds):
+    """Every failed job is named once below the table with its error and its traceback, on one line."""
+    (line,) = lines_with(render(two_seeds), "FAILED", "traceback")
+    assert line == "FAILED sparsegpt 2:4 seed 1: U is not finite (traceback: errors/x.txt)"
+
+
+def test_no_failures_no_word_of_them(tmp_path):
+    """Where all went well, nothing is said of failures, and with one seed nothing of means."""
+    text = render(results(tmp_path, (record("dense", 20.0), HARD), (record("acme", 30.0), HARD + 0.4)))
+    assert "FAILED" not in text
+    assert "Mean over seeds" not in text
+
+
+# Means over seeds
+
+
+def test_means_over_seeds(two_seeds):
+    """With several seeds each label has mean and standard deviation of those that ended well, and their number."""
+    assert "Mean over seeds" in render(two_seeds)
+    shown = means(two_seeds).set_index("label")
+    assert shown["ppl:demo@8"].to_dict() == {
+        "dense": "20.0000",
+        "acme@init": "40.5000 ± 0.7071",
+        "acme": "31.0000 ± 1.4142",
+        "sparsegpt": "35.0000",
+    }
+    assert shown["seeds"].to_dict() == {"dense": "1", "acme@init": "2", "acme": "2", "sparsegpt": "1"}
+
+
+def test_patterns_are_never_averaged(tmp_path):
+    """Rows of one label at two patterns have means of their own."""
+    rows = [
+        (record("acme", value, pattern, seed), None)
+        for pattern, value in (("2:4", 30.0), ("4:8", 25.0))
+        for seed in (0, 1)
+    ]
+    shown = means(results(tmp_path, *rows))
+    assert shown["pattern"].tolist() == ["2:4", "4:8"]
+    assert [text.split()[0] for text in shown["ppl:demo@8"]] == ["30.0000", "25.0000"]
+
+
+def test_runs_are_never_averaged(tmp_path):
+    """Rows of two run directories have means of their own, named by their run, whatever their metrics."""
+    other = {"ppl:novel@9": {"value": 99.0, "stderr": None, "n": 1, "lower_is_better": True}}
+    rows = [record("acme", 30.0, seed=seed, directory="a") for seed in (0, 1)]
+    rows += [record("acme", 50.0, seed=seed, directory="b", metrics=other) for seed in (0, 1)]
+    both = Results(rows, [Path("a"), Path("b")])
+    shown = means(both)
+    assert shown["run"].tolist() == ["a", "b"]
+    assert shown["seeds"].tolist() == ["2", "2"]
+    assert shown["ppl:demo@8"].dropna().tolist() == ["30.0000 ± 0.0000"]
+    assert shown["ppl:novel@9"].dropna().tolist() == ["99.0000 ± 0.0000"]
+    assert "run label" in " ".join(render(both).split())
+
+
+# Rankings
+
+
+def test_ranking_signs(tmp_path):
+    """Rows are ranked by loss, best first: `<` between those that can be told apart, `~` between those that cannot."""
+    rows = [(record("dense", 20.0), HARD), (record("good", 30.0), HARD + 0.4), (record("bad", 50.0), HARD + 0.9)]
+    rows += [(record("twin", 31.0), HARD + 0.41 + 0.2 * NOISE)]
+    (line,) = lines_with(render(results(tmp_path, *rows)), "dense <")
+    assert line.strip() == "2:4 demo@8: dense < good ~ twin < bad"
+
+
+def test_ranking_by_a_metric_follows_its_direction(tmp_path):
+    """Figures by window of a metric are ranked best first, which may be from high to low, and in its own unit."""
+    names = {"kl:demo@8": (True, "nats/token"), "top1:demo@8": (False, "share of tokens")}
+    shown = {
+        n: {"value": 0.0, "stderr": None, "n": 12, "lower_is_better": low, "unit": u} for n, (low, u) in names.items()
+    }
+    rows = [record(label, 20.0, metrics=shown) for label in ("acme@init", "acme", "bad")]
+    for done, level in zip(rows, (0.2, 0.1, 0.3), strict=True):
+        kl, top1 = HARD / 50 + level, 1 - HARD / 50 - level
+        path = tmp_path / "losses" / f"{file_name(done)}.safetensors"
+        write_tensors(path, {"kl:demo@8": kl, "top1:demo@8": top1}, {})
+    text = render(Results(rows, [tmp_path]))
+    assert lines_with(text, "acme <") == [f"  2:4 {name}: acme < acme@init < bad" for name in names]
+    gains = [line.split("mask ")[1] for line in lines_with(text, "against its initial mask")]
+    assert gains == [
+        "-0.1000 [-0.1000, -0.1000] nats/token (12 windows)",
+        "+0.1000 [+0.1000, +0.1000] share of tokens (12 windows)",
+    ]
+
+
+def test_pareto_column(tmp_path):
+    """A row says at which costs no other row of its pattern is both better and cheaper; means over seeds count."""
+    cheap, dear = {"prune": 1.0, "evaluate": 2.0, "total": 3.0}, {"prune": 9.0, "evaluate": 2.0, "total": 11.0}
+    rows = [
+        (record("dense", 20.0), None),
+        (record("good", 30.0, seconds=dear), None),
+        (record("quick", 40.0, seconds=cheap), None),
+        (record("bad", 50.0, seconds=dear, cost={"forward_tokens": 1, "backward_tokens": 9000}), None),
+        (record("alone", 99.0, "1:4", seconds=dear), None),
+        (failed("broken"), None),
+    ]
+    found = results(tmp_path, *rows)
+    expected = ["-", "seconds tokens bytes", "seconds", "-", "seconds tokens bytes", "-"]
+    assert found.table()["pareto"].tolist() == expected
+    summary = found.summary().set_index("label")
+    assert summary["pareto"].to_dict() == dict(zip(["dense", "good", "quick", "bad", "alone"], expected, strict=False))
+    assert summary.loc["bad", "tokens"] == "1 + 9000 back"
+    assert summary.loc["good", "prune seconds"] == "9.0"
+
+
+def test_one_method_has_no_front(tmp_path):
+    """With a single method there is nothing to compare, and no such column."""
+    assert "pareto" not in results(tmp_path, (record("dense", 20.0), None), (record("a", 30.0), None)).table()
+
+
+def test_ranking_is_by_pattern(tmp_path):
+    """Each pattern has a ranking of its own, and the dense row is in all of them."""
+    rows = [(record("dense", 20.0), HARD)]
+    rows += [
+        (record(label, 30.0, pattern), HARD + gap) for label, pattern, gap in (("a", "2:4", 0.5), ("b", "4:8", 0.2))
+    ]
+    text = render(results(tmp_path, *rows))
+    assert lines_with(text, "2:4 demo@8:") == ["  2:4 demo@8: dense < a"]
+    assert lines_with(text, "4:8 demo@8:") == ["  4:8 demo@8: dense < b"]
+
+
+@quick
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6))
+def test_chain_is_sorted_and_whole(levels):
+    """A chain names every row once, from low to high loss, and the same rows joined by `=`, different ones by `<`."""
+    losses = {f"row{index}": (HARD + level)[None] for index, level in enumerate(levels)}
+    words = chain(losses).split()
+    labels, signs = words[::2], words[1::2]
+    assert sorted(labels) == sorted(losses)
+    ranked = [levels[int(label.removeprefix("row"))] for label in labels]
+    assert ranked == sorted(levels)
+    assert signs == ["=" if a == b else "<" for a, b in itertools.pairwise(ranked)]
+
+
+def test_learner_against_its_initial_mask(two_seeds):
+    """A learner's line gives the paired difference of its seeds' mean to its initial mask: negative is a gain."""
+    (line,) = lines_with(render(two_seeds), "acme against its initial mask")
+    found = re.search(r"2:4 demo@8: acme .* mask ([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\] nats \(12 windows\)", line)
+    mean, low, high = map(float, found.groups())
+    assert mean == pytest.approx(0.4 + 0.01 - 0.7, abs=1e-4)  # 0.01: the mean of the two seeds' 0 and 0.02
+    assert low <= mean <= high < 0
+
+
+def test_learner_that_lost_shows_a_plus(tmp_path):
+    """A learner that is worse than its initial mask is shown with a positive difference."""
+    rows = [(record("acme@init", 30.0), HARD + 0.2), (record("acme", 40.0), HARD + 0.5)]
+    (line,) = lines_with(render(results(tmp_path, *rows)), "against its initial mask")
+    assert "+0.3000 [+0.3000, +0.3000] nats" in line
+
+
+def test_learner_against_the_row_it_started_from(tmp_path):
+    """A learner that started from another row is compared with that one."""
+    later = {**record("second", 35.0), "started_from": "first"}
+    rows = [(record("first", 40.0), HARD + 0.5), (later, HARD + 0.4)]
+    (line,) = lines_with(render(results(tmp_path, *rows)), "against its initial mask")
+    assert "second against its initial mask -0.1000" in line
+
+
+def test_learner_against_the_same_seeds_of_its_start(tmp_path):
+    """Of a start with more seeds those count that the learner has."""
+    later = {**record("second", 35.0, seed=1), "started_from": "first"}
+    starts = [(record("first", 40.0, seed=seed), HARD + 0.5 + seed) for seed in (0, 1, 2)]
+    (line,) = lines_with(render(results(tmp_path, *starts, (later, HARD + 1.4))), "against its initial mask")
+    assert "second against its initial mask -0.1000" in line
+
+
+def test_rows_of_unequal_seeds_are_compared_by_their_means(two_seeds):
+    """A row with one seed is ranked among rows with two."""
+    (line,) = lines_with(render(two_seeds), "dense <")
+    assert line.strip() == "2:4 demo@8: dense < acme < sparsegpt < acme@init"
+
+
+def test_other_directories_change_no_ranking(tmp_path):
+    """A run's ranking is the same alone and beside another one with rows of the same names, where it names its run."""
+    dense, early, late = record("dense", 20.0), record("acme", 30.0), record("acme", 30.0, seed=1)
+    rows = [(dense, HARD), (early, HARD + 0.2), (late, HARD + 0.8), (record("wanda", 25.0), HARD + 0.45)]
+    alone = results(tmp_path / "a", *rows)
+    beside = results(tmp_path / "b", (dense, HARD), (early, HARD + 0.2), (record("new", 1.0), HARD + 3))
+    joined = [{**r, "directory": str(of.directories[0])} for of in (alone, beside) for r in of.records]
+    lines = [line.strip() for line in lines_with(render(Results(joined, [tmp_path / "a", tmp_path / "b"])), "demo@8:")]
+    assert lines == [f"{tmp_path}/a 2:4 demo@8: dense < wanda < acme", f"{tmp_path}/b 2:4 demo@8: dense < acme < new"]
+    assert lines[0].endswith(lines_with(render(alone), "2:4 demo@8:")[0].strip())
+
+
+def test_without_losses_there_is_no_ranking(tmp_path):
+    """Rows whose losses are not there are listed, and not ranked."""
+    text = render(results(tmp_path, (record("dense", 20.0), None), (record("acme", 30.0), None)))
+    assert "acme" in text
+    assert "Ranking" not in text
+
+
+@quick
+@given(patterns(), st.integers(0, 99), st.sampled_from(["acme", "acme@init", "a.b-c"]))
+def test_table_finds_the_files_of_jobs(pattern, seed, label):
+    """The file name taken from a record is the one the job gave its files."""
+    job = Job(Contender(label, "magnitude", Scorer(), {}), pattern, seed, "digest", "work")
+    assert file_name(record(label, 1.0, str(pattern), seed)) == job.name
+    assert file_name(record("dense", 1.0)) == Job(None, None, None, "digest", "work").name
+
+
+def test_experts_with_too_few_tokens_are_printed(tmp_path):
+    """What the notes say of fallbacks is printed with the table; rows without say nothing."""
+    notes = {"experts_never_reached": ["a[1]", "b[1]"], "experts_under_calibrated": {"a[0]": 7, "a[2]": 3}}
+    text = render(results(tmp_path, (record("dense", 30.0), HARD), (record("wanda", 40.0, notes=notes), HARD + 0.1)))
+    (line,) = [line for line in text.splitlines() if line.startswith("NOTE")]
+    assert line == (
+        "NOTE wanda 2:4 seed 0: no token was routed to 2 weights of experts, as a[1]: pruned by the statistics of all "
+        "tokens; fewer tokens than inputs were routed to 2 weights of experts, as 3 to a[2]."
+    )
+
+
+def test_the_protocol_names_all_that_differs(tmp_path):
+    """Each run has one line; where its rows differ in a version, or in their pattern, all are named, once."""
+    common = {"model": "demo", "calibration": "demo"}
+    rows = [
+        record(label, 30.0, pattern, environment={"torch": torch_version}, **common)
+        for label, pattern, torch_version in (("dense", None, "2.5"), ("a", "2:4", "2.5"), ("a", "4:8", "2.6"))
+    ]
+    (line,) = results(tmp_path, *[(row, None) for row in rows]).protocol()
+    assert line == (
+        "protocol p; model demo; patterns 2:4, 4:8; metrics ppl:demo@8; calibration demo; seeds 0; torch 2.5 or 2.6."
+    )
+    both = Results([{**row, "directory": name} for name in ("a", "b") for row in rows], [Path("a"), Path("b")])
+    assert both.protocol() == [f"a: {line}", f"b: {line}"]
