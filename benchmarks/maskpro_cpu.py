@@ -24,7 +24,7 @@ from nmbench import Bundle, LearnTask, Pattern
 from nmbench.experiment.environment import cpu_name
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.results.files import MemoryCheckpoints
-from nmbench_plugins.maskpro.logits import Logits
+from nmbench_plugins.maskpro.engines.logits import Logits
 
 PATTERN = Pattern(2, 4)
 SCALE = 1e-3  # of the update

@@ -2,10 +2,10 @@
 
     python maskpro_kernel.py --json results/maskpro_kernel_h100.json
 
-One layer of 32768 x 8192 weights by default. First every program is compared with its twin in plain torch (float64
+One layer of 32768 x 8192 weights by default. First every program is compared with its reference in plain torch (float64
 gradients), then everything is timed in this process by CUDA events, the median of 20 runs after warming up. Bytes are
 those that must move: logits read and written, weights read, masked weights written. Less than 80 s on an H100. With
-`--device cpu` the twin takes the place of the programs, on a tiny layer: a test of this file, not of speed.
+`--device cpu` the reference takes the place of the programs, on a tiny layer: a test of this file, not of speed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench_plugins.maskpro import kernels, twin
+from nmbench_plugins.maskpro.kernels import launch as kernels
+from nmbench_plugins.maskpro.kernels import reference as plain_kernels
 
 SEED = 2**40 + 7
 SCALE = 1e-3  # of the updates: logits stay what they are
@@ -138,7 +139,7 @@ def report(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(variant: Variant, shape: tuple[int, int] = (256, 8192)) -> dict[str, Any]:
-    """Two steps of a program and of its twin; masks may differ where rounding decides a draw."""
+    """Two steps of a program and of its reference; masks may differ where rounding decides a draw."""
     generator = torch.Generator().manual_seed(0)
     logits, weight, out, scale = tensors(variant, shape, torch.device("cpu"), generator)
     scale = torch.rand(scale.shape, generator=generator)
@@ -172,7 +173,7 @@ def check_greedy() -> dict[str, Any]:
     for keep, group in sorted(kernels.FUSED):
         expected = torch.empty_like(weight)
         out = torch.full_like(weight, float("nan")).cuda()
-        twin.greedy_reference(logits, weight, expected, keep, group)
+        plain_kernels.greedy(logits, weight, expected, keep, group)
         kernels.greedy(logits.cuda(), weight.cuda(), out, keep, group)
         wrong += int((out.cpu() != expected).sum())
     assert not wrong, wrong
@@ -219,7 +220,7 @@ def call(
     reference: bool = False,
     launch: kernels.Launch | None = None,
 ) -> None:
-    """One step of a variant, by the program or by its twin."""
+    """One step of a variant, by the program or by its reference."""
     same = {
         "seed": SEED,
         "first_group": 11,
@@ -230,7 +231,7 @@ def call(
     }
     where = (logits, weight, out, variant.keep, variant.group)
     if reference:
-        twin.step_reference(*where, **same)
+        plain_kernels.step(*where, **same)
     else:
         same["launch"] = launch
         kernels.step(*where, **same)
@@ -252,7 +253,7 @@ def timings(shape: tuple[int, int], device: torch.device, repeats: int, with_pla
         step = torch.ones(1, dtype=torch.int64, device=device)
         run = functools.partial(call, variant, *data, step, reference=device.type == "cpu")
         size = variant.bytes_per_weight * data[0].numel()
-        name = f"{'twin' if device.type == 'cpu' else 'fused'} {variant.name}"
+        name = f"{'reference' if device.type == 'cpu' else 'fused'} {variant.name}"
         rows.append(row(name, run, size, repeats, device, bandwidth, reference))
         del run, data
     rows.append(greedy_timing(shape, device, repeats, bandwidth))
@@ -261,7 +262,7 @@ def timings(shape: tuple[int, int], device: torch.device, repeats: int, with_pla
 
 def greedy_timing(shape: tuple[int, int], device: torch.device, repeats: int, bandwidth: float) -> Row:
     logits, weight, out, _ = tensors(VARIANTS[0], shape, device, torch.Generator(device).manual_seed(0))
-    greedy = twin.greedy_reference if device.type == "cpu" else kernels.greedy
+    greedy = plain_kernels.greedy if device.type == "cpu" else kernels.greedy
     return row("greedy 2:4", lambda: greedy(logits, weight, out, 2, 4), 8 * logits.numel(), repeats, device, bandwidth)
 
 

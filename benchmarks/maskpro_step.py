@@ -28,10 +28,8 @@ from nmbench.experiment.loading import load_model
 from nmbench.models.bundle import Layer
 from nmbench.pruning.live_weights import LiveWeights
 from nmbench.results.files import MemoryCheckpoints
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.engines import choose
-from nmbench_plugins.maskpro.graph import record, unpacked_windows
-from nmbench_plugins.maskpro.streamed import StreamedEngine
+from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, choose
+from nmbench_plugins.maskpro.engines.step_graph import ignoring_packed_windows, record
 from nmbench_plugins.maskpro.tracker import Rule
 
 SHAPES = {
@@ -140,7 +138,7 @@ def forward_milliseconds(bundle: Bundle, tokens: Tensor, references: Tensor, rep
 
 def forward(bundle: Bundle, tokens: Tensor, references: Tensor) -> None:
     """What a step does besides MaskPro's own work."""
-    with unpacked_windows():
+    with ignoring_packed_windows():
         references.copy_(window_losses(bundle.model, tokens))
 
 

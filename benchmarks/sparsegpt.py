@@ -4,7 +4,7 @@
 
 For layers of 4096 x 4096 and 4096 x 14336 weights (out x in), the Gram matrix of correlated bfloat16 inputs. `old` is
 what was there before: the plain loop, with the factor by Cholesky, inverse, Cholesky, and errors spread over all later
-columns. `plain` is the loop of `sweep.sweep_block`, the twin of the Triton program (`program`). All in one process, by
+columns. `plain` is the loop of `reference.sweep_block`; `program` is the Triton program. All in one process, by
 CUDA events, medians after warming up; TF32 off. Masks and weights are compared with the plain loop, and, on a few
 rows, with a sweep in float64 of the exact Gram matrix of the same inputs. A part that fails is reported, and the others
 go on. Less than 3 minutes on an H100. `--device cpu` runs all of it on tiny layers, the program in Triton's
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nmbench import Pattern
 from nmbench.calibration.gram import add_gram, by_conversion, halves_rule
-from nmbench_plugins.sparsegpt import kernel
+from nmbench_plugins.sparsegpt import launch as kernel
 from nmbench_plugins.sparsegpt.factor import damped_root, inverses
 from nmbench_plugins.sparsegpt.sweep import sweep
 

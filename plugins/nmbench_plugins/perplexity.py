@@ -1,8 +1,8 @@
-"""Perplexity, with its whole protocol in its name: `ppl:<data set>@<window>`.
+"""Perplexity, with the protocol in the name of the metric: `ppl:<data set>@<window>`.
 
 The test texts are joined and tokenised once with special tokens, cut into non-overlapping windows, the tail dropped;
 perplexity is exp of the mean cross-entropy over the window - 1 targets of every window. (The protocol of the GPTQ and
-SparseGPT papers. Not the word perplexity of lm-evaluation-harness.)
+SparseGPT papers. The word perplexity of lm-evaluation-harness is another figure.)
 """
 
 from __future__ import annotations
