@@ -17,7 +17,6 @@ from typing import Any
 
 import safetensors
 import tomli_w
-import torch
 
 from nmbench.artifacts.decoder_scope import quiet
 from nmbench.artifacts.folder import MASKS
@@ -29,6 +28,7 @@ from nmbench.artifacts.validation import BOTH, Validation, validate
 from nmbench.errors import NMBenchError
 from nmbench.experiment.loading import no_loading_bar
 from nmbench.methods import PrunedModel
+from nmbench.models.bit_equality import same_bits
 from nmbench.models.bundle import Bundle
 from nmbench.plugins.loading import Plugins
 from nmbench.results.files import cannot_write, save_masks
@@ -129,13 +129,6 @@ def read_back(folder: Path, bundle: Bundle, pruned: PrunedModel) -> Validation:
                 if name in live and not same_bits(opened.get_tensor(name), live[name].cpu()):
                     raise NMBenchError(f"{name} differs from the model after writing; nothing is kept of it.")
     return found
-
-
-def same_bits(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Equality that tells -0 from 0."""
-    if one.dtype != two.dtype or one.shape != two.shape:
-        return False
-    return torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
 
 
 def write_about(row: Row, folder: Path, about: dict[str, Any], found: Validation) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, Refiner, Scorer, Solver
+from nmbench.models.bit_equality import same_bits
 from nmbench.pruning.learning import CheckpointStore
 from nmbench.results.files import FileCheckpoints
 from nmbench.runtime.isolation import fenced
@@ -202,12 +203,3 @@ SETTINGS: Mapping[str, Callable[[], Any]] = {
 def process_settings() -> dict[str, Any]:
     """The global settings of torch that other methods' numbers depend on."""
     return {name: get() for name, get in SETTINGS.items()}
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal in shape, dtype and every value, NaN being equal to itself."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
-    if a.device.type == "meta":
-        return True
-    return bool(((a == b) | ((a != a) & (b != b))).all())

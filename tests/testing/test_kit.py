@@ -13,6 +13,7 @@ from nmbench.errors import NMBenchError, UnknownName
 from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests, run_checks
 from nmbench.testing.kit import law_names
 from nmbench.testing.laws import LAWS
+from nmbench.testing.watch import watch
 from reference import broken_methods as zoo
 
 ALL = [(law, method) for law, methods in zoo.BROKEN.items() for method in methods]
@@ -96,6 +97,19 @@ def test_a_check_with_nothing_to_judge_has_not_passed():
     about_the_class = {"options_round_trip", "options_are_described", "impossible_patterns_have_reasons"}
     of_the_process = {name for name in calls if name.endswith("_untouched") or name == "nothing_is_printed"}
     assert set(failed) == set(calls) - about_the_class - of_the_process
+
+
+def test_the_sign_of_a_zero_is_a_change():
+    """A method that turns -0.0 into 0.0 in place has changed its input, though the two compare as equal."""
+
+    class Unsigning(zoo.GoodScorer):
+        """Takes absolute values in place."""
+
+        def score(self, weight, stats):
+            return weight.abs_()
+
+    assert watch(Unsigning(), LayerCase(kind="signed zeros")).changed == ["weight"]
+    assert watch(zoo.GoodScorer(), LayerCase(kind="signed zeros")).changed == []
 
 
 def test_no_supported_pattern_is_no_pass():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import Method, Scorer
+from nmbench.models.bit_equality import same_bits
 from nmbench.testing.laws.base import (
     KEPT,
     PASSED_OVER,
@@ -20,7 +21,7 @@ from nmbench.testing.laws.base import (
     tasks,
     usual,
 )
-from nmbench.testing.watch import Seen, same_bits
+from nmbench.testing.watch import Seen
 
 
 @law(Method, cases=usual)
