@@ -25,13 +25,17 @@ BROKEN: tuple[type[Exception], ...] = (  # what a damaged archive, or the header
 )
 
 
-def read_bit_archive(path: Path) -> Artifact:
-    """List the masks of an archive from the headers of its entries. Raises `Unreadable`."""
+def read_bit_archive(path: Path, large: int = LARGE) -> Artifact:
+    """List the masks of an archive from the headers of its entries. Raises `Unreadable`.
+
+    An entry that unpacks to more than `large` bytes, and to more than `HIGHEST_RATIO` times its compressed size, is
+    refused.
+    """
     found = {}
     with opened(path) as archive:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
-            check_size(path, entry)
+            check_size(path, entry, large)
             size = header_of(path, archive, entry)
             found[name] = Matrix(layer_name(name), (1, 8 * size), True, rows_of(path, entry), 1, flat=True)
     if not found:
@@ -51,11 +55,11 @@ def opened(path: Path) -> zipfile.ZipFile:
         raise Unreadable(f"{path} is not a whole .npz archive: {one_line(error)}.") from error
 
 
-def check_size(path: Path, entry: zipfile.ZipInfo) -> None:
-    """Raise `Unreadable` for an entry that is not what numpy writes, or that unpacks to absurdly much."""
+def check_size(path: Path, entry: zipfile.ZipInfo, large: int) -> None:
+    """Raise `Unreadable` for an entry that is not an array as numpy stores it, or that unpacks to absurdly much."""
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not entry.filename.endswith(".npy"):
         raise Unreadable(f"{path} is no archive of masks: {entry.filename!r} is not an array as numpy stores it.")
-    if entry.file_size > LARGE and entry.file_size > HIGHEST_RATIO * entry.compress_size:
+    if entry.file_size > large and entry.file_size > HIGHEST_RATIO * entry.compress_size:
         raise Unreadable(f"{entry.filename} in {path} unpacks to {entry.file_size} bytes; it was refused as a bomb.")
 
 

@@ -54,10 +54,13 @@ class Scope:
         return Names(self.weights)
 
 
-def scope_of(artifact: Artifact) -> Scope:
-    """The decoder layers of a checkpoint; of a file of masks alone, none."""
+def scope_of(artifact: Artifact, skeleton: Skeleton | None = None) -> Scope:
+    """The decoder layers of a checkpoint; of a file of masks alone, none.
+
+    `skeleton` is the model of the checkpoint, by default the one that its `config.json` describes.
+    """
     inside = inner_tensors(artifact.tensors)
-    skeleton = skeleton_of(artifact.config, len(artifact.tensors))
+    skeleton = skeleton or skeleton_of(artifact.config, len(artifact.tensors))
     weights: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
     for stored, shape in artifact.tensors.items():

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,18 @@ from nmbench.results.files import cannot_write, save_masks
 VESTIGES = ("sparsity_config", "compression_config", "quantization_config")  # loaders would act on them
 SHARD = "5GB"
 
+Check = Callable[[Path, Bundle, PrunedModel], Validation]  # folder, live model, masks
 
-def export(row: Row, target: Path, plugins: Plugins, device: str | None = None) -> Validation:
-    """Write the model of a finished row to the new folder `target`; return what reading it back proved.
 
-    Raises `NMBenchError` if the folder is there already, `RunMismatch` if the row cannot be made again bit by bit,
-    `CannotWrite` if the disk refuses.
+def export(
+    row: Row, target: Path, plugins: Plugins, device: str | None = None, check: Check | None = None
+) -> Validation:
+    """Write the model of a finished row to the new folder `target`; return what reading `target` back proved.
+
+    `check` stands in for `read_back`, so that tests can make the check fail.
+
+    Raises `NMBenchError` if `target` exists, `ModelChanged` or `NotReproduced` if the row cannot be made again bit by
+    bit, `CannotWrite` if the disk refuses.
     """
     if target.exists():
         raise NMBenchError(f"{target} exists; give another folder with --to, or remove it.")
@@ -51,7 +57,7 @@ def export(row: Row, target: Path, plugins: Plugins, device: str | None = None) 
         about = provenance(row, folder)
         patterns = row.spec.layer_patterns(row.spec.patterns[0], pruned.masks)
         save_masks(folder / MASKS, pruned.masks, patterns, about)
-        found = read_back(folder, bundle, pruned)
+        found = (check or read_back)(folder, bundle, pruned)
         write_about(row, folder, about, found)
     return found
 

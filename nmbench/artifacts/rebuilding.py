@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nmbench.artifacts.folder import read_json
-from nmbench.errors import NMBenchError, RunMismatch, unknown
+from nmbench.errors import ModelChanged, NMBenchError, NotReproduced, unknown
 from nmbench.experiment.jobs import contenders, jobs
 from nmbench.experiment.loading import load_model
 from nmbench.experiment.setup import prepare
@@ -94,19 +94,20 @@ def spec_of(directory: Path, record: Record) -> RunSpec:
 def make_again(row: Row, plugins: Plugins, device: str | None = None) -> tuple[Bundle, PrunedModel]:
     """Load the dense model and prune it as it was; the bundle then holds the pruned weights.
 
-    Raises `RunMismatch` if the dense model, the masks or the pruned model are not those of the run.
+    Raises `ModelChanged` if the dense model is not that of the run, `NotReproduced` if the masks or the pruned weights
+    are not.
     """
     spec = row.spec if device is None else dataclasses.replace(row.spec, device=device)
     bundle = load_model(spec, plugins)
     if bundle.digest() != row.manifest["model_digest"]:
-        raise RunMismatch(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
+        raise ModelChanged(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
     pruned = repeated(row, spec, bundle, plugins) if row.record["weights_changed"] else stored(row, bundle)
     if masks_digest(pruned.masks) != row.record["proof"]["masks_digest"]:
-        raise RunMismatch(f"the masks of {row.title} are not those that were measured: {ANOTHER}.")
+        raise NotReproduced(f"the masks of {row.title} are not those that were measured: {ANOTHER}.")
     apply(bundle, pruned)
     measured = bundle.in_dtype(getattr(torch, str(spec.eval_dtype)))
     if row.record.get("measured_digest") != measured.digest():
-        raise RunMismatch(f"the weights of {row.title} are not those that were measured: {ANOTHER}.")
+        raise NotReproduced(f"the weights of {row.title} are not those that were measured: {ANOTHER}.")
     return bundle, pruned
 
 
@@ -119,17 +120,17 @@ def stored(row: Row, bundle: Bundle) -> PrunedModel:
 
 def refuse_other_layers(masks: Sequence[str], layers: Sequence[str], row: Row) -> None:
     if set(masks) != set(layers):
-        raise RunMismatch(f"the masks of {row.title} are of other layers than those of model {row.spec.model}.")
+        raise NotReproduced(f"the masks of {row.title} are of other layers than those of model {row.spec.model}.")
 
 
 def repeated(row: Row, spec: RunSpec, bundle: Bundle, plugins: Plugins) -> PrunedModel:
-    """The same job once more. Raises `RunMismatch` if it is not the same any more."""
+    """The same job once more. Raises `NotReproduced` if it is not the same any more."""
     methods = contenders(spec, plugins)
     learners = any(isinstance(contender.method, MaskLearner) for contender in methods)
     experiment = prepare(spec, plugins, bundle, learners)
     same = [job for job in jobs(spec, methods, experiment.protocol_digest) if job.digest == row.record["job_digest"]]
     if not same or experiment.calibration_digest(row.record["seed"]) != row.record["calibration_digest"]:
-        raise RunMismatch(
+        raise NotReproduced(
             f"{row.title} cannot be repeated: its texts, a file or the defaults of its method have changed since "
             f"{row.directory} was made."
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
-from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.errors import ModelChanged, NMBenchError
 from nmbench.evaluation.subject import DenseSubject
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
 from nmbench.experiment.loading import device_of, dtype_of, source_of
@@ -188,11 +188,11 @@ def check_names(spec: RunSpec, plugins: Plugins) -> None:
 
 
 def renewed(experiment: Experiment, bundle: Bundle, who: str) -> Experiment:
-    """The experiment with the model loaded again. Raises `RunMismatch` if that is another one than before."""
+    """The experiment with the model loaded again. Raises `ModelChanged` if that is another one than before."""
     now = fingerprint(bundle, experiment.probe)
     dense = DenseWeights(bundle)
     if dense.digest != experiment.dense.digest or not experiment.fingerprint.like(now, FAR):
-        raise RunMismatch(
+        raise ModelChanged(
             f"the dense model of {experiment.bundle.ref} is no longer what it was before {who}, though it was loaded "
             f"again; give the same command once more, without {who}."
         )

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.artifacts.artifact import Unreadable
+from nmbench.artifacts.bit_archive import read_bit_archive
 from nmbench.artifacts.reading import open_artifact
 from nmbench.pattern import Pattern
 from nmbench.results.files import save_masks
@@ -242,11 +243,12 @@ def test_a_header_that_claims_too_much(tmp_path):
     refused(tmp_path / "m.npz", "a.npy", "not a packed mask")
 
 
-def test_a_bomb(tmp_path, monkeypatch):
-    """An entry that unpacks to very much more than it is, and is large, is refused unread."""
-    monkeypatch.setattr("nmbench.artifacts.bit_archive.LARGE", 2**20)
+def test_a_bomb(tmp_path):
+    """A large entry that unpacks to very much more than its compressed size is refused unread."""
     np.savez_compressed(tmp_path / "m.npz", **{"a.weight.mask": np.zeros(2**22, np.uint8)})
-    refused(tmp_path / "m.npz", "refused as a bomb")
+    with pytest.raises(Unreadable, match="refused as a bomb"):
+        read_bit_archive(tmp_path / "m.npz", large=2**20)
+    assert read_bit_archive(tmp_path / "m.npz", large=2**22).masks
 
 
 def test_a_torch_file_that_is_compressed(tmp_path):

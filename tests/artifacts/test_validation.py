@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import nmbench.artifacts.artifact as matrix_module
 from nmbench.artifacts.artifact import Matrix, Unreadable
-from nmbench.artifacts.decoder_scope import Skeleton
+from nmbench.artifacts.decoder_scope import Skeleton, scope_of
+from nmbench.artifacts.layer_report import layer_report
 from nmbench.artifacts.pattern_inference import infer
 from nmbench.artifacts.reading import open_artifact
 from nmbench.artifacts.rendering import validation_json, validation_text, verdict
@@ -293,7 +294,7 @@ def test_flat_masks_take_the_shapes_of_a_model(tmp_path):
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_fused_experts(folder, monkeypatch, turned, suffix):
+def test_fused_experts(folder, turned, suffix):
     """Of a 3-D tensor every matrix is a layer, in its direction, if the model says so; else it is not judged."""
     name = "model.layers.0.mlp.experts.gate_up_proj"
     weight = torch.stack([TWO_FOUR.top(torch.rand(16, 32)).float() for _ in range(3)])
@@ -305,12 +306,12 @@ def test_fused_experts(folder, monkeypatch, turned, suffix):
     assert validate(artifact).skipped == {name: f"not a matrix of weights {tuple(stored[name].shape)}"}
     shapes = {**{f"{name}[{e}]": (16, 32) for e in range(3)}, "model.layers.0.a": (16, 32)}
     skeleton = Skeleton(shapes, frozenset(n for n in shapes if turned and "[" in n), {})
-    monkeypatch.setattr("nmbench.artifacts.decoder_scope.skeleton_of", lambda config, tensors: skeleton)
-    found = validate(artifact)
-    assert {layer.name: layer.shape for layer in found.layers} == shapes
-    (bad,) = [layer for layer in found.layers if not layer.strict]
+    scope = scope_of(artifact, skeleton)
+    assert {layer: matrix.shape for layer, matrix in scope.weights.items()} == shapes
+    reports = [layer_report(layer, None, matrix, TWO_FOUR) for layer, matrix in scope.weights.items()]
+    (bad,) = [report for report in reports if not report.strict]
     assert (bad.name, bad.first) == (f"{name}[2]", (5, 8, 4))
-    assert found.coverage == pytest.approx(3 / 4)
+    assert (scope.skipped, scope.decoder_weights) == ({}, 4 * 16 * 32)
 
 
 def test_a_file_away_from_its_configuration(tmp_path):

@@ -14,7 +14,10 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nmbench.artifacts.export import VESTIGES
+from nmbench.artifacts.export import VESTIGES, export, read_back
+from nmbench.artifacts.rebuilding import find_row
+from nmbench.errors import CannotWrite, ModelChanged, NMBenchError, NotReproduced
+from nmbench.plugins.loading import load_plugins
 from nmbench.results.files import load_masks, save_masks
 from nmbench.verification.strict import masks_digest
 from nmbench_plugins.tiny import FAMILIES
@@ -202,48 +205,55 @@ def edited(path, old, new):
     path.write_text(content.replace(old, new), encoding="utf-8")
 
 
-def test_what_is_not_what_was_measured_is_not_exported(run, nmbench, tmp_path, texts):
+def test_what_is_not_what_was_measured_is_not_exported(run, tmp_path, texts):
     """Another dense model, other masks, other options or other texts: the export says which and leaves nothing."""
     rows = run("tiny:llama", "--method", "sparsegpt", "--set", "sparsegpt.damping=0.5", "--method", "wanda")
     out = tmp_path / "out"
 
-    def refusal(label):
-        result = nmbench("export", "out", label, "--to", "new")
-        assert result.exit_code == 1, result.output
+    def refused(label, error, message):
+        with pytest.raises(error, match=message):
+            export(find_row(out, label), tmp_path / "new", load_plugins())
         assert not list(tmp_path.glob("*new*")) and not list(tmp_path.glob(".*new*"))
-        return result.stderr
 
     edited(out / "records.jsonl", rows["wanda"]["measured_digest"], "0" * 64)
-    assert "weights of wanda 2:4 seed 0 are not those that were measured" in refusal("wanda")
+    refused("wanda", NotReproduced, "weights of wanda 2:4 seed 0 are not those that were measured")
     masks = out / "masks/wanda--2-4--seed0.safetensors"
     masks.write_bytes((out / "masks/sparsegpt--2-4--seed0.safetensors").read_bytes())
-    assert "the masks of wanda 2:4 seed 0 are not those" in refusal("wanda")
+    refused("wanda", NotReproduced, "the masks of wanda 2:4 seed 0 are not those")
     edited(texts / "cal.txt", "the", "THE")
-    assert "sparsegpt 2:4 seed 0 cannot be repeated" in refusal("sparsegpt")
+    refused("sparsegpt", NotReproduced, "sparsegpt 2:4 seed 0 cannot be repeated")
     edited(texts / "cal.txt", "THE", "the")
     edited(out / "spec.toml", "damping = 0.5", "damping = 0.4")
-    assert "sparsegpt 2:4 seed 0 cannot be repeated" in refusal("sparsegpt")
+    refused("sparsegpt", NotReproduced, "sparsegpt 2:4 seed 0 cannot be repeated")
     edited(out / "manifest.json", rows["wanda"]["environment"]["torch"], "x")
     edited(out / "spec.toml", 'model = "tiny:llama"', 'model = "tiny:qwen3"')
-    assert "model tiny:qwen3 does not hold the weights" in refusal("wanda")
+    refused("wanda", ModelChanged, "model tiny:qwen3 does not hold the weights")
 
 
-def test_an_export_that_fails_leaves_nothing(run, nmbench, tmp_path, monkeypatch):
+def test_an_export_that_fails_leaves_nothing(run, tmp_path):
     """If reading back shows a difference, or the disk refuses, no folder is left, whole or half."""
     run("tiny:llama", "--method", "wanda")
-    monkeypatch.setattr("nmbench.artifacts.export.same_bits", lambda one, two: False)
-    result = nmbench("export", "out", "wanda", "--to", "new")
-    assert result.exit_code == 1
-    assert "differs from the model after writing" in result.stderr
+    row, plugins = find_row(tmp_path / "out", "wanda"), load_plugins()
 
-    def full(*arguments):
+    def altered(folder, bundle, pruned):
+        norm = bundle.model.get_submodule("model.norm").weight
+        norm.data[0] = -0.0  # a difference in one bit of one weight
+        path = folder / "model.safetensors"
+        weights = safetensors.torch.load_file(path)
+        weights["model.norm.weight"][0] = 0.0
+        safetensors.torch.save_file(weights, path, {"format": "pt"})
+        return read_back(folder, bundle, pruned)
+
+    def full(folder, bundle, pruned):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nmbench.artifacts.export.save_masks", full)
-    result = nmbench("export", "out", "wanda", "--to", "new")
-    assert result.exit_code == 1
-    assert "No space left" in result.stderr
-    assert not list(tmp_path.glob("*new*")) and not list(tmp_path.glob(".*new*"))
+    for check, error, message in (
+        (altered, NMBenchError, r"model\.norm\.weight differs from the model after writing"),
+        (full, CannotWrite, "No space left"),
+    ):
+        with pytest.raises(error, match=message):
+            export(row, tmp_path / "new", plugins, check=check)
+        assert not list(tmp_path.glob("*new*")) and not list(tmp_path.glob(".*new*"))
 
 
 def test_published_masks_become_rows(run, nmbench, tmp_path, records):

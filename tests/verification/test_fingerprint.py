@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.errors import ModelChanged, NMBenchError
 from nmbench.experiment.loading import load_model
 from nmbench.experiment.setup import prepare, renewed
 from nmbench.plugins.loading import load_plugins
@@ -66,7 +66,7 @@ def test_another_model_is_refused(experiment):
     """A model that is loaded again with other weights stops the run."""
     other = load_model(experiment.spec, experiment.plugins)
     other.model.lm_head.weight.data.mul_(2)
-    with pytest.raises(RunMismatch, match=r"no longer what it was before acme.*without acme"):
+    with pytest.raises(ModelChanged, match=r"no longer what it was before acme.*without acme"):
         renewed(experiment, other, "acme")
 
 
