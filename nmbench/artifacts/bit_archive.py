@@ -1,7 +1,7 @@
 """`.npz` archives of packed bits, as MaskLLM publishes its masks (NVlabs/MaskLLM, tool_compress_mask.py).
 
 One uint8 vector `<name>.weight.mask` for every layer: `numpy.packbits` of the row-major mask, highest bit first. The
-shape is not stored, so a mask is one long row until something else says the shape of its layer.
+archive does not store shapes, so a mask is one flat row until a checkpoint supplies the shape of its layer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable, by_la
 from nmbench.artifacts.bits import bool_rows
 
 LARGE = 2**30  # bytes of one entry: a mask of 8.6 billion weights
-HIGHEST_RATIO = 20  # masks hardly compress; beyond this, and large, an entry is taken for a bomb
-BROKEN: tuple[type[Exception], ...] = (  # what a damaged archive, or the header of an array, can raise
+HIGHEST_RATIO = 20  # masks hardly compress; a large entry beyond this ratio is taken for a bomb
+BROKEN: tuple[type[Exception], ...] = (  # exceptions of a damaged archive, or of a damaged array header
     *(zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError, MemoryError, OSError),
     *(RuntimeError, SyntaxError, ValueError),
 )
@@ -49,6 +49,7 @@ def read_bit_archive(path: Path, large: int = LARGE) -> Artifact:
 
 
 def opened(path: Path) -> zipfile.ZipFile:
+    """The archive at `path`. Raises `Unreadable` if the file is not a whole archive."""
     try:
         return zipfile.ZipFile(path)
     except BROKEN as error:
@@ -64,7 +65,7 @@ def check_size(path: Path, entry: zipfile.ZipInfo, large: int) -> None:
 
 
 def header_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """The bytes of a packed mask, as the header of its array says. Raises `Unreadable` for anything else."""
+    """The number of bytes of a packed mask, from the header of its array. Raises `Unreadable` for any other array."""
     try:
         with archive.open(entry) as file:
             dtype, shape = array_header(file)
@@ -80,7 +81,7 @@ def header_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> i
 
 
 def array_header(file: Any) -> tuple[Any, tuple[int, ...]]:
-    """Dtype and shape from the header of a `.npy` file; its text is parsed, never evaluated."""
+    """Dtype and shape from the header of a `.npy` file; the header is parsed as a literal and never evaluated."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")
@@ -90,7 +91,7 @@ def array_header(file: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def rows_of(path: Path, entry: zipfile.ZipInfo) -> Any:
-    """Opens one mask: unpacks the archive's entry, one bit a weight, and checks its sum."""
+    """A function that opens one mask: it unpacks the archive's entry, one bit a weight, and verifies the checksum."""
 
     def open_rows() -> Rows:
         try:
