@@ -73,7 +73,8 @@ def compare(first: Kept, second: Kept, pattern: Pattern | None = None) -> Differ
     if not pairs:
         names = next(iter(first.matrices)), next(iter(second.matrices))
         raise NMBenchError(
-            f"{first.path} and {second.path} have no layer in common: {names[0]!r} here, {names[1]!r} there."
+            f"{first.path} and {second.path} have no layer in common: {names[0]!r} in the first, {names[1]!r} in the "
+            f"second."
         )
     layers = []
     for name, other in pairs.items():

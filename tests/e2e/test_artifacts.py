@@ -327,7 +327,7 @@ def test_import_without_a_file(nmbench, flags):
 
 
 def test_validate_exit_status(run, nmbench, tmp_path):
-    """0 for strict, 1 for not strict with the group named, 3 for what cannot be told, 2 for wrong usage."""
+    """0 for strict, 1 for not strict with the group named, 3 for a file that cannot be judged, 2 for wrong usage."""
     run("tiny:llama", "--method", "wanda")
     assert nmbench("validate", "out:wanda").exit_code == 0
     assert nmbench("validate", "out:wanda", "--pattern", "1:4").exit_code == 1
