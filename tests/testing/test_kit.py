@@ -13,7 +13,7 @@ from nmbench.errors import NMBenchError, UnknownName
 from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests, run_checks
 from nmbench.testing.kit import law_names
 from nmbench.testing.laws import LAWS
-from nmbench.testing.watch import watch
+from nmbench.testing.observation import observe
 from reference import broken_methods as zoo
 
 ALL = [(law, method) for law, methods in zoo.BROKEN.items() for method in methods]
@@ -108,8 +108,8 @@ def test_the_sign_of_a_zero_is_a_change():
         def score(self, weight, stats):
             return weight.abs_()
 
-    assert watch(Unsigning(), LayerCase(kind="signed zeros")).changed == ["weight"]
-    assert watch(zoo.GoodScorer(), LayerCase(kind="signed zeros")).changed == []
+    assert observe(Unsigning(), LayerCase(kind="signed zeros")).changed == ["weight"]
+    assert observe(zoo.GoodScorer(), LayerCase(kind="signed zeros")).changed == []
 
 
 def test_no_supported_pattern_is_no_pass():
