@@ -1,4 +1,4 @@
-"""The command of a specification makes that specification again."""
+"""The command line of a specification parses to the same specification."""
 
 import shlex
 
