@@ -2,13 +2,13 @@
 
     python sparsegpt.py --json results/sparsegpt_h100.json
 
-Layers have 4096 x 4096 and 4096 x 14336 weights (out x in), and the Gram matrix of correlated bfloat16 inputs. `old`
-is the former implementation: the plain loop, with the factor by Cholesky, inverse, Cholesky, and errors spread over all
+Layers have 4096 x 4096 and 4096 x 14336 weights (out x in), and the Gram matrix of correlated bfloat16 inputs. `old` is
+the former implementation: the plain loop, with the factor by Cholesky, inverse, Cholesky, and errors spread over all
 later columns. `plain` is the loop of `sweep.sweep_block`, the reference of the Triton program (`program`). All parts
 are timed in one process by CUDA events, medians after warm-up, with TF32 off. Masks and weights are compared with the
 plain loop, and, on a few rows, with a sweep in float64 of the exact Gram matrix of the same inputs. A part that fails
-is reported, and the other parts go on. Takes less than 3 minutes on an H100. `--device cpu` runs all parts on tiny layers,
-the program in Triton's interpreter (TRITON_INTERPRET=1): a test of this file, not of speed.
+is reported, and the other parts go on. Takes less than 3 minutes on an H100. `--device cpu` runs all parts on tiny
+layers, the program in Triton's interpreter (TRITON_INTERPRET=1): a test of this file, not of speed.
 """
 
 from __future__ import annotations

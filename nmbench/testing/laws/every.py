@@ -71,7 +71,7 @@ def impossible_patterns_have_reasons(observed: Observation) -> Judgement:
 
 @law(Method, cases=one_or_other(layers(pattern=PATTERNS), tasks(*PLANTED_PATTERNS)))
 def supported_patterns_are_done(observed: Observation) -> Judgement:
-    """Whatever `supports` does not refuse beforehand is done: no pattern is found impossible when work has begun."""
+    """Every pattern that `supports` accepts is pruned: none is found impossible when work has begun."""
     if observed.error is not None:
         return Broken(raised(observed), "a result, or a reason from `supports`, before any model is loaded")
     return HOLDS
