@@ -1,8 +1,8 @@
-"""Which weights of which architectures can be pruned, found by the code itself on small random models.
+"""The prunable weights of many architectures, discovered by nmbench on small random models.
 
 Prints a table, architecture x (layers found, pruned strictly 2:4 by Wanda on a few random windows, share of the
-decoder, what stays dense and why), and writes results/architectures.json. The first models are those of `tiny:`; the
-others show what becomes of architectures that nobody prepared for.
+decoder, weights that stay dense and the reason), and writes results/architectures.json. The first models are those of
+`tiny:`; nmbench was not prepared for the other architectures.
 
     python benchmarks/architectures.py
 """
@@ -100,7 +100,7 @@ def models() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def row(name: str, config: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What becomes of one architecture."""
+    """The line of one architecture in the table."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**{**COMMON, **settings}))
     bundle = Bundle.of(name, model, None)
@@ -125,7 +125,7 @@ def row(name: str, config: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def reasons(bundle: Bundle) -> Counter[str]:
-    """How many matrices stay dense, by the reason given, without their shapes."""
+    """The number of matrices that stay dense, by reason, without their shapes."""
     return Counter(reason.rpartition(" (")[0] for reason in bundle.skipped.values())
 
 

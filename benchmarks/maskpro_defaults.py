@@ -1,10 +1,10 @@
-"""How MaskPro's default options were chosen: a grid on the demo, judged on the selection plays; the test stays shut.
+"""The choice of MaskPro's default options: a grid on the demo, judged on the selection plays; no test play is read.
 
     python maskpro_defaults.py --processes 8 --json results/maskpro_defaults.json
 
 Every setting starts from the same initial masks and learns from windows of the calibration plays, some of which are
-held back for it to choose by; the figure is the paired difference of mean losses to its initial mask, in nats, with its
-standard error. One line per setting is printed when it is done. About two hours on two CPU cores; the figures in
+its selection windows. The figure is the paired difference of mean losses to the initial mask, in nats, with its
+standard error. One line is printed per finished setting. Takes about two hours on two CPU cores; the figures in
 results/maskpro_defaults_h200.json took five minutes on one GPU.
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def write_texts(folder: Path) -> Path:
-    """The calibration plays to learn from, the selection plays to judge by, as files of their own."""
+    """Write the calibration plays for learning and the selection plays for judging to files."""
     plays = DemoPlays()
     lines = [json.dumps({"text": text}) for text in plays.texts("calibration")]
     (folder / "learn.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -97,7 +97,7 @@ starts: dict[tuple[str, str], tuple[dict[str, torch.Tensor], torch.Tensor]]
 
 
 def measure(setting: dict[str, Any]) -> dict[str, Any]:
-    """Learn with one setting; what it gained over its initial mask."""
+    """Learn with one setting and return its gain over the initial mask."""
     pattern = Pattern.parse(setting.get("pattern", "2:4"))
     method = MaskPro(**{name: value for name, value in setting.items() if name != "pattern"})
     initial, before = initial_of(method.init, pattern)
@@ -123,7 +123,7 @@ def measure(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def initial_of(init: str, pattern: Pattern) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The masks of a one-shot method and their losses, made once."""
+    """The masks of a one-shot method and their losses, computed once per pattern."""
     if (init, str(pattern)) not in starts:
         method = experiment.plugins.registries.methods.get(init)()
         patterns = dict.fromkeys(experiment.bundle.layers, pattern)

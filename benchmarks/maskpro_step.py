@@ -1,4 +1,4 @@
-"""What a step of MaskPro costs beside the forward pass that it needs anyway, and how much memory it takes.
+"""The time of a MaskPro step over the forward pass that it contains, and its memory.
 
     python maskpro_step.py --model gguf:MODEL.gguf --model llama-8b --json results/maskpro_step.json
 
@@ -46,7 +46,7 @@ WINDOW = 128
 
 
 class Undisturbed:
-    """Stands in for the copies of the dense weights: the streamed engine never writes to the live ones."""
+    """The live weights in place of copies of the dense weights: the streamed engine never writes to live weights."""
 
     def layer(self, layer: Layer) -> Tensor:
         return layer.read()
@@ -137,13 +137,13 @@ def forward_milliseconds(bundle: Bundle, tokens: Tensor, references: Tensor, rep
 
 
 def forward(bundle: Bundle, tokens: Tensor, references: Tensor) -> None:
-    """What a step does besides MaskPro's own work."""
+    """The part of a step that is not MaskPro's: the forward pass and the losses."""
     with ignoring_packed_windows():
         references.copy_(window_losses(bundle.model, tokens))
 
 
 def task_of(bundle: Bundle) -> LearnTask:
-    """A task whose initial mask keeps the first half of every group; nothing is copied."""
+    """A task whose initial mask keeps the first half of every group, without copies of the weights."""
     keep = torch.tensor([True, True, False, False])
     initial = {n: keep.repeat(la.shape[1] // 4).expand(la.shape) for n, la in bundle.layers.items()}
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))

@@ -1,12 +1,12 @@
-"""The options of swaps: a grid on the demo, judged on the selection plays; the test stays shut.
+"""The choice of the options of swaps: a grid on the demo, judged on the selection plays; no test play is read.
 
     python swaps_defaults.py --json results/swaps_defaults.json
 
-Statistics come from windows of the calibration plays. One line per setting is printed when it is done: the mean loss
-over the dense model's in nats, with the standard error of the paired difference. About half an hour on two CPU cores;
-settings that the file has already are not measured again.
+Statistics come from windows of the calibration plays. One line is printed per finished setting: the mean loss over the
+dense model's in nats, with the standard error of the paired difference. Takes about half an hour on two CPU cores;
+settings in the file are not measured again.
 
-Each is one run on one choice of windows; the standard error is that of the text, not of the mask: settings that
+Each setting is one run on one choice of windows. The standard error is that of the text, not of the mask: settings that
 should differ little (3, 10 and 30 sweeps) are up to 0.04 nats apart. The defaults are not the best of this grid, which
 prefers larger weights than a model of 30 blocks does (`nmbench_plugins.swaps.refiner`).
 """
@@ -56,7 +56,7 @@ def grid() -> list[dict[str, Any]]:
 
 
 def residual_grid() -> list[dict[str, Any]]:
-    """Settings that also make up for errors in the residual stream, both weights alike or one of them 0."""
+    """Settings that also compensate errors in the residual stream, with equal weights or one weight of 0."""
     alike = [{"dense_weight": weight, "residual_weight": weight} for weight in (0.2, 0.4, 0.6)]
     alone = [{"dense_weight": 0.6, "residual_weight": 0}, {"dense_weight": 0.2, "residual_weight": 0}]
     found = [
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def start(folder: Path, device: str) -> tuple[Experiment, str]:
-    """Load model and texts; the pool has windows enough for every setting."""
+    """Load model and texts, with enough windows in the pool for every setting."""
     text = f"text:{folder}/judge.txt"
     spec = RunSpec(
         (MethodSpec("swaps", "swaps"),),
@@ -101,7 +101,7 @@ def start(folder: Path, device: str) -> tuple[Experiment, str]:
 
 
 def measure(experiment: Experiment, text: str, dense: torch.Tensor, setting: dict[str, Any]) -> dict[str, Any]:
-    """Prune with one setting; what it costs over the dense model."""
+    """Prune with one setting and return the loss over the dense model's, in nats."""
     options = {name: value for name, value in setting.items() if name not in ("method", "pattern", "windows")}
     method = INITS[setting["method"]] if "method" in setting else Swaps(**options)
     init = INITS[method.init] if isinstance(method, Swaps) else None

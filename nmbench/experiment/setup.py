@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
-from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.errors import ModelChanged, NMBenchError
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
@@ -105,11 +105,11 @@ class Experiment:
         check_intact(self.bundle, self.dense, self.fingerprint, self.probe, who)
 
     def renew(self, who: str) -> None:
-        """Load the model again, which `who` changed. Raises `RunMismatch` if that is another model than before."""
+        """Load the model again, which `who` changed. Raises `ModelChanged` if that is another model than before."""
         bundle = load_dense(self.plan.spec, self.plugins, self.plan.methods)
         now, dense = fingerprint(bundle, self.probe), DenseWeights(bundle)
         if dense.digest != self.dense.digest or not self.fingerprint.like(now, FAR):
-            raise RunMismatch(
+            raise ModelChanged(
                 f"the dense model of {bundle.ref} is no longer what it was before {who}, though it was loaded again; "
                 f"give the same command once more, without {who}."
             )

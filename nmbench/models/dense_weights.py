@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nmbench.errors import RunMismatch
 from nmbench.models.bundle import Bundle, Layer
 
 
@@ -20,12 +19,10 @@ class DenseWeights:
         self.digest = bundle.digest()
 
     def restore(self) -> None:
-        """Put the dense weights back and prove it by hash. Raises `RunMismatch` if that fails."""
+        """Put the dense weights back and prove it by hash. Raises `AssertionError` if that fails."""
         self.put_back()
         if self.bundle.digest() != self.digest:
-            raise RunMismatch(
-                f"the dense weights of {self.bundle.ref} could not be restored; this is a bug of nmbench."
-            )
+            raise AssertionError(f"the dense weights of {self.bundle.ref} could not be restored: their hash differs.")
 
     def put_back(self) -> None:
         """The same without the proof, which reads the whole model; training mode, gradients and hooks are undone too.

@@ -1,4 +1,4 @@
-"""What `nmbench speed` does, from names to a report."""
+"""From the flags of `nmbench speed` to its report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ def speed_of(
     plugin_files: Sequence[str],
     report: Callable[[str], None],
 ) -> Report:
-    """Load a model and measure it. Raises `NMBenchError`, before anything is loaded, if the hardware is missing."""
+    """Load a model and measure it.
+
+    `report` receives one line of progress per measurement. Raises `NMBenchError`, before the model is loaded, if the
+    hardware is missing or cannot multiply `pattern`.
+    """
     chosen = Pattern.parse(pattern)
     check_pattern(chosen)
     precision = half(dtype)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.errors import ModelChanged, NMBenchError
 from nmbench.experiment.plan import checked
 from nmbench.experiment.setup import prepared
 from nmbench.plugins.loading import load_plugins
@@ -65,7 +65,7 @@ def test_changed_copies_are_found(experiment):
 def test_another_model_is_refused(experiment):
     """A model that is loaded again with other weights stops the run."""
     experiment.dense.digest = "that of another model"
-    with pytest.raises(RunMismatch, match=r"no longer what it was before acme.*without acme"):
+    with pytest.raises(ModelChanged, match=r"no longer what it was before acme.*without acme"):
         experiment.renew("acme")
 
 

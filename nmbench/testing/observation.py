@@ -1,4 +1,4 @@
-"""Calls a method once and writes down everything that the checks judge: what it returned, and what else it did."""
+"""One call of a method, with everything that the checks judge: its result and its side effects."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, Refiner, Scorer, Solver
-from nmbench.pruning.learning import CheckpointStore
+from nmbench.models.bit_equality import same_bits
 from nmbench.results.files import FileCheckpoints
 from nmbench.runtime.isolation import fenced
 from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask, call
 
 
 @dataclass
-class Seen:
-    """One call of a method. `output` is what it returned, or None if it raised `error`.
+class Observation:
+    """One call of a method. `output` is its result, or None if the method raised `error`.
 
-    `changed`: names of what it was handed and changed; `random_moved`: global random states that it moved;
-    `settings_changed`: global settings that it left changed; `stdout`: what it printed.
+    `changed` names the inputs that the method changed in place, `random_moved` the global random states that it drew
+    from or set, `settings_changed` the global settings that it left changed. `stdout` is the text that it printed.
+    `events` counts the reports and checkpoints of a learner.
     """
 
     method: Method
@@ -42,27 +43,28 @@ class Seen:
     task: RecordingTask | None = None
     events: int = 0
 
-    def again(self) -> Seen:
-        """The same call once more, after other random numbers have been drawn."""
+    def again(self) -> Observation:
+        """The same call once more, after numbers were drawn from the global random generators."""
         with fenced():
             random.random()
             np.random.random()
             torch.rand(1)
-            return watch(self.method, self.case)
+            return observe(self.method, self.case)
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """What was returned as a mask, by layer, as far as it can be read as one: bool, right shape, with values."""
-        return {name: mask for name, mask in self.returned_masks.items() if self.legible(name, mask)}
+        """The well-formed masks of the result by layer: tensors of the right shape that hold values."""
+        return {name: mask for name, mask in self.returned_masks.items() if self.well_formed(name, mask)}
 
     @property
     def returned_masks(self) -> dict[str, Any]:
-        """Whatever was returned as a mask, by layer; a scorer returns none."""
+        """The result's masks by layer, well-formed or not; a scorer returns no masks."""
         if isinstance(self.output, Mapping):
             return dict(self.output)
         return {"layer": self.output.mask} if isinstance(self.output, Pruned) else {}
 
-    def legible(self, name: str, mask: Any) -> bool:
+    def well_formed(self, name: str, mask: Any) -> bool:
+        """True if `mask` is a tensor of the layer's shape that holds values, which a meta tensor does not."""
         return isinstance(mask, Tensor) and tuple(mask.shape) == self.shapes.get(name) and mask.device.type != "meta"
 
     @property
@@ -74,72 +76,72 @@ class Seen:
 
     @property
     def score(self) -> Tensor | None:
-        """The scores that a scorer returned, if they are numbers of the right shape."""
-        legible = isinstance(self.output, Tensor) and self.legible("layer", self.output)
-        return self.output if legible and self.output.is_floating_point() else None
+        """The scores of the result, None unless they are floating-point numbers of the right shape."""
+        well_formed = isinstance(self.output, Tensor) and self.well_formed("layer", self.output)
+        return self.output if well_formed and self.output.is_floating_point() else None
 
     @property
     def repaired(self) -> Tensor | None:
-        """The weight that a solver returned, if it is one of the right shape."""
+        """The repaired weight of the result, None unless it has the right shape."""
         weight = self.output.weight if isinstance(self.output, Pruned) else None
-        return weight if weight is not None and self.legible("layer", weight) else None
+        return weight if weight is not None and self.well_formed("layer", weight) else None
 
 
-def watch(method: Method, case: Any) -> Seen:
-    """Call `method` on `case` and note what it does; global state is put back afterwards."""
-    seen = Seen(method, case)
-    with fenced(), noting(seen):
+def observe(method: Method, case: Any) -> Observation:
+    """Call `method` on `case` and return the observation; global state is restored afterwards."""
+    observed = Observation(method, case)
+    with fenced(), noting_side_effects(observed):
         if isinstance(case, LayerCase):
-            watch_layer(seen, method, case)
+            observe_layer(observed, method, case)
         elif isinstance(case, LearnCase):
-            watch_learner(seen, method, case)
-    return seen
+            observe_learner(observed, method, case)
+    return observed
 
 
-def watch_layer(seen: Seen, method: Method, case: LayerCase) -> None:
+def observe_layer(observed: Observation, method: Method, case: LayerCase) -> None:
     assert isinstance(method, (Scorer, Solver, Refiner))
     weight, mask = case.weight(), case.mask()
-    with catching(seen):
+    with catching(observed):
         stats = case.stats(method.needs)
-        handed = {"weight": weight, "mask": mask, **tensors_of(stats)}
-        with unchanged(seen, handed):
-            seen.output = own(call(method, weight, stats, mask, case.nm))
+        inputs = {"weight": weight, "mask": mask, **tensors_of(stats)}
+        with noting_changes(observed, inputs):
+            observed.output = copied(call(method, weight, stats, mask, case.nm))
 
 
-def watch_learner(seen: Seen, method: Method, case: LearnCase, store: CheckpointStore | None = None) -> None:
+def observe_learner(observed: Observation, method: Method, case: LearnCase) -> None:
     assert isinstance(method, MaskLearner)
-    task = seen.task = case.task(store, type(method).__name__)
-    handed = {
+    task = observed.task = case.task(who=type(method).__name__)
+    inputs = {
         "pool": task.pool,
         "selection": task._selection,
         **{f"dense[{name!r}]": weight for name, weight in task.dense.items()},
         **{f"initial[{name!r}]": mask for name, mask in task.initial.items()},
         **{f"live {name}": tensor for name, tensor in task.bundle.tensors().items()},
     }
-    with unchanged(seen, handed), task.interrupted_at(None) as events, catching(seen):
-        seen.output = own(method.learn(task))
-    seen.events = events[0]
+    with noting_changes(observed, inputs), task.interrupted_at(None) as events, catching(observed):
+        observed.output = copied(method.learn(task))
+    observed.events = events[0]
 
 
-def interrupted(seen: Seen, event: int) -> Mapping[str, Any] | None:
+def interrupted(observed: Observation, event: int) -> Mapping[str, Any] | None:
     """The masks of a learner that was interrupted at `event` and then started again from its checkpoint."""
-    assert isinstance(seen.method, MaskLearner) and isinstance(seen.case, LearnCase)
+    assert isinstance(observed.method, MaskLearner) and isinstance(observed.case, LearnCase)
     with tempfile.TemporaryDirectory() as folder, fenced(), contextlib.redirect_stdout(io.StringIO()):
         store = FileCheckpoints(Path(folder) / "checkpoint.safetensors", "digest")
-        first = seen.case.task(store)
+        first = observed.case.task(store)
         with first.interrupted_at(event):
-            seen.method.learn(first)
-        return seen.method.learn(seen.case.task(store))
+            observed.method.learn(first)
+        return observed.method.learn(observed.case.task(store))
 
 
-def own(output: Any) -> Any:
-    """The output, its tensors copied, so that nothing done later changes them."""
+def copied(output: Any) -> Any:
+    """The output with copied tensors, so that later calls cannot change them."""
     if isinstance(output, Tensor):
         return output.clone()
     if isinstance(output, Mapping):
-        return {name: own(value) for name, value in output.items()}
+        return {name: copied(value) for name, value in output.items()}
     if isinstance(output, Pruned):
-        return dataclasses.replace(output, mask=own(output.mask), weight=own(output.weight))
+        return dataclasses.replace(output, mask=copied(output.mask), weight=copied(output.weight))
     return output
 
 
@@ -149,36 +151,37 @@ def tensors_of(stats: LayerStats) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def catching(seen: Seen) -> Iterator[None]:
+def catching(observed: Observation) -> Iterator[None]:
+    """Store an exception of the method as `observed.error`."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        seen.error = error
+        observed.error = error
 
 
 @contextlib.contextmanager
-def unchanged(seen: Seen, handed: Mapping[str, Tensor]) -> Iterator[None]:
-    """Note which of the tensors `handed` over are no longer what they were."""
-    before = {name: tensor.clone() for name, tensor in handed.items()}
+def noting_changes(observed: Observation, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add the names of `inputs` whose bits change to `observed.changed`."""
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
     yield
-    seen.changed += [name for name, tensor in handed.items() if not same_bits(tensor, before[name])]
+    observed.changed += [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
 
 
 @contextlib.contextmanager
-def noting(seen: Seen) -> Iterator[None]:
-    """Note printing, moved random states and changed settings."""
+def noting_side_effects(observed: Observation) -> Iterator[None]:
+    """Store printed text, moved random states and changed settings in `observed`."""
     printed, states, settings = io.StringIO(), random_states(), process_settings()
     with contextlib.redirect_stdout(printed):
         yield
-    seen.stdout = printed.getvalue()
-    seen.random_moved = [name for name, state in random_states().items() if state != states[name]]
-    seen.settings_changed = [
+    observed.stdout = printed.getvalue()
+    observed.random_moved = [name for name, state in random_states().items() if state != states[name]]
+    observed.settings_changed = [
         f"{name}: {settings[name]} -> {value}" for name, value in process_settings().items() if value != settings[name]
     ]
 
 
 def random_states() -> dict[str, Any]:
-    """The state of every global random generator, comparable."""
+    """The state of every global random generator, in a form that `==` compares."""
     states: dict[str, Any] = {"random": random.getstate()}
     states["numpy.random"] = [
         part.tobytes() if isinstance(part, np.ndarray) else part for part in np.random.get_state()
@@ -202,12 +205,3 @@ SETTINGS: Mapping[str, Callable[[], Any]] = {
 def process_settings() -> dict[str, Any]:
     """The global settings of torch that other methods' numbers depend on."""
     return {name: get() for name, get in SETTINGS.items()}
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal in shape, dtype and every value, NaN being equal to itself."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
-    if a.device.type == "meta":
-        return True
-    return bool(((a == b) | ((a != a) & (b != b))).all())
