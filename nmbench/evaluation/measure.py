@@ -1,4 +1,4 @@
-"""All metrics of a run, measured on one subject."""
+"""Measurement of all metrics of a run on one subject."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nmbench.sources import Metric
 
 
 def measure_all(metrics: Mapping[str, Metric], subject: Subject, dense: DenseSubject) -> dict[str, dict[str, Any]]:
-    """Every metric's values, by full name."""
+    """Return the values of all metrics by full name."""
     values: dict[str, dict[str, Any]] = {}
     for metric in metrics.values():
         values.update({name: dict(value) for name, value in metric.measure(subject, dense).items()})
