@@ -27,7 +27,7 @@ from nmbench.plugins.loading import Plugins
 from nmbench.plugins.registry import Registry
 from nmbench.sources import Dataset, Metric
 from nmbench.spec import RunSpec, digest
-from nmbench.verification.fingerprint import FAR, Fingerprint, check_intact, fingerprint, is_intact, probe_of
+from nmbench.verification.fingerprint import LOOSE, Fingerprint, check_intact, fingerprint, is_intact, probe_of
 
 
 @dataclass
@@ -191,7 +191,7 @@ def renewed(experiment: Experiment, bundle: Bundle, who: str) -> Experiment:
     """The experiment with the model loaded again. Raises `RunMismatch` if that is another one than before."""
     now = fingerprint(bundle, experiment.probe)
     dense = DenseWeights(bundle)
-    if dense.digest != experiment.dense.digest or not experiment.fingerprint.like(now, FAR):
+    if dense.digest != experiment.dense.digest or not experiment.fingerprint.like(now, LOOSE):
         raise RunMismatch(
             f"the dense model of {experiment.bundle.ref} is no longer what it was before {who}, though it was loaded "
             f"again; give the same command once more, without {who}."
