@@ -4,7 +4,7 @@
 
 Layers have 4096 x 4096 and 4096 x 14336 weights (out x in), and the Gram matrix of correlated bfloat16 inputs. `old` is
 the former implementation: the plain loop, with the factor by Cholesky, inverse, Cholesky, and errors spread over all
-later columns. `plain` is the loop of `reference.sweep_block`, the reference of the Triton program (`program`). All parts
+later columns. `plain` is the loop of `reference.sweep_block`, the twin of the Triton program (`program`). All parts
 are timed in one process by CUDA events, medians after warm-up, with TF32 off. Masks and weights are compared with the
 plain loop, and, on a few rows, with a sweep in float64 of the exact Gram matrix of the same inputs. A part that fails
 is reported, and the other parts go on. Takes less than 3 minutes on an H100. `--device cpu` runs all parts on tiny

@@ -1,4 +1,4 @@
-"""All metrics of a run, measured on one subject."""
+"""Measurement of all metrics of a run on one subject."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nmbench.sources import Metric, Value, ValueRecord
 
 
 def measure_all(metrics: Mapping[str, Metric], subject: Subject, dense: DenseSubject) -> dict[str, ValueRecord]:
-    """Every metric's values as plain data, by full name. Raises `NMBenchError` for what is no `Value`."""
+    """Return the values of all metrics as plain data, by full name. Raises `NMBenchError` for what is no `Value`."""
     found: dict[str, ValueRecord] = {}
     for metric in metrics.values():
         for name, value in metric.measure(subject, dense).items():

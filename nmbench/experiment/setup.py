@@ -26,7 +26,7 @@ from nmbench.plugins.events import Progress
 from nmbench.plugins.loading import Plugins
 from nmbench.sources import Dataset, Metric
 from nmbench.spec import ResolvedSpec, digest
-from nmbench.verification.fingerprint import FAR, Fingerprint, check_intact, fingerprint, is_intact, probe_of
+from nmbench.verification.fingerprint import LOOSE, Fingerprint, check_intact, fingerprint, is_intact, probe_of
 from nmbench.verification.strict import check_divides
 
 
@@ -108,7 +108,7 @@ class Experiment:
         """Load the model again, which `who` changed. Raises `ModelChanged` if that is another model than before."""
         bundle = load_dense(self.plan.spec, self.plugins, self.plan.methods)
         now, dense = fingerprint(bundle, self.probe), DenseWeights(bundle)
-        if dense.digest != self.dense.digest or not self.fingerprint.like(now, FAR):
+        if dense.digest != self.dense.digest or not self.fingerprint.like(now, LOOSE):
             raise ModelChanged(
                 f"the dense model of {bundle.ref} is no longer what it was before {who}, though it was loaded again; "
                 f"give the same command once more, without {who}."

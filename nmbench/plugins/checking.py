@@ -1,7 +1,7 @@
-"""What a plugin may look like: its hooks and their parameters, and the classes it registers.
+"""Checks of a plugin: its hooks, their parameters, and the classes that it registers.
 
-pluggy leaves gaps here: a misspelt hook is silently never called, a parameter with a default is never passed, a
-keyword-only one fails only at the call, and wrappers could change what another plugin returns. All are refused.
+pluggy itself never calls a misspelt hook, never passes a parameter with a default, accepts a keyword-only parameter
+that fails at the call, and lets wrappers change the result of another plugin. These checks refuse all four.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BASES = {
     "nmbench_register_metrics": ("nmbench.sources", ("Metric",)),
     "nmbench_register_reporters": ("nmbench.sources", ("Reporter",)),
 }
-WORK = {  # the method that does the work of a class
+WORK = {  # base class -> the method that a derived class must override
     **{"Scorer": "score", "Solver": "solve", "Refiner": "refine", "MaskSource": "bring", "MaskLearner": "learn"},
     **{"ModelSource": "load", "Dataset": "texts", "Metric": "measure", "Reporter": "write"},
 }
@@ -35,7 +35,10 @@ FORBIDDEN = ("hookwrapper", "wrapper", "tryfirst", "trylast")
 
 
 def hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
-    """The hooks that a plugin implements. Raises `PluginError` for one that pluggy would ignore or misuse."""
+    """Return the names of the hooks that a plugin implements.
+
+    Raises `PluginError` for a hook that pluggy would ignore or misuse, and for a plugin without any.
+    """
     found = []
     for name in dir(plugin):
         options = manager.parse_hookimpl_opts(plugin, name)
@@ -47,24 +50,24 @@ def hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
         check_hook(hook, getattr(plugin, name), dict(options))
         found.append(hook)
     if not found:
-        raise PluginError(f"it implements no hook; there are {', '.join(sorted(known_hooks()))}.")
+        raise PluginError(f"it implements no hook; the hooks are {', '.join(sorted(known_hooks()))}.")
     return tuple(found)
 
 
 def refuse_second(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
-    """Raise `PluginError` for a plugin that is already loaded, or for a second one of the same name."""
+    """Raise `PluginError` for a plugin that is already loaded, and for a second plugin of the same name."""
     for known, other in manager.list_name_plugin():
         if other is plugin or known == name:
             raise PluginError(f"it is already loaded as {known}; remove one of the two.")
 
 
 def known_hooks() -> dict[str, Any]:
-    """The hook specifications by name."""
+    """Return the hook specifications by name."""
     return {name: spec for name, spec in vars(hookspecs).items() if name.startswith(PREFIX)}
 
 
 def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
-    """Raise `PluginError` unless `function` is a plain implementation of a hook that exists."""
+    """Raise `PluginError` unless `function` is a plain implementation of an existing hook."""
     specs = known_hooks()
     if hook not in specs:
         raise PluginError(f"hook {hook!r} does not exist.{did_you_mean(hook, specs)}")
@@ -82,7 +85,7 @@ def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
 
 
 def check_object(hook: str, name: str, obj: Any) -> None:
-    """Raise `PluginError` unless `obj` is a class of the kind that `hook` announces, all its options with defaults."""
+    """Raise `PluginError` unless `obj` is a class of the kind that `hook` registers and its options have defaults."""
     module, names = BASES[hook]
     bases = tuple(getattr(importlib.import_module(module), base) for base in names)
     if not isinstance(obj, type) or not issubclass(obj, bases):
@@ -99,7 +102,7 @@ def check_object(hook: str, name: str, obj: Any) -> None:
 
 
 def check_work(name: str, cls: type, base: type) -> None:
-    """Raise `PluginError` for a class without the method that does its work, such as `scores` for `score`."""
+    """Raise `PluginError` for a class that does not override the method of its kind, such as `score` of a scorer."""
     wanted = WORK[base.__name__]
     if getattr(cls, wanted) is not getattr(base, wanted):
         return
@@ -110,11 +113,11 @@ def check_work(name: str, cls: type, base: type) -> None:
     )
 
 
-OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may stand for
+OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may replace
 
 
 def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
-    """Raise `PluginError` for an option that hides something of nmbench, or whose type cannot be read from text."""
+    """Raise `PluginError` for an option that hides an attribute of its base, and for a type not readable from text."""
     base = next(base for base in bases if issubclass(cls, base))
     inherited = {field.name for field in dataclass_fields(base)}
     try:
@@ -123,14 +126,15 @@ def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
         raise PluginError(f"the types of the options of {name!r} cannot be read: {error}.") from error
     for item in dataclass_fields(cls):
         if item.name == PRESET or (hasattr(base, item.name) and item.name not in (*inherited, *OVERRIDABLE)):
-            raise PluginError(f"option {item.name!r} of {name!r} hides what nmbench means by that name; rename it.")
+            raise PluginError(f"option {item.name!r} of {name!r} has a name that nmbench reserves; rename it.")
         if unreadable := [kind for kind in alternatives(hints[item.name]) if kind not in (*READERS, type(None))]:
             raise PluginError(
                 f"option {item.name!r} of {name!r} is {unreadable[0]}; options are int, float, bool, str or none."
             )
         if item.name in inherited and hints[item.name] != typing.get_type_hints(base)[item.name]:
             raise PluginError(
-                f"option {item.name!r} of {name!r} is not of the type that nmbench gives it; keep that, or rename it."
+                f"option {item.name!r} of {name!r} has another type than in nmbench.{base.__name__}; keep that type, "
+                f"or rename the option."
             )
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.evaluation import losses as evaluate
 from nmbench.evaluation.losses import window_losses
 from nmbench.evaluation.measure import measure_all
 from nmbench.evaluation.subject import DenseSubject, Subject
@@ -40,8 +39,8 @@ def text(length: int = 10 * WINDOW + 3, seed: int = 0) -> Tensor:
     return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed))
 
 
-def losses(bundle: Bundle, tokens: Tensor, window: int = WINDOW) -> Tensor:
-    return Subject(bundle, {"toy": tokens}).losses("toy", window)
+def losses(bundle: Bundle, tokens: Tensor, window: int = WINDOW, logit_bytes: int | None = None) -> Tensor:
+    return Subject(bundle, {"toy": tokens}, logit_bytes=logit_bytes).losses("toy", window)
 
 
 def perplexity(bundle: Bundle, tokens: Tensor, window: int = WINDOW) -> dict:
@@ -72,12 +71,12 @@ def test_losses_are_their_definition(family):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_float32_logits_come_in_parts(monkeypatch, size):
-    """How many logits are there in float32 at once changes no bit of a loss."""
+def test_float32_logits_come_in_parts(size):
+    """The number of logits that exist in float32 at a time changes no bit of a loss."""
     model, windows = load().model, text()[: 7 * WINDOW].view(7, WINDOW)
     whole = window_losses(model, windows)
-    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 4 * size * (WINDOW - 1) * VOCABULARY)
-    assert torch.equal(window_losses(model, windows), whole)
+    parts = window_losses(model, windows, logit_bytes=4 * size * (WINDOW - 1) * VOCABULARY)
+    assert torch.equal(parts, whole)
 
 
 @quick
@@ -85,9 +84,7 @@ def test_float32_logits_come_in_parts(monkeypatch, size):
 def test_batch_size_does_not_matter(batch, seed):
     """Perplexity and every loss are the same to rounding for any batch size."""
     tokens = text(seed=seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "LOGIT_BYTES", batch * 4 * VOCABULARY * WINDOW)
-        some = losses(shared(), tokens)
+    some = losses(shared(), tokens, logit_bytes=batch * 4 * VOCABULARY * WINDOW)
     together = losses(shared(), tokens)
     torch.testing.assert_close(some, together, rtol=1e-6, atol=1e-6)
 
@@ -114,12 +111,13 @@ def test_losses_are_measured_once():
     assert not torch.allclose(subject.losses("toy", WINDOW + 1)[:5], first[:5], atol=1e-4)
 
 
-def test_progress_ends_at_its_total(monkeypatch):
+def test_progress_ends_at_its_total():
     """Progress counts batches up to their number."""
-    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 3 * 4 * VOCABULARY * WINDOW)
-    told = []
-    Subject(shared(), {"toy": text()}, lambda done, total: told.append((done, total))).losses("toy", WINDOW)
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    reports = []
+    three = 3 * 4 * VOCABULARY * WINDOW  # bytes of the logits of three windows
+    subject = Subject(shared(), {"toy": text()}, lambda done, total: reports.append((done, total)), logit_bytes=three)
+    subject.losses("toy", WINDOW)
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_evaluation_draws_nothing_and_changes_nothing():

@@ -241,16 +241,16 @@ def test_failed_restore_is_noticed():
         dense.restore()
 
 
-def test_a_digest_is_that_of_its_parts(monkeypatch):
+def test_a_digest_is_that_of_its_parts():
     """A tensor is hashed in parts, by threads: every byte counts, and where."""
-    monkeypatch.setattr("nmbench.models.hashing.PART_BYTES", 16)
     values = torch.arange(40, dtype=torch.float32)
-    digests = {tensors_digest({"a": values.roll(shift), "b": torch.zeros(0), "c": values[0]}) for shift in range(40)}
+    rolled = [{"a": values.roll(shift), "b": torch.zeros(0), "c": values[0]} for shift in range(40)]
+    digests = {tensors_digest(tensors, part_bytes=16) for tensors in rolled}
     assert len(digests) == 40
     total = hashlib.sha256(b"a torch.float32 (5,);")
     for part in (values[:4], values[4:5]):
         total.update(hashlib.sha256(part.numpy().tobytes()).digest())
-    assert tensors_digest({"a": values[:5]}) == total.hexdigest()
+    assert tensors_digest({"a": values[:5]}, part_bytes=16) == total.hexdigest()
 
 
 def test_digest_sees_everything():

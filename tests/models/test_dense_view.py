@@ -126,7 +126,7 @@ def test_a_streamed_model(family):
 
 def test_the_dense_model_is_asked_for_where_there_is_none():
     """Losses alone make no logits: that is an error, not a guess."""
-    with pytest.raises(NMBenchError, match="dense model is not at hand"):
+    with pytest.raises(NMBenchError, match="dense model is not available"):
         DenseSubject({"toy@16": torch.ones(3)}).logits(TOKENS)
 
 

@@ -75,4 +75,4 @@ def test_fingerprints_are_exact_on_the_cpu():
     assert one.like(Fingerprint(("a", "b"), torch.ones(1)))
     assert not one.like(dataclasses.replace(one, losses=torch.ones(1) + 1e-6))
     assert not one.like(dataclasses.replace(one, layers=("a",)))
-    assert one.like(dataclasses.replace(one, losses=torch.ones(1) + 1e-6), far=1e-2)
+    assert one.like(dataclasses.replace(one, losses=torch.ones(1) + 1e-6), tolerance=1e-2)
