@@ -95,7 +95,14 @@ class PrunedModel:
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods, a frozen dataclass. `presets`: name -> option values, which explicit options override."""
+    """Base of all methods, a frozen dataclass.
+
+    `presets`: name -> option values, which explicit options override. `method_kind` is the kind as people name it,
+    `work_method` the name of the method that a class must implement.
+    """
+
+    method_kind: ClassVar[str]
+    work_method: ClassVar[str]
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -141,6 +148,9 @@ class Baseline(Method):
 class Scorer(Baseline):
     """Rates weights; the host keeps the `keep` highest scores of every group (`Pattern.top`)."""
 
+    method_kind: ClassVar[str] = "scorer"
+    work_method: ClassVar[str] = "score"
+
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """Rate `weight` `[out, in]` (larger = keep); returns finite scores of the same shape.
 
@@ -152,6 +162,9 @@ class Scorer(Baseline):
 @dataclass(frozen=True)
 class Solver(Baseline):
     """Chooses the mask of a layer and may repair the kept weights."""
+
+    method_kind: ClassVar[str] = "solver"
+    work_method: ClassVar[str] = "solve"
 
     mask_only: bool = option(
         False, "apply the mask alone to the dense weights (upstream layers are still walked with repaired weights)"
@@ -165,6 +178,9 @@ class Solver(Baseline):
 @dataclass(frozen=True)
 class Refiner(Baseline):
     """Improves a mask on the dense weights: that of the method named by `init`, found with the same statistics."""
+
+    method_kind: ClassVar[str] = "refiner"
+    work_method: ClassVar[str] = "refine"
 
     init: str = option(START, "registered scorer or solver whose mask is refined")
 
@@ -181,6 +197,9 @@ class MaskLearner(Method):
     learner of the same run. The host computes that mask, evaluates it as a row of its own (`<label>@init`, unless it is
     another learner's) and hands it over as `task.initial`.
     """
+
+    method_kind: ClassVar[str] = "mask learner"
+    work_method: ClassVar[str] = "learn"
 
     init: str = option(
         START,
@@ -212,6 +231,9 @@ class DenseModel:
 @dataclass(frozen=True)
 class MaskSource(Method):
     """Brings the masks of all layers from elsewhere; reads no tokens."""
+
+    method_kind: ClassVar[str] = "mask source"
+    work_method: ClassVar[str] = "bring"
 
     def bring(self, model: DenseModel) -> PrunedModel:
         """Return one `Pruned` for every name in `model.weights`. Raises `NMBenchError` naming a layer that differs."""

@@ -27,6 +27,8 @@ class ModelSource:
     `dequantise`: the user wants quantised weights made plain numbers; without it a source refuses them.
     """
 
+    work_method: ClassVar[str] = "load"
+
     dtype: str | None = None
     trust_remote_code: bool = False
     dequantise: bool = False
@@ -39,6 +41,8 @@ class ModelSource:
 @dataclass(frozen=True)
 class Dataset:
     """A collection of texts in three splits that are never mixed."""
+
+    work_method: ClassVar[str] = "texts"
 
     argument: str = ""
     separator: ClassVar[str] = "\n\n"
@@ -101,6 +105,8 @@ class Value:
 @dataclass(frozen=True)
 class Metric:
     """One measured quantity; its whole protocol is in its name, `<registered name>:<argument>`."""
+
+    work_method: ClassVar[str] = "measure"
 
     argument: str = ""
 
@@ -169,6 +175,8 @@ class WindowMetric(Metric):
 
 class Reporter:
     """Writes the results of one or more runs in one format."""
+
+    work_method: ClassVar[str] = "write"
 
     def write(self, results: Results, directory: Path) -> Path:
         """Write a file into `directory` and return its path."""

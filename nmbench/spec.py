@@ -28,8 +28,9 @@ else:
     import tomli as tomllib
 
 DENSE = "dense"
-MODEL, MODEL_FOLDER = "demo", "folder"  # names that the host itself presumes; a test proves that plugins register them
-CALIBRATION, TEST_TEXT, PERPLEXITY, START = "c4", "wikitext2", "ppl", "wanda"
+# Names that the host itself presumes; a test proves that plugins register each.
+MODEL, MODEL_FOLDER = "demo", "folder"
+CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}

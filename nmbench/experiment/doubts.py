@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Doubt:
-    """One reason to distrust a number: its `subject` (tokenizer, dense model, calibration ...) and a sentence `text`."""
+    """A reason to distrust a number: its `subject` (tokenizer, dense model ...) and one sentence, `text`."""
 
     subject: str
     text: str

@@ -154,9 +154,8 @@ def prune_layer(
     """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     try:
-        with full_float32():
-            pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
-            check_pruned(pruned, layer)
+        pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
+        check_pruned(pruned, layer)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     except Exception as error:
@@ -181,11 +180,28 @@ def check_pruned(pruned: object, layer: Layer) -> None:
 
 
 def check_device(returned: Tensor, weight: Tensor, what: str) -> None:
+    """Raise `NMBenchError` unless `returned` is where the layer is."""
     if returned.device != weight.device:
         raise NMBenchError(f"it returned {what} on {returned.device}, the layer is on {weight.device}.")
 
 
 @torch.no_grad()
+def call(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Any:
+    """The result of a one-shot method for one layer: scores, or what a solver or a refiner of `mask` returns.
+
+    Runs without gradients, with float32 products in full precision.
+    """
+    with full_float32():
+        if isinstance(method, Scorer):
+            return method.score(weight, stats)
+        if isinstance(method, Solver):
+            return method.solve(weight, stats, pattern)
+        if isinstance(method, Refiner):
+            assert mask is not None
+            return method.refine(weight, stats, mask, pattern)
+    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+
+
 def choose(
     method: Baseline,
     weight: Tensor,
@@ -194,22 +210,20 @@ def choose(
     mask: Tensor | None = None,
     checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
-    """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
-    if isinstance(method, Scorer):
-        score = method.score(weight, stats)
-        if not isinstance(score, Tensor):
-            raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
-        if score.shape != weight.shape:
-            raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
-        check_device(score, weight, "scores")
-        checks.finite(score, lambda: not_finite(score))
-        return Pruned(top_of_finite(pattern, score))
-    if isinstance(method, Solver):
-        return method.solve(weight, stats, pattern)
-    if isinstance(method, Refiner):
-        assert mask is not None
-        return method.refine(weight, stats, mask, pattern)
-    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+    """The pruned layer: scores become a mask here. `weight` `[out, in]` is the method's own copy."""
+    found = call(method, weight, stats, pattern, mask)
+    return masked_by(found, weight, pattern, checks) if isinstance(method, Scorer) else found
+
+
+def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -> Pruned:
+    """The mask of the highest scores. Raises `NMBenchError` for scores of another shape, device or type."""
+    if not isinstance(score, Tensor):
+        raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
+    if score.shape != weight.shape:
+        raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
+    check_device(score, weight, "scores")
+    checks.finite(score, lambda: not_finite(score))
+    return Pruned(top_of_finite(pattern, score))
 
 
 def finished(layers: Mapping[str, Pruned], method: Baseline, experts: Mapping[str, Any] | None = None) -> PrunedModel:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, Refiner, Scorer, Solver
 from nmbench.models.bit_equality import same_bits
+from nmbench.pruning.one_shot import call
 from nmbench.results.files import FileCheckpoints
 from nmbench.runtime.isolation import fenced
-from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask, call
+from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask
 
 
 @dataclass
@@ -105,7 +106,7 @@ def observe_layer(observed: Observation, method: Method, case: LayerCase) -> Non
         stats = case.stats(method.needs)
         inputs = {"weight": weight, "mask": mask, **tensors_of(stats)}
         with noting_changes(observed, inputs):
-            observed.output = copied(call(method, weight, stats, mask, case.nm))
+            observed.output = copied(call(method, weight, stats, case.nm, mask))
 
 
 def observe_learner(observed: Observation, method: Method, case: LearnCase) -> None:
