@@ -19,11 +19,11 @@ import torch
 import transformers
 
 from nmbench.errors import NMBenchError
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.one_shot import apply, prune_one_shot
-from nmbench.runtime.cost import Cost
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.verification.strict import check_strict
 from nmbench_plugins.tiny import COMMON, FAMILIES, LLAMA
 from nmbench_plugins.wanda import Wanda
@@ -109,7 +109,7 @@ def row(name: str, config: str, settings: dict[str, Any]) -> dict[str, Any]:
     fused = sum(layer.fused for layer in bundle.layers.values())
     found = f"{len(bundle.layers)}" + (f", {fused} of experts" if fused else "")
     try:
-        pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows, name, Cost())
+        pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows, name).pruned
         apply(bundle, pruned)
         check_strict({n: layer.read() for n, layer in bundle.layers.items()}, pruned.masks, patterns, name)
     except NMBenchError as error:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nmbench.results.records import newest, read_records, start_label
+from nmbench.results.records import newest, read_records
 
 DEVICE = ("device_name", "torch", "transformers", "dtype", "eval_dtype", "nmbench")
 
@@ -114,7 +114,7 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
 
 
 def start_of(row: dict[str, Any], rows: Rows) -> dict[str, Any] | None:
-    return rows.get((start_label(row), *key(row)[1:]))
+    return rows.get((row["started_from"], *key(row)[1:]))
 
 
 def own(row: dict[str, Any], init: dict[str, Any] | None, part: str, name: str) -> Any:

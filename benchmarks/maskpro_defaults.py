@@ -22,12 +22,12 @@ import torch
 
 from nmbench import MethodSpec, Pattern, Pruned, PrunedModel, RunSpec, load_plugins
 from nmbench.evaluation.subject import Subject
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import Experiment, prepare
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import Experiment, prepared
+from nmbench.models.applying import apply
 from nmbench.pruning.learning import LearnTask
-from nmbench.pruning.one_shot import apply, prune_one_shot
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.results.files import MemoryCheckpoints
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.demo import DemoPlays
 from nmbench_plugins.maskpro import MaskPro
 
@@ -87,9 +87,7 @@ def start(folder: Path, device: str) -> None:
     text = f"text:{folder}/judge.txt"
     method = MethodSpec("maskpro", "maskpro")
     spec = RunSpec((method,), calibration=f"jsonl:{folder}/learn.jsonl", metrics=(f"ppl:{text}@256",), device=device)
-    plugins = load_plugins()
-    bundle = load_model(spec, plugins)
-    experiment = prepare(spec.resolved(bundle.defaults), plugins, bundle)
+    experiment = prepared(checked(spec, load_plugins()))
     starts = {}
 
 
@@ -130,7 +128,7 @@ def initial_of(init: str, pattern: Pattern) -> tuple[dict[str, torch.Tensor], to
         method = experiment.plugins.registries.methods.get(init)()
         patterns = dict.fromkeys(experiment.bundle.layers, pattern)
         windows = experiment.pools[0].calibration[: experiment.spec.windows]
-        pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, init, Cost())
+        pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, init).pruned
         starts[init, str(pattern)] = (pruned.masks, losses_of(pruned.masks))
     return starts[init, str(pattern)]
 

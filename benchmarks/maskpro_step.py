@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nmbench import Bundle, LearnTask, MethodSpec, Pattern, RunSpec, load_plugins
+from nmbench import Bundle, LearnTask, Pattern, load_plugins
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.environment import version
 from nmbench.experiment.loading import load_model
@@ -84,8 +84,7 @@ def main() -> None:
 def bundle_of(name: str) -> Bundle:
     """A model in bfloat16 on the GPU."""
     if name not in SHAPES:
-        spec = RunSpec((MethodSpec("maskpro", "maskpro"),), model=name, dtype="bfloat16", device="cuda")
-        return load_model(spec, load_plugins())
+        return load_model(name, load_plugins(), dtype="bfloat16", device="cuda")
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -29,7 +29,7 @@ from nmbench.methods import Baseline
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost, Meter
+from nmbench.runtime.cost import Meter
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
@@ -108,7 +108,7 @@ def row(bundle: Bundle, dense: DenseWeights, name: str, windows: torch.Tensor, d
     begin = time.perf_counter()
     with Meter(device) as meter:
         init = Wanda() if name == "swaps" else None
-        pruned = prune_one_shot(bundle, dense, method, patterns, windows, name, Cost(), init=init)
+        pruned = prune_one_shot(bundle, dense, method, patterns, windows, name, init=init).pruned
     assert len(pruned.layers) == len(bundle.layers)
     return {
         **{"method": name, "estimated_bytes": planned.peak, "peak_bytes": meter.device_bytes},

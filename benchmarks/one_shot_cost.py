@@ -28,7 +28,7 @@ import transformers
 from shapes import SHAPES, random_model
 from torch import Tensor
 
-from nmbench import MethodSpec, Pattern, RunSpec, load_plugins
+from nmbench import Pattern, load_plugins
 from nmbench.calibration.block_calls import Run, embed
 from nmbench.calibration.walk import batches_of
 from nmbench.experiment.environment import cpu_name
@@ -37,7 +37,6 @@ from nmbench.methods import Baseline, Stat
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.wanda import Wanda
@@ -83,7 +82,7 @@ def measure(bundle: Bundle, windows: Tensor, names: list[str], repeats: int) -> 
     dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, Pattern(2, 4))
 
     def prune(name: str) -> Callable[[], Any]:
-        return lambda: prune_one_shot(bundle, dense, METHODS[name], patterns, windows, name, Cost())
+        return lambda: prune_one_shot(bundle, dense, METHODS[name], patterns, windows, name).pruned
 
     works: dict[str, Callable[[], Any]] = {"bare": bare(bundle, windows), **{n: prune(n) for n in names}}
     works |= {"put back": dense.put_back, "prove": dense.restore}
@@ -106,8 +105,7 @@ def model_of(args: argparse.Namespace, device: torch.device) -> Bundle:
         shape = SHAPES[args.shape]
         share = shape.vocabulary * (args.blocks or shape.blocks) // shape.blocks  # a slice has its share of embeddings
         return random_model(args.shape, args.blocks, getattr(torch, args.dtype), device, share)
-    spec = RunSpec((MethodSpec("wanda", "wanda"),), args.model, device=device.type, dtype=args.dtype, stream=False)
-    return load_model(spec, load_plugins())
+    return load_model(args.model, load_plugins(), dtype=args.dtype, device=device.type)
 
 
 def main() -> None:

@@ -42,9 +42,10 @@ from nmbench.calibration.statistics import Gatherer
 from nmbench.calibration.walk import BATCH_TOKENS
 from nmbench.data import cut
 from nmbench.evaluation.losses import window_losses
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import prepare
-from nmbench.pruning.one_shot import applied, choose
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import prepared
+from nmbench.models.applying import applied
+from nmbench.pruning.one_shot import choose
 from nmbench.results.files import load_masks
 from nmbench.run import run
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -178,8 +179,8 @@ def main() -> None:
     )
     plugins = load_plugins()
     records = {record["label"]: record for record in run(spec, args.out, plugins).asked}
-    bundle = load_model(spec, plugins)
-    experiment = prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False)
+    experiment = prepared(checked(spec, plugins))
+    bundle = experiment.bundle
     assert records["wanda"]["calibration_digest"] == experiment.calibration_digest(0)
     tokens = experiment.pools[0].calibration[: args.windows]
     test = cut(experiment.texts[args.test], args.test_window, args.test)

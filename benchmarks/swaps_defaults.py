@@ -25,10 +25,10 @@ from maskpro_defaults import write_texts
 
 from nmbench import MethodSpec, Pattern, Pruned, PrunedModel, RunSpec, load_plugins
 from nmbench.evaluation.subject import Subject
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import Experiment, prepare
-from nmbench.pruning.one_shot import apply, prune_one_shot
-from nmbench.runtime.cost import Cost
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import Experiment, prepared
+from nmbench.models.applying import apply
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
@@ -97,8 +97,7 @@ def start(folder: Path, device: str) -> tuple[Experiment, str]:
         device=device,
     )
     plugins = load_plugins()
-    bundle = load_model(spec, plugins)
-    return prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False), text
+    return prepared(checked(spec, plugins)), text
 
 
 def measure(experiment: Experiment, text: str, dense: torch.Tensor, setting: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def measure(experiment: Experiment, text: str, dense: torch.Tensor, setting: dic
     patterns = dict.fromkeys(experiment.bundle.layers, Pattern.parse(setting["pattern"]))
     windows = experiment.pools[0].calibration[: setting.get("windows", 128)]
     began = time.perf_counter()
-    pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, "it", Cost(), init=init)
+    pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, "it", init=init).pruned
     seconds = time.perf_counter() - began
     apply(experiment.bundle, PrunedModel({name: Pruned(mask) for name, mask in pruned.masks.items()}))
     losses = Subject(experiment.bundle, experiment.texts).losses(text, 256)

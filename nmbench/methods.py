@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nmbench.options import option
+from nmbench.spec import START
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +71,18 @@ class Pruned:
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """What a method made of a model: one `Pruned` for every prunable layer, and notes that go into the record."""
+    """A pruned model: one `Pruned` for every prunable layer, and what the record says of the work.
+
+    `notes`: JSON values, as the method chooses. `layer_notes`: layer -> note. `figures`: name -> mean over layers.
+    `experts`: `never_reached`, the names of fused experts that no calibration token was routed to, and
+    `under_calibrated`, name -> tokens of those with fewer tokens than inputs.
+    """
 
     layers: Mapping[str, Pruned]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    layer_notes: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    experts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -157,7 +166,7 @@ class Solver(Baseline):
 class Refiner(Baseline):
     """Improves a mask on the dense weights: that of the method named by `init`, found with the same statistics."""
 
-    init: str = option("wanda", "registered scorer or solver whose mask is refined")
+    init: str = option(START, "registered scorer or solver whose mask is refined")
 
     def refine(self, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Pruned:
         """Improve the bool `mask` `[out, in]` of `weight` `[out, in]`; the weights stay dense."""
@@ -174,7 +183,7 @@ class MaskLearner(Method):
     """
 
     init: str = option(
-        "wanda",
+        START,
         "whose mask, on the dense weights, is the start: a one-shot method, or a label of the same run",
     )
 

@@ -109,10 +109,10 @@ def provenance(row: Row, folder: Path) -> dict[str, Any]:
     """Metadata of the mask file: the row that the masks belong to, and the checksums of the weight files."""
     names = ("label", "method", "options", "pattern", "seed", "model", "job_digest", "measured_digest")
     return {
-        **{name: row.record[name] for name in names},
+        **{name: value for name, value in row.record.items() if name in names},
         "model_digest": row.manifest["model_digest"],
         "model_provenance": row.manifest["model_provenance"],
-        "masks_digest": row.record["proof"]["masks_digest"],
+        "masks_digest": row.proof["masks_digest"],
         "environment": row.record["environment"],
         "sha256": {file.name: file_digest(file) for file in sorted(folder.glob("*.safetensors"))},
     }

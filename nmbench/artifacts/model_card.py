@@ -30,14 +30,15 @@ def front_matter(row: Row) -> str:
 
 
 def heading(row: Row, found: Validation) -> str:
-    record, proof = row.record, row.record["proof"]
+    record, proof = row.record, row.proof
+    share = record["coverage"]["share_of_decoder"] if record["coverage"] else 0.0
     weights = (
         "The remaining weights were updated." if record["weights_changed"] else "The remaining weights are dense ones."
     )
     return (
         f"# {record['model']}, pruned to {pattern_of(record)} by {record['method']}\n\n"
         f"Strictly N:M, N of every M consecutive weights of a row kept: {proof['groups']} groups in {proof['layers']} "
-        f"linear layers, {record['coverage']['share_of_decoder']:.1%} of the decoder's parameters. {weights} "
+        f"linear layers, {share:.1%} of the decoder's parameters. {weights} "
         f"{proof['zeros']} weights were dropped and are zero in place; {proof['extra_zeros']} kept ones happen to be "
         f"zero. Read back after writing: {len(found.layers)} layers strict."
     )
@@ -47,7 +48,7 @@ def numbers(row: Row) -> str:
     """Every metric beside the dense model's, the paired differences, and the cost of pruning."""
     lines = ["| | dense | pruned |", "|---|---|---|"]
     for name, value in row.record["metrics"].items():
-        dense = row.dense["metrics"].get(name, {}).get("value")
+        dense = row.dense["metrics"][name]["value"] if name in row.dense["metrics"] else None
         lines.append(f"| {name} | {'-' if dense is None else f'{dense:.4f}'} | {value['value']:.4f} |")
     for name, difference in row.record["against_dense"].items():
         lines.append(f"| nats over dense, {name}, 95 % interval | 0 | {interval(difference)} |")
@@ -65,7 +66,7 @@ def origin(row: Row) -> str:
         "calibration": f"{record['calibration']}, digest {record['calibration_digest']}",
         "dense model": f"{record['model']}, digest {row.manifest['model_digest'][:16]}",
         **{f"dense model's {name}": value for name, value in row.manifest["model_provenance"].items() if value},
-        "masks": f"digest {record['proof']['masks_digest']}",
+        "masks": f"digest {row.proof['masks_digest']}",
         "protocol": f"digest {record['protocol_digest']}",
         "environment": ", ".join(f"{name} {value}" for name, value in environment.items()),
     }

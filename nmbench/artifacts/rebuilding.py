@@ -12,26 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nmbench.artifacts.folder import read_json
 from nmbench.errors import ModelChanged, NMBenchError, NotReproduced, unknown
-from nmbench.experiment.jobs import contenders, jobs
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import prepare
-from nmbench.methods import MaskLearner, Pruned, PrunedModel
+from nmbench.experiment.loading import dtype_of, load_dense
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import prepared
+from nmbench.methods import Pruned, PrunedModel
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
-from nmbench.pruning.one_shot import apply
+from nmbench.pruning.dispatch import made
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import load_masks
-from nmbench.results.records import Record, load_results
+from nmbench.results.format import Record
+from nmbench.results.results import load_results
 from nmbench.results.table import file_name
-from nmbench.run import prune
-from nmbench.runtime.cost import Cost
 from nmbench.spec import DENSE, RunSpec, read_toml
-from nmbench.verification.strict import masks_digest
+from nmbench.verification.strict import Proof, masks_digest
 
 REASON = "the machine, the device or a version may differ from the environment in its record"
 
@@ -45,6 +43,12 @@ class Row:
     dense: Record
     spec: RunSpec
     manifest: Mapping[str, Any]
+
+    @property
+    def proof(self) -> Proof:
+        """The proof of strictness of the row."""
+        assert self.record["proof"]
+        return self.record["proof"]
 
     @property
     def title(self) -> str:
@@ -86,8 +90,8 @@ def spec_of(directory: Path, record: Record) -> RunSpec:
     return dataclasses.replace(
         spec,
         methods=tuple(method for method in spec.methods if method.label in needed),
-        patterns=(Pattern.parse(record["pattern"]),),
-        seeds=(record["seed"],),
+        patterns=(Pattern.parse(str(record["pattern"])),),
+        seeds=(record["seed"] or 0,),
     )
 
 
@@ -98,14 +102,14 @@ def make_again(row: Row, plugins: Plugins, device: str | None = None) -> tuple[B
     are not.
     """
     spec = row.spec if device is None else dataclasses.replace(row.spec, device=device)
-    bundle = load_model(spec, plugins)
+    bundle = load_dense(spec, plugins)
     if bundle.digest() != row.manifest["model_digest"]:
         raise ModelChanged(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
     pruned = repeated(row, spec, bundle, plugins) if row.record["weights_changed"] else stored(row, bundle)
-    if masks_digest(pruned.masks) != row.record["proof"]["masks_digest"]:
+    if masks_digest(pruned.masks) != row.proof["masks_digest"]:
         raise NotReproduced(f"the masks of {row.title} are not those that were measured: {REASON}.")
     apply(bundle, pruned)
-    measured = bundle.in_dtype(getattr(torch, str(spec.eval_dtype)))
+    measured = bundle.in_dtype(dtype_of(spec.resolved(bundle.defaults).eval_dtype))
     if row.record.get("measured_digest") != measured.digest():
         raise NotReproduced(f"the weights of {row.title} are not those that were measured: {REASON}.")
     return bundle, pruned
@@ -131,13 +135,11 @@ def repeated(row: Row, spec: RunSpec, bundle: Bundle, plugins: Plugins) -> Prune
 
     Raises `NotReproduced` if the calibration tokens, a file or an option is no longer the row's.
     """
-    methods = contenders(spec, plugins)
-    learners = any(isinstance(contender.method, MaskLearner) for contender in methods)
-    experiment = prepare(spec, plugins, bundle, learners)
-    same = [job for job in jobs(spec, methods, experiment.protocol_digest) if job.digest == row.record["job_digest"]]
-    if not same or experiment.calibration_digest(row.record["seed"]) != row.record["calibration_digest"]:
+    experiment = prepared(checked(spec, plugins), bundle)
+    same = [job for job in experiment.jobs() if job.digest == row.record["job_digest"]]
+    if not same or experiment.calibration_digest(same[0].seed) != row.record["calibration_digest"]:
         raise NotReproduced(
             f"{row.title} cannot be repeated: its texts, a file or a default of its method has changed since "
             f"{row.directory} was made."
         )
-    return prune(same[0], experiment, RunDirectory(row.directory), Cost())[0]
+    return made(same[0], experiment, RunDirectory(row.directory)).pruned

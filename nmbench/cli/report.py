@@ -18,7 +18,7 @@ from nmbench.cli.shared import plugin_option, terminal_width, warn_of_broken_fil
 def report(directories: Sequence[Path], formats: Sequence[str], out: Path | None, plugin_files: Sequence[str]) -> None:
     """Print the table of one or more run directories, and write report files in other formats."""
     from nmbench.plugins.loading import load_plugins
-    from nmbench.results.records import load_results
+    from nmbench.results.results import load_results
     from nmbench.results.table import render
 
     results, plugins = load_results(*directories), load_plugins(plugin_files)

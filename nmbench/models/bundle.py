@@ -120,6 +120,15 @@ class Bundle:
         """Where large things wait: with the model, or on the host if it does not fit on the device."""
         return torch.device("cpu") if self.streaming else self.device
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape `[out, in]` of every prunable layer."""
+        return {name: layer.shape for name, layer in self.layers.items()}
+
+    def to(self, device: torch.device) -> None:
+        """Move the whole model to `device`."""
+        self.model.to(device)
+
     def stream(self, device: torch.device) -> None:
         """Keep the blocks where they are, on the host, and bring each to `device` while it works."""
         self.streaming = Streaming(self.model, self.blocks.values(), device)

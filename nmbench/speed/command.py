@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from nmbench.experiment.loading import load_model
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import load_plugins
-from nmbench.spec import MethodSpec, RunSpec
 from nmbench.speed.gpu import SparseTensorCores, half
 from nmbench.speed.measure import check_pattern, measure
 from nmbench.speed.report import Report
@@ -29,15 +28,8 @@ def speed_of(
     """
     chosen = Pattern.parse(pattern)
     check_pattern(chosen)
-    spec = RunSpec(
-        (MethodSpec("magnitude", "magnitude"),),
-        model,
-        dtype=half(dtype),
-        device="cuda",
-        stream=False,
-        trust_remote_code=trust_remote_code,
-        plugins=tuple(plugin_files),
-    )
+    precision = half(dtype)
     hardware = SparseTensorCores()
-    bundle = load_model(spec, load_plugins(spec.plugins))
+    plugins = load_plugins(plugin_files)
+    bundle = load_model(model, plugins, dtype=precision, device="cuda", trust_remote_code=trust_remote_code)
     return measure(bundle, chosen, tokens, hardware, report)

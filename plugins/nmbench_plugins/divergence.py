@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +34,14 @@ class Divergence(nmbench.WindowMetric):
     unit: ClassVar[str]
     lower_is_better: ClassVar[bool]
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
         name = f"divergence of {self.dataset}@{self.window}"
         found = subject.once(name, lambda: divergences(subject, dense, self.dataset, self.window))
         values = found[:, self.column]  # [windows]
         subject.per_window[self.full_name] = values
         stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-        figures = {"value": float(values.mean()), "stderr": stderr, "n": len(values)}
-        return {self.full_name: {**figures, "lower_is_better": self.lower_is_better, "unit": self.unit}}
+        mean = float(values.mean())
+        return {self.full_name: nmbench.Value(mean, len(values), stderr, self.lower_is_better, self.unit)}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 import nmbench
 
+UNIT = "relative to the dense output"
+
 
 @dataclass(frozen=True)
 class LayerErrors(nmbench.WindowMetric):
@@ -31,15 +33,14 @@ class LayerErrors(nmbench.WindowMetric):
 
     word: ClassVar[str] = "layers"
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
         errors = layer_errors(subject, dense, self.dataset, self.window)
         worst = max(errors, key=lambda name: errors[name])
-        where = {"where": worst} if errors[worst] else {}  # of the dense model no layer is the worst
-        shared = {"stderr": None, "n": len(errors), "lower_is_better": True, "unit": "relative to the dense output"}
+        where = worst if errors[worst] else ""  # of the dense model no layer is the worst
         mean = sum(errors.values()) / len(errors)
         return {
-            self.full_name: {"value": mean, **shared, "detail": errors},
-            f"{self.full_name} worst": {"value": errors[worst], **shared, **where},
+            self.full_name: nmbench.Value(mean, len(errors), unit=UNIT, detail=errors),
+            f"{self.full_name} worst": nmbench.Value(errors[worst], len(errors), unit=UNIT, where=where),
         }
 
 

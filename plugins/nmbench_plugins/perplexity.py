@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import nmbench
 
@@ -21,11 +21,11 @@ class Perplexity(nmbench.WindowMetric):
 
     word: ClassVar[str] = "ppl"
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
         losses = subject.losses(self.dataset, self.window)
         value = math.exp(float(losses.mean()))
         stderr = float(losses.std() / math.sqrt(len(losses))) * value if len(losses) > 1 else None
-        return {f"ppl:{self.argument}": {"value": value, "stderr": stderr, "n": len(losses), "lower_is_better": True}}
+        return {f"ppl:{self.argument}": nmbench.Value(value, len(losses), stderr)}
 
 
 @nmbench.hookimpl

@@ -15,7 +15,6 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost
 from nmbench.testing import strategies
 from nmbench_plugins.demo import DemoModel, DemoPlays
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -357,7 +356,7 @@ def agree(make, windows: Tensor, name: str, pattern: Pattern) -> None:
     bundle, plain = make(), make().model
     method, rule = METHODS[name]
     patterns = dict.fromkeys(bundle.layers, pattern)
-    pruned = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it", Cost())
+    pruned = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it").pruned
     blocks = parts(bundle, method.sequential)
     names = iter([layer for block in blocks for layer in block])
 
@@ -420,7 +419,7 @@ def test_mask_only_is_the_mask_of_the_sweep():
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     for sequential in (False, True):
         full, alone = (
-            prune_one_shot(bundle, DenseWeights(bundle), method, patterns, text(), "it", Cost())
+            prune_one_shot(bundle, DenseWeights(bundle), method, patterns, text(), "it").pruned
             for method in (SparseGPT(sequential=sequential), SparseGPT(sequential=sequential, mask_only=True))
         )
         assert all(torch.equal(full.masks[layer], alone.masks[layer]) for layer in bundle.layers)

@@ -215,8 +215,8 @@ class Course:
             confirmation=asdict(confirmation) if confirmation else None,
             groups_changed=groups_changed(masks, self.task.initial, self.task.pattern),
             log=self.log,
-            **self.few.notes,
         )
+        self.task.experts = self.few.experts
         return masks
 
 

@@ -61,7 +61,7 @@ class ZeroShot(nmbench.Metric):
         items = {"items_sha256": digest(self.folder)} if self.folder else {}
         return {"lm_eval": importlib.metadata.version("lm_eval"), **items}
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
         from nmbench_plugins.zeroshot.harness import ask
 
         answers = ask(subject.bundle, self.task, self.folder, self.limit)
@@ -70,8 +70,8 @@ class ZeroShot(nmbench.Metric):
             name = f"zeroshot:{self.argument} {figure}"
             subject.per_window[name] = scores
             stderr = float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else None
-            value = {"value": float(scores.mean()), "stderr": stderr, "n": len(scores), "lower_is_better": False}
-            found[name] = {**value, "unit": "share of items", **answers.versions}
+            mean = float(scores.mean())
+            found[name] = nmbench.Value(mean, len(scores), stderr, False, "share of items", about=answers.versions)
         return found
 
 
