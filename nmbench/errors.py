@@ -26,6 +26,14 @@ class RunMismatch(NMBenchError):
     """A run directory that holds another run; the message shows the difference."""
 
 
+class ModelChanged(NMBenchError):
+    """The dense model is not the one that the run was made with."""
+
+
+class NotReproduced(NMBenchError):
+    """A row made again is not the one that was measured."""
+
+
 class CannotWrite(NMBenchError):
     """A full or failing disk: the run stops, because no later result could be saved."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nmbench.options import option
+from nmbench.spec import START
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,10 +72,18 @@ class Pruned:
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """The result of a method for a model: one `Pruned` for every prunable layer, and `notes` for the record."""
+    """The result of a method for a model: one `Pruned` for every prunable layer, and entries for the record.
+
+    `notes`: JSON values of the method's choice. `layer_notes`: layer -> note. `figures`: name -> mean over layers.
+    `experts`: under `never_reached`, the names of fused experts without routed calibration tokens; under
+    `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs.
+    """
 
     layers: Mapping[str, Pruned]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    layer_notes: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    experts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -159,7 +168,7 @@ class Solver(Baseline):
 class Refiner(Baseline):
     """Improvement of a mask on the dense weights: the mask of the method named by `init`, from the same statistics."""
 
-    init: str = option("wanda", "registered scorer or solver whose mask is refined")
+    init: str = option(START, "registered scorer or solver whose mask is refined")
 
     def refine(self, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Pruned:
         """Return a better mask than the bool `mask` `[out, in]` for `weight` `[out, in]`; the weights stay dense."""
@@ -176,7 +185,7 @@ class MaskLearner(Method):
     """
 
     init: str = option(
-        "wanda",
+        START,
         "whose mask, on the dense weights, is the start: a one-shot method, or a label of the same run",
     )
 

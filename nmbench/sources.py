@@ -6,16 +6,16 @@ The text after the first colon of a reference (`text:novel.txt`, `ppl:wikitext2@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
     from nmbench.evaluation.subject import DenseSubject, Subject
     from nmbench.models.bundle import Bundle
-    from nmbench.results.records import Results
+    from nmbench.results.results import Results
 
 SPLITS = ("calibration", "selection", "test")
 
@@ -56,6 +56,48 @@ class Dataset:
         return {}
 
 
+class ValueRecord(TypedDict, total=False):
+    """A `Value` as a record holds it; the optional fields are there if they say something."""
+
+    value: float
+    stderr: float | None
+    n: int
+    lower_is_better: bool
+    unit: str
+    where: str
+    detail: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One figure of a metric: its standard error (None: unknown), and the number `n` of items that it is made of.
+
+    `unit` is for people (`nats/token`). `where` is one word that the table shows beside the value, such as the layer of
+    a maximum. `detail` (item -> figure) is kept in the record and left out of the table; `about` holds further
+    fields of the record, such as the version of a task.
+    """
+
+    value: float
+    n: int
+    stderr: float | None = None
+    lower_is_better: bool = True
+    unit: str = ""
+    where: str = ""
+    detail: Mapping[str, float] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def recorded(self) -> ValueRecord:
+        """The value as plain data."""
+        record = ValueRecord(value=self.value, stderr=self.stderr, n=self.n, lower_is_better=self.lower_is_better)
+        if self.unit:
+            record["unit"] = self.unit
+        if self.where:
+            record["where"] = self.where
+        if self.detail:
+            record["detail"] = dict(self.detail)
+        return cast(ValueRecord, {**record, **self.about})
+
+
 @dataclass(frozen=True)
 class Metric:
     """One measured quantity; its whole protocol is in its name, `<registered name>:<argument>`."""
@@ -79,12 +121,10 @@ class Metric:
         """
         return {}
 
-    def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Mapping[str, Any]]:
-        """Return metric name -> {"value", "stderr", "n", "lower_is_better"}; names begin with the metric's own.
+    def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Value]:
+        """Return metric name -> `Value`; every name begins with the metric's own.
 
-        `dense` gives the losses of the dense model, and its logits batch by batch. Optional keys are "unit"
-        (`nats/token`), "where" (one word that the table shows beside the value, such as the layer of a maximum), and
-        "detail" (item -> figure, for the record only).
+        `dense` gives the losses of the dense model, and its logits batch by batch.
         """
         raise NotImplementedError
 

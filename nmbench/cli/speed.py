@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nmbench.cli.shared import plugin_option
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

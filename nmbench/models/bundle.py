@@ -124,6 +124,15 @@ class Bundle:
         """The device that stores large tensors: the model's own, or the CPU if blocks are offloaded."""
         return torch.device("cpu") if self.streaming else self.device
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape `[out, in]` of every prunable layer."""
+        return {name: layer.shape for name, layer in self.layers.items()}
+
+    def to(self, device: torch.device) -> None:
+        """Move the whole model to `device`."""
+        self.model.to(device)
+
     def stream(self, device: torch.device) -> None:
         """Offload the blocks: they stay on the host, and each is copied to `device` for its own forward pass."""
         self.streaming = Streaming(self.model, self.blocks.values(), device)

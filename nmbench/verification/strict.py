@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict
 from nmbench.pattern import Pattern
+
+
+class Proof(TypedDict):
+    """What was proven of a row: counts of layers, groups, weights and zeros, and the digest of the masks.
+
+    `extra_zeros` are weights that the mask keeps and that are zero nevertheless.
+    """
+
+    layers: int
+    groups: int
+    weights: int
+    zeros: int
+    extra_zeros: int
+    masks_digest: str
 
 
 def check_masks(
@@ -79,7 +93,7 @@ def check_weight(weight: Tensor, mask: Tensor, name: str, who: str) -> dict[str,
 
 def check_strict(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], who: str
-) -> dict[str, Any]:
+) -> Proof:
     """Check masks and the evaluated weights, `[out, in]` each; return the proof for the record.
 
     Raises `NotStrict` with layer, row, columns and counts of the first violation.

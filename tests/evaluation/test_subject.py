@@ -14,9 +14,9 @@ from nmbench.evaluation.losses import window_losses
 from nmbench.evaluation.measure import measure_all
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.methods import Pruned, PrunedModel
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.pruning.one_shot import apply
 from nmbench_plugins.perplexity import Perplexity
 from nmbench_plugins.tiny import TinyModel
 

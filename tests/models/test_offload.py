@@ -10,7 +10,6 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
@@ -37,7 +36,7 @@ def windows() -> Tensor:
 def prune(bundle: Bundle, method: Baseline) -> PrunedModel:
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     init = Wanda() if isinstance(method, Refiner) else None
-    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows(), "it", Cost(), init=init)
+    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows(), "it", init=init).pruned
 
 
 def watched(bundle: Bundle) -> list[int]:

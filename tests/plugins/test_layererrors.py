@@ -66,7 +66,7 @@ def test_one_layer_is_not_blamed_for_another():
 
 
 def test_experts_of_one_parameter_are_left_out():
-    """Fused experts are no modules to listen to; the layers beside them have their errors."""
+    """Fused experts are not modules with inputs to read; the layers beside them have their errors."""
     mean, _, bundle = measured(magnitude, "mixtral")
     assert set(mean["detail"]) == {name for name in bundle.layers if "self_attn" in name} < set(bundle.layers)
     assert mean["n"] == len(mean["detail"])
