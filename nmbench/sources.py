@@ -57,7 +57,7 @@ class Dataset:
 
 
 class ValueRecord(TypedDict, total=False):
-    """A `Value` as a record holds it; the optional fields are there if they say something."""
+    """A `Value` as plain data in a record; empty optional fields are left out."""
 
     value: float
     stderr: float | None
@@ -70,11 +70,11 @@ class ValueRecord(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Value:
-    """One figure of a metric: its standard error (None: unknown), and the number `n` of items that it is made of.
+    """One figure of a metric, its standard error (None: unknown), and the number `n` of items behind it.
 
-    `unit` is for people (`nats/token`). `where` is one word that the table shows beside the value, such as the layer of
-    a maximum. `detail` (item -> figure) is kept in the record and left out of the table; `about` holds further
-    fields of the record, such as the version of a task.
+    `unit` is a text for users (`nats/token`). `where` is one word that the table shows beside the value, such as the
+    layer of a maximum. `detail` (item -> figure) is for the record only. `about` holds further fields of the record,
+    such as the version of a task.
     """
 
     value: float
@@ -87,7 +87,7 @@ class Value:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def recorded(self) -> ValueRecord:
-        """The value as plain data."""
+        """Return the value as plain data."""
         record = ValueRecord(value=self.value, stderr=self.stderr, n=self.n, lower_is_better=self.lower_is_better)
         if self.unit:
             record["unit"] = self.unit

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import LayerStats, Pruned, Refiner, Scorer, Solver
-from nmbench.runtime.isolation import fenced
+from nmbench.runtime.isolation import isolating
 from nmbench.testing.cases import INPUTS, call
 from nmbench.testing.laws.base import (
     HOLDS,
@@ -61,7 +61,7 @@ def score_of(observed: Observation, change: Change) -> Tensor | None:
     """The scores of a case's layer after `change`, None if they are malformed."""
     assert isinstance(observed.method, Scorer)
     case = observed.case
-    with fenced(), contextlib.redirect_stdout(io.StringIO()):
+    with isolating(), contextlib.redirect_stdout(io.StringIO()):
         weight, stats = change(case.weight(), case.stats(observed.method.needs))
         score = call(observed.method, weight, stats, case.mask(), case.nm)
     return score if isinstance(score, Tensor) and score.shape == weight.shape else None
