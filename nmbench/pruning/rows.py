@@ -17,7 +17,7 @@ from nmbench.results.directory import RunDirectory
 from nmbench.results.files import read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.results.format import Record
 from nmbench.runtime.cost import Meter
-from nmbench.runtime.isolation import fenced
+from nmbench.runtime.isolation import isolating
 from nmbench.spec import DENSE
 
 
@@ -32,7 +32,7 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
     if record is not None:
         return record, DenseSubject(read_tensors(path)[0])
     try:
-        with fenced():
+        with isolating():
             found = measured(experiment, DENSE)
     except CannotWrite:
         raise
@@ -51,7 +51,7 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
 def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory) -> Record:
     """Do one job; a method that raises, or calls exit, gives a failed record with the traceback in a file."""
     try:
-        with fenced():
+        with isolating():
             return done(job, experiment, dense, directory)
     except CannotWrite:
         raise
