@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,6 +22,28 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Results(Rows):
     """The rows of one or more run directories as tables, frames and lines of text."""
+
+    def only(self, patterns: Sequence[str] = (), labels: Sequence[str] = (), seeds: Sequence[int] = ()) -> Results:
+        """The dense rows, and the rows of these patterns, labels and seeds; an empty choice takes all.
+
+        Raises `NMBenchError` if no row but the dense ones is left.
+        """
+        chosen = [
+            record
+            for record in self.records
+            if record["pattern"] is None
+            or (
+                (not patterns or record["pattern"] in patterns)
+                and (not labels or record["label"] in labels)
+                and (not seeds or record["seed"] in seeds)
+            )
+        ]
+        if all(record["pattern"] is None for record in chosen) and (patterns or labels or seeds):
+            known = "; ".join(
+                dict.fromkeys(f"{r['label']} {r['pattern']} seed {r['seed']}" for r in self.records if r["pattern"])
+            )
+            raise NMBenchError(f"no row is of that pattern, label and seed; there are {known or 'none'}.")
+        return dataclasses.replace(self, records=chosen)
 
     def tidy(self) -> pandas.DataFrame:
         """One row per job and metric; `nmbench.results.frames.TIDY` says what the columns hold and in which units."""
