@@ -29,7 +29,7 @@ class UniqueTokens:
         self._marks: dict[str, Tensor] = {}  # "source length" -> bool [windows]
 
     def marks(self, windows: Tensor) -> Tensor:
-        """Return the marks bool `[n or more]` of `windows` int64 `[n, length]`; the caller marks the windows it uses."""
+        """Return the marks bool `[n or more]` of `windows` int64 `[n, length]`; the caller marks used windows."""
         length = windows.shape[1]
         of_pool = self._of_pool(windows)
         source, size = (POOL, of_pool) if of_pool else (tokens_digest(windows), len(windows))

@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 def cost_of(record: Record) -> dict[str, float]:
-    """What a row that ended well cost, by kind: seconds, tokens, bytes."""
+    """Return the cost of a row that ended well, by kind: seconds, tokens, bytes."""
     memory = record["peak_bytes"]
     return {
         "seconds": record["seconds"]["prune"],
@@ -87,5 +87,5 @@ def loss_of(metric: Mapping[str, Any]) -> float:
 
 
 def row_key(record: Record) -> tuple[Any, ...]:
-    """What all seeds of a row share."""
+    """Return run directory, label and pattern, which all seeds of a row share."""
     return record.get("directory"), record["label"], record["pattern"]
