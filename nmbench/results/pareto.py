@@ -98,5 +98,5 @@ def loss_of(metric: Mapping[str, Any]) -> float:
 
 
 def row_key(record: Record) -> tuple[Any, ...]:
-    """What all seeds of a row share."""
+    """Return run directory, label and pattern, which all seeds of a row share."""
     return record.get("directory"), record["label"], record["pattern"]

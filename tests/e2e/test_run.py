@@ -134,7 +134,7 @@ def test_a_run_directory_says_how_to_repeat_it(done, nmbench, records):
 
 
 def test_more_patterns_and_seeds_extend_a_run(done, nmbench, small, records):
-    """What is finished stays as it is; only the new jobs are done, and the spec grows."""
+    """Finished rows stay unchanged; only the new jobs are done, and the spec grows."""
     before = (done[1] / "records.jsonl").read_bytes()
     result = nmbench("run", *small, "--pattern", "1:4", "--pattern", "2:4", "--seed", 0, "--seed", 1)
     assert result.exit_code == 0, result.output
