@@ -8,8 +8,9 @@ reduced-precision reductions speak of results in bfloat16 or float16, and TF32 i
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -62,3 +63,14 @@ def by_conversion(gram: Tensor, x: Tensor) -> None:
     """A float32 product."""
     x = x.float()
     gram.addmm_(x.t(), x)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Switch TF32 off: a Gram matrix of 10-bit products is not one a Cholesky factorisation survives."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmbench.calibration.block_calls import Run
 from nmbench.models.hooks import Ear, Place, hooks, listening
 
 MOST_ERROR = 0.05  # of a change, relative: rounding to half precision stays far below it, another function far above
 
 
-def find_taps(run: Run, block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[str, Place]:
+def find_taps(run: Callable[[], object], block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[str, Place]:
     """The taps of those layers of a block that have one; `layers` and places are named within the block.
 
     `hidden` `[batch, window_tokens, width]` runs through the block once, and again for every layer of `width` outputs.
@@ -55,7 +54,7 @@ def first_moved(
     return None
 
 
-def trace(run: Run, block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[Place, Tensor]:
+def trace(run: Callable[[], object], block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[Place, Tensor]:
     """What the sub-modules of a block are given, and what `layers` and the block return, in the order of execution.
 
     Copies, as a block may work in place, in the shape of `hidden`; without what has another size and without what is
@@ -75,7 +74,7 @@ def trace(run: Run, block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> 
     inputs = [Place(name, output=False) for name, _ in block.named_modules() if name]
     outputs = [Place(name, output=True) for name in (*layers, "")]
     with listening(Ear.at(place, block, note(place)) for place in (*inputs, *outputs)):
-        run(block, hidden)
+        run()
     return {place: values for place, values in seen.items() if times[place] == 1}
 
 

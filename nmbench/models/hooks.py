@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 
-def hidden_of(output: Any) -> Tensor:
-    """The hidden states among what a block returns; transformers 5 returns the tensor itself."""
-    return output[0] if isinstance(output, tuple) else output
+def hidden_of(values: Any) -> Any:
+    """The hidden states among the values that a module returns: the first tensor of a tuple, list or dict."""
+    parts = values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ()
+    return next((part for part in parts if isinstance(part, Tensor)), None if parts else values)
 
 
 @contextlib.contextmanager
@@ -49,7 +50,11 @@ class Ear(NamedTuple):
     def attach(self) -> Any:
         if self.output:
             return self.module.register_forward_hook(lambda module, args, output: self.tell(hidden_of(output)))
-        return self.module.register_forward_pre_hook(lambda module, args: self.tell(args[0]) if args else None)
+        return self.module.register_forward_pre_hook(self._given, with_kwargs=True)
+
+    def _given(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if args or kwargs:
+            self.tell(args[0] if args else next(iter(kwargs.values())))
 
 
 @contextlib.contextmanager

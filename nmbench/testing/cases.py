@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.calibration.walk import full_float32
+from nmbench.calibration.gram import full_float32
 from nmbench.errors import NMBenchError
 from nmbench.methods import LayerStats, MaskLearner, Method, Refiner, Scorer, Solver, Stat
 from nmbench.models.dense_weights import DenseWeights

@@ -1,0 +1,235 @@
+"""One block of a walk: its statistics are gathered, in one step or in several."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nmbench.calibration.arguments import tensors_of
+from nmbench.calibration.expert_inputs import ExpertEar, hearing
+from nmbench.calibration.finite import Checks
+from nmbench.calibration.gram import full_float32
+from nmbench.calibration.paused_forward import PausedForward
+from nmbench.calibration.residual_stream import find_taps
+from nmbench.calibration.shared_inputs import CommonInputs
+from nmbench.calibration.statistics import Gatherer, Skip
+from nmbench.calibration.step import Step
+from nmbench.methods import LayerStats, Stat
+from nmbench.models.bundle import Bundle, Layer
+from nmbench.models.hooks import Ear, Place, listening
+
+BESIDE = Stat.DRIFT | Stat.LAG  # statistics that compare with the dense model
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The statistics that a walk over `windows` windows gathers, and how: the arguments of `walk`."""
+
+    needs: Stat
+    windows: int
+    sequential: bool
+    skip: Skip
+    original: Callable[[Layer], Tensor] | None
+    checks: Checks
+
+    @property
+    def beside(self) -> bool:
+        """Whether the dense model runs beside the pruned one."""
+        return bool(self.needs & BESIDE)
+
+
+class BlockVisit:
+    """The block `index`, at whose entry the passes `live` wait, and where dense weights matter the passes `dense`."""
+
+    def __init__(
+        self, bundle: Bundle, index: int, live: Sequence[PausedForward], dense: Sequence[PausedForward], rules: Rules
+    ) -> None:
+        self.bundle, self.index, self.live, self.dense, self.rules = bundle, index, live, dense, rules
+        self.name, self.block = list(bundle.blocks.items())[index]
+        self.layers = {layer.name.removeprefix(f"{self.name}."): layer for layer in bundle.block_layers(index)}
+        self.twin = dense_copy(self.block, self.layers.values(), rules.original) if rules.beside else None
+        self.tokens = 0  # that went through the block since the last step
+
+    def steps(self) -> Iterator[Step]:
+        """The layers of the block with their statistics, those of earlier steps being pruned by then."""
+        taps = self._taps() if Stat.LAG in self.rules.needs else {}
+        parts = self._parts() if self.rules.sequential else [list(self.layers)]
+        for part in parts:
+            yield self._step(part, taps, last=part is parts[-1])
+
+    def pass_by(self) -> None:
+        """Run the dense copy only, whose outputs the dense passes go on with."""
+        if self.twin is not None:
+            with full_float32():  # as while statistics are gathered
+                for forward in self.dense:
+                    forward.again(self.twin, keep=True)
+
+    def _step(self, part: Sequence[str], taps: Mapping[str, Place], last: bool) -> Step:
+        for alone in (self.layers if self.twin is not None else (), self.layers):  # where inputs are shared at times
+            common = CommonInputs(alone)
+            gatherers = {name: self._gatherer(name, name in taps) for name in part}
+            with listening(ears(gatherers, self.layers, taps, self.block, self.twin, common)):
+                self._gather(gatherers, keep=last)
+            leaders = common.leaders()
+            if leaders is not None:
+                break
+        assert leaders is not None
+        unreached = [name for name in part if self.layers[name].fused and not gatherers[name].tokens]
+        if unreached:
+            self._gather({name: gatherers[name] for name in unreached}, rerouted=True)
+        tokens, self.tokens = self.tokens, 0
+        if last and self.index + 1 < len(self.bundle.blocks):
+            tokens += sum(forward.batch.numel() for forward in self.live)
+        return Step(
+            self.index,
+            [self.layers[name] for name in part],
+            self._finished(gatherers, leaders),
+            last,
+            tokens,
+            [self.layers[name].name for name in unreached],
+        )
+
+    def _gatherer(self, name: str, tapped: bool) -> Gatherer:
+        layer = self.layers[name]
+        skip = None if layer.fused else self.rules.skip  # what is heard of fused experts lacks first tokens already
+        return Gatherer(self.rules.needs, layer.shape, self.bundle.device, tapped, skip)
+
+    def _gather(self, gatherers: Mapping[str, Gatherer], keep: bool = False, rerouted: bool = False) -> None:
+        """Run all batches through the block, each after its dense counterpart through the dense copy."""
+        fused = expert_ears(gatherers, self.layers, self.name, self.twin)
+        with full_float32(), hearing(fused, self.rules.skip, rerouted):
+            for number, forward in enumerate(self.live):
+                if self.twin is not None:
+                    self._run(self.dense[number], self.twin, keep)
+                self._run(forward, self.block)
+
+    def _run(self, forward: PausedForward, module: nn.Module, keep: bool = False) -> None:
+        self.tokens += forward.batch.numel()
+        forward.again(module, keep)
+
+    def _finished(self, gatherers: Mapping[str, Gatherer], leaders: Mapping[str, str]) -> dict[str, LayerStats]:
+        """Statistics by layer name; a layer with a leader has copies of those of its leader."""
+        own = {
+            name: gatherer.finish(self.rules.windows, self.layers[name].name, self.rules.checks)
+            for name, gatherer in gatherers.items()
+            if name not in leaders
+        }
+        return {self.layers[n].name: own[n] if n in own else copied(own[leaders[n]]) for n in gatherers}
+
+    def _taps(self) -> dict[str, Place]:
+        """Where layers of the block write into the residual stream, found with the first batch."""
+        first = self.live[0]
+        hidden = next((t for t in tensors_of((first.args, first.kwargs)) if is_hidden(t, first.batch)), None)
+        modules = [name for name, layer in self.layers.items() if not layer.fused]
+        if hidden is None:
+            return {}
+        return find_taps(lambda: self._run(first, self.block), self.block, hidden.to(self.bundle.device), modules)
+
+    def _parts(self) -> list[list[str]]:
+        return stages(lambda: self._run(self.live[0], self.block), self.layers)
+
+
+def is_hidden(tensor: Tensor, batch: Tensor) -> bool:
+    """Whether a tensor has the form of hidden states `[windows, window_tokens, width]` of a batch of tokens."""
+    return tensor.is_floating_point() and tensor.dim() == 3 and tensor.shape[:2] == batch.shape
+
+
+def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[Layer], Tensor] | None) -> nn.Module:
+    """A copy of a block with dense weights; the block itself is left as it was."""
+    if original is None:
+        return copy.deepcopy(block)
+    with undoing(layers):
+        for layer in layers:
+            layer.write(original(layer))
+        return copy.deepcopy(block)
+
+
+def stages(run: Callable[[], object], layers: Mapping[str, Layer]) -> list[list[str]]:
+    """Layers in the order in which a block executes them, those that are given the same inputs together.
+
+    `run` runs the block on one batch. Fused experts of one parameter stay together. Layers that this batch does not
+    reach join the last ones.
+    """
+    heard: dict[str, Tensor] = {}  # first inputs, in the order of execution; copies, as a block may work in place
+    members: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        members.setdefault(layer.where.stored, []).append(name)
+
+    def tell(name: str) -> Callable[[Tensor], None]:
+        first = layers[name].where.stored
+        return lambda inputs: heard.update({first: inputs.clone()} if first not in heard else {})
+
+    with (
+        listening(Ear(layer.module, tell(name)) for name, layer in layers.items() if not layer.fused),
+        hearing(ExpertEar(layer.module, layer.where, tell(name)) for name, layer in layers.items() if layer.fused),
+    ):
+        run()
+    parts: list[list[str]] = []
+    for stored, inputs in heard.items():
+        alike = [part for part in parts if equal(heard[part[0]], inputs)]
+        if not alike:
+            parts.append([])
+        (alike or parts)[-1].append(stored)
+    unheard = [stored for stored in members if stored not in heard]
+    parts = [*parts[:-1], [*(parts[-1] if parts else []), *unheard]]
+    return [[name for stored in part for name in members[stored]] for part in parts]
+
+
+def ears(
+    gatherers: Mapping[str, Gatherer],
+    layers: Mapping[str, Layer],
+    taps: Mapping[str, Place],
+    block: nn.Module,
+    twin: nn.Module | None,
+    common: CommonInputs,
+) -> Iterator[Ear]:
+    """What of a block, and of its dense `twin`, is told to the gatherers of layers that are modules."""
+    for name, gatherer in gatherers.items():
+        if layers[name].fused:
+            continue
+        inputs = Place(name, output=False)
+        yield Ear.at(inputs, block, common.once(name, gatherer.add))
+        if twin is not None:
+            yield Ear.at(inputs, twin, gatherer.add_dense)
+        if twin is not None and name in taps:
+            yield Ear.at(taps[name], block, gatherer.add_stream)
+            yield Ear.at(taps[name], twin, gatherer.add_dense_stream)
+
+
+def expert_ears(
+    gatherers: Mapping[str, Gatherer], layers: Mapping[str, Layer], block_name: str, twin: nn.Module | None
+) -> Iterator[ExpertEar]:
+    """What is told to the gatherers of fused experts."""
+    for name, gatherer in gatherers.items():
+        if layers[name].fused:
+            where = layers[name].where
+            inside = where.module.removeprefix(block_name).removeprefix(".")
+            beside = None if twin is None else twin.get_submodule(inside)
+            yield ExpertEar(layers[name].module, where, gatherer.add, beside, gatherer.add_dense)
+
+
+def copied(stats: LayerStats) -> LayerStats:
+    """Statistics of the same inputs for another layer: a method may spoil what it is lent."""
+    norm, gram = (None if value is None else value.clone() for value in (stats.input_norm, stats.gram))
+    return dataclasses.replace(stats, input_norm=norm, gram=gram)
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+@contextlib.contextmanager
+def undoing(layers: Collection[Layer]) -> Iterator[None]:
+    """What becomes of the weights of layers while the context is open is undone at its end."""
+    before = [layer.read().clone() for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.write(weight)
