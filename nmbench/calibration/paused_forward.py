@@ -150,7 +150,7 @@ def entry(index: int) -> Callable[..., None]:
 
 
 def passing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Stands in for the `forward` of a block, which PyTorch looks up before a pass waits: some passes go another way."""
+    """Stands in for the `forward` of a block, which PyTorch looks up before a pass waits: a pass may go another way."""
 
     def passed(*args: Any, **kwargs: Any) -> Any:
         current = getcurrent()

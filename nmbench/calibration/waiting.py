@@ -36,7 +36,7 @@ class Waiting:
             if tensor.device == self.device and address(tensor) not in self.stay:
                 if (home := known.get(id(tensor))) is None:
                     if address(tensor) not in copies:
-                        copies[address(tensor)] = whole(tensor).cpu()
+                        copies[address(tensor)] = whole(tensor).to("cpu", copy=True)
                     home = like(tensor, copies[address(tensor)])
                 tensor.data = home
                 self.away.append((tensor, home, tensor._version))
@@ -46,7 +46,7 @@ class Waiting:
         copies: dict[int, Tensor] = {}
         for tensor, home, _ in self.away:
             if address(home) not in copies:
-                copies[address(home)] = whole(home).to(self.device)
+                copies[address(home)] = whole(home).to(self.device, copy=True)
             tensor.data = like(home, copies[address(home)])
 
 

@@ -32,6 +32,7 @@ from nmbench.calibration.trial import writing_blocks
 from nmbench.errors import NMBenchError
 from nmbench.methods import Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
+from nmbench.models.forward import uncached
 
 BATCH_TOKENS = 4096  # that go through a block at once; more is slower on a CPU
 GPU_BATCH_NUMBERS = 2 * 10**7  # of a batch of hidden states; a GPU is not busy with 4096 tokens of a narrow model
@@ -81,10 +82,10 @@ def passes(
     bundle: Bundle, windows: Tensor, rules: Rules, tokens_at_once: int | None
 ) -> Iterator[tuple[list[PausedForward], list[PausedForward]]]:
     """One paused pass for every batch of windows, and another through dense weights where a statistic needs it."""
-    writing = writing_blocks(bundle, windows)
     batches = batches_of(bundle, windows, tokens_at_once)
     with (
-        paused_forwards(bundle, batches, writing) as live,
+        uncached(bundle.model),
+        paused_forwards(bundle, batches, writing := writing_blocks(bundle, windows)) as live,
         paused_forwards(bundle, batches if rules.beside else (), writing) as dense,
     ):
         yield live, dense

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nmbench.models.forward import logits_of, run_model
+
 LOGIT_BYTES = 64 * 2**20  # a batch is as large as this allows for its float32 logits; more is slower on a CPU
 
 
@@ -27,7 +29,7 @@ def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
 
     No more than `LOGIT_BYTES` of logits (one window at least) are there in float32. Never waits for the device.
     """
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]  # [n, window - 1, vocabulary]
+    logits = logits_of(run_model(model, tokens))[:, :-1]  # [n, window - 1, vocabulary]
     size = max(1, LOGIT_BYTES // (4 * logits[:1].numel()))
     parts = zip(logits.split(size), tokens[:, 1:].split(size), strict=True)
     losses = [F.cross_entropy(part.flatten(0, 1).float(), to.flatten(), reduction="none") for part, to in parts]
@@ -64,4 +66,4 @@ def batch_size(model: nn.Module, window_tokens: int) -> int:
 @torch.no_grad()
 def next_token_logits(model: nn.Module, tokens: Tensor) -> Tensor:
     """Logits before every token but the first: int64 `[n, window]` -> `[n, window - 1, vocabulary]`."""
-    return model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    return logits_of(run_model(model, tokens))[:, :-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,3 +24,20 @@ def takes_use_cache(model: nn.Module) -> bool:
 def logits_of(output: Any) -> Tensor:
     """The logits `[windows, window_tokens, vocabulary]` among what a model returns; the first of a tuple."""
     return output[0] if isinstance(output, tuple) else output.logits
+
+
+@contextlib.contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """While the context is open, no configuration of a model or of its modules asks for a cache.
+
+    Some models prefer their configuration to the argument `use_cache`.
+    """
+    found = (getattr(module, "config", None) for module in model.modules())
+    configs = {id(config): config for config in found if getattr(config, "use_cache", False) is True}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
