@@ -133,10 +133,7 @@ class Scorer(Baseline):
     """Rates weights; the host keeps the `keep` highest scores of every group (`Pattern.top`)."""
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
-        """Rate `weight` `[out, in]` (larger = keep); returns finite scores of the same shape.
-
-        If `needs` is `INPUT_NORM` alone, norms may be NaN on a GPU; what comes of it is thrown away.
-        """
+        """Rate `weight` `[out, in]` (larger = keep); returns finite scores of the same shape."""
         raise NotImplementedError
 
 

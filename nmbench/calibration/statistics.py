@@ -107,7 +107,8 @@ class Gatherer:
         message = f"the inputs of layer {name} hold NaN or infinite values during calibration."
         norm = None if self.squares is None else (self.squares / windows).sqrt()
         gram, drift, lag = (None if s is None else s.mul_(2.0 / windows) for s in (self.gram, self.drift, self.lag))
-        for statistic in (norm, gram, drift, lag):
-            if statistic is not None:
-                checks.finite(statistic, lambda: NumericalFailure(message))
-        return LayerStats(windows, self.tokens, norm, gram, drift, lag)
+        checked = [
+            None if statistic is None else checks.made_finite(statistic, lambda: NumericalFailure(message))
+            for statistic in (norm, gram, drift, lag)
+        ]
+        return LayerStats(windows, self.tokens, *checked)

@@ -364,13 +364,13 @@ def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
 
 
 def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
-    """Where nothing is looked at before the end, inputs that are NaN are named, not the method that falls over them."""
+    """Where nothing is looked at before the end, inputs that are NaN are named, not the method that fails on them."""
     monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
     bundle = broken_embeddings()
 
     def particular(weight: Tensor, stats: LayerStats) -> Tensor:
-        if stats.input_norm.isnan().any():
-            raise ValueError("I do not like NaN")
+        if not stats.input_norm.all():
+            raise ValueError("I do not like zeros")
         return weight.abs()
 
     for method in (Wanda(), scorer(particular)):
@@ -398,6 +398,21 @@ def test_what_is_broken_once_only_is_not_relied_on(monkeypatch):
     turns = iter([torch.nan])
     with pytest.raises(NumericalFailure, match=r"acme met NaN or infinite .* and did not when it was repeated"):
         prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)))
+
+
+def test_scorers_are_given_finite_norms(monkeypatch):
+    """Where nothing is checked before the end, a scorer is given finite norms, and broken inputs are named."""
+    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
+    finite = []
+
+    def noting(weight: Tensor, stats: LayerStats) -> Tensor:
+        finite.append(bool(stats.input_norm.isfinite().all()))
+        return weight.abs() * stats.input_norm
+
+    with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
+        prune_here(broken_embeddings(), scorer(noting))
+    assert finite
+    assert all(finite)
 
 
 @waiting
