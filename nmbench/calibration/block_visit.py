@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.calibration.arguments import tensors_of
-from nmbench.calibration.expert_inputs import ExpertEar, hearing
+from nmbench.calibration.expert_inputs import ExpertObserver, observing_experts
 from nmbench.calibration.finite import Checks
 from nmbench.calibration.gram import full_float32
 from nmbench.calibration.paused_forward import PausedForward
@@ -22,7 +22,7 @@ from nmbench.calibration.statistics import Gatherer, Skip
 from nmbench.calibration.step import Step
 from nmbench.methods import LayerStats, Stat
 from nmbench.models.bundle import Bundle, Layer
-from nmbench.models.hooks import Ear, Place, listening
+from nmbench.models.hooks import Observer, Place, observing
 
 BESIDE = Stat.DRIFT | Stat.LAG  # statistics that compare with the dense model
 
@@ -53,7 +53,7 @@ class BlockVisit:
         self.bundle, self.index, self.live, self.dense, self.rules = bundle, index, live, dense, rules
         self.name, self.block = list(bundle.blocks.items())[index]
         self.layers = {layer.name.removeprefix(f"{self.name}."): layer for layer in bundle.block_layers(index)}
-        self.twin = dense_copy(self.block, self.layers.values(), rules.original) if rules.beside else None
+        self.dense_block = dense_copy(self.block, self.layers.values(), rules.original) if rules.beside else None
         self.tokens = 0  # that went through the block since the last step
 
     def steps(self) -> Iterator[Step]:
@@ -65,16 +65,19 @@ class BlockVisit:
 
     def pass_by(self) -> None:
         """Run the dense copy only, whose outputs the dense passes go on with."""
-        if self.twin is not None:
+        if self.dense_block is not None:
             with full_float32():  # as while statistics are gathered
                 for forward in self.dense:
-                    forward.again(self.twin, keep=True)
+                    forward.again(self.dense_block, keep=True)
 
     def _step(self, part: Sequence[str], taps: Mapping[str, Place], last: bool) -> Step:
-        for alone in (self.layers if self.twin is not None else (), self.layers):  # where inputs are shared at times
+        for alone in (
+            self.layers if self.dense_block is not None else (),
+            self.layers,
+        ):  # where inputs are shared at times
             common = CommonInputs(alone)
             gatherers = {name: self._gatherer(name, name in taps) for name in part}
-            with listening(ears(gatherers, self.layers, taps, self.block, self.twin, common)):
+            with observing(observers(gatherers, self.layers, taps, self.block, self.dense_block, common)):
                 self._gather(gatherers, keep=last)
             leaders = common.leaders()
             if leaders is not None:
@@ -97,16 +100,16 @@ class BlockVisit:
 
     def _gatherer(self, name: str, tapped: bool) -> Gatherer:
         layer = self.layers[name]
-        skip = None if layer.fused else self.rules.skip  # what is heard of fused experts lacks first tokens already
+        skip = None if layer.fused else self.rules.skip  # the inputs of fused experts come without first tokens
         return Gatherer(self.rules.needs, layer.shape, self.bundle.device, tapped, skip)
 
     def _gather(self, gatherers: Mapping[str, Gatherer], keep: bool = False, rerouted: bool = False) -> None:
         """Run all batches through the block, each after its dense counterpart through the dense copy."""
-        fused = expert_ears(gatherers, self.layers, self.name, self.twin)
-        with full_float32(), hearing(fused, self.rules.skip, rerouted):
+        fused = expert_observers(gatherers, self.layers, self.name, self.dense_block)
+        with full_float32(), observing_experts(fused, self.rules.skip, rerouted):
             for number, forward in enumerate(self.live):
-                if self.twin is not None:
-                    self._run(self.dense[number], self.twin, keep)
+                if self.dense_block is not None:
+                    self._run(self.dense[number], self.dense_block, keep)
                 self._run(forward, self.block)
 
     def _run(self, forward: PausedForward, module: nn.Module, keep: bool = False) -> None:
@@ -141,7 +144,7 @@ def is_hidden(tensor: Tensor, batch: Tensor) -> bool:
 
 
 def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[Layer], Tensor] | None) -> nn.Module:
-    """A copy of a block with dense weights; the block itself is left as it was."""
+    """A copy of a block, with dense weights; the weights of the block itself do not change."""
     if original is None:
         return copy.deepcopy(block)
     with undoing(layers):
@@ -151,71 +154,73 @@ def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[
 
 
 def stages(run: Callable[[], object], layers: Mapping[str, Layer]) -> list[list[str]]:
-    """Layers in the order in which a block executes them, those that are given the same inputs together.
+    """Layers in the order in which a block executes them; layers with the same inputs are together.
 
     `run` runs the block on one batch. Fused experts of one parameter stay together. Layers that this batch does not
     reach join the last ones.
     """
-    heard: dict[str, Tensor] = {}  # first inputs, in the order of execution; copies, as a block may work in place
+    inputs_of: dict[str, Tensor] = {}  # first inputs, in the order of execution; copies, as a block may work in place
     members: dict[str, list[str]] = {}
     for name, layer in layers.items():
         members.setdefault(layer.where.stored, []).append(name)
 
-    def tell(name: str) -> Callable[[Tensor], None]:
+    def note(name: str) -> Callable[[Tensor], None]:
         first = layers[name].where.stored
-        return lambda inputs: heard.update({first: inputs.clone()} if first not in heard else {})
+        return lambda inputs: inputs_of.update({first: inputs.clone()} if first not in inputs_of else {})
 
     with (
-        listening(Ear(layer.module, tell(name)) for name, layer in layers.items() if not layer.fused),
-        hearing(ExpertEar(layer.module, layer.where, tell(name)) for name, layer in layers.items() if layer.fused),
+        observing(Observer(layer.module, note(name)) for name, layer in layers.items() if not layer.fused),
+        observing_experts(
+            ExpertObserver(layer.module, layer.where, note(name)) for name, layer in layers.items() if layer.fused
+        ),
     ):
         run()
     parts: list[list[str]] = []
-    for stored, inputs in heard.items():
-        alike = [part for part in parts if equal(heard[part[0]], inputs)]
+    for stored, inputs in inputs_of.items():
+        alike = [part for part in parts if equal(inputs_of[part[0]], inputs)]
         if not alike:
             parts.append([])
         (alike or parts)[-1].append(stored)
-    unheard = [stored for stored in members if stored not in heard]
-    parts = [*parts[:-1], [*(parts[-1] if parts else []), *unheard]]
+    unreached = [stored for stored in members if stored not in inputs_of]
+    parts = [*parts[:-1], [*(parts[-1] if parts else []), *unreached]]
     return [[name for stored in part for name in members[stored]] for part in parts]
 
 
-def ears(
+def observers(
     gatherers: Mapping[str, Gatherer],
     layers: Mapping[str, Layer],
     taps: Mapping[str, Place],
     block: nn.Module,
-    twin: nn.Module | None,
+    dense_block: nn.Module | None,
     common: CommonInputs,
-) -> Iterator[Ear]:
-    """What of a block, and of its dense `twin`, is told to the gatherers of layers that are modules."""
+) -> Iterator[Observer]:
+    """Observers of a block and of its dense copy, for the gatherers of layers that are modules."""
     for name, gatherer in gatherers.items():
         if layers[name].fused:
             continue
         inputs = Place(name, output=False)
-        yield Ear.at(inputs, block, common.once(name, gatherer.add))
-        if twin is not None:
-            yield Ear.at(inputs, twin, gatherer.add_dense)
-        if twin is not None and name in taps:
-            yield Ear.at(taps[name], block, gatherer.add_stream)
-            yield Ear.at(taps[name], twin, gatherer.add_dense_stream)
+        yield Observer.at(inputs, block, common.once(name, gatherer.add))
+        if dense_block is not None:
+            yield Observer.at(inputs, dense_block, gatherer.add_dense)
+        if dense_block is not None and name in taps:
+            yield Observer.at(taps[name], block, gatherer.add_stream)
+            yield Observer.at(taps[name], dense_block, gatherer.add_dense_stream)
 
 
-def expert_ears(
-    gatherers: Mapping[str, Gatherer], layers: Mapping[str, Layer], block_name: str, twin: nn.Module | None
-) -> Iterator[ExpertEar]:
-    """What is told to the gatherers of fused experts."""
+def expert_observers(
+    gatherers: Mapping[str, Gatherer], layers: Mapping[str, Layer], block_name: str, dense_block: nn.Module | None
+) -> Iterator[ExpertObserver]:
+    """Observers for the gatherers of fused experts."""
     for name, gatherer in gatherers.items():
         if layers[name].fused:
             where = layers[name].where
             inside = where.module.removeprefix(block_name).removeprefix(".")
-            beside = None if twin is None else twin.get_submodule(inside)
-            yield ExpertEar(layers[name].module, where, gatherer.add, beside, gatherer.add_dense)
+            beside = None if dense_block is None else dense_block.get_submodule(inside)
+            yield ExpertObserver(layers[name].module, where, gatherer.add, beside, gatherer.add_dense)
 
 
 def copied(stats: LayerStats) -> LayerStats:
-    """Statistics of the same inputs for another layer: a method may spoil what it is lent."""
+    """Statistics of the same inputs for another layer. A copy, because a method may write into its statistics."""
     norm, gram = (None if value is None else value.clone() for value in (stats.input_norm, stats.gram))
     return dataclasses.replace(stats, input_norm=norm, gram=gram)
 
@@ -226,7 +231,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 @contextlib.contextmanager
 def undoing(layers: Collection[Layer]) -> Iterator[None]:
-    """What becomes of the weights of layers while the context is open is undone at its end."""
+    """At the end of the context, the weights of the layers are put back as they were at its beginning."""
     before = [layer.read().clone() for layer in layers]
     try:
         yield

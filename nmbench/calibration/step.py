@@ -12,10 +12,11 @@ from nmbench.models.bundle import Layer
 
 @dataclass(frozen=True)
 class Step:
-    """Layers of one block that are to be pruned now, and their statistics by layer name.
+    """Layers of one block to prune now, and their statistics by layer name.
 
-    `last`: no more layers of this block follow. `block_tokens`: the tokens that went through the block for this step,
-    and after its last one will go through it again to make the inputs of the next block, if there is one.
+    `last`: no more layers of this block follow. `block_tokens`: the tokens that went through the block for this step;
+    the last step of a block counts the tokens that will go through the pruned block, unless it is the last block.
+    `fallbacks`: experts without tokens, whose statistics are those of other tokens.
     """
 
     index: int
@@ -27,7 +28,7 @@ class Step:
 
 
 class FewTokens:
-    """Remembers for the record the fused experts that too few calibration tokens were routed to.
+    """Notes for the record the experts that too few calibration tokens were routed to.
 
     `never_reached`: pruned by the statistics of all tokens of their block. `under_calibrated`: pruned by those of fewer
     tokens than a weight has inputs, whose Gram matrix is singular; the number of tokens.
@@ -38,7 +39,7 @@ class FewTokens:
         self.under_calibrated: dict[str, int] = {}
 
     def note(self, step: Step) -> None:
-        """Look at one step; a layer that is visited again counts once."""
+        """Note the experts of one step; an expert that is visited again counts once."""
         self.never_reached += [name for name in step.fallbacks if name not in self.never_reached]
         for layer in step.layers:
             tokens = step.stats[layer.name].tokens

@@ -73,7 +73,7 @@ def walk(
                     yield from visit.steps()
                 if index + 1 < len(bundle.blocks):
                     go_on(bundle, live)
-                    go_on(bundle, dense, visit.twin)
+                    go_on(bundle, dense, visit.dense_block)
                 del visit  # the dense copy of the block, before the next one is made
 
 

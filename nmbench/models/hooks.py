@@ -30,37 +30,37 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """What a sub-module of a block is given, or what it returns; "" names the block itself."""
+    """The inputs of a sub-module of a block, or its output; "" names the block itself."""
 
     module: str
     output: bool
 
 
-class Ear(NamedTuple):
-    """Tells `tell` what a module is given first, or the hidden states that it returns."""
+class Observer(NamedTuple):
+    """Calls `callback` with the first argument of a module, or with the hidden states that the module returns."""
 
     module: nn.Module
-    tell: Callable[[Tensor], None]
+    callback: Callable[[Tensor], None]
     output: bool = False
 
     @classmethod
-    def at(cls, place: Place, block: nn.Module, tell: Callable[[Tensor], None]) -> Ear:
-        return cls(block.get_submodule(place.module), tell, place.output)
+    def at(cls, place: Place, block: nn.Module, callback: Callable[[Tensor], None]) -> Observer:
+        return cls(block.get_submodule(place.module), callback, place.output)
 
     def attach(self) -> Any:
         if self.output:
-            return self.module.register_forward_hook(lambda module, args, output: self.tell(hidden_of(output)))
+            return self.module.register_forward_hook(lambda module, args, output: self.callback(hidden_of(output)))
         return self.module.register_forward_pre_hook(self._given, with_kwargs=True)
 
     def _given(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if args or kwargs:
-            self.tell(args[0] if args else next(iter(kwargs.values())))
+            self.callback(args[0] if args else next(iter(kwargs.values())))
 
 
 @contextlib.contextmanager
-def listening(ears: Iterable[Ear]) -> Iterator[None]:
-    """While the context is open, the ears hear."""
-    with hooks(ear.attach() for ear in ears):
+def observing(observers: Iterable[Observer]) -> Iterator[None]:
+    """While the context is open, the hooks of the observers are attached."""
+    with hooks(observer.attach() for observer in observers):
         yield
 
 

@@ -113,9 +113,9 @@ def test_block_inputs_of_the_walk(family):
     """Walking without pruning, every block is given, bit for bit, the inputs of a plain forward pass."""
     bundle, windows = load(family), random_windows()
     plain = one_shot.inputs(bundle.model, bundle.blocks, windows)
-    ear = Eavesdropper(bundle)
+    observer = Eavesdropper(bundle)
     for step, name in zip(walk(bundle, windows, Stat.INPUT_NORM), bundle.blocks, strict=True):
-        assert torch.equal(ear.heard[name][-1], plain[name]), step.index
+        assert torch.equal(observer.heard[name][-1], plain[name]), step.index
 
 
 @families
