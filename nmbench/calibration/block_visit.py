@@ -71,18 +71,7 @@ class BlockVisit:
                     forward.again(self.dense_block, keep=True)
 
     def _step(self, part: Sequence[str], taps: Mapping[str, Place], last: bool) -> Step:
-        for alone in (
-            self.layers if self.dense_block is not None else (),
-            self.layers,
-        ):  # where inputs are shared at times
-            common = CommonInputs(alone)
-            gatherers = {name: self._gatherer(name, name in taps) for name in part}
-            with observing(observers(gatherers, self.layers, taps, self.block, self.dense_block, common)):
-                self._gather(gatherers, keep=last)
-            leaders = common.leaders()
-            if leaders is not None:
-                break
-        assert leaders is not None
+        gatherers, leaders = self._gathered(part, taps, keep=last)
         unreached = [name for name in part if self.layers[name].fused and not gatherers[name].tokens]
         if unreached:
             self._gather({name: gatherers[name] for name in unreached}, rerouted=True)
@@ -97,6 +86,20 @@ class BlockVisit:
             tokens,
             [self.layers[name].name for name in unreached],
         )
+
+    def _gathered(
+        self, part: Sequence[str], taps: Mapping[str, Place], keep: bool
+    ) -> tuple[dict[str, Gatherer], dict[str, str]]:
+        """Sums for the layers of a part, and which of them lead which others: layers with the same inputs."""
+        alone = self.layers if self.dense_block is not None else ()  # beside the dense model, nothing is shared
+        for apart in (alone, self.layers):  # again, each for itself, if layers share inputs in some batches only
+            common = CommonInputs(apart)
+            gatherers = {name: self._gatherer(name, name in taps) for name in part}
+            with observing(observers(gatherers, self.layers, taps, self.block, self.dense_block, common)):
+                self._gather(gatherers, keep)
+            if (leaders := common.leaders()) is not None:
+                return gatherers, leaders
+        raise AssertionError("layers that are alone have no leaders")
 
     def _gatherer(self, name: str, tapped: bool) -> Gatherer:
         layer = self.layers[name]
@@ -168,12 +171,9 @@ def stages(run: Callable[[], object], layers: Mapping[str, Layer]) -> list[list[
         first = layers[name].where.stored
         return lambda inputs: inputs_of.update({first: inputs.clone()} if first not in inputs_of else {})
 
-    with (
-        observing(Observer(layer.module, note(name)) for name, layer in layers.items() if not layer.fused),
-        observing_experts(
-            ExpertObserver(layer.module, layer.where, note(name)) for name, layer in layers.items() if layer.fused
-        ),
-    ):
+    fused = [ExpertObserver(layer.module, layer.where, note(name)) for name, layer in layers.items() if layer.fused]
+    modules = [Observer(layer.module, note(name)) for name, layer in layers.items() if not layer.fused]
+    with observing(modules), observing_experts(fused):
         run()
     parts: list[list[str]] = []
     for stored, inputs in inputs_of.items():

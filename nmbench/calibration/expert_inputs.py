@@ -104,7 +104,7 @@ def fused_of(module: nn.Module, callbacks: Iterable[tuple[Weight, Callback]]) ->
 
 
 class ExpertForward:
-    """Replaces the forward of one module with fused experts, and that of its dense copy, by one that observes inputs."""
+    """Replaces the forward of one module with fused experts, and that of its dense copy, to observe inputs."""
 
     def __init__(self, observers: Sequence[ExpertObserver], skip: Skip) -> None:
         self.module, self.dense_module, self.skip = observers[0].module, observers[0].dense_module, skip

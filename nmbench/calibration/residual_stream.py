@@ -28,8 +28,8 @@ MOST_ERROR = 0.05  # of a change, relative: rounding to half precision stays far
 def find_taps(run: Callable[[], object], block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[str, Place]:
     """The taps of those layers of a block that have one; `layers` and places are named within the block.
 
-    `run` runs the block on hidden states as `hidden` `[batch, window_tokens, width]`: once, and again for every layer of
-    `width` outputs.
+    `run` runs the block on hidden states of the form of `hidden` `[batch, window_tokens, width]`: once, and again for
+    every layer of `width` outputs.
     """
     usual = trace(run, block, hidden, layers)
     noise = noise_for(usual.values(), hidden)

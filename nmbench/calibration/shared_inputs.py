@@ -26,7 +26,7 @@ class CommonInputs:
         self._latest: tuple[str, weakref.ref[Tensor], int] | None = None
 
     def once(self, name: str, callback: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        """The callback for the inputs of layer `name`: `callback`, unless another layer has just had the same inputs."""
+        """The callback for layer `name`: `callback`, unless another layer has just had the same inputs."""
 
         def observe(inputs: Tensor) -> None:
             leader = None if name in self.alone else self._leader_of(inputs)
