@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable
-from nmbench.artifacts.decoder_scope import Names, scope_of
+from nmbench.artifacts.decoder_scope import Names, renamed, scope_of, skeleton_of
 from nmbench.artifacts.folder import MASKS
 from nmbench.artifacts.group_counts import nonzeros
 from nmbench.artifacts.reading import open_artifact, row_masks
@@ -78,7 +78,9 @@ def open_masks(ref: str) -> Kept:
 
 def kept_of(artifact: Artifact) -> Kept:
     """The masks of an artifact, or the non-zeros of its decoder layers. Raises `Unreadable` if it has neither."""
-    weights = scope_of(artifact).weights
+    skeleton = skeleton_of(artifact.config, len(artifact.tensors))
+    artifact = renamed(artifact, skeleton)
+    weights = scope_of(artifact, skeleton).weights
     matrices = artifact.masks or {name: nonzero_matrix(weight) for name, weight in weights.items()}
     if not matrices:
         raise Unreadable(f"{artifact.path} holds no mask and no matrix of decoder weights.")
