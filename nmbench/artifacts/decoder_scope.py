@@ -130,7 +130,9 @@ def renamed(artifact: Artifact, skeleton: Skeleton | None) -> Artifact:
     def by_layer(matrices: Mapping[str, Matrix]) -> dict[str, Matrix]:
         return {layers[name]: replace(matrix, name=layers[name]) for name, matrix in matrices.items()}
 
-    stacked = ((f"{names[name.rpartition('[')[0]]}[{name.rpartition('[')[2]}", m) for name, m in artifact.stacked.items())
+    stacked = (
+        (f"{names[name.rpartition('[')[0]]}[{name.rpartition('[')[2]}", m) for name, m in artifact.stacked.items()
+    )
     return replace(
         artifact,
         weights=by_layer(artifact.weights),
@@ -193,8 +195,9 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
     if config is None or not isinstance(read_json(config), dict):
         return None
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    from nmbench.models.auto_class import auto_class
     from nmbench.models.bundle import Bundle
     from nmbench.models.stored_names import StoredNames
 
@@ -204,7 +207,7 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
             if blocks_of(settings) > tensors:
                 return None
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+                model = auto_class(settings, str(config.parent)).from_config(settings, trust_remote_code=False)
         bundle = Bundle.of(str(config.parent), model, None)
     except Exception:  # a faulty configuration can make transformers raise anything; tensor names are used then
         return None
