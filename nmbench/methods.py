@@ -76,7 +76,8 @@ class PrunedModel:
 
     `notes`: JSON values of the method's choice. `layer_notes`: layer -> note. `figures`: name -> mean over layers.
     `experts`: under `never_reached`, the names of fused experts without routed calibration tokens; under
-    `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs.
+    `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs. `origin`: the record of the row
+    that imported masks come from, whose cost is theirs; without it the cost of imported masks is unknown.
     """
 
     layers: Mapping[str, Pruned]
@@ -84,6 +85,7 @@ class PrunedModel:
     layer_notes: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
     experts: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None
 
     @property
     def masks(self) -> dict[str, Tensor]:

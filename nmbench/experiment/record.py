@@ -72,14 +72,15 @@ def record_of(
     job: Job,
     experiment: Experiment,
     pruned: PrunedModel,
-    cost: Cost,
+    cost: Cost | None,
     pruning: Meter,
     found: Measured,
     dense: DenseSubject,
 ) -> Record:
     """The row of a job that ended well; `pruning` measured the work, earlier processes and the start included."""
     figures: Figures = {
-        **figures_of(found, pruning, cost),
+        **figures_of(found, pruning),
+        "cost": NO_COST if cost is None else cast(CostRecord, asdict(cost)),
         "strict": True,
         "weights_changed": pruned.weights_changed,
         "against_dense": against_dense(found.subject, dense),
@@ -91,7 +92,7 @@ def record_of(
     return cast(Record, {**identity_of(job, experiment), **figures})
 
 
-def figures_of(found: Measured, meter: Meter, cost: Cost | None = None) -> Figures:
+def figures_of(found: Measured, meter: Meter) -> Figures:
     """The figures of a measured row; `meter` measured the pruning, and nothing for the dense model."""
     prune, evaluate = meter.seconds, found.meter.seconds
     device = max(filter(None, (meter.device_bytes, found.meter.device_bytes)), default=None)
@@ -107,9 +108,14 @@ def figures_of(found: Measured, meter: Meter, cost: Cost | None = None) -> Figur
             "prune": round(prune, 3),
             "evaluate": round(evaluate, 3),
             "total": round(prune + evaluate, 3),
+            "cpu_share": None if meter.cpu_share is None else round(meter.cpu_share, 3),
         },
-        "peak_bytes": {"host": max(meter.host_bytes, found.meter.host_bytes), "device": device},
-        "cost": cast(CostRecord, asdict(cost or Cost())),
+        "peak_bytes": {
+            "host": max(meter.host_bytes, found.meter.host_bytes),
+            "host_growth": max(meter.host_growth, found.meter.host_growth),
+            "device": device,
+        },
+        "cost": cast(CostRecord, asdict(Cost())),
         **nothing_said(),
     }
 
@@ -124,8 +130,8 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
         "weights_changed": None,
         "metrics": {},
         "against_dense": {},
-        "seconds": {"prune": None, "evaluate": None, "total": None},
-        "peak_bytes": {"host": None, "device": None},
+        "seconds": {"prune": None, "evaluate": None, "total": None, "cpu_share": None},
+        "peak_bytes": {"host": None, "host_growth": None, "device": None},
         "cost": NO_COST,
         **nothing_said(),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +29,8 @@ def made(job: Job, experiment: Experiment, directory: RunDirectory) -> Made:
     if isinstance(method, Baseline):
         return one_shot(job, method, experiment)
     if isinstance(method, MaskSource):
-        return Made(brought(job, method, experiment), Cost())
+        pruned = brought(job, method, experiment)
+        return Made(pruned, *cost_of_row(pruned.origin))
     assert isinstance(method, MaskLearner)
     return learnt(job, method, experiment, directory)
 
@@ -55,26 +58,33 @@ def brought(job: Job, method: MaskSource, experiment: Experiment) -> PrunedModel
     weights = {name: experiment.dense.layer(layer) for name, layer in bundle.layers.items()}
     pruned = method.bring(DenseModel(weights, patterns, bundle.skipped))
     check_masks(pruned.masks, patterns, bundle.shapes, job.label)
-    return PrunedModel({name: moved(layer, bundle.device) for name, layer in pruned.layers.items()}, pruned.notes)
+    layers = {name: moved(layer, bundle.device) for name, layer in pruned.layers.items()}
+    return dataclasses.replace(pruned, layers=layers)
+
+
+def cost_of_row(record: Mapping[str, Any] | None) -> tuple[Cost | None, float]:
+    """Tokens (None: unknown) and seconds that it took to make the masks of a row, its own start included."""
+    if record is None or record["cost"]["forward_tokens"] is None:
+        return None, 0.0
+    return Cost(**record["cost"]), record["seconds"]["prune"] or 0.0
 
 
 def learnt(job: Job, method: MaskLearner, experiment: Experiment, directory: RunDirectory) -> Made:
     """The masks of a learner, on the dense weights.
 
-    The cost of another learner whose masks are its start is added. The model is proven unchanged afterwards.
+    The whole cost of the start is added. The model is proven unchanged afterwards.
     """
     start = start_row(job, directory)
     task = task_of(job, method, experiment, directory, start)
     masks = method.learn(task)
     experiment.check_intact(job.label)
     check_masks(masks, task.pattern, task.layers, job.label)
-    cost, seconds = task.settle(), task.checkpoints.earlier_seconds
-    assert job.contender.init
-    if isinstance(job.contender.init.method, MaskLearner):
-        cost.include(Cost(**cast("dict[str, int]", start["cost"])))
-        seconds += start["seconds"]["prune"] or 0.0
+    cost, (start_cost, start_seconds) = task.settle(), cost_of_row(start)
+    if start_cost is not None:
+        cost.include(start_cost)
+    seconds = task.checkpoints.earlier_seconds + start_seconds
     pruned = {name: Pruned(mask.to(experiment.bundle.device)) for name, mask in masks.items()}
-    return Made(PrunedModel(pruned, task.notes, experts=task.experts), cost, seconds)
+    return Made(PrunedModel(pruned, task.notes, experts=task.experts), cost if start_cost else None, seconds)
 
 
 def task_of(job: Job, method: MaskLearner, experiment: Experiment, directory: RunDirectory, start: Record) -> LearnTask:

@@ -30,10 +30,13 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Made:
-    """A pruned model and its cost; `earlier_seconds` were spent in an interrupted process, or on its start."""
+    """A pruned model and its cost (None: unknown).
+
+    `earlier_seconds` were spent in an interrupted process, or on the start.
+    """
 
     pruned: PrunedModel
-    cost: Cost
+    cost: Cost | None
     earlier_seconds: float = 0.0
 
 

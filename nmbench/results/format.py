@@ -28,22 +28,24 @@ class Interval(TypedDict):
 
 
 class Seconds(TypedDict):
-    """Wall-clock seconds."""
+    """Wall-clock seconds; `cpu_share`: processor seconds per second of pruning, in the process that ended the job."""
 
     prune: float | None
     evaluate: float | None
     total: float | None
+    cpu_share: float | None
 
 
 class PeakBytes(TypedDict):
-    """Peak memory: resident on the host, allocated by torch on the device."""
+    """Peak memory: resident on the host, its growth over the loaded model, allocated by torch on the device."""
 
     host: int | None
+    host_growth: int | None
     device: int | None
 
 
 class CostRecord(TypedDict):
-    """Tokens read and computed (`nmbench.runtime.Cost`); None in a failed row."""
+    """Tokens read and computed (`nmbench.runtime.Cost`); None where unknown: imported masks, failures."""
 
     forward_tokens: int | None
     backward_tokens: int | None
@@ -142,6 +144,8 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
     }
     added = {
         "format": FORMAT,
+        "seconds": {"cpu_share": None, **line.get("seconds", {})},
+        "peak_bytes": {"host_growth": None, **line.get("peak_bytes", {})},
         "notes": notes,
         "layer_notes": {},
         "figures": {},

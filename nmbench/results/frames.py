@@ -45,7 +45,7 @@ TIDY = {
     "peak_device_bytes": "peak memory allocated on the device; none on a CPU",
     "pareto_seconds": "on the front of the first metric against prune_seconds",
     "pareto_tokens": "on the front of the first metric against forward + 2 x backward tokens",
-    "pareto_bytes": "on the front of the first metric against peak device (else host) bytes",
+    "pareto_bytes": "on the front of the first metric against peak device bytes; never on a CPU",
 }
 WIDE = {
     "directory": TIDY["directory"] + ", where several were read",
@@ -66,7 +66,9 @@ WIDE = {
     "seconds.prune": TIDY["prune_seconds"],
     "seconds.evaluate": TIDY["evaluate_seconds"],
     "seconds.total": "wall-clock seconds of both",
+    "seconds.cpu_share": "processor seconds per second of pruning, in the process that ended the job",
     "peak_bytes.host": TIDY["peak_host_bytes"],
+    "peak_bytes.host_growth": "growth of resident memory over the loaded model",
     "peak_bytes.device": TIDY["peak_device_bytes"],
     **{f"cost.{name}": text for name, text in TIDY.items() if name.endswith("_tokens") and name != "pareto_tokens"},
     "calibration": "data set of the calibration",
@@ -113,7 +115,7 @@ def job_fields(record: Record, fronts: Mapping[tuple[Any, ...], list[str]]) -> d
     fields = {name: record.get(name) for name in shared}
     fields.update({f"{kind}_seconds": record["seconds"][kind] for kind in ("prune", "evaluate")})
     fields.update(record["cost"])
-    fields.update({f"peak_{where}_bytes": size for where, size in record["peak_bytes"].items()})
+    fields.update({f"peak_{where}_bytes": record["peak_bytes"][where] for where in ("host", "device")})
     on = fronts.get(row_key(record))
     return {**fields, **{f"pareto_{kind}": None if on is None else kind in on for kind in COSTS}}
 

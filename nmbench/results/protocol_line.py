@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.results.format import Record
+from nmbench.results.ranking import of_run, pattern_of
 from nmbench.results.records import Rows
-from nmbench.results.table import of_run, pattern_of
 from nmbench.spec import read_toml
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas
 
-LEAST = ("pareto", "peak MiB", "in N:M", "tokens", "weights", "seconds")  # the first to go first
+LEAST = ("pareto", "MiB grown", "in N:M", "tokens", "weights", "prune s")  # the first to go first
 NAMES = ("run", "label", "pattern", "seed", "seeds", "strict")  # what says which row it is, and whether to believe it
 DIFFERENCE = "nats over dense, "
 

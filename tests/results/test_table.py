@@ -13,8 +13,9 @@ from nmbench.experiment.jobs import Job
 from nmbench.experiment.plan import Contender
 from nmbench.methods import Scorer
 from nmbench.results.files import write_tensors
+from nmbench.results.ranking import chain, file_name
 from nmbench.results.results import Results
-from nmbench.results.table import chain, file_name, means, render, row
+from nmbench.results.table import means, render, row
 from nmbench.spec import DENSE
 from nmbench.testing.strategies import patterns
 
@@ -47,15 +48,16 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
         "coverage": None if dense else {"share_of_decoder": 0.9876},
         "metrics": {"ppl:demo@8": {"value": value, "stderr": 0.5, "n": 12, "lower_is_better": True}},
         "against_dense": {} if dense else {TEXT: {"mean": 0.25, "low": -0.125, "high": 0.5, "windows": 12}},
-        "seconds": {"prune": 1.0, "evaluate": 2.0, "total": 3.0},
-        "peak_bytes": {"host": 300 * 2**20, "device": None},
+        "seconds": {"prune": 1.0, "evaluate": 2.0, "total": 3.0, "cpu_share": 1.0},
+        "environment": {"device": "cpu"},
+        "peak_bytes": {"host": 300 * 2**20, "host_growth": 30 * 2**20, "device": None},
         "cost": {"forward_tokens": 4096},
         **others,
     }
 
 
 def failed(label, error="no such luck", seed=0):
-    figures = ("proof", "weights_changed", "against_dense", "seconds", "peak_bytes", "cost")
+    figures = ("proof", "weights_changed", "against_dense", "peak_bytes", "cost")
     content = {name: value for name, value in record(label, 0.0, seed=seed).items() if name not in figures}
     return {**content, "status": "failed", "strict": None, "metrics": {}, "error": error, "traceback": "errors/x.txt"}
 
@@ -114,12 +116,12 @@ def test_a_number_never_travels_alone():
         "nats over dense, demo@8": "+0.2500 [-0.1250, +0.5000]",
         "in N:M": "98.8%",
         "weights": "dense",
-        "seconds": "3.0",
-        "peak MiB": "300",
+        "prune s": "1.0",
+        "MiB grown": "30",
         "tokens": "4096",
     }
     assert row(record("sparsegpt", 31.2))["weights"] == "updated"
-    assert row(record("acme", 31.2, peak_bytes={"host": 2**20, "device": 5 * 2**20}))["peak MiB"] == "1 + 5"
+    assert row(record("acme", 31.2, peak_bytes={"host": 9, "host_growth": 2**20, "device": 5 * 2**20}))["MiB grown"] == "1 + 5"
 
 
 def test_backward_tokens_are_told_apart():
@@ -149,7 +151,7 @@ def test_failed_row_shows_no_number():
     shown = row(failed("acme"))
     assert shown["strict"] == "FAILED"
     assert not {"ppl:demo@8", "nats over dense, demo@8"} & set(shown)
-    assert {shown[name] for name in ("weights", "seconds", "peak MiB", "tokens")} == {"-"}
+    assert {shown[name] for name in ("weights", "prune s", "MiB grown", "tokens")} == {"-"}
 
 
 def test_failures_are_one_line_each(two_seeds):
@@ -250,7 +252,7 @@ def test_pareto_column(tmp_path):
         (failed("broken"), None),
     ]
     found = results(tmp_path, *rows)
-    expected = ["-", "seconds tokens bytes", "seconds", "-", "seconds tokens bytes", "-"]
+    expected = ["-", "seconds tokens", "seconds", "-", "seconds tokens", "-"]
     assert found.table()["pareto"].tolist() == expected
     summary = found.summary().set_index("label")
     assert summary["pareto"].to_dict() == dict(zip(["dense", "good", "quick", "bad", "alone"], expected, strict=False))
