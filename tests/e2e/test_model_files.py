@@ -143,6 +143,19 @@ def test_masks_under_the_names_of_files(run, tmp_path, records):
     assert rows["there"]["proof"]["masks_digest"] == rows["magnitude"]["proof"]["masks_digest"]
 
 
+def test_experts_stored_one_by_one(run, tmp_path, records):
+    """A 2:4 checkpoint with a matrix for every expert is imported into the model, which joins them in two tensors."""
+    more = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    saved(tmp_path / "dense", causal(transformers.MixtralConfig, **more))
+    assert any("experts.1.w2" in name for name in load_file(tmp_path / "dense/model.safetensors"))
+    pruned_on_disk(tmp_path / "dense", tmp_path / "sparse", "layers.")
+    result = run("dense", method=("--method", "magnitude", "--method", "there=import", "--set", "there.path=sparse"))
+    assert result.exit_code == 0, result.output
+    rows = {row["label"]: row for row in records(tmp_path / "out")}
+    assert rows["there"]["proof"]["masks_digest"] == rows["magnitude"]["proof"]["masks_digest"]
+    assert rows["there"]["notes"]["imported"]["kept_weights_unlike_dense"] == 0
+
+
 # Dtypes
 
 
@@ -165,12 +178,12 @@ def test_an_export_has_the_dtype_of_its_checkpoint(run, nmbench, tmp_path, dtype
 def test_rounding_is_said(run, nmbench, tmp_path):
     """Weights that the dtype of an export rounds are counted; a weight too large for the dtype is refused."""
     model = llama()
-    model.model.norm.weight.data[0] = 1e5
+    model.model.embed_tokens.weight.data[7, 0] = 1e5  # of a token that no text holds
     saved(tmp_path / "model", model)
     assert run("model").exit_code == 0
     result = nmbench("export", "out", "magnitude", "--to", "half", "--dtype", "float16")
     assert result.exit_code == 1
-    assert "model.norm.weight holds weights too large for float16; export with --dtype float32" in result.stderr
+    assert "model.embed_tokens.weight holds weights too large for float16; export with --dtype float32" in result.stderr
     result = nmbench("export", "out", "magnitude", "--to", "brief", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.output
     assert "weights were rounded to bfloat16; they were measured as float32." in result.stderr

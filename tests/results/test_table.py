@@ -121,7 +121,10 @@ def test_a_number_never_travels_alone():
         "tokens": "4096",
     }
     assert row(record("sparsegpt", 31.2))["weights"] == "updated"
-    assert row(record("acme", 31.2, peak_bytes={"host": 9, "host_growth": 2**20, "device": 5 * 2**20}))["MiB grown"] == "1 + 5"
+    assert (
+        row(record("acme", 31.2, peak_bytes={"host": 9, "host_growth": 2**20, "device": 5 * 2**20}))["MiB grown"]
+        == "1 + 5"
+    )
 
 
 def test_backward_tokens_are_told_apart():
