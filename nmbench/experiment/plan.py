@@ -1,4 +1,4 @@
-"""A run that was checked before anything is loaded: names, options, patterns, and what each method begins with."""
+"""The plan of a run, checked before anything is loaded: names, options, patterns, and the start of each method."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Plan:
 
     @property
     def methods(self) -> list[Method]:
-        """Every method that takes part, also those whose mask another one begins with."""
+        """Every method of the run, also the methods whose masks others start from."""
         return [contender.method for contender in itertools.chain.from_iterable(map(lineage, self.contenders))]
 
     @property
     def learns(self) -> bool:
-        """True if a mask learner takes part, which reads the whole pool."""
+        """True if the run has a mask learner, which reads the whole pool."""
         return any(isinstance(method, MaskLearner) for method in self.methods)
 
     @property
@@ -54,7 +54,7 @@ class Plan:
                 yield Doubt(f"init={other.label}", text)
 
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
-        """The specification with the defaults of the model source. Raises `NMBenchError` for defaults that fail."""
+        """Return the specification with the defaults of the model source. Raises `NMBenchError` for bad defaults."""
         spec = self.spec.resolved(defaults)
         check_names(spec, self.plugins)
         check_supported(self.contenders, spec.patterns)
@@ -62,7 +62,7 @@ class Plan:
 
 
 def checked(spec: RunSpec, plugins: Plugins) -> Plan:
-    """Check `spec` and build its methods. Raises `NMBenchError` for what is unknown or impossible."""
+    """Return the plan of `spec` with its methods built. Raises `NMBenchError` for unknown names and bad values."""
     check_names(spec, plugins)
     spec = with_typed_options(spec, plugins)
     found = tuple(contenders(spec, plugins))
@@ -85,14 +85,15 @@ def check_names(spec: RunSpec, plugins: Plugins) -> None:
 
 
 def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
-    """Make the data set or metric that `name` or `name:argument` names."""
+    """Return the data set or metric of the text `name` or `name:argument`."""
     name, _, argument = text.partition(":")
     return plugins.lookup(registry, name)(argument)
 
 
 def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
-    """`spec` with the options of its methods as values, not as the text they were given in: equal values make equal
-    runs. Raises `NMBenchError` for an unknown method or option.
+    """Return `spec` with the options of its methods as values instead of text, so that equal values make equal runs.
+
+    Raises `NMBenchError` for an unknown method or option.
     """
     methods = []
     for asked in spec.methods:
@@ -227,7 +228,7 @@ def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> 
 
 
 def lineage(contender: Contender | None) -> Iterator[Contender]:
-    """A contender, the one it starts from, and so on."""
+    """Yield a contender, the contender it starts from, and so on."""
     while contender is not None:
         yield contender
         contender = contender.init

@@ -2,8 +2,8 @@
 
 | format | what changed |
 |---|---|
-| 1 | the first; lines without the field `format` |
-| 2 | `notes` hold what the method itself says; beside them `layer_notes`, `figures`, `experts` and `copied_from` |
+| 1 | the first format; lines without the field `format` |
+| 2 | `notes` hold only notes of the method; new fields `layer_notes`, `figures`, `experts` and `copied_from` |
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from nmbench.sources import ValueRecord
 from nmbench.verification.strict import Proof
 
 FORMAT = 2
+IN_EVERY_RECORD = {  # field of every format -> its type; a line without one is no record
+    **{"label": str, "status": str, "job_digest": str, "pattern": (str, type(None)), "seed": (int, type(None))},
+    **{"notes": dict, "metrics": dict, "seconds": dict, "cost": dict},
+}
 
 
 class Interval(TypedDict):
@@ -54,7 +58,7 @@ class CostRecord(TypedDict):
 
 
 class Coverage(TypedDict):
-    """How much of the decoder is pruned."""
+    """The pruned part of the decoder: layers, weights, and their share of all parameters of the decoder."""
 
     layers: int
     weights: int
@@ -85,9 +89,9 @@ class Identity(TypedDict):
 
 
 class Said(TypedDict):
-    """What a record says of the work, besides figures.
+    """The notes of a record on the work of the job.
 
-    `notes`: JSON values as the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
+    `notes`: JSON values that the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
     `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
     the label of the row that did the same work.
     """
@@ -117,8 +121,8 @@ class Figures(Said):
 class Record(Identity, Figures, total=False):
     """One row of a run.
 
-    A failed row has `error`, one line, and `traceback`, the file that holds it, relative to the run directory. Where
-    several run directories were read together, `directory` is the row's.
+    A failed row has `error`, one line, and `traceback`, the path of the traceback file relative to the run directory.
+    If several run directories were read together, `directory` is the run directory of the row.
     """
 
     error: str
@@ -127,7 +131,7 @@ class Record(Identity, Figures, total=False):
 
 
 def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
-    """A record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later one."""
+    """Return a record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later format."""
     made_in = line.get("format", 1)
     if made_in == FORMAT:
         return cast(Record, dict(line))
@@ -151,6 +155,6 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
         "figures": {},
         "experts": experts,
         "copied_from": copied_from,
-        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records did not say it
+        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records have no such field
     }
     return cast(Record, {**line, **added})

@@ -8,8 +8,8 @@ each other:
     bytes    peak memory of the device; on a CPU there is none, because the memory of the process says little
 
 A row is on a front if no other row of the same run and pattern is at least as good and at least as cheap, and better in
-one of the two; seconds and bytes that differ by 5 % or less count as equal. Seeds of one label are averaged before they are
-compared. The dense model takes no part, because it has no cost, nor do imported masks, whose cost is unknown.
+one of the two; seconds and bytes that differ by 5 % or less count as equal. Seeds of one label are averaged before they
+are compared. The dense model takes no part, because it has no cost, nor do imported masks, whose cost is unknown.
 """
 
 from __future__ import annotations
@@ -98,5 +98,5 @@ def loss_of(metric: Mapping[str, Any]) -> float:
 
 
 def row_key(record: Record) -> tuple[Any, ...]:
-    """What all seeds of a row share."""
+    """Return run directory, label and pattern, which all seeds of a row share."""
     return record.get("directory"), record["label"], record["pattern"]

@@ -33,6 +33,7 @@ class Row:
     """
 
     name: str
+    directory: Path
     record: Record
     losses: dict[int | None, dict[str, Tensor]] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ def rows_of(records: Sequence[Record], results: Rows, pattern: str) -> Iterator[
             groups.setdefault((record["label"], directory), []).append(record)
     labels = [label for label, _ in groups]
     for (label, directory), group in groups.items():
-        row = Row(label if labels.count(label) == 1 else f"{directory.name}:{label}", group[0])
+        row = Row(label if labels.count(label) == 1 else f"{directory.name}:{label}", directory, group[0])
         for record in group:
             path = directory_of(record, results) / "losses" / f"{file_name(record)}.safetensors"
             if path.exists():
@@ -123,9 +124,9 @@ def gains(rows: Sequence[Row], text: str, unit: str) -> Iterator[str]:
 
     There is none to a start whose weights were repaired: the learner had only its mask.
     """
-    by_name = {row.name: row for row in rows}
+    by_label = {(row.directory, row.record["label"]): row for row in rows}
     for row in rows:
-        start = by_name.get(str(row.record["started_from"]))
+        start = by_label.get((row.directory, str(row.record["started_from"])))
         if start is None or start.record.get("weights_changed"):
             continue
         seeds = sorted(row.seeds & start.seeds)

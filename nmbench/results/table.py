@@ -1,4 +1,4 @@
-"""The table a run ends in: rows, means over seeds, and which rows can be told apart."""
+"""The table at the end of a run: rows, means over seeds, and the rankings with their significance."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def rows(records: Sequence[Record]) -> pandas.DataFrame:
 
 
 def row(record: Record) -> dict[str, str]:
-    """What the table says of one record. Differences are nats per token, with their paired 95 % interval."""
+    """Return the cells of one record. Differences are nats per token, with their paired 95 % interval."""
     failed = record["status"] != "ok"
     return {
         **({"run": record["directory"]} if "directory" in record else {}),
@@ -189,7 +189,7 @@ def summary(results: Rows) -> pandas.DataFrame:
 
 
 def pareto_note(records: Sequence[Record]) -> list[str]:
-    """What the Pareto column means, where there is one."""
+    """Return the line that explains the Pareto column, if the table has this column."""
     if not any(front_columns(records)):
         return []
     return [

@@ -1,4 +1,4 @@
-"""Laws of jobs: a digest names everything that decides a row, also what a method starts from."""
+"""Laws of jobs: a digest covers everything that decides a row, also the start of a method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the choice by held-out windows: what is kept, what is confirmed, and that the other half is not looked at."""
+"""Laws of the choice by held-out windows: the best mask is kept, the unread half confirms the choice."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Laws of tables on narrow terminals: what goes first, what never goes, and that it is said."""
+"""Laws of tables on narrow terminals: the order of columns left out, the columns that stay, the line that says so."""
 
 import os
 import pty
