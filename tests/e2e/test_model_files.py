@@ -214,6 +214,74 @@ def test_tensors_without_dimensions(run, nmbench, tmp_path):
     assert nmbench("validate", "exported").exit_code == 0
 
 
+# GGUF
+
+LLAMA_IN_GGUF = {  # module -> the part of a GGUF name
+    **{"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"},
+    **{"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"},
+    **{"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+}
+OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def gguf_name(parameter):
+    """The GGUF name of a parameter of Llama."""
+    module = parameter.removesuffix(".weight")
+    if module in OUTSIDE:
+        return f"{OUTSIDE[module]}.weight"
+    _, _, block, rest = module.split(".", 3)
+    return f"blk.{block}.{LLAMA_IN_GGUF[rest]}.weight"
+
+
+def interleaved(weight, heads):
+    """Rows of a rotary projection in the order of GGUF: the halves of each head alternate."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def write_gguf(path, model):
+    """Write a Llama model as a GGUF file in float32, with a tokenizer of bytes and one merge."""
+    gguf = pytest.importorskip("gguf")
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "\u0120t"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(symbols)
+    writer.add_token_types([1] * len(symbols))
+    writer.add_token_merges(["\u0120 t"])
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        count = heads.get(name.split(".")[-2])
+        writer.add_tensor(gguf_name(name), (interleaved(weight, count) if count else weight).contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_row_of_a_gguf_file_is_exported(run, nmbench, tmp_path, records):
+    """A row of a GGUF file is exported as plain weights: those of the model that the file was made from."""
+    model = llama(vocab_size=257)
+    write_gguf(tmp_path / "m.gguf", model)
+    result = run("gguf:m.gguf")
+    assert result.exit_code == 0, result.output
+    result = nmbench("export", "out", "magnitude", "--to", "exported")
+    assert result.exit_code == 0, result.output
+    assert "quantization_config" not in json.loads((tmp_path / "exported/config.json").read_text())
+    exported = load_file(tmp_path / "exported/model.safetensors")
+    for name, weight in model.state_dict().items():
+        kept = TWO_FOUR.top(weight.abs()) if "proj" in name else torch.ones_like(weight, dtype=torch.bool)
+        assert torch.equal(exported[name], torch.where(kept, weight, 0.0))
+
+
 # Adapters and classes
 
 
