@@ -31,6 +31,7 @@ DENSE = "dense"
 # Names that the host itself presumes; a test proves that plugins register each.
 MODEL, MODEL_FOLDER = "demo", "folder"
 CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
+LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
@@ -107,8 +108,10 @@ class RunSpec:
         refuse_duplicates("pattern", [str(pattern) for pattern in self.patterns])
         refuse_duplicates("layer pattern", [glob for glob, _ in self.pattern_for])
         refuse_duplicates("seed", [str(seed) for seed in self.seeds])
-        if not self.seeds or min(self.seeds) < 0:
-            raise NMBenchError(f"seeds must be one or more numbers of at least 0, not {list(self.seeds)}.")
+        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) > LARGEST_SEED:
+            raise NMBenchError(
+                f"seeds must be one or more numbers of at least 0 and at most {LARGEST_SEED}, not {list(self.seeds)}."
+            )
         if not self.methods:
             raise NMBenchError("a run needs at least one method; give --method NAME (see `nmbench methods`).")
         for name in ("windows", "window_tokens", "pool_tokens", "selection_tokens"):

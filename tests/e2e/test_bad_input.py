@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -359,3 +360,40 @@ def test_a_broken_record_is_named_by_its_line(nmbench, small, tmp_path):
     assert result.exit_code == 1
     assert "line 2 is not a JSON object" in result.stderr
     assert json.loads(path.read_text().splitlines()[0])["label"] == "dense"
+
+
+def test_seeds_that_no_generator_takes(nmbench):
+    """A seed beyond 63 bits is refused in one line before anything is loaded; the largest one is taken."""
+    from nmbench.spec import LARGEST_SEED, MethodSpec, RunSpec
+
+    assert RunSpec((MethodSpec.parse("wanda"),), seeds=(LARGEST_SEED,)).seeds == (LARGEST_SEED,)
+    for seed in (LARGEST_SEED + 1, 2**64, 10**30):
+        result = nmbench("run", "--model", "tiny:llama", "--method", "wanda", "--seed", seed)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: seeds must be") and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "caf\udce9"),
+        ("run", "--method", "wanda", "--out", "caf\udce9"),
+        ("validate", "a", "--like", "\udcff"),
+    ],
+)
+def test_names_that_are_not_text(nmbench, arguments):
+    """An argument whose bytes are not UTF-8 is refused in one line by every command."""
+    result = nmbench(*arguments)
+    assert result.exit_code == 1
+    assert "holds bytes that are not UTF-8" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["methods"], ["--help"]])
+def test_output_that_cannot_be_written(arguments):
+    """Output to a full disk is one line and exit status 1; a pipe that was closed is silent."""
+    command = [sys.executable, "-m", "nmbench.cli", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device.\n"

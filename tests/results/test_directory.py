@@ -55,6 +55,7 @@ def records(draw):
         "seed": draw(st.sampled_from([None, 0, 1])),
         "job_digest": draw(st.sampled_from(["j1", "j2"])),
         "status": draw(st.sampled_from(["ok", "failed"])),
+        **{"metrics": {}, "seconds": {}, "cost": {}},
         "notes": draw(st.dictionaries(st.text(), values | st.lists(values), max_size=3)),
     }
 
@@ -67,6 +68,7 @@ def record(label="wanda", seed=0, **others):
         "seed": seed,
         "job_digest": f"{label}{seed}",
         "status": "ok",
+        **{"notes": {}, "metrics": {}, "seconds": {}, "cost": {}},
         **others,
     }
 
