@@ -15,13 +15,16 @@ from nmbench.cli.report import report
 from nmbench.cli.run import run
 from nmbench.cli.speed import speed
 from nmbench.cli.validate import validate
-from nmbench.errors import NMBenchError
+from nmbench.errors import NMBenchError, is_panic
 
 INTERRUPTED = 130
 
 
 class Commands(click.Group):
-    """A group that turns `NMBenchError` into one line and exit status 1, and Ctrl-C into exit status 130."""
+    """A group that turns errors into one line and an exit status.
+
+    `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -32,6 +35,11 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted; nothing finished is lost. The same command goes on from here.", err=True)
             ctx.exit(INTERRUPTED)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            click.echo(f"Error: a library written in Rust panicked: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
