@@ -32,6 +32,8 @@ DENSE = "dense"
 MODEL, MODEL_FOLDER = "demo", "folder"
 CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
 LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
+WITH_BOS = "+bos"  # ends the name of a metric whose windows begin with the BOS token
+BOS = ("auto", "always", "never")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
@@ -79,7 +81,9 @@ class RunSpec:
     Statistics are gathered from `windows` windows of `window_tokens` tokens. Learners read `pool_tokens` tokens and
     choose by `selection_tokens` others. `plugins` are single files to load. A model that is sparse already is pruned
     only if `allow_sparse`, a quantised model only if `dequantise`. `stream`: decoder blocks stay on the host and are
-    copied to the device one by one; None: only if the model would not fit.
+    copied to the device one by one; None: only if the model would not fit. `bos`:
+    whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it begins the
+    windows of the first metric.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -96,6 +100,7 @@ class RunSpec:
     metrics: tuple[str, ...] = ()
     dtype: str | None = None
     eval_dtype: str | None = None
+    bos: str | None = None
     trust_remote_code: bool = False
     allow_sparse: bool | None = None
     dequantise: bool | None = None
@@ -119,10 +124,13 @@ class RunSpec:
             least = 2 if name == "window_tokens" else 1
             if value is not None and value < least:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
+        if self.bos not in (None, *BOS):
+            raise NMBenchError(f"bos must be {', '.join(BOS[:-1])} or {BOS[-1]}, not {self.bos!r}.")
 
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
         """Return the spec with `defaults` for open choices, and with absolute paths of plugins, valid in any folder."""
         windows = self.windows or defaults.windows
+        metrics = self.metrics or defaults.metrics
         window_tokens = self.window_tokens or defaults.window_tokens
         dtype = self.dtype or defaults.dtype
         filled = {
@@ -132,18 +140,23 @@ class RunSpec:
             "window_tokens": window_tokens,
             "pool_tokens": max(self.pool_tokens or defaults.pool_tokens, windows * window_tokens),
             "selection_tokens": self.selection_tokens or defaults.selection_tokens,
-            "metrics": self.metrics or defaults.metrics,
+            "metrics": metrics,
             "dtype": dtype,
             "eval_dtype": self.eval_dtype or dtype,
+            "bos": bos_by(metrics) if self.bos in (None, "auto") else self.bos,
             "plugins": tuple(dict.fromkeys(str(Path(file).absolute()) for file in self.plugins)),
         }
         return ResolvedSpec(**{**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **filled})
 
     def protocol(self) -> dict[str, Any]:
-        """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics."""
+        """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics.
+
+        `bos` is one of them where BOS begins calibration windows; elsewhere it is left out.
+        """
         shared = ("model", "skip", "calibration", "windows", "window_tokens", "pool_tokens", "selection_tokens")
         content = self.to_dict()
-        return {name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}
+        begun = {"bos": self.bos} if self.bos not in (None, "never") else {}
+        return {**{name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}, **begun}
 
     def layer_patterns(self, pattern: Pattern, layers: Iterable[str]) -> dict[str, Pattern]:
         """Return the pattern of every layer: the last matching `pattern_for`, else `pattern`.
@@ -206,7 +219,8 @@ class RunSpec:
 class ResolvedSpec(RunSpec):
     """One comparison with no open choice but `stream`, which the memory of the device decides.
 
-    Lengths are in tokens, dtypes are names of torch. `pool_tokens` is at least `windows * window_tokens`.
+    Lengths are in tokens, dtypes are names of torch. `pool_tokens` is at least `windows * window_tokens`,
+    `bos` is always or never.
     """
 
     calibration: str
@@ -216,6 +230,19 @@ class ResolvedSpec(RunSpec):
     selection_tokens: int
     dtype: str
     eval_dtype: str
+    bos: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and TOML, without what says nothing: `bos` where it is never and nobody asks for it."""
+        content = super().to_dict()
+        if self.bos == bos_by(self.metrics) == "never":
+            del content["bos"]
+        return content
+
+
+def bos_by(metrics: Sequence[str]) -> str:
+    """Return the value of `bos` that auto stands for: always if BOS begins the windows of the first metric."""
+    return "always" if metrics and metrics[0].endswith(WITH_BOS) else "never"
 
 
 def check_form(content: Any, form: Mapping[str, Any], where: str) -> None:

@@ -15,7 +15,7 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench_plugins import divergence as plugin
 from nmbench_plugins.divergence import Kl, Top1, compared
-from nmbench_plugins.tiny import TinyModel
+from nmbench_plugins.tiny import BOS, TinyModel
 from reference.dense import divergence
 
 WINDOW, VOCABULARY = 16, 257
@@ -95,6 +95,19 @@ def test_hand_made_distributions():
     (found,) = compared(p[:, :1], q[:, :1])
     assert float(found[0]) == pytest.approx(math.log(2 / math.sqrt(3)), rel=1e-6)
     assert compared(p[:, 1:], q[:, 1:])[0].tolist() == [0, 1]
+
+
+def test_bos_begins_the_windows_of_both_models():
+    """With BOS both models read it before every window, and the positions compared are those without it."""
+    bundle, view = pruned()
+    dense = DenseSubject({}, model=view)
+    begun = torch.cat([torch.full((6, 1), BOS), TEXT[: 6 * WINDOW].view(6, WINDOW)], dim=1)
+    p, q = dense.logits(begun)[:, 1:], bundle.model(input_ids=begun).logits[:, 1:-1]
+    subject = Subject(bundle, {"toy": TEXT})
+    for metric, column in ((Kl, 0), (Top1, 1)):
+        name = f"toy@{WINDOW}+bos"
+        found = metric(name).measure(subject, dense)[f"{metric.word}:{name}"]
+        assert found.value == pytest.approx(float(compared(p, q)[:, column].mean()), rel=1e-4)
 
 
 def test_windows_make_the_standard_error():

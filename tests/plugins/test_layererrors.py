@@ -9,7 +9,7 @@ from nmbench.models.dense_view import DenseView
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench_plugins.layererrors import LayerErrors
-from nmbench_plugins.tiny import TinyModel
+from nmbench_plugins.tiny import BOS, TinyModel
 from reference.dense import layer_error
 
 WINDOW = 16
@@ -42,6 +42,20 @@ def test_every_error_is_its_definition(family):
     assert mean["n"] == worst["n"] == len(bundle.layers)
     assert worst["value"] == max(mean["detail"].values()) == mean["detail"][worst["where"]]
     assert all(0.05 < error < 1 for error in expected.values())
+
+
+def test_bos_is_read_before_every_window():
+    """With BOS the inputs are those of windows that begin with it, and BOS is one of them."""
+    bundle = TinyModel().load("llama")
+    weights = DenseWeights(bundle)
+    for name, layer in bundle.layers.items():
+        layer.write(magnitude(name, layer.read()))
+    subject = Subject(bundle, {"toy": TEXT})
+    found = LayerErrors("toy@16+bos").measure(subject, DenseSubject({}, model=DenseView(bundle, weights.copies)))
+    dense, windows = TinyModel().load("llama").model, TEXT[: 6 * WINDOW].view(6, WINDOW)
+    begun = torch.cat([torch.full((6, 1), BOS), windows], dim=1)
+    expected = {name: layer_error(dense, bundle.model, name, begun) for name in bundle.layers}
+    assert found["layers:toy@16+bos"].detail == pytest.approx(expected, rel=1e-5)
 
 
 def test_nothing_changed_is_no_error():
