@@ -28,8 +28,9 @@ NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 class Commands(click.Group):
     """A group that turns errors into one line and an exit status.
 
-    `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130. Output that cannot be written, as on a full disk, is one line and exit status 1 too; a reader that closed the pipe,
-    as `head` does, is told nothing (click's own rule).
+    `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130. Output that cannot be written, as on a
+    full disk, is one line and exit status 1 too; a reader that closed the pipe, as `head` does, gets no message (click's
+    own rule).
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

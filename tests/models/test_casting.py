@@ -1,5 +1,7 @@
 """Casting a loaded model gives the dtypes, and the bits, of loading it in that dtype."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import transformers
