@@ -1,4 +1,4 @@
-"""What a one-shot method costs beside the bare forward passes that it needs.
+"""The time of a one-shot method over the bare forward passes that it needs.
 
     python one_shot_cost.py --shape smollm2-135m                               a random model of that shape
     python one_shot_cost.py --shape llama-3.1-8b --blocks 4 --dtype bfloat16   a slice of it
@@ -6,10 +6,10 @@
 
 Bare passes: the windows are embedded and go once through every block, and once more through every block but the last,
 in the same batches, with no hook, no statistic and nothing pruned. The whole run of a method is `prune_one_shot`: the
-walk with its statistics, the choice of all masks, and the dense weights put back. Both are timed in turn, several
-times; the ratio is that of the medians. The tokens are random, which costs the same.
+walk with its statistics, the choice of all masks, and the restored dense weights. Both are timed alternately, several
+times; the ratio is that of the medians. The tokens are random, which does not change the time.
 
-`put back`: the seconds of the run in which dense weights are put back; `prove`: the same with the proof by hash that
+`put back`: the seconds of the run in which dense weights are restored; `prove`: the same with the proof by hash that
 ends every row of `nmbench run`. Both depend on the size of the model and not on the number of windows.
 """
 
@@ -28,7 +28,7 @@ import transformers
 from shapes import SHAPES, random_model
 from torch import Tensor
 
-from nmbench import MethodSpec, Pattern, RunSpec, load_plugins
+from nmbench import Pattern, load_plugins
 from nmbench.calibration.block_calls import Run, embed
 from nmbench.calibration.walk import batches_of
 from nmbench.experiment.environment import cpu_name
@@ -37,7 +37,6 @@ from nmbench.methods import Baseline, Stat
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.wanda import Wanda
@@ -47,7 +46,7 @@ METHODS: dict[str, Baseline] = {"magnitude": Magnitude(), "wanda": Wanda(), "spa
 
 @torch.no_grad()
 def bare(bundle: Bundle, windows: Tensor) -> Callable[[], None]:
-    """The forward passes of a walk, and nothing else; how blocks are called is found out beforehand."""
+    """A function that runs the forward passes of a walk alone; the arguments of the blocks are captured beforehand."""
     batches = batches_of(bundle, windows)
     _, calls = embed(bundle, batches)
     blocks = list(bundle.blocks.values())
@@ -76,14 +75,14 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def measure(bundle: Bundle, windows: Tensor, names: list[str], repeats: int) -> dict[str, Any]:
-    """Seconds of bare passes and of every method, one after the other, `repeats` times after one that is not counted.
+    """Seconds of bare passes and of every method, alternately, `repeats` times after one repetition of warm-up.
 
-    A method much slower than its passes, as SparseGPT on a CPU, is timed as often as the others.
+    A method much slower than its passes, as SparseGPT on a CPU, has as many repetitions as the others.
     """
     dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, Pattern(2, 4))
 
     def prune(name: str) -> Callable[[], Any]:
-        return lambda: prune_one_shot(bundle, dense, METHODS[name], patterns, windows, name, Cost())
+        return lambda: prune_one_shot(bundle, dense, METHODS[name], patterns, windows, name).pruned
 
     works: dict[str, Callable[[], Any]] = {"bare": bare(bundle, windows), **{n: prune(n) for n in names}}
     works |= {"put back": dense.put_back, "prove": dense.restore}
@@ -106,8 +105,7 @@ def model_of(args: argparse.Namespace, device: torch.device) -> Bundle:
         shape = SHAPES[args.shape]
         share = shape.vocabulary * (args.blocks or shape.blocks) // shape.blocks  # a slice has its share of embeddings
         return random_model(args.shape, args.blocks, getattr(torch, args.dtype), device, share)
-    spec = RunSpec((MethodSpec("wanda", "wanda"),), args.model, device=device.type, dtype=args.dtype, stream=False)
-    return load_model(spec, load_plugins())
+    return load_model(args.model, load_plugins(), dtype=args.dtype, device=device.type)
 
 
 def main() -> None:

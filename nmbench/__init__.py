@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from nmbench.sources import Metric as Metric
     from nmbench.sources import ModelSource as ModelSource
     from nmbench.sources import Reporter as Reporter
+    from nmbench.sources import Value as Value
     from nmbench.sources import WindowMetric as WindowMetric
     from nmbench.spec import Defaults as Defaults
     from nmbench.spec import MethodSpec as MethodSpec
@@ -112,6 +113,7 @@ HOMES = {
         "Metric",
         "ModelSource",
         "Reporter",
+        "Value",
         "WindowMetric",
     ),
     "spec": (

@@ -1,7 +1,7 @@
 """A run as plain data: everything that decides the numbers, and nothing else.
 
-Command line flags, a TOML file and the Python API all make one frozen `RunSpec`. `None` and `()` mean "what the model
-source suggests"; `RunSpec.resolved` fills them in.
+Command line flags, a TOML file and the Python API all make one frozen `RunSpec`: what was asked, where `None` and `()`
+leave a choice to the model source. `RunSpec.resolved` makes it a `ResolvedSpec`, which leaves nothing open.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ else:
     import tomli as tomllib
 
 DENSE = "dense"
+# Names that the host itself presumes; a test proves that plugins register each.
+MODEL, MODEL_FOLDER = "demo", "folder"
+CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
@@ -59,12 +62,12 @@ class Defaults:
     """What a model source suggests where the user says nothing."""
 
     pattern: Pattern = field(default_factory=lambda: Pattern(2, 4))
-    calibration: str = "c4"
+    calibration: str = CALIBRATION
     windows: int = 128
     window_tokens: int = 2048
     pool_tokens: int = 128 * 2048
     selection_tokens: int = 32 * 2048
-    metrics: tuple[str, ...] = ("ppl:wikitext2@2048",)
+    metrics: tuple[str, ...] = (f"{PERPLEXITY}:{TEST_TEXT}@2048",)
     dtype: str = "float32"
 
 
@@ -77,7 +80,7 @@ class RunSpec:
     """
 
     methods: tuple[MethodSpec, ...]
-    model: str = "demo"
+    model: str = MODEL
     patterns: tuple[Pattern, ...] = ()
     pattern_for: tuple[tuple[str, Pattern], ...] = ()
     skip: tuple[str, ...] = ()
@@ -112,24 +115,24 @@ class RunSpec:
             if value is not None and value < least:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
 
-    def resolved(self, defaults: Defaults) -> RunSpec:
-        """Fill in what the user left open; files of plugins are named so that they are found from any folder."""
+    def resolved(self, defaults: Defaults) -> ResolvedSpec:
+        """Fill in what the user left open; files of plugins get absolute paths, so that any folder finds them."""
         windows = self.windows or defaults.windows
         window_tokens = self.window_tokens or defaults.window_tokens
         dtype = self.dtype or defaults.dtype
-        return dataclasses.replace(
-            self,
-            patterns=self.patterns or (defaults.pattern,),
-            calibration=self.calibration or defaults.calibration,
-            windows=windows,
-            window_tokens=window_tokens,
-            pool_tokens=max(self.pool_tokens or defaults.pool_tokens, windows * window_tokens),
-            selection_tokens=self.selection_tokens or defaults.selection_tokens,
-            metrics=self.metrics or defaults.metrics,
-            dtype=dtype,
-            eval_dtype=self.eval_dtype or dtype,
-            plugins=tuple(dict.fromkeys(str(Path(file).absolute()) for file in self.plugins)),
-        )
+        filled = {
+            "patterns": self.patterns or (defaults.pattern,),
+            "calibration": self.calibration or defaults.calibration,
+            "windows": windows,
+            "window_tokens": window_tokens,
+            "pool_tokens": max(self.pool_tokens or defaults.pool_tokens, windows * window_tokens),
+            "selection_tokens": self.selection_tokens or defaults.selection_tokens,
+            "metrics": self.metrics or defaults.metrics,
+            "dtype": dtype,
+            "eval_dtype": self.eval_dtype or dtype,
+            "plugins": tuple(dict.fromkeys(str(Path(file).absolute()) for file in self.plugins)),
+        }
+        return ResolvedSpec(**{**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **filled})
 
     def protocol(self) -> dict[str, Any]:
         """What two rows must share to be comparable: model, texts, windows, dtypes and metrics."""
@@ -189,6 +192,22 @@ class RunSpec:
     def protocol_digest(self) -> str:
         """Names the protocol; rows of equal protocol digests are comparable."""
         return digest(self.protocol())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSpec(RunSpec):
+    """One comparison with nothing left open, but for `stream`, which is decided by the memory of the device.
+
+    Lengths are in tokens, dtypes are names that torch knows. `pool_tokens` is at least `windows * window_tokens`.
+    """
+
+    calibration: str
+    windows: int
+    window_tokens: int
+    pool_tokens: int
+    selection_tokens: int
+    dtype: str
+    eval_dtype: str
 
 
 def check_form(content: Any, form: Mapping[str, Any], where: str) -> None:

@@ -1,8 +1,8 @@
-"""Which matrices of a checkpoint have to be N:M: the linear layers of the decoder blocks.
+"""The matrices of a checkpoint that have to be N:M: the linear layers of the decoder blocks.
 
-Names alone show the decoder stack: `model.layers.3.mlp.up_proj.weight` lies in block 3 of `model.layers`. What is
-linear, and which layers are stored `[in, out]`, is known from the model itself, built from `config.json` without
-weights; where there is none, every matrix of a block is taken for a linear layer stored `[out, in]`.
+Tensor names alone identify the decoder stack: `model.layers.3.mlp.up_proj.weight` lies in block 3 of `model.layers`.
+The model, built from `config.json` without weights, shows which modules are linear and which weights are stored
+`[in, out]`. Without a `config.json`, every matrix of a block is taken for a linear layer stored `[out, in]`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ BLOCK = re.compile(r"(?:^|(?<=\.))(\d+)\.")
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model without weights: shape `[out, in]` of its linear layers, which are stored `[in, out]`, other matrices."""
+    """A model without weights.
+
+    `shapes` holds the shape `[out, in]` of each linear layer, `transposed` the names of layers that are stored
+    `[in, out]`, `skipped` the other matrices with the reason why they are not pruned.
+    """
 
     shapes: Mapping[str, tuple[int, int]]
     transposed: frozenset[str]
@@ -43,7 +47,11 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Scope:
-    """The weights that are judged, in canonical view; others with the reason why not; all parameters of the blocks."""
+    """The part of a checkpoint that has to be N:M.
+
+    `weights` are in the canonical view `[out, in]`; `skipped` holds the reason for every other matrix;
+    `decoder_weights` counts the parameters of all decoder blocks, None for masks alone.
+    """
 
     weights: Mapping[str, Matrix]
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -54,10 +62,13 @@ class Scope:
         return Names(self.weights)
 
 
-def scope_of(artifact: Artifact) -> Scope:
-    """The decoder layers of a checkpoint; of a file of masks alone, none."""
+def scope_of(artifact: Artifact, skeleton: Skeleton | None = None) -> Scope:
+    """The decoder layers of a checkpoint; an artifact of masks alone has none.
+
+    `skeleton` is the model of the checkpoint, by default the one that its `config.json` describes.
+    """
     inside = inner_tensors(artifact.tensors)
-    skeleton = skeleton_of(artifact.config, len(artifact.tensors))
+    skeleton = skeleton or skeleton_of(artifact.config, len(artifact.tensors))
     weights: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
     for stored, shape in artifact.tensors.items():
@@ -77,7 +88,11 @@ def scope_of(artifact: Artifact) -> Scope:
 
 
 def matrices_of(stored: str, artifact: Artifact, skeleton: Skeleton | None) -> dict[str, Matrix]:
-    """The weights in a stored tensor, in canonical view: one, those of fused experts that the model has, or none."""
+    """The weights in one stored tensor, in the canonical view `[out, in]`.
+
+    A matrix holds one weight. A 3-D tensor holds one weight for each of its matrices that `skeleton` has as a fused
+    expert, and none without a skeleton.
+    """
     name = layer_name(stored)
     if name in artifact.weights:
         found = {name: artifact.weights[name]}
@@ -91,9 +106,10 @@ def matrices_of(stored: str, artifact: Artifact, skeleton: Skeleton | None) -> d
 
 
 def inner_tensors(tensors: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """The tensors inside the decoder blocks: of the numbered stack, outermost, that holds the most weights in matrices.
+    """Names of the tensors inside the decoder blocks.
 
-    Where nothing is numbered there is no stack, and everything counts.
+    The decoder is the outermost numbered stack that holds the most weights in matrices. Without numbered names there is
+    no stack, and all tensors are returned.
     """
     sizes: dict[str, int] = {}
     for name, shape in tensors.items():
@@ -106,23 +122,23 @@ def inner_tensors(tensors: Mapping[str, tuple[int, ...]]) -> set[str]:
 
 
 def stack_of(name: str) -> str | None:
-    """What comes before the first number in a dotted name."""
+    """The part of a dotted name before its first number, None if no number stands in the name."""
     match = BLOCK.search(name)
     return name[: match.start()] if match else None
 
 
 class Names:
-    """Names of layers, to look up other writings of them: one of the two may begin a word earlier (`model.`)."""
+    """Names of layers, for lookup by a name with one leading word more or less, such as `model.`."""
 
     def __init__(self, known: Iterable[str]) -> None:
         self.known = set(known)
         self.longer: dict[str, str | None] = {}
         for name in self.known:
             rest = name.partition(".")[2]
-            self.longer[rest] = None if rest in self.longer else name  # None: more than one would do
+            self.longer[rest] = None if rest in self.longer else name  # None: ambiguous
 
     def find(self, name: str) -> str | None:
-        """The known name that means the same, or None."""
+        """The known name of the layer that `name` stands for, or None."""
         if name in self.known:
             return name
         shorter = name.partition(".")[2]
@@ -130,9 +146,10 @@ class Names:
 
 
 def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
-    """The model of a `config.json` without weights, or None if there is none or transformers cannot build it.
+    """The model that a `config.json` describes, or None without a `config.json` or if transformers cannot build it.
 
-    No code of the folder runs. A configuration with more blocks than there are tensors is not built.
+    No code of the folder runs. A configuration with more blocks than `tensors`, the number of stored tensors, is not
+    built.
     """
     if config is None or not isinstance(read_json(config), dict):
         return None
@@ -142,14 +159,14 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
     from nmbench.models.bundle import Bundle
 
     try:
-        with quiet():
+        with silencing():
             settings = AutoConfig.from_pretrained(config.parent, trust_remote_code=False, local_files_only=True)
             if blocks_of(settings) > tensors:
                 return None
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
         bundle = Bundle.of(str(config.parent), model, None)
-    except Exception:  # whatever a configuration makes transformers raise, names will have to do
+    except Exception:  # a faulty configuration can make transformers raise anything; tensor names are used then
         return None
     return Skeleton(
         {name: layer.shape for name, layer in bundle.layers.items()},
@@ -159,14 +176,14 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
 
 
 def blocks_of(settings: Any) -> int:
-    """How many blocks a configuration asks for."""
+    """The number of blocks in a configuration."""
     count = getattr(settings.get_text_config(), "num_hidden_layers", 0)
     return count if isinstance(count, int) else 0
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without what transformers says of a configuration: it is not the user's at hand."""
+def silencing() -> Iterator[None]:
+    """Suppress messages of transformers, which would warn about a configuration that the user has not written."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -162,9 +162,10 @@ class FewTokens:
                 self.under_calibrated[layer.name] = tokens
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def experts(self) -> dict[str, Any]:
+        """The two lists by name, for the record; an empty one is left out."""
         content = {"never_reached": self.never_reached, "under_calibrated": self.under_calibrated}
-        return {f"experts_{name}": value for name, value in content.items() if value}
+        return {name: value for name, value in content.items() if value}
 
 
 def dense_copy(block: nn.Module, layers: Collection[Layer], original: Callable[[Layer], Tensor] | None) -> nn.Module:

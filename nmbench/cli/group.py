@@ -1,4 +1,4 @@
-"""The command group: errors become one line and an exit status."""
+"""The command group, which turns errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 
 class Commands(click.Group):
-    """Turns errors the user can fix into one line and exit status 1, and Ctrl-C into 130."""
+    """A group that turns `NMBenchError` into one line and exit status 1, and Ctrl-C into exit status 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What several commands share: the plugin option, the width of the terminal, report files."""
+"""Code that several commands share: the plugin option, the width of the terminal, report files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ plugin_option = click.option(
 
 
 def terminal_width() -> int | None:
-    """How many columns the terminal has; None where the output goes elsewhere, and nothing may be left out of it."""
+    """The number of columns of the terminal; None for a file or pipe, where the table is printed in full."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def tell_broken_files(plugins: Plugins) -> None:
-    """A plugin that fails stops nobody; but whoever named its file should know at once."""
+def warn_of_broken_files(plugins: Plugins) -> None:
+    """Print a warning for every plugin file of the user that failed to load; the command goes on without it."""
     for line in plugins.broken_files:
         click.echo(f"WARNING {line}", err=True)
 
 
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
-    """Write the reports named."""
-    reporters = [
-        plugins.lookup(plugins.registries.reporters, name) for name in formats
-    ]  # all are there, or none writes
+    """Write a report in each of `formats`; return the paths. An unknown format raises before any report is written."""
+    reporters = [plugins.lookup(plugins.registries.reporters, name) for name in formats]
     directory.mkdir(parents=True, exist_ok=True)
     return [reporter().write(results, directory) for reporter in reporters]

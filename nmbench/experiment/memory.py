@@ -17,7 +17,7 @@ from torch import nn
 from nmbench.calibration.walk import batch_tokens
 from nmbench.methods import Baseline, MaskLearner, Method, Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
-from nmbench.spec import RunSpec
+from nmbench.spec import ResolvedSpec
 
 FLOAT = 4  # bytes of a float32
 SQUARES = 5  # copies of the Gram matrix that a solver makes: reversed, factor, root of it, and two to spare
@@ -142,19 +142,13 @@ def solving(layer: Layer, needs: Stat) -> int:
     return FLOAT * (squares + COPIES * outputs * inputs)
 
 
-def planned(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torch.device, streamed: bool) -> Estimate:
+def planned(
+    bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device, streamed: bool
+) -> Estimate:
     """The device memory that `methods` will need."""
     needs = Stat.NONE
     for method in methods:
         needs |= method.needs if isinstance(method, Baseline) else Stat.NONE
-    full = spec.resolved(bundle.defaults)
-    windows, window_tokens = given(full.windows), given(full.window_tokens)
     learners = [method for method in methods if isinstance(method, MaskLearner)]
     at_once = batch_tokens(bundle, device)
-    return estimate(bundle, needs, windows, window_tokens, device.type, streamed, at_once, learners)
-
-
-def given(value: int | None) -> int:
-    """A length of a resolved spec."""
-    assert value is not None
-    return value
+    return estimate(bundle, needs, spec.windows, spec.window_tokens, device.type, streamed, at_once, learners)

@@ -1,22 +1,24 @@
 """One-shot work that several rows have in common is done once.
 
-The mask that a learner starts from has a row of its own, `<label>@init`. Several learners may start from the same mask,
+The mask that a learner begins with has a row of its own, `<label>@init`. Several learners may begin with the same mask,
 and the method that makes it may be in the comparison itself. All that decides such rows is the same but for the label,
-so the second is a copy of the first, files and figures, seconds and tokens included; its notes, and a line below the
-table, say of which. Only rows that this process made are copied: a digest names a method and its options, not its code,
-which may have changed since an earlier run.
+so the second row is a copy of the first, files and figures, seconds and tokens included; its field `copied_from`, and a
+line below the table, name the first. Only rows that this process made are copied: a digest names a method and its
+options, not its code, which may have changed since an earlier run.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.experiment.jobs import Job
-from nmbench.experiment.record import described
+from nmbench.experiment.record import identity_of
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import Baseline
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import read_tensors, write_tensors
-from nmbench.results.records import Record
+from nmbench.results.format import Record
 
 KINDS = ("masks", "losses")  # of files
 
@@ -29,7 +31,7 @@ class Shared:
 
     def keep(self, job: Job, record: Record) -> None:
         """Remember a row that was just made, if it may be copied."""
-        if job.contender is not None and isinstance(job.contender.method, Baseline) and record["status"] == "ok":
+        if isinstance(job.contender.method, Baseline) and record["status"] == "ok":
             self.rows[job.work] = record
 
     def row(self, job: Job, experiment: Experiment, directory: RunDirectory) -> Record | None:
@@ -43,7 +45,7 @@ class Shared:
             raise
         except NMBenchError:  # its files are damaged or gone
             return None
-        return {**record, **described(job, experiment), "notes": {**record["notes"], "same_as": record["label"]}}
+        return cast(Record, {**record, **identity_of(job, experiment), "copied_from": record["label"]})
 
 
 def copy_files(job: Job, record: Record, directory: RunDirectory) -> None:

@@ -1,4 +1,4 @@
-"""Names and what they stand for: one registry each for methods, models, data sets, metrics and reporters."""
+"""Registries of named classes: one each for methods, models, data sets, metrics and reporters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nmbench.errors import NMBenchError, unknown
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered object and the plugin it came from, as people see it: `nmbench-acme 1.0 [acme]`."""
+    """One registered object and the displayed name of its plugin: `nmbench-acme 1.0 [acme]`."""
 
     name: str
     obj: Any
@@ -21,13 +21,13 @@ class Entry:
 
 @dataclass
 class Registry:
-    """Things of one `kind` by lower-case name."""
+    """Registered objects of one `kind` by lower-case name."""
 
     kind: str
     entries: dict[str, Entry] = field(default_factory=dict)
 
     def register(self, name: str, obj: Any, origin: str) -> None:
-        """Add one entry. Raises `NMBenchError` for an illegal name or one that is taken."""
+        """Add one entry. Raises `NMBenchError` for an illegal name and for a name that is taken."""
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_.+-]*", name):
             raise NMBenchError(
                 f"{self.kind} name {name!r} of {origin} is not legal: lower-case letters, digits and _.+- only."
@@ -39,11 +39,11 @@ class Registry:
         self.entries[name] = Entry(name, obj, origin)
 
     def forget(self, origin: str) -> None:
-        """Remove everything that one plugin registered."""
+        """Remove all entries of one plugin."""
         self.entries = {name: entry for name, entry in self.entries.items() if entry.origin != origin}
 
     def get(self, name: str) -> Any:
-        """The object registered as `name`. Raises `UnknownName` with the nearest name."""
+        """Return the object registered as `name`. Raises `UnknownName` with the nearest name."""
         if name not in self.entries:
             raise unknown(self.kind, name, self.entries)
         return self.entries[name].obj
@@ -66,7 +66,7 @@ class Registries:
     reporters: Registry = field(default_factory=lambda: Registry("reporter"))
 
     def by_hook(self) -> Mapping[str, Registry]:
-        """Which registry each announcing hook fills."""
+        """Return hook name -> the registry that this announcing hook fills."""
         return {
             "nmbench_register_baselines": self.methods,
             "nmbench_register_mask_learners": self.methods,
@@ -77,7 +77,7 @@ class Registries:
         }
 
     def forget(self, origin: str) -> None:
-        """Roll back everything that one plugin registered."""
+        """Remove all entries of one plugin from all registries."""
         for registry in (self.methods, self.models, self.datasets, self.metrics, self.reporters):
             registry.forget(origin)
 

@@ -21,10 +21,11 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.live_weights import LiveWeights as LiveWeights
+from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
 from nmbench.runtime.cost import Cost
 from nmbench.verification.strict import check_masks
 
-SEEN, COUNTERS = "nmbench.seen", "nmbench.counters"  # what the host adds to a checkpoint
+DEALT, COUNTERS = "nmbench.dealt ", "nmbench.counters"  # names that the host adds to a checkpoint
 
 
 OnReport = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, figures
@@ -65,7 +66,6 @@ class LearnTask:
         checkpoints: CheckpointStore,
         who: str,
         on_report: OnReport = lambda stage, done, total, values: None,
-        cost: Cost | None = None,
     ) -> None:
         self.bundle = bundle
         self.model: nn.Module = bundle.model
@@ -76,14 +76,14 @@ class LearnTask:
         self.pool = pool.to(bundle.device)
         self.generator = torch.Generator(bundle.device).manual_seed(seed)
         self.who = who
-        self.cost = cost or Cost()
+        self.cost = Cost()
         self.notes: dict[str, Any] = {}  # JSON values that go into the record
+        self.experts: Mapping[str, Any] = {}  # as `PrunedModel.experts`
         self.checkpoints = CountingStore(self, checkpoints)
         self._selection = selection.to(bundle.device)
         self._weights = weights
         self._on_report = on_report
-        self._seen = torch.zeros(0, dtype=torch.bool, device=bundle.device)  # which windows batches() has dealt
-        self._seen_window_tokens = 0
+        self._dealt = UniqueTokens(self.pool)
 
     @property
     def selection(self) -> Tensor:
@@ -103,7 +103,7 @@ class LearnTask:
             raise NMBenchError(
                 f"{self.who} asks for windows of {window_tokens} tokens, the pool has {length}; raise --window-tokens."
             )
-        return self.pool[:, : length // window_tokens * window_tokens].reshape(-1, window_tokens)
+        return cut_windows(self.pool, window_tokens)
 
     def batches(
         self, size: int, generator: torch.Generator | None = None, windows: Tensor | None = None, start: int = 0
@@ -114,15 +114,13 @@ class LearnTask:
         windows = self.pool if windows is None else windows
         count = len(windows)
         size = min(size, count)
-        if self._seen.shape != (count,):
-            self._seen = torch.zeros(count, dtype=torch.bool, device=windows.device)
+        marks = self._dealt.marks(windows)
         while True:
             if generator is None:
                 index = (torch.arange(size, device=windows.device) + start * size) % count
             else:
                 index = torch.randperm(count, generator=generator, device=windows.device)[:size]
-            self._seen[index] = True
-            self._seen_window_tokens = windows.shape[1]
+            marks[index] = True
             start += 1
             yield Batch(index, windows[index])
 
@@ -172,7 +170,7 @@ class LearnTask:
 
     def settle(self) -> Cost:
         """The cost so far, the distinct windows dealt by `batches` counted up."""
-        self.cost.unique_tokens = int(self._seen.sum()) * self._seen_window_tokens
+        self.cost.unique_tokens = self._dealt.count()
         return self.cost
 
     def _count_backward(self, tokens: int) -> None:
@@ -193,8 +191,8 @@ class CountingStore:
         seconds = self.earlier_seconds + time.perf_counter() - self._start
         device = self.task.bundle.device.type
         counters = {"cost": asdict(self.task.settle()), "seconds": seconds, "device": device}
-        counters["window"] = self.task._seen_window_tokens
-        self.store.save({**state, SEEN: self.task._seen, COUNTERS: counters})
+        dealt = {f"{DEALT}{key}": marks for key, marks in self.task._dealt.state().items()}
+        self.store.save({**state, **dealt, COUNTERS: counters})
 
     def load(self) -> dict[str, Any] | None:
         """What was stored last, or None at the first start.
@@ -213,6 +211,6 @@ class CountingStore:
         for name, value in counters["cost"].items():
             setattr(self.task.cost, name, value)
         self.earlier_seconds = counters["seconds"]
-        self.task._seen = state.pop(SEEN).to(self.task.bundle.device)
-        self.task._seen_window_tokens = counters["window"]
+        stored = [name for name in state if name.startswith(DEALT)]
+        self.task._dealt.restore({name.removeprefix(DEALT): state.pop(name) for name in stored})
         return state

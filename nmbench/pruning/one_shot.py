@@ -7,8 +7,8 @@ back. At the end of the job the whole model is put back in any case, and that is
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from nmbench.calibration.finite import ONE_BY_ONE, Checks
 from nmbench.calibration.walk import FewTokens, full_float32, walk
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.models.applying import applied, moved
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern, not_finite, top_of_finite
@@ -27,6 +28,15 @@ from nmbench.verification.strict import check_masks, check_weight
 Report = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A pruned model and its cost; `earlier_seconds` were spent in an interrupted process, or on its start."""
+
+    pruned: PrunedModel
+    cost: Cost
+    earlier_seconds: float = 0.0
+
+
 def prune_one_shot(
     bundle: Bundle,
     dense: DenseWeights,
@@ -34,20 +44,22 @@ def prune_one_shot(
     patterns: Mapping[str, Pattern],
     windows: Tensor,
     who: str,
-    cost: Cost,
     report: Report = lambda done, total: None,
     init: Baseline | None = None,
-) -> PrunedModel:
+    deferred: bool | None = None,
+) -> Made:
     """Run a one-shot method over all layers; `windows` is int64 `[windows, window_tokens]`.
 
-    `init` is the method whose masks a `Refiner` starts from. Raises `NMBenchError` naming the layer where the method
-    failed.
+    `init` is the method whose masks a `Refiner` starts from. `deferred`: statistics and scores of a scorer that needs
+    input norms alone are found to be finite when the walk is through; None: where reading a value back blocks the host.
+
+    Raises `NMBenchError` naming the layer where the method failed.
     """
     needs = method.needs | (init.needs if init else Stat.NONE)
     if needs is Stat.NONE:
-        return prune_layers(bundle, method, patterns, who, report, init)
+        return Made(prune_layers(bundle, method, patterns, who, report, init), Cost())
 
-    def walked(checks: Checks) -> PrunedModel:
+    def walked(checks: Checks) -> Made:
         layers: dict[str, Pruned] = {}
         few = FewTokens()
         block_tokens = 0
@@ -57,7 +69,7 @@ def prune_one_shot(
                     stats = step.stats[layer.name]
                     pruned = prune_layer(method, layer, stats, patterns[layer.name], who, init, checks)
                     layer.write(applied(pruned, layer.read()))
-                    layers[layer.name] = kept(pruned, bundle.host)
+                    layers[layer.name] = moved(pruned, bundle.host)
                 few.note(step)
                 block_tokens += step.block_tokens
                 if step.last:
@@ -66,35 +78,34 @@ def prune_one_shot(
             dense.put_back()
             raise
         dense.undo_hooks()
-        cost.forward_tokens += block_tokens // len(bundle.blocks)
-        cost.unique_tokens += windows.numel()
-        whole = finished({name: layers[name] for name in bundle.layers}, method)
-        return PrunedModel(whole.layers, {**whole.notes, **few.notes})
+        cost = Cost(forward_tokens=block_tokens // len(bundle.blocks), unique_tokens=windows.numel())
+        return Made(finished({name: layers[name] for name in bundle.layers}, method, few.experts), cost)
 
-    if isinstance(method, Scorer) and needs is Stat.INPUT_NORM and looks_wait(bundle):
+    deferred = reading_blocks(bundle) if deferred is None else deferred
+    if deferred and isinstance(method, Scorer) and needs is Stat.INPUT_NORM:
         return checked_later(walked, who)
     return walked(ONE_BY_ONE)
 
 
-def looks_wait(bundle: Bundle) -> bool:
-    """Whether to look at a number takes more than that; what is streamed is waited for in any case."""
+def reading_blocks(bundle: Bundle) -> bool:
+    """True if reading a value back blocks the host, and nothing else does: streamed blocks block it in any case."""
     return bundle.device.type == "cuda" and bundle.streaming is None
 
 
-def checked_later(walked: Callable[[Checks], PrunedModel], who: str) -> PrunedModel:
+def checked_later(walked: Callable[[Checks], Made], who: str) -> Made:
     """What a walk returns that is checked when it is through.
 
     If something was not finite, the walk is done again and stops there. Raises `NumericalFailure` if it does not.
     """
     checks = Checks(later=True)
     try:
-        pruned = walked(checks)
+        made = walked(checks)
     except Exception:
         if not has_failed(checks):
             raise
     else:
         if not checks.failed():
-            return pruned
+            return made
     walked(ONE_BY_ONE)
     raise NumericalFailure(
         f"{who} met NaN or infinite inputs or scores, and did not when it was repeated; nothing it does on this device "
@@ -123,15 +134,9 @@ def prune_layers(
     for index, (name, layer) in enumerate(bundle.layers.items()):
         with bundle.holding(list(bundle.blocks.values())[layer.block]):
             pruned = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
-        layers[name] = kept(pruned, bundle.host)
+        layers[name] = moved(pruned, bundle.host)
         report(index + 1, len(bundle.layers))
     return finished(layers, method)
-
-
-def kept(pruned: Pruned, host: torch.device) -> Pruned:
-    """A pruned layer where the model waits."""
-    weight = None if pruned.weight is None else pruned.weight.to(host)
-    return dataclasses.replace(pruned, mask=pruned.mask.to(host), weight=weight)
 
 
 def prune_layer(
@@ -149,9 +154,8 @@ def prune_layer(
     """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     try:
-        with full_float32():
-            pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
-            check_pruned(pruned, layer)
+        pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
+        check_pruned(pruned, layer)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     except Exception as error:
@@ -176,11 +180,28 @@ def check_pruned(pruned: object, layer: Layer) -> None:
 
 
 def check_device(returned: Tensor, weight: Tensor, what: str) -> None:
+    """Raise `NMBenchError` unless `returned` is where the layer is."""
     if returned.device != weight.device:
         raise NMBenchError(f"it returned {what} on {returned.device}, the layer is on {weight.device}.")
 
 
 @torch.no_grad()
+def call(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Any:
+    """The result of a one-shot method for one layer: scores, or what a solver or a refiner of `mask` returns.
+
+    Runs without gradients, with float32 products in full precision.
+    """
+    with full_float32():
+        if isinstance(method, Scorer):
+            return method.score(weight, stats)
+        if isinstance(method, Solver):
+            return method.solve(weight, stats, pattern)
+        if isinstance(method, Refiner):
+            assert mask is not None
+            return method.refine(weight, stats, mask, pattern)
+    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+
+
 def choose(
     method: Baseline,
     weight: Tensor,
@@ -189,43 +210,29 @@ def choose(
     mask: Tensor | None = None,
     checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
-    """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
-    if isinstance(method, Scorer):
-        score = method.score(weight, stats)
-        if not isinstance(score, Tensor):
-            raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
-        if score.shape != weight.shape:
-            raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
-        check_device(score, weight, "scores")
-        checks.finite(score, lambda: not_finite(score))
-        return Pruned(top_of_finite(pattern, score))
-    if isinstance(method, Solver):
-        return method.solve(weight, stats, pattern)
-    if isinstance(method, Refiner):
-        assert mask is not None
-        return method.refine(weight, stats, mask, pattern)
-    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+    """The pruned layer: scores become a mask here. `weight` `[out, in]` is the method's own copy."""
+    found = call(method, weight, stats, pattern, mask)
+    return masked_by(found, weight, pattern, checks) if isinstance(method, Scorer) else found
 
 
-def finished(layers: Mapping[str, Pruned], method: Baseline) -> PrunedModel:
-    """Drop the repaired weights where only the mask is wanted, and collect notes and mean figures."""
-    notes: dict[str, Any] = {name: pruned.note for name, pruned in layers.items() if pruned.note}
+def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -> Pruned:
+    """The mask of the highest scores. Raises `NMBenchError` for scores of another shape, device or type."""
+    if not isinstance(score, Tensor):
+        raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
+    if score.shape != weight.shape:
+        raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
+    check_device(score, weight, "scores")
+    checks.finite(score, lambda: not_finite(score))
+    return Pruned(top_of_finite(pattern, score))
+
+
+def finished(layers: Mapping[str, Pruned], method: Baseline, experts: Mapping[str, Any] | None = None) -> PrunedModel:
+    """The pruned model, with notes and mean figures; repaired weights go where only the mask is wanted."""
+    layer_notes = {name: pruned.note for name, pruned in layers.items() if pruned.note}
+    figures = {}
     for figure in dict.fromkeys(name for pruned in layers.values() for name in pruned.figures):
         values = [pruned.figures[figure] for pruned in layers.values() if figure in pruned.figures]
-        notes[figure] = round(sum(values) / len(values), 4)
+        figures[figure] = round(sum(values) / len(values), 4)
     if isinstance(method, Solver) and method.mask_only:
         layers = {name: Pruned(pruned.mask) for name, pruned in layers.items()}
-    return PrunedModel(layers, notes)
-
-
-def applied(pruned: Pruned, dense: Tensor) -> Tensor:
-    """The weight to evaluate: kept weights, repaired or dense, and positive zeros elsewhere."""
-    weight = dense if pruned.weight is None else pruned.weight.to(dense.dtype)
-    return weight.masked_fill(~pruned.mask, 0.0)
-
-
-def apply(bundle: Bundle, pruned: PrunedModel) -> None:
-    """Write a pruned model into the live one."""
-    for name, layer in bundle.layers.items():
-        dense = layer.read()
-        layer.write(applied(kept(pruned.layers[name], dense.device), dense))
+    return PrunedModel(layers, layer_notes=layer_notes, figures=figures, experts=experts or {})

@@ -40,6 +40,7 @@ class Selection(Generic[M]):
         self.looked_at, self.unseen = task.selection[:half], task.selection[half:]
         self.best = self.initial = initial
         self.tolerance_nats = tolerance_nats
+        self.who = task.who
         self.best_at = 0
         self.best_losses = torch.zeros(0, dtype=torch.float64)
         self.confirmation: Confirmation | None = None
@@ -49,7 +50,12 @@ class Selection(Generic[M]):
         self.best_losses = losses.double().cpu()
 
     def look(self, at: int, masks: M, losses: Tensor) -> None:
-        """Keep `masks`, whose losses on the windows `looked_at` are `[n]`, if none had a lower mean; NaN never has."""
+        """Keep `masks`, whose losses on the windows `looked_at` are `[n]`, if none had a lower mean; NaN never has.
+
+        Raises `NMBenchError` before `start`, because there is no loss of the initial masks to compare with.
+        """
+        if not len(self.best_losses):
+            raise NMBenchError(f"{self.who} calls Selection.look before Selection.start; measure the start first.")
         losses = losses.double().cpu()
         if float(losses.mean()) < float(self.best_losses.mean()):
             self.best, self.best_at, self.best_losses = masks, at, losses

@@ -23,7 +23,8 @@ from nmbench.spec import RunSpec, read_toml
 if TYPE_CHECKING:
     pass
 from nmbench.results.extending import merged
-from nmbench.results.records import Record, newest, parsed, read_records
+from nmbench.results.format import Record
+from nmbench.results.records import newest, parsed, read_records
 
 
 class RunDirectory:

@@ -72,7 +72,12 @@ WIDE = {
     "calibration": "data set of the calibration",
     "*_digest": "16 hex digits that name tokens, job, run or protocol; equal digests: equal content",
     "environment.*": "versions, device, threads, dtypes",
-    "notes.*": "what the method said of its work",
+    "notes.*": "JSON values that the method says of its work",
+    "layer_notes.*": "the note of a layer, such as a raised damping",
+    "figures.*": "figures of a layer, averaged over layers",
+    "experts.*": "experts of a mixture that no, or few, calibration tokens were routed to",
+    "copied_from": "label of the row that did the same work, whose figures these are",
+    "format": "version of the record",
     **{f"pareto.{kind}": TIDY[f"pareto_{kind}"] for kind in COSTS},
     "*:*": "a metric: its value under its name, stderr, n, lower_is_better, unit, where after a dot",
 }

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nmbench.results.records import Record, Results
+from nmbench.results.format import Record
+from nmbench.results.records import Rows
 from nmbench.results.table import of_run, pattern_of
 from nmbench.spec import read_toml
 
 
-def protocol_lines(results: Results) -> list[str]:
+def protocol_lines(results: Rows) -> list[str]:
     """Model, patterns, metrics, calibration, seeds, device and versions of every run directory that has rows.
 
     Where the rows of one run differ in a version or a device, all are named.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nmbench.results.format import Interval, Record
 from nmbench.results.pareto import cost_of, pareto, quality, row_key
-from nmbench.results.records import Record, Results, start_label
+from nmbench.results.records import Rows
 from nmbench.results.table_width import fitted
+from nmbench.sources import ValueRecord
 from nmbench.spec import DENSE
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 MEBIBYTE = 2**20
 
 
-def render(results: Results, width: int | None = None) -> str:
+def render(results: Rows, width: int | None = None) -> str:
     """The whole text for a terminal: one row per job, means over seeds, rankings, failures.
 
     Of tables wider than `width` columns the least important columns are left out; None: nothing is.
@@ -37,8 +39,7 @@ def fallbacks(records: Sequence[Record]) -> str:
     """One line for every row that is a copy, or whose statistics are not, or hardly, what its method asks for."""
     lines = []
     for r in records:
-        notes = r.get("notes", {})
-        unreached, few = notes.get("experts_never_reached", []), notes.get("experts_under_calibrated", {})
+        unreached, few = r["experts"].get("never_reached", []), r["experts"].get("under_calibrated", {})
         parts = [
             f"no token was routed to {len(unreached)} weights of experts, as {unreached[0]}: pruned by the "
             f"statistics of all tokens"
@@ -48,8 +49,8 @@ def fallbacks(records: Sequence[Record]) -> str:
             f"fewer tokens than inputs were routed to {len(few)} weights of experts, as {tokens} to {name}"
             for name, tokens in sorted(few.items(), key=lambda item: item[1])[:1]
         ]
-        if "same_as" in notes:
-            parts.append(f"the same work as {notes['same_as']}, done once; all figures are copied from there")
+        if r["copied_from"]:
+            parts.append(f"the same work as {r['copied_from']}, done once; all figures are copied from there")
         if parts:
             lines.append(f"NOTE {r['label']} {r['pattern']} seed {r['seed']}: {'; '.join(parts)}.")
     return "\n".join(lines)
@@ -83,7 +84,7 @@ def row(record: Record) -> dict[str, str]:
     }
 
 
-def figure(value: dict[str, Any]) -> str:
+def figure(value: ValueRecord) -> str:
     """A metric's value, and what it is of where the metric says so."""
     return f"{value['value']:.4f} {value.get('where', '')}".rstrip()
 
@@ -110,10 +111,10 @@ def pattern_of(record: Record) -> str:
 
 def strictness(record: Record) -> str:
     """The proof in a few characters: how many groups were checked."""
-    return f"yes, {record['proof']['groups']} groups" if record["strict"] else "-"
+    return f"yes, {record['proof']['groups']} groups" if record["proof"] else "-"
 
 
-def interval(value: dict[str, Any]) -> str:
+def interval(value: Interval) -> str:
     return f"{value['mean']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]"
 
 
@@ -123,7 +124,7 @@ def peak(record: Record) -> str:
     return " + ".join(f"{size / MEBIBYTE:.0f}" for size in sizes if size is not None)
 
 
-def means(results: Results) -> pandas.DataFrame:
+def means(results: Rows) -> pandas.DataFrame:
     """Mean and standard deviation of every metric over seeds, by run, label and pattern."""
     import pandas
 
@@ -138,7 +139,7 @@ def means(results: Results) -> pandas.DataFrame:
     return pandas.DataFrame(lines)
 
 
-def summary(results: Results) -> pandas.DataFrame:
+def summary(results: Rows) -> pandas.DataFrame:
     """One row per label and pattern: `means`, whether weights changed, mean seconds and tokens, Pareto fronts."""
     import pandas
 
@@ -158,7 +159,7 @@ def summary(results: Results) -> pandas.DataFrame:
     return pandas.concat([means(results), pandas.DataFrame(lines)], axis=1).fillna("-")
 
 
-def of_run(results: Results, directory: Path) -> list[Record]:
+def of_run(results: Rows, directory: Path) -> list[Record]:
     """The records of one run directory."""
     return [record for record in results.records if record.get("directory", str(directory)) == str(directory)]
 
@@ -172,7 +173,7 @@ def grouped(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Reco
     return groups
 
 
-def comparisons(results: Results) -> str:
+def comparisons(results: Rows) -> str:
     """Rankings by pattern and text, best first: `<` where neighbours can be told apart, `~` where they cannot."""
     several = len(results.directories) > 1
     lines = [
@@ -203,7 +204,7 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
     shown = next(pattern_of(record) for record in records if record["pattern"] == pattern)
     figures = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
     seeds = {label: [record["seed"] for record in group] for (label, _), group in groups.items()}
-    starts = {label: start_label(group[0]) for (label, _), group in groups.items()}
+    starts = {label: group[0]["started_from"] for (label, _), group in groups.items()}
     changed = {label for (label, _), group in groups.items() if group[0].get("weights_changed")}
     metrics = {
         name: value for group in groups.values() for record in group for name, value in record["metrics"].items()
@@ -240,7 +241,7 @@ def file_name(record: Record) -> str:
     """The name of a job's files, from its record."""
     if record["label"] == DENSE:
         return DENSE
-    return f"{record['label']}--{record['pattern'].replace(':', '-')}--seed{record['seed']}"
+    return f"{record['label']}--{str(record['pattern']).replace(':', '-')}--seed{record['seed']}"
 
 
 def chain(figures: dict[str, Tensor], lower_is_better: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""What a job costs: tokens, wall-clock seconds and peak memory."""
+"""The cost of a job: tokens, wall-clock seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 @dataclass
 class Cost:
-    """What a method read and computed, in tokens. `unique_tokens`: distinct calibration tokens; `selection_tokens`:
-    distinct tokens it chose by.
+    """Tokens of a method: passed forward and backward, distinct calibration tokens (`unique_tokens`), and distinct
+    tokens of the selection windows (`selection_tokens`).
     """
 
     forward_tokens: int = 0
@@ -23,7 +23,7 @@ class Cost:
     selection_tokens: int = 0
 
     def include(self, start: Cost) -> None:
-        """Add what it cost to make what this one started from; the tokens that both read are the same."""
+        """Add the cost of the `start` mask; distinct tokens, which both read, become the larger count."""
         self.forward_tokens += start.forward_tokens
         self.backward_tokens += start.backward_tokens
         self.unique_tokens = max(self.unique_tokens, start.unique_tokens)
@@ -31,8 +31,8 @@ class Cost:
 
 
 class Meter:
-    """Measures a `with` block. `seconds` is wall-clock time; `host_bytes` the peak resident memory of the process,
-    sampled every 20 ms; `device_bytes` the peak that torch allocated on a CUDA device, None elsewhere.
+    """Meter of a `with` block. `seconds`: wall-clock time. `host_bytes`: peak resident memory of the process, sampled
+    every 20 ms. `device_bytes`: the peak that torch allocated on a CUDA device, None elsewhere.
     """
 
     def __init__(self, device: torch.device) -> None:

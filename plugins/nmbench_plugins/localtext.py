@@ -1,4 +1,4 @@
-"""Texts of one's own: a plain text file, or a file of JSON lines with a "text" field."""
+"""Data sets from local files: a plain text file, or a file of JSON lines with a "text" field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import nmbench
 
 @dataclass(frozen=True)
 class LocalFile(nmbench.Dataset):
-    """A file is one pool of text: give different files for calibration and for the test (overlap is refused)."""
+    """A local file as one pool of text; calibration and test need different files (overlap is refused)."""
 
     def __post_init__(self) -> None:
         if not self.argument:
@@ -26,10 +26,11 @@ class LocalFile(nmbench.Dataset):
         return [] if split == "selection" else self.documents()
 
     def documents(self) -> Iterable[str]:
+        """Return the texts in the file."""
         raise NotImplementedError
 
     def content(self) -> str:
-        """The text of the file. Raises `NMBenchError` if it is not UTF-8."""
+        """Return the text of the file. Raises `NMBenchError` if the file is not UTF-8."""
         try:
             return Path(self.argument).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -57,6 +58,7 @@ class JsonLines(LocalFile):
                 yield self.text_of(line, number)
 
     def text_of(self, line: str, number: int) -> str:
+        """Return the "text" of one line. Raises `NMBenchError` with the line's number if there is none."""
         try:
             return str(json.loads(line)["text"])
         except (ValueError, KeyError, TypeError):

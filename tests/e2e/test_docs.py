@@ -167,11 +167,11 @@ def stop_before_loading(monkeypatch) -> list:
 
     specs = []
 
-    def stop(spec, *rest, **named):
-        specs.append(spec)
+    def stop(plan, *rest, **named):
+        specs.append(plan.spec)
         raise NMBenchError("far enough")
 
-    monkeypatch.setattr("nmbench.run.load_model", stop)
+    monkeypatch.setattr("nmbench.run.prepared", stop)
     return specs
 
 

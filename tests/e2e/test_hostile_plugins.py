@@ -162,7 +162,7 @@ class Tamper(nmbench.Metric):
             tokens.zero_()
         for losses in dense.cached.values():
             losses.zero_()
-        return {"tamper": {"value": 1.0, "stderr": None, "n": 1, "lower_is_better": True}}
+        return {"tamper": nmbench.Value(1.0, 1)}
 
 @nmbench.hookimpl
 def nmbench_register_metrics(register):

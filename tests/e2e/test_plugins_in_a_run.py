@@ -134,7 +134,7 @@ def test_a_metric_cannot_change_what_it_measures(nmbench, small, records, tmp_pa
                 if dense.cached:
                     next(iter(subject.bundle.layers.values())).read().CHANGE
                 subject.cached["x@1"] = torch.zeros(3, dtype=torch.float64)
-                return {"tamper": {"value": 1.0, "stderr": None, "n": 1, "lower_is_better": True}}
+                return {"tamper": nmbench.Value(1.0, 1)}
 
         @nmbench.hookimpl
         def nmbench_register_metrics(register):
@@ -173,7 +173,7 @@ def test_a_metric_may_compare_with_the_dense_model(nmbench, small, records, tmp_
 
             def measure(self, subject, dense):
                 value = float((subject.losses(self.argument, 64) / dense.losses(self.argument, 64)).mean())
-                return {"ratio": {"value": value, "stderr": None, "n": 1, "lower_is_better": True}}
+                return {"ratio": nmbench.Value(value, 1)}
 
         @nmbench.hookimpl
         def nmbench_register_metrics(register):

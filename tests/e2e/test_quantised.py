@@ -90,7 +90,7 @@ def test_a_configuration_that_is_silent(nmbench, tmp_path, flag):
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: model model holds 14 quantised weights, first model.layers.0.")
-    assert "(F8_E4M3), and its configuration does not say how they are; prune the checkpoint" in last
+    assert "(F8_E4M3), and its configuration does not name the quantisation; prune the checkpoint" in last
 
 
 def test_integer_weights(nmbench, tmp_path):

@@ -289,7 +289,7 @@ def test_a_learner_may_start_from_a_refined_mask(nmbench, small, records, tmp_pa
     assert rows["maskpro@init"]["options"] == rows["swaps"]["options"]
     assert rows["maskpro@init"]["proof"]["masks_digest"] == rows["swaps"]["proof"]["masks_digest"]
     assert rows["swaps"]["proof"]["masks_digest"] != rows["wanda"]["proof"]["masks_digest"]
-    assert 0 < rows["swaps"]["notes"]["error_fall"] < 1
+    assert 0 < rows["swaps"]["figures"]["error_fall"] < 1
 
 
 def test_a_learner_may_start_from_another_learner(nmbench, small, records, tmp_path):
@@ -320,8 +320,8 @@ def test_shared_work_is_the_work_that_would_have_been_done(nmbench, small, recor
     result = nmbench("run", *small, *several)
     assert result.exit_code == 0, result.output
     rows = {row["label"]: row for row in records(tmp_path / "out")}
-    assert [label for label, row in rows.items() if "same_as" in row["notes"]] == ["b", "a@init", "c"]
-    assert {rows[label]["notes"]["same_as"] for label in ("b", "a@init", "c")} == {"maskpro@init"}
+    assert [label for label, row in rows.items() if row["copied_from"]] == ["b", "a@init", "c"]
+    assert {rows[label]["copied_from"] for label in ("b", "a@init", "c")} == {"maskpro@init"}
     alone = nmbench("run", *small[: small.index("--set")], "--method", "c=wanda", "--out", "alone")
     assert alone.exit_code == 0, alone.output
     row = records(tmp_path / "alone")[1]

@@ -18,7 +18,6 @@ from nmbench.pattern import Pattern
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.results.files import MemoryCheckpoints
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.maskpro.learner import MaskPro
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps, SwapsJudged
@@ -114,7 +113,7 @@ def test_what_is_used_stays_below(method, size):
     dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, Pattern(2, 4))
     windows = torch.randint(64, (16, 128), generator=torch.Generator().manual_seed(0))
     with Live() as live:
-        prune_one_shot(bundle, dense, method, patterns, windows, "it", Cost(), init=Wanda())
+        prune_one_shot(bundle, dense, method, patterns, windows, "it", init=Wanda())
     planned = estimate(bundle, method.needs | Stat.INPUT_NORM, 16, 128, "cpu", False, 2048)
     besides = planned.peak - sum(map(bytes_of, bundle.blocks.values()))
     assert live.peak < besides < 4 * live.peak

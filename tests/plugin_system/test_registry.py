@@ -108,7 +108,7 @@ def test_unknown_name_suggests_the_nearest(asked, near):
 
 
 def test_empty_registry_says_so():
-    """Where nothing is registered, the error says that nothing is known."""
+    """With an empty registry, the error says that no name is known."""
     with pytest.raises(UnknownName, match=r"^unknown reporter 'csv'\. Known: none$"):
         Registry("reporter").get("csv")
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.evaluation import losses as evaluate
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_view import DenseView
@@ -32,8 +31,8 @@ def pruned(family: str = "llama", keep: int = 2) -> tuple[Bundle, DenseView]:
     return bundle, DenseView(bundle, weights.copies)
 
 
-def measured(bundle: Bundle, dense: DenseView) -> tuple[dict, dict, Subject]:
-    subject, reference = Subject(bundle, {"toy": TEXT}), DenseSubject({}, model=dense)
+def measured(bundle: Bundle, dense: DenseView, logit_bytes: int | None = None) -> tuple[dict, dict, Subject]:
+    subject, reference = Subject(bundle, {"toy": TEXT}, logit_bytes=logit_bytes), DenseSubject({}, model=dense)
     argument = f"toy@{WINDOW}"
     found = [metric(argument).measure(subject, reference) for metric in (Kl, Top1)]
     return found[0][f"kl:{argument}"], found[1][f"top1:{argument}"], subject
@@ -70,9 +69,8 @@ def test_sizes_of_parts_do_not_matter(batch, part):
     """How many windows are run, and how many tokens compared, at once changes nothing but rounding."""
     whole = measured(*pruned())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "LOGIT_BYTES", batch * 4 * VOCABULARY * WINDOW)
         patch.setattr(plugin, "PART_BYTES", part * 4 * VOCABULARY)
-        parts = measured(*pruned())
+        parts = measured(*pruned(), logit_bytes=batch * 4 * VOCABULARY * WINDOW)
     assert parts[0]["value"] == pytest.approx(whole[0]["value"], rel=1e-5)
     assert parts[1]["value"] == whole[1]["value"]
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nmbench.errors import NumericalFailure
-from nmbench.evaluation import losses as evaluate
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.models.dense_view import DenseView
 from nmbench.models.dense_weights import DenseWeights
@@ -17,13 +16,13 @@ WINDOW = 16
 TEXT = torch.randint(256, (6 * WINDOW + 5,), generator=torch.Generator().manual_seed(1))
 
 
-def measured(change, family="llama"):
+def measured(change, family="llama", logit_bytes=None):
     """Figures of a model whose layers were changed by `change(name, weight)`; the bundle."""
     bundle = TinyModel().load(family)
     weights = DenseWeights(bundle)
     for name, layer in bundle.layers.items():
         layer.write(change(name, layer.read()))
-    subject = Subject(bundle, {"toy": TEXT})
+    subject = Subject(bundle, {"toy": TEXT}, logit_bytes=logit_bytes)
     found = LayerErrors("toy@16").measure(subject, DenseSubject({}, model=DenseView(bundle, weights.copies)))
     return found["layers:toy@16"], found["layers:toy@16 worst"], bundle
 
@@ -67,17 +66,16 @@ def test_one_layer_is_not_blamed_for_another():
 
 
 def test_experts_of_one_parameter_are_left_out():
-    """Fused experts are no modules to listen to; the layers beside them have their errors."""
+    """Fused experts are not modules with inputs to read; the layers beside them have their errors."""
     mean, _, bundle = measured(magnitude, "mixtral")
     assert set(mean["detail"]) == {name for name in bundle.layers if "self_attn" in name} < set(bundle.layers)
     assert mean["n"] == len(mean["detail"])
 
 
-def test_batches_do_not_matter(monkeypatch):
+def test_batches_do_not_matter():
     """How many windows are run at once changes nothing but rounding."""
     whole, _, _ = measured(magnitude)
-    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 2 * 4 * 257 * WINDOW)
-    parts, _, _ = measured(magnitude)
+    parts, _, _ = measured(magnitude, logit_bytes=2 * 4 * 257 * WINDOW)
     assert parts["detail"] == pytest.approx(whole["detail"], rel=1e-6)
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nmbench.results.records import load_results
+from nmbench.results.results import load_results
 from nmbench_plugins.publish.latex import escaped
 
 VOID = {"meta", "img"}

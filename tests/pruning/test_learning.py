@@ -279,6 +279,35 @@ def test_unique_tokens(pool, size, steps):
     assert task.settle().unique_tokens == 8 * len(set(dealt))
 
 
+@quick
+@given(
+    st.lists(st.tuples(st.integers(2, 8), st.integers(1, 9), st.booleans()), min_size=1, max_size=4), st.integers(1, 9)
+)
+def test_unique_tokens_of_several_lengths(asked, steps):
+    """Iterators of several window lengths, alive at once, count every distinct token of the pool once."""
+    task = make(pool=6, length=8)
+    alive = [
+        (length, task.batches(size, task.generator if drawn else None, task.windows(length)))
+        for length, size, drawn in asked
+    ]
+    seen = set()
+    for _ in range(steps):
+        for length, batches in alive:
+            per_window = 8 // length
+            for index in next(batches).chosen.tolist():
+                begin = index // per_window * 8 + index % per_window * length
+                seen |= set(range(begin, begin + length))
+    assert task.settle().unique_tokens == len(seen)
+
+
+def test_unique_tokens_of_other_windows():
+    """Windows that are not the pool's count by themselves."""
+    task = make(pool=6, length=8)
+    next(task.batches(2, windows=task.pool[:2]))
+    next(task.batches(2, windows=task.pool.flip(0)[:2]))
+    assert task.settle().unique_tokens == 32
+
+
 def test_forward_and_backward_tokens():
     """Every token that goes forward counts, and backward only those whose gradient is taken."""
     task, tokens = make(), random_windows(3)

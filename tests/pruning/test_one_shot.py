@@ -10,10 +10,11 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.models.applying import applied, apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.one_shot import applied, apply, prune_one_shot
+from nmbench.pruning.one_shot import Made, prune_one_shot
 from nmbench.runtime.cost import Cost
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -50,24 +51,35 @@ def prune(
     method: Baseline,
     pattern: Pattern = TWO_FOUR,
     family: str = "llama",
-    cost: Cost | None = None,
     init: Baseline | None = None,
+    deferred: bool | None = None,
 ) -> PrunedModel:
     """Prune a tiny model, and see to it that its weights are dense again, whatever happens."""
+    return make(method, pattern, family, init, deferred).pruned
+
+
+def make(
+    method: Baseline,
+    pattern: Pattern = TWO_FOUR,
+    family: str = "llama",
+    init: Baseline | None = None,
+    deferred: bool | None = None,
+) -> Made:
+    """The same with its cost."""
     bundle, dense = load(family)
     patterns = dict.fromkeys(bundle.layers, pattern)
     init = init or start_of(method)
     try:
-        return prune_one_shot(bundle, dense, method, patterns, windows(), "acme", cost or Cost(), init=init)
+        return prune_one_shot(bundle, dense, method, patterns, windows(), "acme", init=init, deferred=deferred)
     finally:
         assert bundle.digest() == dense.digest
         assert not any(module._forward_pre_hooks for module in bundle.model.modules())
 
 
-def prune_here(bundle: Bundle, method: Baseline) -> PrunedModel:
+def prune_here(bundle: Bundle, method: Baseline, deferred: bool | None = None) -> PrunedModel:
     """Prune a bundle of one's own."""
     patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
-    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows(), "acme", Cost())
+    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows(), "acme", deferred=deferred).pruned
 
 
 def broken_embeddings() -> Bundle:
@@ -175,7 +187,7 @@ def test_patterns_by_layer():
     bundle, dense = load()
     choices = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 32)]
     patterns = {name: choices[index % 4] for index, name in enumerate(bundle.layers)}
-    pruned = prune_one_shot(bundle, dense, Wanda(), patterns, windows(), "acme", Cost())
+    pruned = prune_one_shot(bundle, dense, Wanda(), patterns, windows(), "acme").pruned
     for name, mask in pruned.masks.items():
         assert (patterns[name].kept(mask) == patterns[name].keep).all()
 
@@ -203,7 +215,7 @@ def test_only_prunable_layers():
     """Layers left dense by the user get no mask."""
     bundle = TinyModel().load("llama").without(["mlp.*"])
     patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
-    pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows(), "acme", Cost())
+    pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows(), "acme").pruned
     assert list(pruned.masks) == [name for name in load()[0].layers if ".mlp." not in name]
 
 
@@ -212,8 +224,7 @@ def test_cost(method):
     """A walk runs the calibration tokens twice through every block but the last, through which they need not pass on,
     and counts each once as unique; magnitude reads none.
     """
-    cost = Cost()
-    prune(method, cost=cost)
+    cost = make(method).cost
     tokens = 0 if method.needs is Stat.NONE else windows().numel()
     beside = Stat.DRIFT in method.needs  # the dense model runs beside the pruned one
     passes = 4 * 2 + 1 + 1 if method.sequential else 2 + beside  # four turns of both models, and whose turn it is
@@ -233,7 +244,6 @@ def test_progress_ends_at_its_total(method):
         dict.fromkeys(bundle.layers, TWO_FOUR),
         windows(),
         "acme",
-        Cost(),
         lambda done, total: told.append((done, total)),
         start_of(method),
     )
@@ -341,31 +351,28 @@ def test_sequential_statistics():
 
 
 def test_figures_are_averaged_over_layers():
-    """A figure of several layers reaches the notes as the mean over those that gave it."""
+    """A figure of several layers is kept as the mean over those that gave it."""
     given = iter([{"a": 1.0}, {"a": 2.0, "b": 5.0}, *[{}] * 12])
 
     def noted(weight: Tensor, mask: Tensor) -> Pruned:
         return Pruned(mask, figures=next(given))
 
-    assert prune(refiner(noted)).notes == {"a": 1.5, "b": 5.0}
+    assert prune(refiner(noted)).figures == {"a": 1.5, "b": 5.0}
 
 
 @waiting
-def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
+def test_scores_become_masks_whenever_they_are_looked_at(later):
     """Looking at statistics and scores when all is done changes no mask, and nothing is done twice."""
-    at_once = prune(Wanda(), cost=(alone := Cost()))
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: later)
-    pruned = prune(Wanda(), cost=(cost := Cost()))
-    assert same_masks(pruned, at_once)
-    assert cost.forward_tokens == alone.forward_tokens
+    at_once, made = make(Wanda(), deferred=False), make(Wanda(), deferred=later)
+    assert same_masks(made.pruned, at_once.pruned)
+    assert made.cost == at_once.cost
 
 
 # What is refused, and where
 
 
-def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
+def test_broken_statistics_go_before_what_they_lead_to():
     """Where nothing is looked at before the end, inputs that are NaN are named, not the method that falls over them."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
     bundle = broken_embeddings()
 
     def particular(weight: Tensor, stats: LayerStats) -> Tensor:
@@ -375,12 +382,11 @@ def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
 
     for method in (Wanda(), scorer(particular)):
         with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
-            prune_here(bundle, method)
+            prune_here(bundle, method, deferred=True)
 
 
-def test_whatever_falls_over_broken_numbers_does_not_hide_them(monkeypatch):
+def test_whatever_falls_over_broken_numbers_does_not_hide_them():
     """Where nothing is looked at before the end, a block that refuses NaN is not what is told of."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
     bundle = broken_embeddings()
 
     def refuse(module: object, args: tuple[Tensor, ...]) -> None:
@@ -389,24 +395,22 @@ def test_whatever_falls_over_broken_numbers_does_not_hide_them(monkeypatch):
 
     list(bundle.blocks.values())[1].mlp.register_forward_pre_hook(refuse)
     with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
-        prune_here(bundle, Wanda())
+        prune_here(bundle, Wanda(), deferred=True)
 
 
-def test_what_is_broken_once_only_is_not_relied_on(monkeypatch):
+def test_what_is_broken_once_only_is_not_relied_on():
     """A method whose scores are NaN in the first walk and fine in the second has no result."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
     turns = iter([torch.nan])
     with pytest.raises(NumericalFailure, match=r"acme met NaN or infinite .* and did not when it was repeated"):
-        prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)))
+        prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)), deferred=True)
 
 
 @waiting
-def test_scores_elsewhere(later, monkeypatch):
+def test_scores_elsewhere(later):
     """Scores that are not where the layer is are refused with the method, the layer and both places."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: later)
     wrong = in_bad_layer(torch.abs, lambda weight: weight.to("meta"))
     with pytest.raises(NMBenchError, match=rf"acme failed in {BAD}: it returned scores on meta, the layer is on cpu"):
-        prune(scorer(wrong))
+        prune(scorer(wrong), deferred=later)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -421,9 +425,8 @@ def test_wanda_on_a_gpu():
         prune_here(broken, Wanda())
 
 
-def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(monkeypatch):
+def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame():
     """Any other failure is told as it comes."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
     calls = []
 
     def fails(weight: Tensor, stats: LayerStats) -> Tensor:
@@ -431,7 +434,7 @@ def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(mo
         raise ValueError("no")
 
     with pytest.raises(NMBenchError, match=r"acme failed in .*q_proj: ValueError: no"):
-        prune(scorer(fails))
+        prune(scorer(fails), deferred=True)
     assert len(calls) == 1
 
 
@@ -439,15 +442,14 @@ def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(mo
     ("needs", "later"), [(Stat.NONE, False), (Stat.INPUT_NORM, False), (Stat.INPUT_NORM, True)], ids=str
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_scores_that_are_not_numbers(needs, value, later, monkeypatch):
+def test_scores_that_are_not_numbers(needs, value, later):
     """A NaN or infinite score is a numerical failure of that method in that layer, whenever it is looked at."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: later)
 
     def broken(weight: Tensor) -> Tensor:
         return weight.abs().index_fill(0, torch.tensor([3]), value)
 
     with pytest.raises(NumericalFailure, match=rf"acme failed in {BAD}: score at \(3, 0\) is"):
-        prune(scorer(in_bad_layer(torch.abs, broken), needs))
+        prune(scorer(in_bad_layer(torch.abs, broken), needs), deferred=later)
 
 
 @both_needs
@@ -557,12 +559,12 @@ def test_applied_in_the_dtype_of_the_model():
 
 
 def test_notes_are_collected_by_layer():
-    """A note on a layer reaches the model's notes under the layer's name; empty ones do not."""
+    """A note on a layer is kept under the layer's name; empty ones do not."""
 
     def noted(weight: Tensor) -> Pruned:
         return Pruned(good(weight).mask, note="damping raised")
 
-    assert prune(solver(in_bad_layer(good, noted))).notes == {BAD: "damping raised"}
+    assert prune(solver(in_bad_layer(good, noted))).layer_notes == {BAD: "damping raised"}
 
 
 def test_magnitude_equals_its_definition():

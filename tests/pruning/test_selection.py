@@ -48,6 +48,13 @@ def test_the_best_is_kept_and_returned_if_confirmed(looks, rise):
         assert selection.confirmation.nats == pytest.approx(rise)
 
 
+def test_no_look_before_the_start():
+    """Masks have nothing to be compared with before the losses of the initial masks are known."""
+    selection = Selection(make(selection=cycles(16)), MASKS[0], 0.01)
+    with pytest.raises(NMBenchError, match=r"acme calls Selection\.look before Selection\.start; measure the start"):
+        selection.look(1, MASKS[1], torch.zeros(8))
+
+
 @pytest.mark.parametrize("count", [4, 5, 16])
 def test_the_halves_have_no_window_in_common(count):
     """Every selection window is in one half, each of which has two or more."""

@@ -17,7 +17,8 @@ from nmbench.pattern import Pattern
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import merged, same
 from nmbench.results.files import write_atomic
-from nmbench.results.records import Results, load_results, newest
+from nmbench.results.records import newest
+from nmbench.results.results import Results, load_results
 from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml
 from nmbench.testing.strategies import patterns
 
@@ -48,6 +49,7 @@ values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, 
 def records(draw):
     """A record of some job, with content of any kind."""
     return {
+        "format": 2,
         "label": draw(st.sampled_from(["dense", "wanda", "acme"])),
         "pattern": draw(st.sampled_from([None, "2:4", "1:4"])),
         "seed": draw(st.sampled_from([None, 0, 1])),
@@ -58,7 +60,15 @@ def records(draw):
 
 
 def record(label="wanda", seed=0, **others):
-    return {"label": label, "pattern": "2:4", "seed": seed, "job_digest": f"{label}{seed}", "status": "ok", **others}
+    return {
+        "format": 2,
+        "label": label,
+        "pattern": "2:4",
+        "seed": seed,
+        "job_digest": f"{label}{seed}",
+        "status": "ok",
+        **others,
+    }
 
 
 def spec_of(*labels, **others):
@@ -230,7 +240,7 @@ def test_spec_file_is_the_spec(folder, pattern, seeds, options):
     spec = dataclasses.replace(spec, methods=(MethodSpec("new", "acme", options), *spec.methods))
     folder.adopt(spec, MANIFEST)
     found = RunSpec.from_dict(read_toml(path))
-    assert found == spec
+    assert found.resolved(Defaults()) == spec
     assert (found.digest, found.protocol_digest) == (spec.digest, spec.protocol_digest)
     assert f"nmbench run --config {path} --out {folder.path}" in path.read_text().splitlines()[0]
 
@@ -397,7 +407,7 @@ def test_adopting_repairs(directory):
 
 HOLDER = """
 import sys, pathlib
-from nmbench.results import RunDirectory
+from nmbench.results.directory import RunDirectory
 with RunDirectory(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench.experiment.jobs import Contender, Job
+from nmbench.experiment.jobs import Job
+from nmbench.experiment.plan import Contender
 from nmbench.methods import Scorer
 from nmbench.results.files import write_tensors
-from nmbench.results.records import Results
+from nmbench.results.results import Results
 from nmbench.results.table import chain, file_name, means, render, row
+from nmbench.spec import DENSE
 from nmbench.testing.strategies import patterns
 
 quick = settings(max_examples=25, deadline=None)
@@ -26,6 +28,13 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
     """The record of a job that ended well."""
     dense = label == "dense"
     return {
+        "format": 2,
+        "started_from": f"{label}@init",
+        "notes": {},
+        "layer_notes": {},
+        "figures": {},
+        "experts": {},
+        "copied_from": None,
         "label": label,
         "pattern": None if dense else pattern,
         "seed": None if dense else seed,
@@ -46,8 +55,8 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
 
 
 def failed(label, error="no such luck", seed=0):
-    kept = ("label", "pattern", "seed", "job_digest", "protocol_digest", "coverage")
-    content = {name: value for name, value in record(label, 0.0, seed=seed).items() if name in kept}
+    figures = ("proof", "weights_changed", "against_dense", "seconds", "peak_bytes", "cost")
+    content = {name: value for name, value in record(label, 0.0, seed=seed).items() if name not in figures}
     return {**content, "status": "failed", "strict": None, "metrics": {}, "error": error, "traceback": "errors/x.txt"}
 
 
@@ -341,13 +350,15 @@ def test_table_finds_the_files_of_jobs(pattern, seed, label):
     """The file name taken from a record is the one the job gave its files."""
     job = Job(Contender(label, "magnitude", Scorer(), {}), pattern, seed, "digest", "work")
     assert file_name(record(label, 1.0, str(pattern), seed)) == job.name
-    assert file_name(record("dense", 1.0)) == Job(None, None, None, "digest", "work").name
+    assert file_name(record("dense", 1.0)) == DENSE
 
 
 def test_experts_with_too_few_tokens_are_printed(tmp_path):
     """What the notes say of fallbacks is printed with the table; rows without say nothing."""
-    notes = {"experts_never_reached": ["a[1]", "b[1]"], "experts_under_calibrated": {"a[0]": 7, "a[2]": 3}}
-    text = render(results(tmp_path, (record("dense", 30.0), HARD), (record("wanda", 40.0, notes=notes), HARD + 0.1)))
+    experts = {"never_reached": ["a[1]", "b[1]"], "under_calibrated": {"a[0]": 7, "a[2]": 3}}
+    text = render(
+        results(tmp_path, (record("dense", 30.0), HARD), (record("wanda", 40.0, experts=experts), HARD + 0.1))
+    )
     (line,) = [line for line in text.splitlines() if line.startswith("NOTE")]
     assert line == (
         "NOTE wanda 2:4 seed 0: no token was routed to 2 weights of experts, as a[1]: pruned by the statistics of all "

@@ -1,4 +1,4 @@
-"""transformers models: of the hub (`hf:ORG/NAME`, `hf:ORG/NAME@REVISION`), of a folder, or of a GGUF file."""
+"""Model sources for transformers models: the hub (`hf:ORG/NAME`, `hf:ORG/NAME@REVISION`), a folder, a GGUF file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 import nmbench
 from nmbench_plugins.huggingface.quantised import (
-    ask_for_numbers,
     check_stored,
+    dequantised_model,
     kind_of,
     quantisation,
     refuse,
-    with_numbers,
+    request_dequantised,
 )
 
 WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.1) is not a usable default
@@ -25,7 +25,7 @@ DIGIT_BY_DIGIT = ("codeshell", "command-r", "refact", "smollm", "starcoder")  # 
 
 @dataclass(frozen=True)
 class HubModel(nmbench.ModelSource):
-    """A model of the Hugging Face hub; the commit that was loaded goes into the manifest."""
+    """A model of the Hugging Face hub; the manifest records the commit that was loaded."""
 
     def load(self, ref: str) -> nmbench.Bundle:
         name, _, revision = ref.partition("@")
@@ -36,7 +36,7 @@ class HubModel(nmbench.ModelSource):
 
 @dataclass(frozen=True)
 class Folder(nmbench.ModelSource):
-    """A folder written by `save_pretrained`; also taken when `--model` is just a path."""
+    """A folder written by `save_pretrained`; `--model` with a path and no prefix means this source."""
 
     def load(self, ref: str) -> nmbench.Bundle:
         folder = Path(ref)
@@ -66,7 +66,7 @@ class Gguf(nmbench.ModelSource):
 
 
 def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
-    """Load model and tokenizer with transformers. Raises `NMBenchError` with what transformers says, on one line."""
+    """Load model and tokenizer with transformers. Raises `NMBenchError` with the error of transformers on one line."""
     from transformers import AutoTokenizer
 
     trust = {"trust_remote_code": source.trust_remote_code}
@@ -83,9 +83,9 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
 def load(
     ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any], trust: Mapping[str, bool]
 ) -> tuple[Any, dict[str, Any]]:
-    """A model whose weights are all there and plain numbers, and what is known of a quantisation that was undone.
+    """Return a model whose weights are complete and plain numbers, and the configuration of an undone quantisation.
 
-    Raises `NMBenchError` for weights that are missing, and for quantised ones unless the user wants them dequantised.
+    Raises `NMBenchError` for missing weights, and for quantised weights unless the source has `dequantise`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -97,7 +97,7 @@ def load(
         if about and not source.dequantise:
             refuse(about, ref)
         if about:
-            ask_for_numbers(config, about)
+            request_dequantised(config, about)
             options["config"] = config
     model, report = AutoModelForCausalLM.from_pretrained(name, **options)
     if missing := sorted(report["missing_keys"]):
@@ -105,13 +105,13 @@ def load(
             f"model {ref} has no weights for {missing[0]} ({len(missing)} missing); transformers would make them up."
         )
     if "gguf_file" not in where:
-        model = with_numbers(model, about, ref)
+        model = dequantised_model(model, about, ref)
         check_stored(model, weight_files(name, where), report["unexpected_keys"], about, ref)
     return model, about
 
 
 def weight_files(name: str, where: Mapping[str, Any]) -> list[Path]:
-    """The safetensors files of a model that has been loaded."""
+    """Return the safetensors files of a model that has been loaded."""
     from transformers.utils import cached_file
 
     config = cached_file(name, "config.json", **where)
@@ -119,7 +119,7 @@ def weight_files(name: str, where: Mapping[str, Any]) -> list[Path]:
 
 
 def split_digits(tokenizer: Any, file: Path) -> None:
-    """Give back the rule that numbers are split into digits, which transformers drops when it reads a GGUF file."""
+    """Restore the tokenizer's rule that splits numbers into digits, which transformers drops from a GGUF file."""
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
@@ -131,14 +131,14 @@ def split_digits(tokenizer: Any, file: Path) -> None:
 
 
 def chosen_dtype(name: str | None) -> torch.dtype:
-    """The dtype asked for; else bfloat16 on a GPU and float32 on a CPU, where bfloat16 is slow."""
+    """Return the named dtype; without a name bfloat16 on a GPU, and float32 on a CPU, where bfloat16 is slow."""
     if name:
         return getattr(torch, name)
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def defaults_of(model: Any) -> nmbench.Defaults:
-    """Windows of 2048 tokens, or the model's whole context if that is shorter."""
+    """Return defaults with windows of 2048 tokens, or of the model's whole context if that context is shorter."""
     context = getattr(model.config, "max_position_embeddings", WINDOW) or WINDOW
     window = min(WINDOW, context)
     return nmbench.Defaults(
@@ -151,7 +151,7 @@ def defaults_of(model: Any) -> nmbench.Defaults:
 
 
 def provenance_of(model: Any, where: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """What was loaded: architecture, hub commit, and what its weights were dequantised from."""
+    """Return the origin of a model for the record: architecture, hub commit, and the quantisation that was undone."""
     commit = getattr(model.config, "_commit_hash", None)
     origin = where.get("gguf_file") or (kind_of(about) if about else None)
     quantised = {"dequantised_from": origin} if origin else {}
@@ -159,7 +159,7 @@ def provenance_of(model: Any, where: Mapping[str, Any], about: Mapping[str, Any]
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what an exception says, shortened."""
+    """Return the text of an exception on one line of at most 300 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:297]}..."
 

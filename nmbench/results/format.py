@@ -1,0 +1,152 @@
+"""The format of a record: one line of `records.jsonl`, one row of the table.
+
+| format | what changed |
+|---|---|
+| 1 | the first; lines without the field `format` |
+| 2 | `notes` hold what the method itself says; beside them `layer_notes`, `figures`, `experts` and `copied_from` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
+
+from nmbench.errors import NMBenchError
+from nmbench.sources import ValueRecord
+from nmbench.verification.strict import Proof
+
+FORMAT = 2
+
+
+class Interval(TypedDict):
+    """A paired difference of losses in nats per token: mean, 95 % bootstrap interval, number of windows."""
+
+    mean: float
+    low: float
+    high: float
+    windows: int
+
+
+class Seconds(TypedDict):
+    """Wall-clock seconds."""
+
+    prune: float | None
+    evaluate: float | None
+    total: float | None
+
+
+class PeakBytes(TypedDict):
+    """Peak memory: resident on the host, allocated by torch on the device."""
+
+    host: int | None
+    device: int | None
+
+
+class CostRecord(TypedDict):
+    """Tokens read and computed (`nmbench.runtime.Cost`); None in a failed row."""
+
+    forward_tokens: int | None
+    backward_tokens: int | None
+    unique_tokens: int | None
+    selection_tokens: int | None
+
+
+class Coverage(TypedDict):
+    """How much of the decoder is pruned."""
+
+    layers: int
+    weights: int
+    share_of_decoder: float
+
+
+class Identity(TypedDict):
+    """The part of a record that is known before the job is done."""
+
+    format: int
+    label: str
+    method: str | None
+    options: dict[str, Any]
+    content: dict[str, str]
+    started_from: str | None
+    pattern: str | None
+    pattern_for: dict[str, str]
+    seed: int | None
+    model: str
+    coverage: Coverage | None
+    calibration: str | None
+    calibration_digest: str | None
+    pool_digest: str | None
+    job_digest: str
+    spec_digest: str
+    protocol_digest: str
+    environment: dict[str, Any]
+
+
+class Said(TypedDict):
+    """What a record says of the work, besides figures.
+
+    `notes`: JSON values as the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
+    `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
+    the label of the row that did the same work.
+    """
+
+    notes: dict[str, Any]
+    layer_notes: dict[str, str]
+    figures: dict[str, float]
+    experts: dict[str, Any]
+    copied_from: str | None
+
+
+class Figures(Said):
+    """The part of a record that the job makes."""
+
+    status: str
+    strict: bool | None
+    proof: Proof | None
+    measured_digest: str | None
+    weights_changed: bool | None
+    metrics: dict[str, ValueRecord]
+    against_dense: dict[str, Interval]
+    seconds: Seconds
+    peak_bytes: PeakBytes
+    cost: CostRecord
+
+
+class Record(Identity, Figures, total=False):
+    """One row of a run.
+
+    A failed row has `error`, one line, and `traceback`, the file that holds it, relative to the run directory. Where
+    several run directories were read together, `directory` is the row's.
+    """
+
+    error: str
+    traceback: str
+    directory: str
+
+
+def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
+    """A record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later one."""
+    made_in = line.get("format", 1)
+    if made_in == FORMAT:
+        return cast(Record, dict(line))
+    if made_in != 1:
+        raise NMBenchError(
+            f"{where} has format {made_in!r}; this nmbench reads formats 1 to {FORMAT}: install a newer one."
+        )
+    notes = dict(line.get("notes", {}))
+    copied_from = notes.pop("same_as", None)
+    experts = {
+        name.removeprefix("experts_"): notes.pop(name)
+        for name in ("experts_never_reached", "experts_under_calibrated")
+        if name in notes
+    }
+    added = {
+        "format": FORMAT,
+        "notes": notes,
+        "layer_notes": {},
+        "figures": {},
+        "experts": experts,
+        "copied_from": copied_from,
+        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records did not say it
+    }
+    return cast(Record, {**line, **added})
