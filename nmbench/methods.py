@@ -12,7 +12,7 @@ The canonical view of a weight is `[out, in]` with groups along `in`, however th
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,7 +76,9 @@ class PrunedModel:
 
     `notes`: JSON values of the method's choice. `layer_notes`: layer -> note. `figures`: name -> mean over layers.
     `experts`: under `never_reached`, the names of fused experts without routed calibration tokens; under
-    `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs.
+    `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs. `origin`: the record of the row
+    that imported masks come from, whose cost is theirs; without it the cost of imported masks is unknown. `curve`: the
+    figures that a learner reported, by `step`.
     """
 
     layers: Mapping[str, Pruned]
@@ -84,6 +86,8 @@ class PrunedModel:
     layer_notes: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
     experts: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None
+    curve: Sequence[Mapping[str, float | None]] = ()
 
     @property
     def masks(self) -> dict[str, Tensor]:

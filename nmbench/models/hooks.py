@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states among what a block returns; transformers 5 returns the tensor itself."""
+    """Return the hidden states from the output of a block; in transformers 5 the output is the tensor itself."""
     return output[0] if isinstance(output, tuple) else output
 
 
