@@ -158,10 +158,7 @@ class Scorer(Baseline):
     work_method: ClassVar[str] = "score"
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
-        """Return finite scores of the shape of `weight` `[out, in]`; larger = keep.
-
-        If `needs` is `INPUT_NORM` alone, norms may be NaN on a GPU; the host discards the mask in that case.
-        """
+        """Return finite scores of the shape of `weight` `[out, in]`; larger = keep."""
         raise NotImplementedError
 
 
