@@ -29,8 +29,8 @@ class Commands(click.Group):
     """A group that turns errors into one line and an exit status.
 
     `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130. Output that cannot be written, as on a
-    full disk, is one line and exit status 1 too; a reader that closed the pipe, as `head` does, gets no message (click's
-    own rule).
+    full disk, is one line and exit status 1 too; a reader that closed the pipe, as `head` does, gets no message, by
+    click's own rule.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
