@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, UnknownName
 from nmbench.pattern import Pattern
-from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml, with_settings
+from nmbench.plain_data import read_toml
+from nmbench.spec import Defaults, MethodSpec, RunSpec, with_settings
 
 if sys.version_info >= (3, 11):
     import tomllib

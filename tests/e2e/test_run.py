@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.results.files import load_masks, read_tensors
-from nmbench.spec import RunSpec, read_toml
+from nmbench.spec import RunSpec
 
 METHODS = ["--method", "magnitude", "--method", "wanda", "--method", "sparsegpt"]
 LABELS = ["dense", "maskpro@init", "maskpro", "magnitude", "wanda", "sparsegpt"]
