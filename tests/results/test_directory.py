@@ -444,11 +444,13 @@ def test_load_results_joins_directories(tmp_path):
     """Rows of several directories stand one after another, each directory's own newest ones."""
     for name in ("a", "b"):
         with RunDirectory(tmp_path / name) as directory:
-            directory.append(record(seconds=1))
-            directory.append(record(seconds=2, at=name))
+            directory.append(record(seconds={"prune": 1}))
+            directory.append(record(seconds={"prune": 2}, at=name))
     results = load_results(str(tmp_path / "a"), tmp_path / "b")
-    assert results.records == [record(seconds=2, at=name, directory=str(tmp_path / name)) for name in ("a", "b")]
-    assert load_results(tmp_path / "a").records == [record(seconds=2, at="a")]
+    assert results.records == [
+        record(seconds={"prune": 2}, at=name, directory=str(tmp_path / name)) for name in ("a", "b")
+    ]
+    assert load_results(tmp_path / "a").records == [record(seconds={"prune": 2}, at="a")]
     assert results.directories == [tmp_path / "a", tmp_path / "b"]
 
 
