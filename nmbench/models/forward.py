@@ -22,7 +22,9 @@ def takes_use_cache(model: nn.Module) -> bool:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits `[windows, window_tokens, vocabulary]` among what a model returns; the first of a tuple."""
+    """The logits `[windows, window_tokens, vocabulary]` among the values that a model returns; the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
     return output[0] if isinstance(output, tuple) else output.logits
 
 
@@ -32,7 +34,7 @@ def uncached(model: nn.Module) -> Iterator[None]:
 
     Some models prefer their configuration to the argument `use_cache`.
     """
-    found = (getattr(module, "config", None) for module in model.modules())
+    found: Iterator[Any] = (getattr(module, "config", None) for module in model.modules())
     configs = {id(config): config for config in found if getattr(config, "use_cache", False) is True}
     for config in configs.values():
         config.use_cache = False
