@@ -1,8 +1,8 @@
-"""Which weights of which architectures can be pruned, found by the code itself on small random models.
+"""The prunable weights of many architectures, discovered by nmbench on small random models.
 
 Prints a table, architecture x (layers found, pruned strictly 2:4 by Wanda on a few random windows, share of the
-decoder, what stays dense and why), and writes results/architectures.json. The first models are those of `tiny:`; the
-others show what becomes of architectures that nobody prepared for.
+decoder, weights that stay dense and the reason), and writes results/architectures.json. The first models are those of
+`tiny:`; nmbench was not prepared for the other architectures.
 
     python benchmarks/architectures.py
 """
@@ -19,11 +19,11 @@ import torch
 import transformers
 
 from nmbench.errors import NMBenchError
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.one_shot import apply, prune_one_shot
-from nmbench.runtime.cost import Cost
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.verification.strict import check_strict
 from nmbench_plugins.tiny import COMMON, FAMILIES, LLAMA
 from nmbench_plugins.wanda import Wanda
@@ -100,7 +100,7 @@ def models() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def row(name: str, config: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What becomes of one architecture."""
+    """The line of one architecture in the table."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**{**COMMON, **settings}))
     bundle = Bundle.of(name, model, None)
@@ -109,7 +109,7 @@ def row(name: str, config: str, settings: dict[str, Any]) -> dict[str, Any]:
     fused = sum(layer.fused for layer in bundle.layers.values())
     found = f"{len(bundle.layers)}" + (f", {fused} of experts" if fused else "")
     try:
-        pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows, name, Cost())
+        pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows, name).pruned
         apply(bundle, pruned)
         check_strict({n: layer.read() for n, layer in bundle.layers.items()}, pruned.masks, patterns, name)
     except NMBenchError as error:
@@ -125,7 +125,7 @@ def row(name: str, config: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def reasons(bundle: Bundle) -> Counter[str]:
-    """How many matrices stay dense, by the reason given, without their shapes."""
+    """The number of matrices that stay dense, by reason, without their shapes."""
     return Counter(reason.rpartition(" (")[0] for reason in bundle.skipped.values())
 
 

@@ -2,7 +2,7 @@
 
     python demo_quality.py --out RUN_DIRECTORY --json results/demo_quality.json
 
-Half an hour on two CPU cores; killed, it goes on where it was. Prints the table, the rankings with their paired
+Takes half an hour on two CPU cores; the same command resumes a killed run. Prints the table, the rankings with paired
 intervals, and writes the figures with device and versions to the JSON file.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """What is worth keeping: every row's figures once, and what they depend on."""
+    """The content of the JSON file: the figures of every row, and the settings and versions they depend on."""
     first = results.records[0]
     rows = [{name: record[name] for name in FIGURES if name in record} for record in results.records]
     for row in rows:

@@ -1,12 +1,12 @@
-"""What mask learners add to the masks they start from, and what that costs: a table and a plot of finished runs.
+"""The gain and the cost of mask learners over the masks they start from: a table and a plot of finished runs.
 
     nmbench run --plugin straight_through.py --method swaps-judged --method maskpro --method straight-through --out RUN
     python learners.py RUN --json results/learners.json --plot results/learners.png
 
-Every learner is compared with the row of its initial mask in the same run: nats gained on the test text, tokens that
-went forward and backward, seconds, peak device memory. In the plot a line leads from the initial mask, at the tokens
-that it took, to the learnt one, at the tokens of both. Rows of several runs, say one for each seed, are put together
-if their protocols are equal.
+Every learner is compared with the row of its initial mask in the same run: nats gained on the test text, forward and
+backward tokens, seconds, peak device memory. In the plot a line leads from the initial mask, at its forward tokens, to
+the learnt mask, at the forward tokens of both. Rows of several runs, say one for each seed, are joined if their
+protocols are equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nmbench.results.records import newest, read_records, start_label
+from nmbench.results.records import newest, read_records
 
 DEVICE = ("device_name", "torch", "transformers", "dtype", "eval_dtype", "nmbench")
 
@@ -81,7 +81,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
-    """The gains of all learners of one run that are done."""
+    """The gains of all finished learners of one run."""
     done = [record for record in records if record["status"] == "ok"]
     dense = math.log(value(next(record for record in done if record["label"] == "dense")))
     rows = {key(record): record for record in done}
@@ -114,18 +114,18 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
 
 
 def start_of(row: dict[str, Any], rows: Rows) -> dict[str, Any] | None:
-    return rows.get((start_label(row), *key(row)[1:]))
+    return rows.get((row["started_from"], *key(row)[1:]))
 
 
 def own(row: dict[str, Any], init: dict[str, Any] | None, part: str, name: str) -> Any:
-    """A figure of a row without that of its start, which is in it where the start is a learner's row."""
+    """A figure of a row less that of its start, which the figure includes only if the start is a learner's row."""
     if init is None or init["label"].endswith("@init"):
         return row[part][name]
     return row[part][name] - init[part][name]
 
 
 def tokens_until(row: dict[str, Any], rows: Rows) -> int:
-    """Forward tokens of a row and of all that it starts from."""
+    """Forward tokens of a row and of all rows that it starts from."""
     init = start_of(row, rows)
     return int(own(row, init, "cost", "forward_tokens")) + (tokens_until(init, rows) if init else 0)
 
@@ -135,12 +135,12 @@ def key(record: dict[str, Any]) -> tuple[str, str, int]:
 
 
 def value(record: dict[str, Any]) -> float:
-    """The first metric, a perplexity."""
+    """The value of the first metric, a perplexity."""
     return float(next(iter(record["metrics"].values()))["value"])
 
 
 def table(gains: Sequence[Gain]) -> str:
-    """The gains as Markdown."""
+    """The gains as a Markdown table."""
     lines = ["| learner | from | pattern | seed | perplexity | nats gained | forward tokens | backward | seconds |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for gain in gains:
@@ -154,7 +154,7 @@ def table(gains: Sequence[Gain]) -> str:
 
 
 def summary(records: Sequence[dict[str, Any]], gains: Sequence[Gain]) -> dict[str, Any]:
-    """The gains, with all options and the course of learning, and what they depend on."""
+    """The gains with all options and learning curves, and the environment they depend on."""
     about = [record["environment"] for record in records]
     rows = [{name: record.get(name) for name in FIGURES} for record in records]
     return {

@@ -1,10 +1,10 @@
-"""What a step of MaskPro costs on a CPU besides the model: nmbench against the plain sequence of torch calls, at 2:4.
+"""The time of a MaskPro step on a CPU without the model: nmbench against the plain sequence of torch calls, at 2:4.
 
     python maskpro_cpu.py --json results/maskpro_cpu.json
 
 Both draw a mask, mask the weights, compute the gradient of its log probability and update the logits, on one matrix of
 float32 weights. The plain sequence is softmax, `torch.multinomial` without replacement, scatter, product; softmax, the
-closed form of the gradient, update. They take turns in one process; the table shows medians.
+closed form of the gradient, update. Both are timed alternately in one process; the table shows medians.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nmbench import Bundle, LearnTask, Pattern
 from nmbench.experiment.environment import cpu_name
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.results.files import MemoryCheckpoints
-from nmbench_plugins.maskpro.logits import Logits
+from nmbench_plugins.maskpro.engines.logits import Logits
 
 PATTERN = Pattern(2, 4)
 SCALE = 1e-3  # of the update
@@ -53,7 +53,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(weights: int, repeats: int) -> dict[str, Any]:
-    """Medians of both, in turns."""
+    """Median times of both, measured alternately."""
     task = task_of(weights)
     plain = Plain(task)
     with task.live_weights() as live:
@@ -92,7 +92,7 @@ def warm(part: Callable[[], None]) -> list[float]:
 
 
 def task_of(weights: int) -> LearnTask:
-    """A model of one matrix, to learn the mask of."""
+    """A learning task on a model of one matrix."""
     model = nn.Module()
     model.blocks = nn.ModuleList([nn.Linear(1024, weights // 1024, bias=False)])
     bundle = Bundle.of("one matrix", model, None)
@@ -103,7 +103,7 @@ def task_of(weights: int) -> LearnTask:
 
 
 class Plain:
-    """The plain sequence, as the published code does it, with its gradient for two kept weights."""
+    """The plain sequence of the published code, with its gradient for two kept weights."""
 
     def __init__(self, task: LearnTask) -> None:
         (self.weight,) = task.dense.values()
@@ -120,7 +120,7 @@ class Plain:
         self.logits.add_(self.gradient(chosen, mask), alpha=SCALE)
 
     def gradient(self, chosen: Tensor, mask: Tensor) -> Tensor:
-        """Of log P = log p_a + log p_b + log(1 / q_a + 1 / q_b) with q = 1 - p."""
+        """The gradient of log P = log p_a + log p_b + log(1 / q_a + 1 / q_b) with q = 1 - p."""
         probability = self.logits.softmax(-1)
         p = probability.gather(1, chosen)  # [groups, 2]
         q = 1 - p

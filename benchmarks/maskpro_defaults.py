@@ -1,10 +1,10 @@
-"""How MaskPro's default options were chosen: a grid on the demo, judged on the selection plays; the test stays shut.
+"""The choice of MaskPro's default options: a grid on the demo, judged on the selection plays; no test play is read.
 
     python maskpro_defaults.py --processes 8 --json results/maskpro_defaults.json
 
 Every setting starts from the same initial masks and learns from windows of the calibration plays, some of which are
-held back for it to choose by; the figure is the paired difference of mean losses to its initial mask, in nats, with its
-standard error. One line per setting is printed when it is done. About two hours on two CPU cores; the figures in
+its selection windows. The figure is the paired difference of mean losses to the initial mask, in nats, with its
+standard error. One line is printed per finished setting. Takes about two hours on two CPU cores; the figures in
 results/maskpro_defaults_h200.json took five minutes on one GPU.
 """
 
@@ -22,12 +22,12 @@ import torch
 
 from nmbench import MethodSpec, Pattern, Pruned, PrunedModel, RunSpec, load_plugins
 from nmbench.evaluation.subject import Subject
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import Experiment, prepare
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import Experiment, prepared
+from nmbench.models.applying import apply
 from nmbench.pruning.learning import LearnTask
-from nmbench.pruning.one_shot import apply, prune_one_shot
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.results.files import MemoryCheckpoints
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.demo import DemoPlays
 from nmbench_plugins.maskpro import MaskPro
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def write_texts(folder: Path) -> Path:
-    """The calibration plays to learn from, the selection plays to judge by, as files of their own."""
+    """Write the calibration plays for learning and the selection plays for judging to files."""
     plays = DemoPlays()
     lines = [json.dumps({"text": text}) for text in plays.texts("calibration")]
     (folder / "learn.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -87,9 +87,7 @@ def start(folder: Path, device: str) -> None:
     text = f"text:{folder}/judge.txt"
     method = MethodSpec("maskpro", "maskpro")
     spec = RunSpec((method,), calibration=f"jsonl:{folder}/learn.jsonl", metrics=(f"ppl:{text}@256",), device=device)
-    plugins = load_plugins()
-    bundle = load_model(spec, plugins)
-    experiment = prepare(spec.resolved(bundle.defaults), plugins, bundle)
+    experiment = prepared(checked(spec, load_plugins()))
     starts = {}
 
 
@@ -99,7 +97,7 @@ starts: dict[tuple[str, str], tuple[dict[str, torch.Tensor], torch.Tensor]]
 
 
 def measure(setting: dict[str, Any]) -> dict[str, Any]:
-    """Learn with one setting; what it gained over its initial mask."""
+    """Learn with one setting and return its gain over the initial mask."""
     pattern = Pattern.parse(setting.get("pattern", "2:4"))
     method = MaskPro(**{name: value for name, value in setting.items() if name != "pattern"})
     initial, before = initial_of(method.init, pattern)
@@ -125,12 +123,12 @@ def measure(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def initial_of(init: str, pattern: Pattern) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The masks of a one-shot method and their losses, made once."""
+    """The masks of a one-shot method and their losses, computed once per pattern."""
     if (init, str(pattern)) not in starts:
         method = experiment.plugins.registries.methods.get(init)()
         patterns = dict.fromkeys(experiment.bundle.layers, pattern)
         windows = experiment.pools[0].calibration[: experiment.spec.windows]
-        pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, init, Cost())
+        pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, init).pruned
         starts[init, str(pattern)] = (pruned.masks, losses_of(pruned.masks))
     return starts[init, str(pattern)]
 

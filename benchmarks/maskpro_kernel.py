@@ -1,11 +1,11 @@
-"""How fast the fused MaskPro step is: against plain torch calls, against torch.compile, and against copying memory.
+"""The speed of the fused MaskPro step against plain torch calls, against torch.compile, and against copying memory.
 
     python maskpro_kernel.py --json results/maskpro_kernel_h100.json
 
-One layer of 32768 x 8192 weights by default. First every program is compared with its twin in plain torch (float64
-gradients), then everything is timed in this process by CUDA events, the median of 20 runs after warming up. Bytes are
-those that must move: logits read and written, weights read, masked weights written. Less than 80 s on an H100. With
-`--device cpu` the twin takes the place of the programs, on a tiny layer: a test of this file, not of speed.
+One layer of 32768 x 8192 weights by default. First every program is compared with its reference in plain torch (float64
+gradients), then all are timed in this process by CUDA events, the median of 20 runs after warm-up. Bytes are those that
+must move: logits read and written, weights read, masked weights written. Takes less than 80 s on an H100. With
+`--device cpu` the reference replaces the programs, on a tiny layer: a test of this file, not of speed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench_plugins.maskpro import kernels, twin
+from nmbench_plugins.maskpro.kernels import launch as kernels
+from nmbench_plugins.maskpro.kernels import reference as plain_kernels
 
 SEED = 2**40 + 7
 SCALE = 1e-3  # of the updates: logits stay what they are
@@ -45,7 +46,7 @@ LAUNCHES = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One call of the launchers."""
+    """The arguments of one call of the launchers."""
 
     name: str
     keep: int = 2
@@ -57,7 +58,7 @@ class Variant:
 
     @property
     def bytes_per_weight(self) -> int:
-        """What a perfect cache would move."""
+        """Bytes per weight that a perfect cache would move."""
         drawn = 2 * self.weight.itemsize if self.draw else 0
         return self.logits.itemsize * (1 + self.update) + drawn
 
@@ -138,7 +139,7 @@ def report(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(variant: Variant, shape: tuple[int, int] = (256, 8192)) -> dict[str, Any]:
-    """Two steps of a program and of its twin; masks may differ where rounding decides a draw."""
+    """Compare two steps of a program and of its reference; masks may differ where rounding decides a draw."""
     generator = torch.Generator().manual_seed(0)
     logits, weight, out, scale = tensors(variant, shape, torch.device("cpu"), generator)
     scale = torch.rand(scale.shape, generator=generator)
@@ -165,14 +166,14 @@ def check(variant: Variant, shape: tuple[int, int] = (256, 8192)) -> dict[str, A
 
 
 def check_greedy() -> dict[str, Any]:
-    """Largest logits, among many ties."""
+    """Compare the masks of the largest logits, among many ties."""
     logits = torch.randint(0, 5, (256, 8192), generator=torch.Generator().manual_seed(0)).float()
     weight = torch.randn(logits.shape).bfloat16()
     wrong = 0
     for keep, group in sorted(kernels.FUSED):
         expected = torch.empty_like(weight)
         out = torch.full_like(weight, float("nan")).cuda()
-        twin.greedy_reference(logits, weight, expected, keep, group)
+        plain_kernels.greedy(logits, weight, expected, keep, group)
         kernels.greedy(logits.cuda(), weight.cuda(), out, keep, group)
         wrong += int((out.cpu() != expected).sum())
     assert not wrong, wrong
@@ -180,7 +181,7 @@ def check_greedy() -> dict[str, Any]:
 
 
 def check_graph() -> dict[str, Any]:
-    """A captured step replays with the step number that lies on the device."""
+    """Check that a captured step replays with the step number on the device."""
     generator = torch.Generator("cuda").manual_seed(0)
     variant = VARIANTS[0]
     logits, weight, out, scale = tensors(variant, (256, 8192), torch.device("cuda"), generator)
@@ -203,7 +204,7 @@ def check_graph() -> dict[str, Any]:
 def tensors(
     variant: Variant, shape: tuple[int, int], device: torch.device, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, weight, room for the masked weights, scale."""
+    """Logits, weight, buffer of the masked weights, scale."""
     logits = torch.randn(shape, device=device, generator=generator).mul_(3).to(variant.logits)
     weight = torch.randn(shape, device=device, generator=generator, dtype=variant.weight)
     return logits, weight, torch.empty_like(weight), torch.full((1,), SCALE, device=device)
@@ -219,7 +220,7 @@ def call(
     reference: bool = False,
     launch: kernels.Launch | None = None,
 ) -> None:
-    """One step of a variant, by the program or by its twin."""
+    """One step of a variant, by the program or by its reference."""
     same = {
         "seed": SEED,
         "first_group": 11,
@@ -230,7 +231,7 @@ def call(
     }
     where = (logits, weight, out, variant.keep, variant.group)
     if reference:
-        twin.step_reference(*where, **same)
+        plain_kernels.step(*where, **same)
     else:
         same["launch"] = launch
         kernels.step(*where, **same)
@@ -240,7 +241,7 @@ def call(
 
 
 def timings(shape: tuple[int, int], device: torch.device, repeats: int, with_plain: bool) -> list[Row]:
-    """The table, printed line by line."""
+    """Time every variant; print the table line by line."""
     bandwidth = copy_bandwidth(device, repeats)
     print(f"copy: {bandwidth / 1e9:.0f} GB/s, bytes read and bytes written")
     print(f"{'':38}{'ms':>9}{'spread':>8}{'GB/s':>8}{'of copy':>9}{'x plain':>9}{'masks/s':>10}{'extra GB':>10}")
@@ -252,7 +253,7 @@ def timings(shape: tuple[int, int], device: torch.device, repeats: int, with_pla
         step = torch.ones(1, dtype=torch.int64, device=device)
         run = functools.partial(call, variant, *data, step, reference=device.type == "cpu")
         size = variant.bytes_per_weight * data[0].numel()
-        name = f"{'twin' if device.type == 'cpu' else 'fused'} {variant.name}"
+        name = f"{'reference' if device.type == 'cpu' else 'fused'} {variant.name}"
         rows.append(row(name, run, size, repeats, device, bandwidth, reference))
         del run, data
     rows.append(greedy_timing(shape, device, repeats, bandwidth))
@@ -261,12 +262,12 @@ def timings(shape: tuple[int, int], device: torch.device, repeats: int, with_pla
 
 def greedy_timing(shape: tuple[int, int], device: torch.device, repeats: int, bandwidth: float) -> Row:
     logits, weight, out, _ = tensors(VARIANTS[0], shape, device, torch.Generator(device).manual_seed(0))
-    greedy = twin.greedy_reference if device.type == "cpu" else kernels.greedy
+    greedy = plain_kernels.greedy if device.type == "cpu" else kernels.greedy
     return row("greedy 2:4", lambda: greedy(logits, weight, out, 2, 4), 8 * logits.numel(), repeats, device, bandwidth)
 
 
 def plain_timings(shape: tuple[int, int], device: torch.device, repeats: int, bandwidth: float) -> list[Row]:
-    """The calls one would write, as they are and compiled."""
+    """Times of the plain torch calls, eager and compiled."""
     logits, weight, out, _ = tensors(VARIANTS[0], shape, device, torch.Generator(device).manual_seed(0))
     logits.div_(6)  # the textbook gradient divides by 1 - p, which is 0 in float32 for gaps over 17
     size = VARIANTS[0].bytes_per_weight * logits.numel()
@@ -285,7 +286,7 @@ def plain_timings(shape: tuple[int, int], device: torch.device, repeats: int, ba
 
 
 def plain_step(logits: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Draw two of four, mask the weights, update the logits; textbook gradient, no copy that is not needed."""
+    """Draw two of four, mask the weights, update the logits, with the textbook gradient and no needless copy."""
     rows = logits.view(-1, 4)  # [groups, 4]
     kept = torch.multinomial(rows.softmax(-1), 2)  # [groups, 2]
     mask = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, kept, True)
@@ -340,7 +341,7 @@ def row(
 
 
 def extra_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """Peak memory of a run beyond what lies there before; it also warms up."""
+    """Peak device memory of a run in bytes, less the memory allocated before. The run is a warm-up too."""
     if device.type != "cuda":
         return 0
     run()
@@ -352,7 +353,7 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def seconds(run: Callable[[], Any], repeats: int, device: torch.device, warm_up: int = 3) -> list[float]:
-    """Seconds of every repeat; on a GPU between events, without waiting in between."""
+    """Seconds of every repeat; on a GPU between events, without synchronisation between repeats."""
     for _ in range(warm_up):
         run()
     if device.type != "cuda":
@@ -373,7 +374,7 @@ def elapsed(run: Callable[[], Any]) -> float:
 
 
 def sweep(shape: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
-    """Other sizes of block, for a step of 2:4."""
+    """Times of a 2:4 step with other block sizes."""
     lines = []
     device, variant = torch.device("cuda"), VARIANTS[0]
     data = tensors(variant, shape, device, torch.Generator(device).manual_seed(0))

@@ -1,4 +1,4 @@
-"""What a step of MaskPro costs beside the forward pass that it needs anyway, and how much memory it takes.
+"""The time of a MaskPro step over the forward pass that it contains, and its memory.
 
     python maskpro_step.py --model gguf:MODEL.gguf --model llama-8b --json results/maskpro_step.json
 
@@ -21,17 +21,15 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nmbench import Bundle, LearnTask, MethodSpec, Pattern, RunSpec, load_plugins
+from nmbench import Bundle, LearnTask, Pattern, load_plugins
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.environment import version
 from nmbench.experiment.loading import load_model
 from nmbench.models.bundle import Layer
 from nmbench.pruning.live_weights import LiveWeights
 from nmbench.results.files import MemoryCheckpoints
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.engines import choose
-from nmbench_plugins.maskpro.graph import record, unpacked_windows
-from nmbench_plugins.maskpro.streamed import StreamedEngine
+from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, choose
+from nmbench_plugins.maskpro.engines.step_graph import ignoring_packed_windows, record
 from nmbench_plugins.maskpro.tracker import Rule
 
 SHAPES = {
@@ -48,7 +46,7 @@ WINDOW = 128
 
 
 class Undisturbed:
-    """Stands in for the copies of the dense weights: the streamed engine never writes to the live ones."""
+    """The live weights in place of copies of the dense weights: the streamed engine never writes to live weights."""
 
     def layer(self, layer: Layer) -> Tensor:
         return layer.read()
@@ -84,8 +82,7 @@ def main() -> None:
 def bundle_of(name: str) -> Bundle:
     """A model in bfloat16 on the GPU."""
     if name not in SHAPES:
-        spec = RunSpec((MethodSpec("maskpro", "maskpro"),), model=name, dtype="bfloat16", device="cuda")
-        return load_model(spec, load_plugins())
+        return load_model(name, load_plugins(), dtype="bfloat16", device="cuda")
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -140,13 +137,13 @@ def forward_milliseconds(bundle: Bundle, tokens: Tensor, references: Tensor, rep
 
 
 def forward(bundle: Bundle, tokens: Tensor, references: Tensor) -> None:
-    """What a step does besides MaskPro's own work."""
-    with unpacked_windows():
+    """The part of a step that is not MaskPro's: the forward pass and the losses."""
+    with ignoring_packed_windows():
         references.copy_(window_losses(bundle.model, tokens))
 
 
 def task_of(bundle: Bundle) -> LearnTask:
-    """A task whose initial mask keeps the first half of every group; nothing is copied."""
+    """A task whose initial mask keeps the first half of every group, without copies of the weights."""
     keep = torch.tensor([True, True, False, False])
     initial = {n: keep.repeat(la.shape[1] // 4).expand(la.shape) for n, la in bundle.layers.items()}
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))

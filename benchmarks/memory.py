@@ -1,4 +1,4 @@
-"""How much device memory one-shot pruning of large models is estimated to need, and how much of it was used.
+"""The device memory of one-shot pruning of large models: estimates, and measured peaks.
 
     python memory.py                                  estimates, no weight is made; writes results/memory.json
     python memory.py --measure --json results/memory_h100.json        on a GPU, random weights, blocks streamed
@@ -6,8 +6,8 @@
 Estimates: a table, shape x method x (whole model on the device, blocks streamed from the host), in GiB, bfloat16, with
 128 windows of 2048 tokens. Measured: the peak that torch allocated while `prune_one_shot` ran, on a slice of the model,
 by default 4 of the 32 blocks of the 8-billion shape. All blocks are alike and one at a time is on the device, so that a
-slice has the same peak as the whole; embeddings and output layer are whole. The number of windows decides how long it
-takes, and nothing of the peak, as hidden states wait on the host.
+slice has the same peak as the whole model; embeddings and output layer are whole. The number of windows changes the
+time but not the peak, since hidden states are offloaded to the host.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nmbench.methods import Baseline
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost, Meter
+from nmbench.runtime.cost import Meter
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def estimated() -> dict[str, Any]:
-    """The table of estimates."""
+    """Print and return the table of estimates."""
     rows = []
     print("| model | method | whole model, GiB | streamed, GiB |\n|---|---|---|---|")
     for shape in LARGE:
@@ -73,7 +73,7 @@ def estimated() -> dict[str, Any]:
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """Prune a slice of a model whose blocks come from the host; peaks in bytes, None where the device is the host."""
+    """Prune a slice of a model with offloaded blocks; return peaks in bytes, None where the device is the host."""
     device = torch.device(args.device)
     bundle = random_model(args.shape, args.blocks, torch.bfloat16, device)
     bundle.model.to("cpu")  # random weights are drawn on the device because that is quicker
@@ -100,7 +100,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def row(bundle: Bundle, dense: DenseWeights, name: str, windows: torch.Tensor, device: torch.device) -> dict[str, Any]:
-    """One method: what was estimated, and what was used."""
+    """Estimated and measured memory of one method."""
     method, patterns = METHODS[name], dict.fromkeys(bundle.layers, Pattern(2, 4))
     planned = estimate(bundle, method.needs, *windows.shape, device.type, True, batch_tokens(bundle, device))
     if device.type == "cuda":
@@ -108,7 +108,7 @@ def row(bundle: Bundle, dense: DenseWeights, name: str, windows: torch.Tensor, d
     begin = time.perf_counter()
     with Meter(device) as meter:
         init = Wanda() if name == "swaps" else None
-        pruned = prune_one_shot(bundle, dense, method, patterns, windows, name, Cost(), init=init)
+        pruned = prune_one_shot(bundle, dense, method, patterns, windows, name, init=init).pruned
     assert len(pruned.layers) == len(bundle.layers)
     return {
         **{"method": name, "estimated_bytes": planned.peak, "peak_bytes": meter.device_bytes},

@@ -1,4 +1,4 @@
-"""What a one-shot method costs beside the bare forward passes that it needs.
+"""The time of a one-shot method over the bare forward passes that it needs.
 
     python one_shot_cost.py --shape smollm2-135m                               a random model of that shape
     python one_shot_cost.py --shape llama-3.1-8b --blocks 4 --dtype bfloat16   a slice of it
@@ -15,7 +15,7 @@ model can be walked, which is made once per model. The tokens are random, which 
 1.2 for Wanda on an H100; with `--stream` there is no ratio to keep, and the peak must not be above the one in
 `docs/benchmarks/one-shot-cost.md`.
 
-`put back`: the seconds of the run in which dense weights are put back; `prove`: the same with the proof by hash that
+`put back`: the seconds of the run in which dense weights are restored; `prove`: the same with the proof by hash that
 ends every row of `nmbench run`. Both depend on the size of the model and not on the number of windows.
 """
 
@@ -35,7 +35,7 @@ import transformers
 from shapes import SHAPES, random_model
 from torch import Tensor
 
-from nmbench import MethodSpec, Pattern, RunSpec, load_plugins
+from nmbench import Pattern, load_plugins
 from nmbench.calibration.walk import batches_of
 from nmbench.experiment.environment import cpu_name
 from nmbench.experiment.loading import load_model
@@ -45,7 +45,6 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.forward import run_model
 from nmbench.models.hooks import hooks
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.wanda import Wanda
@@ -91,14 +90,14 @@ def measured(work: Callable[[], Any], device: torch.device) -> tuple[float, int]
 
 
 def measure(bundle: Bundle, windows: Tensor, names: list[str], repeats: int) -> dict[str, Any]:
-    """Seconds of bare passes and of every method, one after the other, `repeats` times after one that is not counted.
+    """Seconds of bare passes and of every method, alternately, `repeats` times after one repetition of warm-up.
 
-    A method much slower than its passes, as SparseGPT on a CPU, is timed as often as the others.
+    A method much slower than its passes, as SparseGPT on a CPU, has as many repetitions as the others.
     """
     dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, Pattern(2, 4))
 
     def prune(name: str) -> Callable[[], Any]:
-        return lambda: prune_one_shot(bundle, dense, METHODS[name], patterns, windows, name, Cost())
+        return lambda: prune_one_shot(bundle, dense, METHODS[name], patterns, windows, name).pruned
 
     works: dict[str, Callable[[], Any]] = {"bare": bare(bundle, windows), **{n: prune(n) for n in names}}
     works |= {"put back": dense.put_back, "prove": dense.restore}
@@ -127,10 +126,8 @@ def model_of(args: argparse.Namespace, device: torch.device) -> Bundle:
         if args.stream:
             bundle.stream(device)
         return bundle
-    spec = RunSpec(
-        (MethodSpec("wanda", "wanda"),), args.model, device=device.type, dtype=args.dtype, stream=args.stream
-    )
-    return load_model(spec, load_plugins())
+    place = Bundle.stream if args.stream else Bundle.to
+    return load_model(args.model, load_plugins(), dtype=args.dtype, device=device.type, place=place)
 
 
 def main() -> None:

@@ -3,22 +3,23 @@
     pip install nmbench llmcompressor==0.14.0.1
     python oracle.py MODEL --calibration jsonl:c4.jsonl --test text:validation.txt --json results/oracle_smollm2.json
 
-MODEL is the folder of a model whose blocks are `model.model.layers`, as Llama's. Theirs are the functions
-`accumulate_*` and `sparsify_weight` of `wanda_sparsify` and `sgpt_sparsify`, called unchanged on what plain hooks hear
-in a plain loop over the blocks; nothing of nmbench's walk takes part. Ours is `nmbench run`. Both see the windows that
-nmbench drew, and the losses of both are those of `nmbench.evaluation.window_losses`.
+MODEL is the folder of a model whose blocks are `model.model.layers`, as Llama's. "Theirs" are the functions
+`accumulate_*` and `sparsify_weight` of `wanda_sparsify` and `sgpt_sparsify`, called unchanged on the inputs that plain
+hooks record in a plain loop over the blocks, without nmbench's walk. "Ours" is `nmbench run`. Both use the windows that
+nmbench drew, and the losses of both are computed by `nmbench.evaluation.window_losses`.
 
 Two walks need not end at the same perplexity, however alike the functions are. Where two scores of a group are equal to
-the last bit of float32, rounding decides; a single such group changes the inputs of all blocks below, and few groups of
+the last bit of float32, rounding decides; a single such group changes the inputs of all later blocks, and few groups of
 a small model decide much of its loss. Hence these figures. `same_inputs`: the share of equal mask entries if both
-are given the same inputs of every layer, those of their walk, and `ours_same_inputs` the perplexity of what ours makes
-of them in all layers, beside `theirs`. `equal`: the same of two walks, each on its own blocks.
-`theirs_reversed`: their own perplexity with the windows in reversed order, which is the same but for rounding.
-`theirs_tied`: their walk, but the rows in which a mask differs on the same inputs, `tied_rows` of them, are ours; what
-is left between this and ours is the difference of the implementations. Not of SparseGPT: all its weights are rounded.
+methods read the same inputs of every layer, those of their walk; `ours_same_inputs`: the perplexity of our method on
+these inputs in all layers, beside `theirs`. `equal`: the share of equal mask entries of two walks, each on its own
+blocks. `theirs_reversed`: their own perplexity with the windows in reversed order, which is equal but for rounding.
+`theirs_tied`: their walk, but with our weights in the rows in which a mask differs on the same inputs, `tied_rows` of
+them; the distance from this to ours is the difference of the implementations. It is not computed for SparseGPT, whose
+weights are all rounded.
 
-llm-compressor counts the weights that are *pruned*. It returns weights and no mask, so masks are compared by what is
-not zero, where the dense weight is not zero either.
+llm-compressor counts the weights that are *pruned*. It returns weights and no mask, so masks are compared by non-zero
+weights, at the places where the dense weight is not zero either.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ from nmbench.calibration.statistics import Gatherer
 from nmbench.calibration.walk import BATCH_TOKENS
 from nmbench.data import cut
 from nmbench.evaluation.losses import window_losses
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import prepare
-from nmbench.pruning.one_shot import applied, choose
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import prepared
+from nmbench.models.applying import applied
+from nmbench.pruning.one_shot import choose
 from nmbench.results.files import load_masks
 from nmbench.run import run
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -74,15 +76,15 @@ OURS = {"wanda": Wanda(), "sparsegpt": SparseGPT(damping=DAMPING, block_columns=
 
 
 class Heard(Exception):
-    """Stops a forward pass at the first block."""
+    """Raised to stop a forward pass at the first block."""
 
 
 @torch.no_grad()
 def prune(model: Any, windows: Tensor, method: str, tied: bool = False) -> tuple[float, int, Sums]:
     """Prune the blocks of `model` one after the other; windows `[windows, tokens]` go in batches as large as ours.
 
-    Returns the share of mask entries that nmbench's method chooses too, given the same inputs, the number of rows in
-    which it does not, which are taken from there if `tied`, and the weights that nmbench makes of the same inputs.
+    Returns the share of mask entries that nmbench's method chooses too on the same inputs, the number of rows in which
+    its mask differs, and its weights for the same inputs. With `tied`, rows that differ are taken from nmbench.
     """
     start, accumulate, sparsify = THEIRS[method]
     blocks = model.model.layers
@@ -120,7 +122,7 @@ def prune(model: Any, windows: Tensor, method: str, tied: bool = False) -> tuple
 
 
 def first_inputs(model: Any, block: nn.Module, windows: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
-    """What the first block is given for every batch, and its other arguments, which all batches share."""
+    """The inputs of the first block for every batch, and its other arguments, which all batches share."""
     inputs: list[Tensor] = []
     arguments: dict[str, Any] = {}
 
@@ -145,7 +147,7 @@ def perplexity(model: Any, windows: Tensor) -> float:
 
 
 def agreement(model: Any, dense: Any, masks: dict[str, Tensor]) -> dict[str, float]:
-    """The share of mask entries that are equal, in the first block, where the inputs are the same, and in all."""
+    """The shares of equal mask entries in the first block, where the inputs are the same, and in all blocks."""
     equal: dict[str, list[int]] = {"first_block": [0, 0], "all": [0, 0]}
     for name, mask in masks.items():
         theirs, before = (m.get_submodule(name).weight != 0 for m in (model, dense))
@@ -177,8 +179,8 @@ def main() -> None:
     )
     plugins = load_plugins()
     records = {record["label"]: record for record in run(spec, args.out, plugins).asked}
-    bundle = load_model(spec, plugins)
-    experiment = prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False)
+    experiment = prepared(checked(spec, plugins))
+    bundle = experiment.bundle
     assert records["wanda"]["calibration_digest"] == experiment.calibration_digest(0)
     tokens = experiment.pools[0].calibration[: args.windows]
     test = cut(experiment.texts[args.test], args.test_window, args.test)

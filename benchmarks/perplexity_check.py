@@ -1,11 +1,11 @@
-"""Is the perplexity right? That of `nmbench run`'s dense row beside that of fifteen lines that share no code with it.
+"""The perplexity of `nmbench run`'s dense row beside that of fifteen lines that share no code with nmbench.
 
     python perplexity_check.py --model FOLDER --text wiki.valid.raw --rows --calibration jsonl:FILE --window 1024 \
         --windows 20 --json results/perplexity_check.json
 
-The text is cut so that it has about so many windows; both sides read the very same file. nmbench prunes by magnitude
-besides, because a run needs a method. Prints both figures and their relative difference, adds them to the JSON file
-under the name of the text, and fails if they differ in the fourth digit.
+The text is cut to about the given number of windows; both sides read the same file. nmbench also prunes by magnitude,
+because a run needs a method. Prints both figures and their relative difference, adds the figures to the JSON file under
+the name of the text, and fails if the figures differ in the fourth digit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AGREE = 1e-4  # relative: four digits
 
 
 def perplexity(folder: str, text: str, window: int) -> float:
-    """exp of the mean loss over non-overlapping windows, tail dropped, as transformers alone computes it in float32."""
+    """exp of the mean loss over non-overlapping windows, tail dropped, computed by transformers alone in float32."""
     tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids  # [1, n]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     losses = []
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def beginning(args: argparse.Namespace) -> str:
-    """So much of the text that it has the number of windows asked for and less than one more."""
+    """The beginning of the text with the given number of windows and less than one more."""
     text = args.text.read_text(encoding="utf-8")
     rows = [row if row.strip() else "" for row in text.splitlines(keepends=True)]  # as the data set of the hub has them
     text = "\n\n".join(rows) if args.rows else text
@@ -84,7 +84,7 @@ def beginning(args: argparse.Namespace) -> str:
 
 
 def by_nmbench(args: argparse.Namespace, file: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a run through the command line, by label."""
+    """The rows by label of a run through the command line."""
     command = [sys.executable, "-m", "nmbench.cli", "run", "--model", args.model, "--method", "magnitude"]
     command += ["--calibration", args.calibration, "--windows", "1", "--window-tokens", "64", "--out", str(out)]
     command += ["--metric", f"ppl:text:{file}@{args.window}", "--device", "cpu", "--dtype", "float32"]

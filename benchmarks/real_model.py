@@ -4,9 +4,9 @@
     python real_model.py RUN [RUN2 ...] --json results/real_model.json
 
 One row per label and pattern, best first: every metric as mean over seeds, with the standard deviation over seeds, or
-in brackets the standard error where it is a share of items; nats over dense and over the next better row of the same
-pattern, with paired 95 % bootstrap intervals over windows; cost. Below it the layers that hurt most. Runs are put
-together if their protocol is the same and no row is in two of them; a seed may be a run of its own.
+in brackets the standard error for a share of items; nats over dense and over the next better row of the same pattern,
+with paired 95 % bootstrap intervals over windows; cost. Below the table stand the layers with the largest errors. Runs
+are joined if their protocols are equal and no row is in two of them; a seed may be a run of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from nmbench import NMBenchError, Results, load_results
 from nmbench.evaluation.comparison import Difference, paired
 from nmbench.results.files import read_tensors
 from nmbench.results.pareto import cost_of
+from nmbench.results.ranking import file_name, grouped
 from nmbench.results.records import identity
-from nmbench.results.table import file_name, grouped, tokens
+from nmbench.results.table import tokens
 
 WORST = 3
 Record = dict[str, Any]
@@ -85,7 +86,7 @@ def losses(group: Sequence[Record], only: Path) -> Tensor:
 
 
 def text_losses(path: Path) -> list[Tensor]:
-    """The losses in a file, without the figures of metrics, whose names have a word and a colon before the text."""
+    """The losses of a text in a file, without the figures of metrics, whose names have a word and a colon in front."""
     kept = read_tensors(path)[0]
     return [kept[name] for name in kept if not re.match(r"(kl|top1|zeroshot):", name)]
 
@@ -126,7 +127,7 @@ def figure(row: Row, metric: str) -> str:
 
 
 def over(row: Row, other: Row) -> Difference:
-    """By how many nats a row is worse than another."""
+    """The nats by which a row is worse than another, with their interval."""
     return paired(row.losses, other.losses)
 
 
@@ -146,12 +147,12 @@ def worst_layers(results: Results) -> str:
 
 
 def short(text: str) -> str:
-    """A metric, or a text that names some, without the folders of files."""
+    """The name of a metric, or a text with such names, without the folders of files."""
     return re.sub(r"[^\s:`]*/", "", text)
 
 
 def summary(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
-    """All figures of the table and of each seed, and what they depend on."""
+    """All figures of the table and of each seed, and the environment they depend on."""
     found = []
     for row, above in zip(rows, [None, *rows[:-1]], strict=True):
         beside = {"dense": rows[0]} if row.pattern else {}
@@ -170,7 +171,7 @@ def summary(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def without_detail(values: dict[str, Any]) -> dict[str, Any]:
-    """A metric's figures; of its items the worst only."""
+    """The figures of a metric, reduced to the worst of its items."""
     items = sorted(values.get("detail", {}).items(), key=lambda item: -item[1])[:WORST]
     return {**{k: v for k, v in values.items() if k != "detail"}, **({"worst": dict(items)} if items else {})}
 

@@ -1,4 +1,4 @@
-"""Random models of the shape of known ones, for scripts that measure time and memory; nobody reads their output."""
+"""Random models with the shapes of known ones, for scripts that measure time and memory and ignore the output."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHAPES = {
 
 
 def without_weights(name: str) -> Bundle:
-    """A bundle of the shape in bfloat16 whose tensors hold no numbers."""
+    """A bundle of `shape` in bfloat16 on the meta device, whose tensors hold no numbers."""
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(SHAPES[name].config()).to(torch.bfloat16)
     return Bundle.of(name, model, None)

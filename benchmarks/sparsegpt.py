@@ -1,14 +1,14 @@
-"""How fast SparseGPT prunes a layer on a GPU, what its parts take, and if the fast way is as accurate as the plain.
+"""The time of SparseGPT on one layer of a GPU, of each of its parts, and the accuracy of the fast path.
 
     python sparsegpt.py --json results/sparsegpt_h100.json
 
-For layers of 4096 x 4096 and 4096 x 14336 weights (out x in), the Gram matrix of correlated bfloat16 inputs. `old` is
-what was there before: the plain loop, with the factor by Cholesky, inverse, Cholesky, and errors spread over all later
-columns. `plain` is the loop of `sweep.sweep_block`, the twin of the Triton program (`program`). All in one process, by
-CUDA events, medians after warming up; TF32 off. Masks and weights are compared with the plain loop, and, on a few
-rows, with a sweep in float64 of the exact Gram matrix of the same inputs. A part that fails is reported, and the others
-go on. Less than 3 minutes on an H100. `--device cpu` runs all of it on tiny layers, the program in Triton's
-interpreter (TRITON_INTERPRET=1): a test of this file, not of speed.
+Layers have 4096 x 4096 and 4096 x 14336 weights (out x in), and the Gram matrix of correlated bfloat16 inputs. `old` is
+the former implementation: the plain loop, with the factor by Cholesky, inverse, Cholesky, and errors spread over all
+later columns. `plain` is the loop of `reference.sweep_block`, the twin of the Triton program (`program`). All parts
+are timed in one process by CUDA events, medians after warm-up, with TF32 off. Masks and weights are compared with the
+plain loop, and, on a few rows, with a sweep in float64 of the exact Gram matrix of the same inputs. A part that fails
+is reported, and the other parts go on. Takes less than 3 minutes on an H100. `--device cpu` runs all parts on tiny
+layers, the program in Triton's interpreter (TRITON_INTERPRET=1): a test of this file, not of speed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nmbench import Pattern
 from nmbench.calibration.gram import add_gram, by_conversion, halves_rule
-from nmbench_plugins.sparsegpt import kernel
+from nmbench_plugins.sparsegpt import launch as kernel
 from nmbench_plugins.sparsegpt.factor import damped_root, inverses
 from nmbench_plugins.sparsegpt.sweep import sweep
 
@@ -45,7 +45,7 @@ EXACT_ROWS = 32
 
 @dataclass
 class Bench:
-    """Where results go, and how things are timed."""
+    """The results, the device and the settings of timing."""
 
     device: torch.device
     repeats: int
@@ -53,7 +53,7 @@ class Bench:
     rows: list[tuple[str, ...]] = field(default_factory=list)
 
     def part(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do one part and keep what it says, or how it failed."""
+        """Run one part and store its result or its error."""
         try:
             found = work()
         except Exception as error:  # whatever it is, device time is scarce and the other parts still count
@@ -65,7 +65,7 @@ class Bench:
         return found
 
     def milliseconds(self, run: Callable[[], Any], repeats: int | None = None, warm_up: int = 1) -> float:
-        """The median; on a GPU between events."""
+        """Median milliseconds of a call; on a GPU between events."""
         repeats = repeats or self.repeats
         for _ in range(warm_up):
             run()
@@ -125,7 +125,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def measure(bench: Bench, rows: int, columns: int, tokens: int, quick: bool) -> None:
-    """All parts for one shape."""
+    """Measure all parts for one shape."""
     shape = f"{rows}x{columns}"
     x = inputs(tokens, columns, bench.device)
     bench.part(f"{shape} gram", partial(gram_products, bench, x))
@@ -179,7 +179,7 @@ def exact_gram(x: Tensor) -> Tensor:
 
 
 def gram_products(bench: Bench, x: Tensor) -> dict[str, Any]:
-    """x^T x, 4096 tokens at a time as a walk does: by `add_gram`, in float32, and as a product that is thrown away."""
+    """TFLOP/s of x^T x, 4096 tokens at a time as in a walk: by `add_gram`, in float32, and without accumulation."""
     gram = torch.zeros(x.shape[1], x.shape[1], device=x.device)
     parts = x.split(4096)
     operations = 2 * len(x) * x.shape[1] ** 2
@@ -212,7 +212,7 @@ def gram_products(bench: Bench, x: Tensor) -> dict[str, Any]:
 
 
 def old_factor(gram: Tensor) -> Tensor:
-    """U by Cholesky, inverse, Cholesky, as it was before."""
+    """The factor U by Cholesky, inverse, Cholesky, as in the former implementation."""
     damped = gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     lower, failed = torch.linalg.cholesky_ex(damped)
     upper, also_failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
@@ -234,7 +234,7 @@ def factors(bench: Bench, gram: Tensor) -> dict[str, Any]:
 
 
 def old_sweep(weight: Tensor, factor: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """The loop over columns as it was before, with U."""
+    """The loop over columns of the former implementation, with the factor U."""
     weight = weight.clone()
     mask = torch.zeros_like(weight, dtype=torch.bool)
     diagonal = factor.diagonal()
@@ -279,7 +279,7 @@ def sweeps(bench: Bench, weight: Tensor, gram: Tensor, pattern: Pattern) -> dict
 
 
 def differences(mask: Tensor, weight: Tensor, other_mask: Tensor, other_weight: Tensor) -> dict[str, float]:
-    """How far two results are apart; weights in units of their root mean square, in rows with equal masks."""
+    """The differences of two results; those of weights relative to their root mean square, in rows with equal masks."""
     same = (mask == other_mask).all(dim=1)
     apart = (weight[same].double() - other_weight[same].double()).abs()
     rms = float(other_weight.double().square().mean().sqrt())
@@ -291,10 +291,10 @@ def differences(mask: Tensor, weight: Tensor, other_mask: Tensor, other_weight: 
 
 
 def accuracy(weight: Tensor, exact: Tensor, pattern: Pattern) -> dict[str, Any]:
-    """Program, plain loop and the old loop, against a sweep in float64, on a few rows.
+    """The accuracy of program, plain loop and old loop against a sweep in float64, on a few rows.
 
-    A near-tie that rounding decides changes the rest of a row, so that the layer error of the result, over that of the
-    exact one, is told as well.
+    A near-tie that rounding decides changes the rest of a row, so that the layer error of the result relative to that
+    of the exact sweep is measured as well.
     """
     gram = exact.float()
     root = new_factor(exact)
@@ -315,7 +315,7 @@ def accuracy(weight: Tensor, exact: Tensor, pattern: Pattern) -> dict[str, Any]:
 
 
 def inside(bench: Bench, weight: Tensor, gram: Tensor, pattern: Pattern) -> dict[str, Any]:
-    """What the parts of a sweep take by themselves: all programs, the inverses of blocks, all matrix products."""
+    """Times of the parts of a sweep: all programs, the inverses of blocks, all matrix products."""
     root = new_factor(gram)
     columns = weight.shape[1]
     spreads, pivots = inverses(root, BLOCK), root.diagonal().contiguous()
@@ -342,7 +342,7 @@ def inside(bench: Bench, weight: Tensor, gram: Tensor, pattern: Pattern) -> dict
 
 
 def launches(bench: Bench, weight: Tensor, gram: Tensor) -> dict[str, Any]:
-    """Other sizes of a program, milliseconds for all blocks of one pattern each."""
+    """Milliseconds of other launch sizes of the program, for all blocks of each pattern."""
     block = slice(0, BLOCK)
     root = new_factor(gram[block, block].contiguous())
     spread, pivots = inverses(root, BLOCK)[0], root.diagonal().contiguous()
@@ -364,7 +364,7 @@ def launches(bench: Bench, weight: Tensor, gram: Tensor) -> dict[str, Any]:
 
 
 def table(parts: dict[str, dict[str, Any]]) -> list[str]:
-    """Sweeps as Markdown."""
+    """The times of the sweeps as a Markdown table."""
     lines = ["| layer | program ms | plain ms | old ms | plain / program | old / program | whole ms | old whole ms | |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for name, found in parts.items():

@@ -1,11 +1,11 @@
-"""A reference that may use backpropagation: the straight-through gradient of the same logits that MaskPro learns.
+"""A reference with backpropagation: the straight-through gradient of the logits that MaskPro learns.
 
     nmbench run --plugin benchmarks/straight_through.py --method straight-through
 
-Each step computes the loss with the greedy mask and pretends that the mask is the logits when it goes backwards
-(Bengio et al., arXiv 1308.3432): the gradient of a logit is that of the masked weight times the weight. Adam, with a
-learning rate that falls to 0 in a straight line. The mask that is best on the selection windows is returned. This is
-no method of nmbench: it shows what a learner with the gradient of every weight reaches in as many tokens.
+Each step computes the loss with the greedy mask; the backward pass takes the mask for the logits (Bengio et al., arXiv
+1308.3432), so that the gradient of a logit is that of the masked weight times the weight. The optimiser is Adam, with a
+learning rate that falls linearly to 0. The mask with the lowest loss on the selection windows is returned. This is no
+method of nmbench: it shows the result of a learner with the gradient of every weight in as many tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import nmbench
 
 
 class Masked(torch.autograd.Function):
-    """The weight where the greedy mask keeps it; backwards, the mask is taken for the logits."""
+    """The weight under the greedy mask; the backward pass takes the mask for the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, weight: Tensor, pattern: nmbench.Pattern) -> Tensor:

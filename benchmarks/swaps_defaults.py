@@ -1,12 +1,12 @@
-"""The options of swaps: a grid on the demo, judged on the selection plays; the test stays shut.
+"""The choice of the options of swaps: a grid on the demo, judged on the selection plays; no test play is read.
 
     python swaps_defaults.py --json results/swaps_defaults.json
 
-Statistics come from windows of the calibration plays. One line per setting is printed when it is done: the mean loss
-over the dense model's in nats, with the standard error of the paired difference. About half an hour on two CPU cores;
-settings that the file has already are not measured again.
+Statistics come from windows of the calibration plays. One line is printed per finished setting: the mean loss over the
+dense model's in nats, with the standard error of the paired difference. Takes about half an hour on two CPU cores;
+settings in the file are not measured again.
 
-Each is one run on one choice of windows; the standard error is that of the text, not of the mask: settings that
+Each setting is one run on one choice of windows. The standard error is that of the text, not of the mask: settings that
 should differ little (3, 10 and 30 sweeps) are up to 0.04 nats apart. The defaults are not the best of this grid, which
 prefers larger weights than a model of 30 blocks does (`nmbench_plugins.swaps.refiner`).
 """
@@ -25,10 +25,10 @@ from maskpro_defaults import write_texts
 
 from nmbench import MethodSpec, Pattern, Pruned, PrunedModel, RunSpec, load_plugins
 from nmbench.evaluation.subject import Subject
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import Experiment, prepare
-from nmbench.pruning.one_shot import apply, prune_one_shot
-from nmbench.runtime.cost import Cost
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import Experiment, prepared
+from nmbench.models.applying import apply
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
@@ -56,7 +56,7 @@ def grid() -> list[dict[str, Any]]:
 
 
 def residual_grid() -> list[dict[str, Any]]:
-    """Settings that also make up for errors in the residual stream, both weights alike or one of them 0."""
+    """Settings that also compensate errors in the residual stream, with equal weights or one weight of 0."""
     alike = [{"dense_weight": weight, "residual_weight": weight} for weight in (0.2, 0.4, 0.6)]
     alone = [{"dense_weight": 0.6, "residual_weight": 0}, {"dense_weight": 0.2, "residual_weight": 0}]
     found = [
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def start(folder: Path, device: str) -> tuple[Experiment, str]:
-    """Load model and texts; the pool has windows enough for every setting."""
+    """Load model and texts, with enough windows in the pool for every setting."""
     text = f"text:{folder}/judge.txt"
     spec = RunSpec(
         (MethodSpec("swaps", "swaps"),),
@@ -97,19 +97,18 @@ def start(folder: Path, device: str) -> tuple[Experiment, str]:
         device=device,
     )
     plugins = load_plugins()
-    bundle = load_model(spec, plugins)
-    return prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False), text
+    return prepared(checked(spec, plugins)), text
 
 
 def measure(experiment: Experiment, text: str, dense: torch.Tensor, setting: dict[str, Any]) -> dict[str, Any]:
-    """Prune with one setting; what it costs over the dense model."""
+    """Prune with one setting and return the loss over the dense model's, in nats."""
     options = {name: value for name, value in setting.items() if name not in ("method", "pattern", "windows")}
     method = INITS[setting["method"]] if "method" in setting else Swaps(**options)
     init = INITS[method.init] if isinstance(method, Swaps) else None
     patterns = dict.fromkeys(experiment.bundle.layers, Pattern.parse(setting["pattern"]))
     windows = experiment.pools[0].calibration[: setting.get("windows", 128)]
     began = time.perf_counter()
-    pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, "it", Cost(), init=init)
+    pruned = prune_one_shot(experiment.bundle, experiment.dense, method, patterns, windows, "it", init=init).pruned
     seconds = time.perf_counter() - began
     apply(experiment.bundle, PrunedModel({name: Pruned(mask) for name, mask in pruned.masks.items()}))
     losses = Subject(experiment.bundle, experiment.texts).losses(text, 256)

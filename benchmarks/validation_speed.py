@@ -1,10 +1,10 @@
-"""How fast `nmbench validate` reads: GB/s and private memory on synthetic 2:4 checkpoints and masks of every format.
+"""The speed and memory of `nmbench validate` on synthetic 2:4 checkpoints and masks of every format: GB/s, bytes.
 
     python validation_speed.py --folder SCRATCH --json results/validation_speed.json
 
-Writes about 3 GB into SCRATCH and removes it again. Every file is read several times; the first pass brings it into
-the page cache, so that the processor is measured and not the disk. Every format is judged in a process of its own. On a
-machine that others use as well, GB per second of processor time say more than those of the clock.
+Writes about 3 GB into SCRATCH and removes the files again. Every file is read several times; the first pass loads the
+file into the page cache, so that the processor is measured and not the disk. Every format is validated in a process of
+its own. On a shared machine, compare GB per second of processor time rather than per second of wall-clock time.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def write_masks(folder: Path, kind: str, mask: Tensor, names: list[str]) -> Path
 
 
 def measured(path: Path) -> dict[str, Any]:
-    """Speed of several passes, and the most private memory of the process above that before the first."""
+    """The speed of several passes, and the peak of private memory over that before the first pass."""
     start = private_bytes()
     seen = [start]
     threading.Thread(target=watch, args=(seen,), daemon=True).start()
@@ -133,7 +133,7 @@ def watch(seen: list[int]) -> None:
 
 
 def private_bytes() -> int:
-    """Memory that is the process's own; pages of mapped files are the system's to take back."""
+    """Bytes of private memory of the process, without pages of mapped files, which the system can reclaim."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(text.split()[1]) for text in lines if text.startswith("RssAnon")) * 1024
 

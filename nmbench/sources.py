@@ -1,38 +1,41 @@
-"""Base classes of what plugins bring besides methods: models, data sets, metrics and reporters.
+"""Base classes of the plugin classes besides methods: model sources, data sets, metrics and reporters.
 
-The text after the first colon of a reference (`text:novel.txt`, `ppl:wikitext2@2048`) reaches the class as `argument`.
+The text after the first colon of a reference (`text:novel.txt`, `ppl:wikitext2@2048`) is the `argument` of the class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from nmbench.errors import NMBenchError
+from nmbench.spec import WITH_BOS
 
 if TYPE_CHECKING:
     from nmbench.evaluation.subject import DenseSubject, Subject
     from nmbench.models.bundle import Bundle
-    from nmbench.results.records import Results
+    from nmbench.results.results import Results
 
 SPLITS = ("calibration", "selection", "test")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Loads models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice.
+    """Loader of the models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice.
 
-    `dequantise`: the user wants quantised weights made plain numbers; without it a source refuses them.
+    `dequantise`: the user asks to convert quantised weights to floating point; otherwise a source refuses them.
     """
+
+    work_method: ClassVar[str] = "load"
 
     dtype: str | None = None
     trust_remote_code: bool = False
     dequantise: bool = False
 
     def load(self, ref: str) -> Bundle:
-        """Load the model that `ref` (the text after `scheme:`) names. Raises `NMBenchError` with a remedy."""
+        """Load the model named `ref`, the text after `scheme:`. Raises `NMBenchError` with a remedy."""
         raise NotImplementedError
 
 
@@ -40,25 +43,71 @@ class ModelSource:
 class Dataset:
     """A collection of texts in three splits that are never mixed."""
 
+    work_method: ClassVar[str] = "texts"
+
     argument: str = ""
     separator: ClassVar[str] = "\n\n"
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of one split (calibration, selection or test).
+        """Return the documents of one split (calibration, selection or test).
 
-        A data set without selection texts of its own returns none; selection windows are then held back from its
-        calibration texts.
+        A data set without selection texts returns none for that split; the host then holds selection windows back from
+        the calibration texts.
         """
         raise NotImplementedError
 
     def provenance(self) -> Mapping[str, Any]:
-        """What the manifest says of where the texts came from: a hub revision, a file digest."""
+        """Return the origin of the texts for the manifest: a hub revision, a file digest."""
         return {}
+
+
+class ValueRecord(TypedDict, total=False):
+    """A `Value` as plain data in a record; empty optional fields are left out."""
+
+    value: float
+    stderr: float | None
+    n: int
+    lower_is_better: bool
+    unit: str
+    where: str
+    detail: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One figure of a metric, its standard error (None: unknown), and the number `n` of items behind it.
+
+    `unit` is a text for users (`nats/token`). `where` is one word that the table shows beside the value, such as the
+    layer of a maximum. `detail` (item -> figure) is for the record only. `about` holds further fields of the record,
+    such as the version of a task.
+    """
+
+    value: float
+    n: int
+    stderr: float | None = None
+    lower_is_better: bool = True
+    unit: str = ""
+    where: str = ""
+    detail: Mapping[str, float] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def recorded(self) -> ValueRecord:
+        """Return the value as plain data."""
+        record = ValueRecord(value=self.value, stderr=self.stderr, n=self.n, lower_is_better=self.lower_is_better)
+        if self.unit:
+            record["unit"] = self.unit
+        if self.where:
+            record["where"] = self.where
+        if self.detail:
+            record["detail"] = dict(self.detail)
+        return cast(ValueRecord, {**record, **self.about})
 
 
 @dataclass(frozen=True)
 class Metric:
     """One measured quantity; its whole protocol is in its name, `<registered name>:<argument>`."""
+
+    work_method: ClassVar[str] = "measure"
 
     argument: str = ""
 
@@ -69,41 +118,54 @@ class Metric:
 
     @property
     def windows(self) -> tuple[tuple[str, int], ...]:
-        """The windows it cuts test texts into, as (data set, tokens): checked before anything is computed."""
+        """The windows of the test texts as (data set, tokens), which the host checks before any computation."""
         return ()
 
-    def provenance(self) -> Mapping[str, Any]:
-        """What its figures depend on besides model and test texts: a digest of other data, the version of a harness.
+    @property
+    def bos(self) -> bool:
+        """True if a BOS token begins every window, beside the tokens of the window."""
+        return False
 
-        It goes into the manifest and into the protocol digest, so that rows of different content are not comparable.
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the figures depend on besides model and test texts: a digest of other data, a harness version.
+
+        The manifest and the protocol digest include this mapping, so that rows of different content are not comparable.
         """
         return {}
 
-    def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Mapping[str, Any]]:
-        """Return metric name -> {"value", "stderr", "n", "lower_is_better"}; names begin with the metric's own.
+    def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Value]:
+        """Return metric name -> `Value`; every name begins with the metric's own.
 
-        `dense` is the dense model: its losses, and its logits batch by batch. More may be told: "unit" (`nats/token`),
-        "where" (one word that the table shows beside the value, as the layer of a maximum), and "detail" (item ->
-        figure, which the record keeps and the table leaves out).
+        `dense` gives the losses of the dense model, and its logits batch by batch.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class WindowMetric(Metric):
-    """A metric of the windows of one test text, `<word>:<data set>@<window>`; `word` is the name it is registered by.
+    """A metric of the windows of one test text, `<word>:<data set>@<window>`; `word` is its registered name.
 
-    Raises `NMBenchError` for any other form: a figure without its window length says nothing.
+    With `+bos` behind the window a BOS token begins every window: the window keeps its tokens and its targets, only the
+    context differs. A metric that hands `self.bos` to the subject sets `takes_bos`.
+
+    Raises `NMBenchError` for any other form, since a figure without its window length cannot be compared, and
+    for `+bos` where the metric does not take it.
     """
 
     word: ClassVar[str]
+    takes_bos: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        dataset, at, window = self.argument.rpartition("@")
-        if not at or not dataset or not window.isdigit() or int(window) < 2:
+        dataset, at, window = self.without_bos.rpartition("@")
+        if not at or not dataset or not (window.isascii() and window.isdigit()) or int(window) < 2:
             raise NMBenchError(
                 f"metric '{self.full_name}' is not of the form {self.word}:<data set>@<window>, for example "
                 f"{self.word}:wikitext2@2048: without its window length a figure says nothing."
+            )
+        if self.bos and not self.takes_bos:
+            raise NMBenchError(
+                f"metric '{self.full_name}' cannot begin windows with BOS: {self.word} does not take {WITH_BOS}; write "
+                f"{self.word}:{self.without_bos}."
             )
 
     @property
@@ -111,12 +173,21 @@ class WindowMetric(Metric):
         return f"{self.word}:{self.argument}"
 
     @property
+    def without_bos(self) -> str:
+        """The argument of the same metric with windows as they are in the text."""
+        return self.argument.removesuffix(WITH_BOS)
+
+    @property
+    def bos(self) -> bool:
+        return self.argument.endswith(WITH_BOS)
+
+    @property
     def dataset(self) -> str:
-        return self.argument.rpartition("@")[0]
+        return self.without_bos.rpartition("@")[0]
 
     @property
     def window(self) -> int:
-        return int(self.argument.rpartition("@")[2])
+        return int(self.without_bos.rpartition("@")[2])
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -128,7 +199,9 @@ class WindowMetric(Metric):
 
 
 class Reporter:
-    """Writes the results of one or more runs in one format."""
+    """Writer of the results of one or more runs in one format."""
+
+    work_method: ClassVar[str] = "write"
 
     def write(self, results: Results, directory: Path) -> Path:
         """Write a file into `directory` and return its path."""

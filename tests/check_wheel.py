@@ -13,7 +13,7 @@ NEEDED = [
     "nmbench/plugins/templates/pyproject.toml.in",
     "nmbench/testing/laws/every.py",
     "nmbench/py.typed",
-    "nmbench_plugins/maskpro/policy.py",
+    "nmbench_plugins/maskpro/policy/__init__.py",
     f"{DEMO}model.safetensors",
 ]
 DEMO_BYTES = 12 * 10**6

@@ -1,4 +1,4 @@
-"""What every reader makes of a file: matrices by layer, in the canonical view, read a few rows at a time."""
+"""The result of every reader: matrices by layer, in the canonical view `[out, in]`, read a few rows at a time."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Rows = Callable[[int, int], "Tensor"]  # first row, last row + 1 -> [rows, in]
 
 
 class Unreadable(NMBenchError):
-    """A file that is damaged, hostile or of a format that nmbench does not know: nothing can be said about it.
+    """A file that is damaged, hostile or of an unknown format, so that its masks cannot be judged.
 
-    What the file calls its tensors may be anything; the message has no character that a terminal would obey.
+    Unprintable characters of the message become "?": tensor names come from the file and may hold control sequences.
     """
 
     def __init__(self, text: str) -> None:
@@ -33,10 +33,10 @@ class Unreadable(NMBenchError):
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight or mask `[out, in]`, groups along `in`. `open` does what has to be done once, then gives rows.
+    """One weight or mask `[out, in]`, groups along `in`. `open` opens the file and returns a function that reads rows.
 
-    A mask's rows are bool. Where the file does not say the shape (`flat`), it is `(1, entries)` and `open` gives
-    `[stop - start, 1]`: entries, not rows. `bits` is the size of an entry in the file.
+    Rows of a mask are bool. `flat` marks a matrix whose shape the file does not store: `shape` is then `(1, entries)`,
+    and rows read are single entries, `[stop - start, 1]`. `bits` is the size of an entry in the file.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Matrix:
 
     @property
     def bytes(self) -> int:
-        """What the matrix takes in the file, before compression."""
+        """Bytes of the matrix in the file, before compression."""
         return self.weights * self.bits // 8
 
     def slices(self, group: int = 1, weights: int = SLICE_WEIGHTS) -> Iterator[tuple[int, int, Tensor]]:
-        """The matrix from top to bottom in parts of about `weights`: row and column where a part begins, and the part.
+        """The matrix from top to bottom in parts of about `weights` entries: first row, first column, part.
 
-        A part has whole rows; of a flat matrix it is a piece of the one row that holds whole groups of `group`.
+        Parts hold whole rows. The parts of a flat matrix are `[1, entries]` and hold whole groups of `group`.
         """
         read = self.open()
         if self.flat:
@@ -71,22 +71,22 @@ class Matrix:
             yield start, 0, read(start, min(start + step, self.shape[0]))
 
     def whole(self) -> Tensor:
-        """All of it at once, `[out, in]`."""
+        """The whole matrix in memory, `[out, in]`."""
         return self.open()(0, self.weights if self.flat else self.shape[0]).view(self.shape)
 
     def transposed(self) -> Matrix:
-        """The matrix the other way round, for a layer that is stored `[in, out]`; it is then read whole."""
+        """The transposed matrix, for a layer that is stored `[in, out]`; opening the matrix reads all of it."""
 
         def open_transposed() -> Rows:
-            turned = self.whole().t().contiguous()
-            return lambda start, stop: turned[start:stop]
+            transposed = self.whole().t().contiguous()
+            return lambda start, stop: transposed[start:stop]
 
         return dataclasses.replace(self, shape=(self.shape[1], self.shape[0]), open=open_transposed)
 
     def shaped(self, shape: tuple[int, int]) -> Matrix:
-        """A flat matrix in the shape that its layer is known to have; any other is returned as it is.
+        """A flat matrix in the `shape` of its layer; a matrix that is not flat is returned unchanged.
 
-        Raises `Unreadable` if the file has too few or too many entries for it.
+        Raises `Unreadable` if the file has too few or too many entries for `shape`.
         """
         if not self.flat:
             return self
@@ -105,10 +105,10 @@ class Matrix:
 class Artifact:
     """A checkpoint, a mask file, or both in one folder.
 
-    `weights` and `masks` hold the matrices by layer name, without `.weight` or `.mask`; `stacked` those inside 3-D
-    tensors, which may be fused experts, as `stored_name[3]`; `tensors` the shape of everything that is stored, by its
-    stored name; `patterns` what the file itself claims; `config` a transformers configuration that belongs to it;
-    `about` what else the file says of itself.
+    `form` names the format. `weights` and `masks` hold matrices by layer name, without `.weight` or `.mask`. `stacked`
+    holds the matrices inside 3-D tensors, which may be fused experts, as `stored_name[3]`. `tensors` has the shape of
+    every stored tensor by its stored name, `patterns` the patterns that the file claims, by layer. `config` is the path
+    of the transformers configuration beside the weights, `about` the other metadata of the file.
     """
 
     path: str
@@ -123,22 +123,22 @@ class Artifact:
 
 
 def layer_name(stored: str) -> str:
-    """The layer that a stored name belongs to: `model.layers.0.mlp.up_proj.weight.mask` without its ending."""
+    """The layer name in a stored name: `model.layers.0.mlp.up_proj.weight.mask` without `.weight.mask`."""
     return next((stored.removesuffix(ending) for ending in SUFFIXES if stored.endswith(ending)), stored)
 
 
 def is_weight(stored: str) -> bool:
-    """Whether a stored name is that of the weight of a module."""
+    """True if a stored name is the name of a module's weight."""
     return stored == "weight" or stored.endswith(".weight")
 
 
 def stack_size(shape: tuple[int, ...]) -> int:
-    """How many matrices a tensor of `shape` is taken for a stack of: 0 for one that cannot be fused experts."""
+    """The number of matrices in a stack of `shape`; 0 for a tensor that cannot be fused experts."""
     return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 and shape[0] <= LARGEST_STACK else 0
 
 
 def by_layer(path: str, found: Mapping[str, Matrix]) -> dict[str, Matrix]:
-    """Matrices of stored names by layer name. Raises `Unreadable` if two are of one layer."""
+    """Matrices by layer name, from matrices by stored name. Raises `Unreadable` if two matrices are of one layer."""
     result: dict[str, Matrix] = {}
     for stored, matrix in found.items():
         if result.setdefault(layer_name(stored), matrix) is not matrix:
@@ -147,6 +147,6 @@ def by_layer(path: str, found: Mapping[str, Matrix]) -> dict[str, Matrix]:
 
 
 def one_line(error: Exception, limit: int = 200) -> str:
-    """What an exception says, on one line, without an end of its own."""
+    """The text of an exception on one line of at most `limit` characters, without its full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return (text if len(text) <= limit else f"{text[: limit - 3]}...").rstrip(".")

@@ -1,7 +1,7 @@
 """`.npz` archives of packed bits, as MaskLLM publishes its masks (NVlabs/MaskLLM, tool_compress_mask.py).
 
 One uint8 vector `<name>.weight.mask` for every layer: `numpy.packbits` of the row-major mask, highest bit first. The
-shape is not stored, so a mask is one long row until something else says the shape of its layer.
+archive does not store shapes, so a mask is one flat row until a checkpoint supplies the shape of its layer.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable, by_la
 from nmbench.artifacts.bits import bool_rows
 
 LARGE = 2**30  # bytes of one entry: a mask of 8.6 billion weights
-HIGHEST_RATIO = 20  # masks hardly compress; beyond this, and large, an entry is taken for a bomb
-BROKEN: tuple[type[Exception], ...] = (  # what a damaged archive, or the header of an array, can raise
+HIGHEST_RATIO = 20  # masks hardly compress; a large entry beyond this ratio is taken for a bomb
+BROKEN: tuple[type[Exception], ...] = (  # exceptions of a damaged archive, or of a damaged array header
     *(zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError, MemoryError, OSError),
     *(RuntimeError, SyntaxError, ValueError),
 )
 
 
-def read_bit_archive(path: Path) -> Artifact:
-    """List the masks of an archive from the headers of its entries. Raises `Unreadable`."""
+def read_bit_archive(path: Path, large: int = LARGE) -> Artifact:
+    """List the masks of an archive from the headers of its entries. Raises `Unreadable`.
+
+    An entry that unpacks to more than `large` bytes, and to more than `HIGHEST_RATIO` times its compressed size, is
+    refused.
+    """
     found = {}
     with opened(path) as archive:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
-            check_size(path, entry)
+            check_size(path, entry, large)
             size = header_of(path, archive, entry)
             found[name] = Matrix(layer_name(name), (1, 8 * size), True, rows_of(path, entry), 1, flat=True)
     if not found:
@@ -45,22 +49,23 @@ def read_bit_archive(path: Path) -> Artifact:
 
 
 def opened(path: Path) -> zipfile.ZipFile:
+    """The archive at `path`. Raises `Unreadable` if the file is not a whole archive."""
     try:
         return zipfile.ZipFile(path)
     except BROKEN as error:
         raise Unreadable(f"{path} is not a whole .npz archive: {one_line(error)}.") from error
 
 
-def check_size(path: Path, entry: zipfile.ZipInfo) -> None:
-    """Raise `Unreadable` for an entry that is not what numpy writes, or that unpacks to absurdly much."""
+def check_size(path: Path, entry: zipfile.ZipInfo, large: int) -> None:
+    """Raise `Unreadable` for an entry that is not an array as numpy stores it, or that unpacks to absurdly much."""
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not entry.filename.endswith(".npy"):
         raise Unreadable(f"{path} is no archive of masks: {entry.filename!r} is not an array as numpy stores it.")
-    if entry.file_size > LARGE and entry.file_size > HIGHEST_RATIO * entry.compress_size:
+    if entry.file_size > large and entry.file_size > HIGHEST_RATIO * entry.compress_size:
         raise Unreadable(f"{entry.filename} in {path} unpacks to {entry.file_size} bytes; it was refused as a bomb.")
 
 
 def header_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """The bytes of a packed mask, as the header of its array says. Raises `Unreadable` for anything else."""
+    """The number of bytes of a packed mask, from the header of its array. Raises `Unreadable` for any other array."""
     try:
         with archive.open(entry) as file:
             dtype, shape = array_header(file)
@@ -76,7 +81,7 @@ def header_of(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> i
 
 
 def array_header(file: Any) -> tuple[Any, tuple[int, ...]]:
-    """Dtype and shape from the header of a `.npy` file; its text is parsed, never evaluated."""
+    """Dtype and shape from the header of a `.npy` file; the header is parsed as a literal and never evaluated."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")
@@ -86,7 +91,7 @@ def array_header(file: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def rows_of(path: Path, entry: zipfile.ZipInfo) -> Any:
-    """Opens one mask: unpacks the archive's entry, one bit a weight, and checks its sum."""
+    """A function that opens one mask: it unpacks the archive's entry, one bit a weight, and verifies the checksum."""
 
     def open_rows() -> Rows:
         try:

@@ -14,7 +14,7 @@ Order = Literal["big", "little"]
 
 
 def bool_rows(packed: np.ndarray[Any, Any], columns: int, order: Order) -> Rows:
-    """Reads rows of `columns` entries out of packed bits, unpacking no more than is asked for."""
+    """A function that reads bool rows of `columns` entries out of `packed`, unpacking only the rows asked for."""
 
     def read(start: int, stop: int) -> torch.Tensor:
         first, last = start * columns, stop * columns

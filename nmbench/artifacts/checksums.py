@@ -1,4 +1,4 @@
-"""Whether the weights of an export are still the files that were written: SHA-256, as its mask file recorded them."""
+"""Comparison of an export's files with the SHA-256 checksums in its mask file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from nmbench.artifacts.kept_masks import file_digest
 
 
 def changed_files(artifact: Artifact) -> list[str]:
-    """The files that are not as they were written, or gone. Raises `Unreadable` if no checksums were recorded."""
+    """Names of files that changed since they were written, or are gone.
+
+    Raises `Unreadable` if the artifact has no checksums, or a file cannot be read.
+    """
     recorded = artifact.about.get("sha256")
     if not isinstance(recorded, dict) or not recorded:
         raise Unreadable(f"{artifact.path} has no checksums; `nmbench export` records them in its mask file.")
@@ -17,7 +20,10 @@ def changed_files(artifact: Artifact) -> list[str]:
 
 
 def digest_of(artifact: Artifact, name: str) -> str | None:
-    """SHA-256 of a file of the folder, None if it is not there. Raises `Unreadable` for any other path."""
+    """SHA-256 of a file in the folder, None if it is missing.
+
+    Raises `Unreadable` if `name` is more than a file name, as a path out of the folder would be.
+    """
     if Path(name).name != name:
         raise Unreadable(f"{artifact.path} has a checksum for {name!r}, which is not the name of a file in it.")
     path = Path(artifact.path) / name

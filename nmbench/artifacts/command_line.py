@@ -1,4 +1,4 @@
-"""The command that a run specification stands for."""
+"""The command line of a run specification."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from nmbench.spec import RunSpec
 
 REPEATED = {"patterns": "--pattern", "seeds": "--seed", "skip": "--skip", "metrics": "--metric", "plugins": "--plugin"}
-NEGATED = {"stream": ["--no-stream"]}  # of other flags, False is what no flag means
+NEGATED = {"stream": ["--no-stream"]}  # False is the default of all other flags
 TABLES = ("methods", "pattern_for")
 
 
 def command_of(spec: RunSpec) -> str:
-    """`nmbench run` with flags that make `spec` again, quoted for a shell."""
+    """The `nmbench run` command that gives `spec` again, quoted for a shell."""
     return shlex.join(["nmbench", "run", *arguments(spec)])
 
 
 def arguments(spec: RunSpec) -> Iterator[str]:
-    """The flags of a specification, methods first; what it leaves open is left out."""
+    """The flags of a specification, methods first; fields without a value have no flag."""
     for method in spec.methods:
         yield from ("--method", method.name if method.name == method.label else f"{method.label}={method.name}")
         for name, value in method.options.items():
@@ -38,5 +38,5 @@ def arguments(spec: RunSpec) -> Iterator[str]:
 
 
 def text(value: Any) -> str:
-    """The value of an option as `--set` takes it."""
+    """The value of an option in the form that `--set` accepts."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

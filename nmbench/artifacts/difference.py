@@ -1,4 +1,4 @@
-"""How much two masks have in common, layer by layer."""
+"""The overlap of two masks, layer by layer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from nmbench.pattern import Pattern
 
 @dataclass(frozen=True)
 class Overlap:
-    """Counts over one layer, or all: weights that both keep or both drop (`equal`), that `both` keep, that `either`
-    keeps; groups of `pattern` in which the masks are equal.
+    """Counts of two masks, over one layer or all layers.
+
+    `equal` counts the weights that both masks keep or both drop, `both` the weights that both keep, `either` those that
+    at least one keeps. `equal_groups` of the `groups` of `pattern` have equal masks.
     """
 
     name: str
@@ -33,7 +35,7 @@ class Overlap:
 
     @property
     def shares(self) -> dict[str, float | None]:
-        """Share of equal mask bits and of equal groups (None without a pattern), and the Jaccard index of the kept."""
+        """Shares of equal bits and equal groups (None without a pattern), and the Jaccard index of the kept weights."""
         return {
             "bits": self.equal / self.weights,
             "groups": self.equal_groups / self.groups if self.groups else None,
@@ -43,7 +45,10 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two masks side by side; layers that only one of them has are named. `notes` say what the figures cannot."""
+    """The comparison of two masks.
+
+    `only_first` and `only_second` name the layers that one mask lacks. `notes` qualify the figures.
+    """
 
     first: str
     second: str
@@ -59,15 +64,17 @@ class Difference:
 
 
 def compare(first: Kept, second: Kept, pattern: Pattern | None = None) -> Difference:
-    """Compare the layers that both have, a slice at a time.
+    """Compare the layers that both masks have, a slice at a time.
 
-    Raises `NMBenchError` if they have no layer in common or one has another shape.
+    Without `pattern`, each layer has the pattern that a file claims or the matrix shows. Raises `NMBenchError` if the
+    masks have no layer in common, or a layer has two shapes.
     """
     pairs = {name: other for name in in_order(first.matrices) if (other := second.names.find(name))}
     if not pairs:
         names = next(iter(first.matrices)), next(iter(second.matrices))
         raise NMBenchError(
-            f"{first.path} and {second.path} have no layer in common: {names[0]!r} here, {names[1]!r} there."
+            f"{first.path} and {second.path} have no layer in common: {names[0]!r} in the first, {names[1]!r} in the "
+            f"second."
         )
     layers = []
     for name, other in pairs.items():
@@ -85,7 +92,7 @@ def compare(first: Kept, second: Kept, pattern: Pattern | None = None) -> Differ
 
 
 def same_shape(one: Matrix, two: Matrix, first: str, second: str) -> tuple[Matrix, Matrix]:
-    """Both matrices in one shape: a flat one takes that of the other. Raises `NMBenchError` if they differ."""
+    """Both matrices in one shape: a flat one takes the shape of the other. Raises `NMBenchError` if shapes differ."""
     one, two = one.shaped(two.shape) if not two.flat else one, two.shaped(one.shape) if not one.flat else two
     if one.shape != two.shape:
         raise NMBenchError(
@@ -95,7 +102,7 @@ def same_shape(one: Matrix, two: Matrix, first: str, second: str) -> tuple[Matri
 
 
 def overlap(name: str, one: Matrix, two: Matrix, pattern: Pattern | None) -> Overlap:
-    """Read two masks of one shape side by side."""
+    """Count equal bits and groups of two masks of one shape, a slice at a time."""
     group = pattern.group if pattern else 1
     equal = both = either = equal_groups = 0
     for (_, _, left), (_, _, right) in zip(one.slices(group), two.slices(group), strict=True):

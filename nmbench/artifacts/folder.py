@@ -11,13 +11,16 @@ from nmbench.artifacts.artifact import Artifact, Unreadable, layer_name, one_lin
 from nmbench.artifacts.safetensors_file import read_safetensors
 from nmbench.artifacts.torch_file import read_torch
 
-MASKS = Path("nmbench") / "masks.safetensors"  # where `nmbench export` puts them: loaders take *.safetensors beside
+MASKS = Path("nmbench") / "masks.safetensors"  # a subfolder: loaders read *.safetensors of the folder as weights
 WHOLE = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_torch}
 LARGEST_JSON = 2**27
 
 
 def read_folder(folder: Path) -> Artifact:
-    """Open a folder as what it looks like. Raises `Unreadable` if it is nothing known, or names the rows of a run."""
+    """Open a folder by the files in it.
+
+    Raises `Unreadable` for a folder of no known kind, and for a run directory, naming its rows.
+    """
     if (folder / "records.jsonl").is_file():
         rows = sorted(path.stem for path in (folder / "masks").glob("*.safetensors"))
         raise Unreadable(f"{folder} is a run directory; name a row of it: {', '.join(f'{folder}:{r}' for r in rows)}.")
@@ -34,7 +37,7 @@ def read_folder(folder: Path) -> Artifact:
 
 
 def sharded(folder: Path, name: str) -> Artifact:
-    """All shards that an index names, as one."""
+    """All shards that an index names, as one artifact. Raises `Unreadable` if index and shards disagree."""
     index = folder / f"{name}.index.json"
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
@@ -65,7 +68,7 @@ def joined(folder: Path, form: str, parts: list[Artifact]) -> Artifact:
 
 
 def with_masks(folder: Path, weights: Artifact) -> Artifact:
-    """A checkpoint with its configuration and the packed masks that an export puts beside it."""
+    """A checkpoint with its configuration and, in an export, the packed masks."""
     config = folder / "config.json"
     weights = dataclasses.replace(weights, config=config if config.is_file() else None)
     if not (folder / MASKS).is_file():
@@ -78,18 +81,18 @@ def with_masks(folder: Path, weights: Artifact) -> Artifact:
 
 
 def mask_files(folder: Path, files: list[Path]) -> Artifact:
-    """A folder of `<layer>.pt`, one mask in each."""
+    """A folder of files `<layer>.pt` with one mask in each. Raises `Unreadable` for any other file."""
     parts = []
     for file in files:
         part = read_torch(file)
         if set(map(layer_name, part.tensors)) != {file.stem} or not part.masks:
-            raise Unreadable(f"{file} is not the mask of one layer (a bool matrix), as the files of such a folder are.")
+            raise Unreadable(f"{file} is not the mask of one layer: expected one bool matrix, named as the file.")
         parts.append(part)
     return joined(folder, f"folder of {len(files)} mask files", parts)
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of reasonable size. Raises `Unreadable`."""
+    """The content of a JSON file. Raises `Unreadable` if it is not JSON or larger than `LARGEST_JSON` bytes."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise Unreadable(f"{path} has {path.stat().st_size} bytes; such a file has a few thousand.")

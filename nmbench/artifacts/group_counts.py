@@ -1,4 +1,4 @@
-"""Counting non-zeros by group, fast: on the bits of the numbers, in numpy, a slice at a time."""
+"""Fast counts of non-zeros by group: on the bits of the weights, in numpy, a slice at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nmbench.pattern import Pattern
 Array = np.ndarray[Any, Any]
 UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # a group of that many bools, read as one number
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-INFINITIES = {  # the bits of +inf: those of every finite number are less, those of NaN more
+INFINITIES = {  # the bits of +inf: as integers, finite numbers are below and NaNs above
     torch.float16: 0x7C00,
     torch.bfloat16: 0x7F80,
     torch.float32: 0x7F800000,
@@ -24,7 +24,7 @@ INFINITIES = {  # the bits of +inf: those of every finite number are less, those
 
 @dataclass(frozen=True)
 class Nonzeros:
-    """The non-zeros of some weights: bool `[rows, in]`, how many zeros are negative, whether all are finite."""
+    """The non-zeros of a weight, bool `[rows, in]`; its number of negative zeros; True if all entries are finite."""
 
     kept: Array
     negative_zeros: int
@@ -32,13 +32,13 @@ class Nonzeros:
 
 
 def nonzeros(weight: Tensor) -> Nonzeros:
-    """Look at every number of `weight` `[rows, in]` once. NaN counts as a non-zero."""
+    """The non-zeros of `weight` `[rows, in]`, read once. NaN counts as a non-zero."""
     if weight.dtype == torch.bool:
         return Nonzeros(weight.numpy(), 0, True)
     if not weight.is_floating_point():
         return Nonzeros(weight.numpy() != 0, 0, True)
     if weight.element_size() == 1:
-        weight = weight.float()  # the float8 kinds: few operations know them
+        weight = weight.float()  # float8: torch supports few operations
     bits = weight.contiguous().view(INTEGERS[weight.element_size()]).numpy()
     size = bits & np.iinfo(bits.dtype).max  # all but the sign
     kept = size != 0
@@ -47,7 +47,7 @@ def nonzeros(weight: Tensor) -> Nonzeros:
 
 
 def group_counts(kept: Array, group: int) -> Array:
-    """How many of every `group` consecutive entries are True: bool `[rows, in]` -> `[rows, in / group]`."""
+    """The number of True among every `group` consecutive entries: bool `[rows, in]` -> `[rows, in / group]`."""
     kept = np.ascontiguousarray(kept)
     rows, columns = kept.shape
     if group in UNSIGNED:
@@ -64,7 +64,10 @@ def group_counts(kept: Array, group: int) -> Array:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a slice, or a whole matrix, is made of. `first` is row, column and count of the first broken group."""
+    """Counts of groups in a slice or a whole matrix; `count` defines them.
+
+    `first` is row, column and number of kept weights of the first broken group.
+    """
 
     groups: int = 0
     broken: int = 0
@@ -83,14 +86,14 @@ class Counts:
 
 
 def count(kept: Array, pattern: Pattern, exact: bool, row: int = 0, column: int = 0) -> Counts:
-    """Count the groups of `kept` `[rows, in]`, the first of which is at `row` and `column` of its matrix.
+    """Count the groups of `kept` `[rows, in]`; its first entry is at `row` and `column` of the matrix.
 
     A group is broken if it keeps more than `pattern.keep` or, with `exact`, any other number. `fewer` counts the groups
-    that keep less, `missing` what they lack in all.
+    that keep less than `pattern.keep`, `missing` the weights that those groups lack in total.
     """
     counts = group_counts(kept, pattern.group)
     if not np.count_nonzero(counts != pattern.keep):
-        return Counts(counts.size)  # nearly always, and all that has to be fast
+        return Counts(counts.size)  # the usual case, and the only one that has to be fast
     short = counts < pattern.keep
     wrong = counts != pattern.keep if exact else counts > pattern.keep
     broken, fewer = int(np.count_nonzero(wrong)), int(np.count_nonzero(short))

@@ -1,34 +1,36 @@
-"""What an artifact keeps: its masks or, where it has none, the non-zeros of its weights."""
+"""The kept weights of an artifact: its masks or, without masks, the non-zeros of its weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable
-from nmbench.artifacts.decoder_scope import Names, scope_of
+from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable, layer_name
+from nmbench.artifacts.decoder_scope import Names, renamed, scope_of, skeleton_of
 from nmbench.artifacts.folder import MASKS
 from nmbench.artifacts.group_counts import nonzeros
+from nmbench.artifacts.joining import joined
 from nmbench.artifacts.reading import open_artifact, row_masks
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
 
-PARTS = (".safetensors", ".bin", ".pt", ".json")  # the files of a folder that say something of its weights
-CHUNK = 2**24
+PARTS = (".safetensors", ".bin", ".pt", ".json")  # files of a folder that hold or describe weights
+CHUNK = 2**24  # bytes
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Bool matrices by layer, in canonical view, and the weights that come with them, if any do.
+    """Masks by layer, bool, in the canonical view `[out, in]`, with the weights of the same file, if it has any.
 
-    If it is `at_most`, they are the non-zeros of the weights, so that a kept weight that is zero is missing from them.
+    `at_most` marks masks that are the non-zeros of the weights: a kept weight that is zero counts as dropped.
     """
 
     path: str
@@ -42,8 +44,21 @@ class Kept:
     def names(self) -> Names:
         return Names(self.matrices)
 
+    def named(self, parameter: Callable[[str], str]) -> Kept:
+        """The same masks under the names that `parameter` gives to stored names, `model.layers.0.mlp.up_proj.weight`.
+
+        For files without a configuration beside them, whose names may not be those of the model's modules.
+        """
+
+        def renamed(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {layer_name(parameter(f"{name}.weight")): value for name, value in table.items()}
+
+        return dataclasses.replace(
+            self, matrices=renamed(self.matrices), weights=renamed(self.weights), patterns=renamed(self.patterns)
+        )
+
     def of_layer(self, name: str, shape: tuple[int, int]) -> Matrix:
-        """The mask of a layer of a model. Raises `NMBenchError` if there is none or it has another shape."""
+        """The mask of layer `name` of a model. Raises `NMBenchError` for a missing mask or one not of `shape`."""
         found = self.names.find(name)
         if found is None:
             example = next(iter(self.matrices))
@@ -51,31 +66,36 @@ class Kept:
         matrix = self.matrices[found].shaped(shape)
         if matrix.shape != shape:
             raise NMBenchError(
-                f"layer {name} has shape {shape} in the model but {matrix.shape} in {self.path}: a mask of another one."
+                f"layer {name} has shape {shape} in the model but {matrix.shape} in {self.path}; that is another model."
             )
         return matrix
 
     def weight_of(self, name: str) -> Tensor:
-        """The weight `[out, in]` beside the mask of a layer. Raises `NMBenchError` if there is none."""
+        """The weight `[out, in]` of layer `name`. Raises `NMBenchError` if the artifact has no such weight."""
         found = Names(self.weights).find(name)
         if found is None:
             raise NMBenchError(f"{self.path} has no weights for layer {name} of the model.")
         return self.weights[found].whole()
 
     def others(self, names: Iterable[str]) -> list[str]:
-        """The layers here that are none of `names`."""
+        """The layers with a mask that are not among `names`."""
         known = Names(names)
         return [name for name in self.matrices if known.find(name) is None]
 
 
 def open_masks(ref: str) -> Kept:
-    """Open what `nmbench validate` takes and tell what it keeps. Reads headers only. Raises `Unreadable`."""
+    """The kept weights of a checkpoint or mask file; `ref` is a path or RUN_DIRECTORY:LABEL, as for `nmbench validate`.
+
+    Reads headers only. Raises `Unreadable`.
+    """
     return kept_of(open_artifact(ref))
 
 
 def kept_of(artifact: Artifact) -> Kept:
-    """Masks of an artifact, or the non-zeros of its decoder layers. Raises `Unreadable` if it has neither."""
-    weights = scope_of(artifact).weights
+    """The masks of an artifact, or the non-zeros of its decoder layers. Raises `Unreadable` if it has neither."""
+    skeleton = skeleton_of(artifact.config, len(artifact.tensors))
+    artifact = joined(renamed(artifact, skeleton), skeleton)
+    weights = scope_of(artifact, skeleton).weights
     matrices = artifact.masks or {name: nonzero_matrix(weight) for name, weight in weights.items()}
     if not matrices:
         raise Unreadable(f"{artifact.path} holds no mask and no matrix of decoder weights.")
@@ -83,7 +103,7 @@ def kept_of(artifact: Artifact) -> Kept:
 
 
 def nonzero_matrix(weight: Matrix) -> Matrix:
-    """Where a weight is not zero, read as the weight is."""
+    """The mask of a weight's non-zeros, read a few rows at a time, as the weight is."""
 
     def open_nonzeros() -> Rows:
         read = weight.open()
@@ -93,7 +113,7 @@ def nonzero_matrix(weight: Matrix) -> Matrix:
 
 
 def files_digest(ref: str) -> str:
-    """SHA-256, 16 hex digits, over the files that `ref` names. Raises `Unreadable` if there are none."""
+    """SHA-256, 16 hex digits, over the files of `ref`. Raises `Unreadable` if `ref` does not exist."""
     path = Path(ref)
     if not path.exists():
         path = row_masks(ref) or path
@@ -109,7 +129,7 @@ def files_digest(ref: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of one file; remembered for as long as it stays unchanged."""
+    """SHA-256 of one file; cached until the file changes in inode, time or size."""
     status = path.stat()
     return _digest(path, status.st_ino, status.st_mtime_ns, status.st_size)
 

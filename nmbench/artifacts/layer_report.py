@@ -1,4 +1,4 @@
-"""One layer read from top to bottom: what its groups are made of, and the first thing that is wrong with it."""
+"""The report of one layer: counts over its groups, and the first problem found."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from nmbench.pattern import Pattern
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer. `problem` is empty if it is strict; `first` is row, column and count of its first broken group.
+    """Counts over one layer. `problem` is empty if the layer is strict.
 
-    `fewer` groups have less than N non-zeros; `extra_zeros` are zeros among the weights that the pattern, or the mask,
-    lets live; `off_mask` counts the non-zeros off the mask.
+    `first` is row, column and number of kept weights of the first broken group. `fewer` counts the groups with less
+    than N non-zeros, `extra_zeros` the zeros among weights that the pattern, or the mask, keeps, `off_mask` the
+    non-zeros off the mask.
     """
 
     name: str
@@ -44,7 +45,7 @@ class LayerReport:
 
 
 def layer_report(name: str, mask: Matrix | None, weight: Matrix | None, pattern: Pattern | None) -> LayerReport:
-    """Read one layer; at least one of `mask` and `weight` is given. No pattern is a problem like others."""
+    """The report of one layer from its mask, its weight or both. A layer without a pattern has that as its problem."""
     matrix = mask or weight
     assert matrix is not None
     report = LayerReport(name, matrix.shape, str(pattern) if pattern else None, flat=matrix.flat)
@@ -91,7 +92,7 @@ class Tally:
 
 
 def tallies(mask: Matrix | None, weight: Matrix | None, pattern: Pattern) -> Iterator[Tally]:
-    """Slice by slice, of a mask, of weights, or of both side by side."""
+    """The tally of every slice of a mask, of a weight, or of both side by side."""
     group = pattern.group
     if mask and weight:
         for (row, column, kept), (_, _, part) in zip(mask.slices(group), weight.slices(group), strict=True):
@@ -107,7 +108,7 @@ def tallies(mask: Matrix | None, weight: Matrix | None, pattern: Pattern) -> Ite
 
 
 def tally_both(kept: Array, part: Tensor, counts: Counts) -> Tally:
-    """Weights under a mask: zeros that it keeps, and non-zeros that it does not."""
+    """The tally of a slice of weights under a mask: kept zeros, and non-zeros off the mask."""
     found = nonzeros(part)
     off_mask = int(np.count_nonzero(found.kept & ~kept))
     under = int(np.count_nonzero(found.kept)) - off_mask
@@ -115,7 +116,7 @@ def tally_both(kept: Array, part: Tensor, counts: Counts) -> Tally:
 
 
 def problem_of(total: Tally, pattern: Pattern, exact: bool) -> str:
-    """What is wrong with a layer, in a few words; empty if nothing is."""
+    """The first problem of a layer in a few words, empty if the layer is strict."""
     counts = total.counts
     if counts.first:
         row, column, kept = counts.first

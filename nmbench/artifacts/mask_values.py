@@ -9,7 +9,7 @@ from nmbench.artifacts.artifact import Unreadable
 
 
 def as_mask(values: Tensor, name: str) -> Tensor:
-    """The bool mask that zeros and ones of any dtype stand for. Raises `Unreadable` for any other number."""
+    """The bool mask in zeros and ones of any dtype. Raises `Unreadable` for any other number."""
     if values.dtype == torch.bool:
         return values
     mask = values != 0

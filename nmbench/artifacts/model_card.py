@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how good, how it was made, and how to check all of that."""
+"""The model card of an export: the model, its metrics, the command that made it, and the checksums of its files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from typing import Any
 from nmbench.artifacts.command_line import command_of
 from nmbench.artifacts.rebuilding import Row
 from nmbench.artifacts.validation import Validation
-from nmbench.results.table import interval, pattern_of
+from nmbench.results.ranking import pattern_of
+from nmbench.results.table import interval
 from nmbench.spec import RunSpec
 
 
-def model_card(row: Row, found: Validation, sums: Mapping[str, str]) -> str:
-    """Markdown, with the front matter that the hub reads."""
-    parts = [front_matter(row), heading(row, found), numbers(row), origin(row), use(), files(sums)]
+def model_card(row: Row, found: Validation, sums: Mapping[str, str], rounded: str = "") -> str:
+    """The card as Markdown, with the front matter that the hub reads; `rounded` is a sentence on rounded weights."""
+    parts = [
+        front_matter(row),
+        heading(row, found),
+        *([rounded] if rounded else []),
+        numbers(row),
+        origin(row),
+        use(),
+        files(sums),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def front_matter(row: Row) -> str:
-    """Base model and tags; only a model of the hub has a name there."""
+    """Front matter with tags and, for a model from the hub, its base model."""
     scheme, _, name = row.spec.model.partition(":")
     base = [f"base_model: {name.partition('@')[0]}"] if scheme == "hf" else []
     return "\n".join(
@@ -30,24 +39,25 @@ def front_matter(row: Row) -> str:
 
 
 def heading(row: Row, found: Validation) -> str:
-    record, proof = row.record, row.record["proof"]
+    record, proof = row.record, row.proof
+    share = record["coverage"]["share_of_decoder"] if record["coverage"] else 0.0
     weights = (
         "The remaining weights were updated." if record["weights_changed"] else "The remaining weights are dense ones."
     )
     return (
         f"# {record['model']}, pruned to {pattern_of(record)} by {record['method']}\n\n"
         f"Strictly N:M, N of every M consecutive weights of a row kept: {proof['groups']} groups in {proof['layers']} "
-        f"linear layers, {record['coverage']['share_of_decoder']:.1%} of the decoder's parameters. {weights} "
+        f"linear layers, {share:.1%} of the decoder's parameters. {weights} "
         f"{proof['zeros']} weights were dropped and are zero in place; {proof['extra_zeros']} kept ones happen to be "
         f"zero. Read back after writing: {len(found.layers)} layers strict."
     )
 
 
 def numbers(row: Row) -> str:
-    """Every metric beside that of the dense model, the paired differences, and what the pruning cost."""
+    """Every metric beside the dense model's, the paired differences, and the cost of pruning."""
     lines = ["| | dense | pruned |", "|---|---|---|"]
     for name, value in row.record["metrics"].items():
-        dense = row.dense["metrics"].get(name, {}).get("value")
+        dense = row.dense["metrics"][name]["value"] if name in row.dense["metrics"] else None
         lines.append(f"| {name} | {'-' if dense is None else f'{dense:.4f}'} | {value['value']:.4f} |")
     for name, difference in row.record["against_dense"].items():
         lines.append(f"| nats over dense, {name}, 95 % interval | 0 | {interval(difference)} |")
@@ -56,7 +66,7 @@ def numbers(row: Row) -> str:
 
 
 def origin(row: Row) -> str:
-    """The command, and what else a number depends on."""
+    """The command, and all else that the metrics depend on: digests, seed, environment."""
     record, environment = row.record, row.record["environment"]
     facts = {
         "label": record["label"],
@@ -65,16 +75,16 @@ def origin(row: Row) -> str:
         "calibration": f"{record['calibration']}, digest {record['calibration_digest']}",
         "dense model": f"{record['model']}, digest {row.manifest['model_digest'][:16]}",
         **{f"dense model's {name}": value for name, value in row.manifest["model_provenance"].items() if value},
-        "masks": f"digest {record['proof']['masks_digest']}",
+        "masks": f"digest {row.proof['masks_digest']}",
         "protocol": f"digest {record['protocol_digest']}",
         "environment": ", ".join(f"{name} {value}" for name, value in environment.items()),
     }
     listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    return f"## How it was made\n\n```sh\n{command_of(anywhere(row.spec))}\n```\n\n{listed}"
+    return f"## How it was made\n\n```sh\n{command_of(portable(row.spec))}\n```\n\n{listed}"
 
 
-def anywhere(spec: RunSpec) -> RunSpec:
-    """A specification for any machine: its device is among the facts, and of plugin files only the names are told."""
+def portable(spec: RunSpec) -> RunSpec:
+    """The specification without the device and the folders of plugin files, which belong to one machine."""
     return dataclasses.replace(spec, device="auto", plugins=tuple(Path(file).name for file in spec.plugins))
 
 
@@ -83,8 +93,8 @@ def use() -> str:
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("this-folder")\n```\n\n'
-        "It is as large as the dense model and, as it is, as fast: a library has to compress the zeros away to gain by "
-        "them. `nmbench validate this-folder` checks it again."
+        "The model is as large as the dense one and, stored like this, as fast: a library has to compress the zeros "
+        "away to gain by them. `nmbench validate this-folder` checks the masks again."
     )
 
 

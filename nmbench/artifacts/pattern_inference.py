@@ -1,4 +1,4 @@
-"""The pattern of a matrix, told from a sample of its rows."""
+"""The pattern of a matrix, inferred from a sample of its rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from nmbench.pattern import Pattern
 
 LARGEST_GROUP = 32
 SAMPLE_WEIGHTS = 2**16
-FIT, EXACT = 0.99, 0.5  # shares of groups: at most N, and N itself
+FIT, EXACT = 0.99, 0.5  # least shares of groups that keep at most N, and that keep exactly N
 
 
 def infer(matrix: Matrix) -> Pattern | None:
-    """The sparsest N:M that nearly all groups of the first rows fit, of equally sparse ones that with the smallest M.
+    """The sparsest N:M that nearly all groups of the first rows fit; of equally sparse patterns, that of smallest M.
 
-    "Nearly", so that a matrix with a few broken groups is told from a dense one; and N must be the usual count, not
-    just an upper bound, which any thin matrix has. None if there is no such pattern with M <= 32.
+    A few groups may break the pattern, so that a damaged matrix differs from a dense one. N must be the count of most
+    groups and not just an upper bound, which any sparse matrix has. None if no pattern with M <= 32 fits.
     """
     _, _, rows = next(matrix.slices(1, SAMPLE_WEIGHTS))
     kept = nonzeros(rows).kept
@@ -27,7 +27,10 @@ def infer(matrix: Matrix) -> Pattern | None:
 
 
 def fitting(kept: Array, group: int) -> Pattern | None:
-    """The pattern of groups of one size: its N is the least that the share `FIT` of groups does not exceed."""
+    """The pattern with groups of one size, whose N is the least that a share `FIT` of the groups does not exceed.
+
+    None if fewer than a share `EXACT` of the groups keep exactly N.
+    """
     if not kept.size:
         return None
     histogram = np.bincount(group_counts(kept, group).reshape(-1), minlength=group + 1)

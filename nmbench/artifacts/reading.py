@@ -1,4 +1,4 @@
-"""From a path to an `Artifact`: the format is told by the first bytes, not by the name."""
+"""From a path to an `Artifact`: the first bytes of a file decide on its format, not its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KNOWN = "safetensors, torch.save, .npz of packed bits, a transformers folder, a 
 def open_artifact(ref: str) -> Artifact:
     """Open a checkpoint or masks: a path, or `RUN_DIRECTORY:LABEL` for the masks of a row. Reads headers only.
 
-    Raises `Unreadable` if there is no such file, or it is damaged or of no format that is known.
+    Raises `Unreadable` if the file does not exist, is damaged or has an unknown format.
     """
     artifact = opened(ref)
     if odd := [name for name in artifact.tensors if not name.isprintable()]:
@@ -29,7 +29,7 @@ def open_artifact(ref: str) -> Artifact:
 
 
 def opened(ref: str) -> Artifact:
-    """What a path, or a row of a run directory, holds."""
+    """The artifact at a path, or the masks of a row of a run directory."""
     path = Path(ref)
     if not path.exists() and (row := row_masks(ref)):
         return read_safetensors(row)
@@ -38,12 +38,12 @@ def opened(ref: str) -> Artifact:
     if not path.is_file():
         raise Unreadable(f"{ref} does not exist; expected {KNOWN}.")
     artifact = reader_of(path)(path)
-    config = path.parent / "config.json"  # a shard, or the one file, of a transformers folder
+    config = path.parent / "config.json"  # the file may be a shard of a transformers folder
     return dataclasses.replace(artifact, config=config) if artifact.weights and config.is_file() else artifact
 
 
 def reader_of(path: Path) -> Callable[[Path], Artifact]:
-    """The reader of a file, by its first bytes. Raises `Unreadable` for any other."""
+    """The reader for a file, by its first bytes. Raises `Unreadable` for an unknown format."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -69,7 +69,7 @@ def names_in(path: Path) -> list[str]:
 def row_masks(ref: str) -> Path | None:
     """The mask file that `DIR:LABEL` or `DIR:LABEL--2-4--seed0` names, or None if `DIR` is no run directory.
 
-    Raises `Unreadable` for a row that is not there, or a label of several rows.
+    Raises `Unreadable` if no row, or more than one, has that name.
     """
     folder, colon, row = ref.rpartition(":")
     if not colon or not (Path(folder) / "records.jsonl").is_file():

@@ -1,7 +1,7 @@
 """The pruned model of a finished row, made again from its run directory and proven to be the one that was measured.
 
-A run directory holds masks. Repaired weights, as large as the model, are not kept: the same job is done again from the
-same tokens, and what comes out must have the hash that was recorded when it was measured.
+A run directory holds masks, but no repaired weights, which are as large as the model. The same job runs again on the
+same tokens, and the pruned model must have the hash that its record holds.
 """
 
 from __future__ import annotations
@@ -12,39 +12,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nmbench.artifacts.folder import read_json
-from nmbench.errors import NMBenchError, RunMismatch, unknown
-from nmbench.experiment.jobs import contenders, jobs
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import prepare
-from nmbench.methods import MaskLearner, Pruned, PrunedModel
+from nmbench.errors import ModelChanged, NMBenchError, NotReproduced, unknown
+from nmbench.experiment.loading import dtype_of, load_dense
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import prepared
+from nmbench.methods import Pruned, PrunedModel
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.plugins.loading import Plugins
-from nmbench.pruning.one_shot import apply
+from nmbench.pruning.dispatch import made
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import load_masks
-from nmbench.results.records import Record, load_results
-from nmbench.results.table import file_name
-from nmbench.run import prune
-from nmbench.runtime.cost import Cost
-from nmbench.spec import DENSE, RunSpec, read_toml
-from nmbench.verification.strict import masks_digest
+from nmbench.results.format import Record
+from nmbench.results.ranking import file_name
+from nmbench.results.results import load_results
+from nmbench.spec import DENSE, RunSpec
+from nmbench.verification.strict import Proof, masks_digest
 
-ANOTHER = "the machine, the device or a version may differ; its record's environment tells"
+REASON = "the machine, the device or a version may differ from the environment in its record"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A finished row: its record, that of the dense model beside it, the specification that makes this row alone."""
+    """A finished row: its record, the record of the dense model, and the specification of this row alone."""
 
     directory: Path
     record: Record
     dense: Record
     spec: RunSpec
     manifest: Mapping[str, Any]
+
+    @property
+    def proof(self) -> Proof:
+        """The proof of strictness of the row."""
+        assert self.record["proof"]
+        return self.record["proof"]
 
     @property
     def title(self) -> str:
@@ -54,7 +59,7 @@ class Row:
 def find_row(directory: Path, label: str, pattern: Pattern | None = None, seed: int | None = None) -> Row:
     """The one finished row of a run directory that the arguments name.
 
-    Raises `NMBenchError` if there is none, more than one, or it failed.
+    Raises `NMBenchError` if no row or several match, or the row failed.
     """
     records = load_results(directory).records
     labels = [record["label"] for record in records if record["label"] != DENSE]
@@ -75,43 +80,47 @@ def find_row(directory: Path, label: str, pattern: Pattern | None = None, seed: 
 
 
 def spec_of(directory: Path, record: Record) -> RunSpec:
-    """The specification of the run, less all methods, patterns and seeds that one row does not need."""
+    """The specification of the run, reduced to the methods, the pattern and the seed that one row needs."""
     spec = RunSpec.from_dict(read_toml(directory / "spec.toml"), str(directory / "spec.toml"))
     methods = {method.label: method for method in spec.methods}
     needed: list[str] = []
-    label = record["label"].removesuffix("@init")  # the start of a learner comes with the learner
-    while label in methods and label not in needed:  # which may be another method of the run, that starts from another
+    label = record["label"].removesuffix("@init")  # a learner's start is a row of its own, made with the learner
+    while label in methods and label not in needed:  # a method may start from another one, which may start from a third
         needed.append(label)
         label = str(methods[label].options.get("init", ""))
     return dataclasses.replace(
         spec,
         methods=tuple(method for method in spec.methods if method.label in needed),
-        patterns=(Pattern.parse(record["pattern"]),),
-        seeds=(record["seed"],),
+        patterns=(Pattern.parse(str(record["pattern"])),),
+        seeds=(record["seed"] or 0,),
     )
 
 
 def make_again(row: Row, plugins: Plugins, device: str | None = None) -> tuple[Bundle, PrunedModel]:
-    """Load the dense model and prune it as it was; the bundle then holds the pruned weights.
+    """Load the dense model and prune it as the row was; return the bundle, which holds the pruned weights, and masks.
 
-    Raises `RunMismatch` if the dense model, the masks or the pruned model are not those of the run.
+    Raises `ModelChanged` if the dense model is not that of the run, `NotReproduced` if the masks or the pruned weights
+    are not.
     """
     spec = row.spec if device is None else dataclasses.replace(row.spec, device=device)
-    bundle = load_model(spec, plugins)
+    bundle = load_dense(spec, plugins)
     if bundle.digest() != row.manifest["model_digest"]:
-        raise RunMismatch(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
+        raise ModelChanged(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
     pruned = repeated(row, spec, bundle, plugins) if row.record["weights_changed"] else stored(row, bundle)
-    if masks_digest(pruned.masks) != row.record["proof"]["masks_digest"]:
-        raise RunMismatch(f"the masks of {row.title} are not those that were measured: {ANOTHER}.")
+    if masks_digest(pruned.masks) != row.proof["masks_digest"]:
+        raise NotReproduced(f"the masks of {row.title} are not those that were measured: {REASON}.")
     apply(bundle, pruned)
-    measured = bundle.in_dtype(getattr(torch, str(spec.eval_dtype)))
+    measured = bundle.in_dtype(dtype_of(spec.resolved(bundle.defaults).eval_dtype))
     if row.record.get("measured_digest") != measured.digest():
-        raise RunMismatch(f"the weights of {row.title} are not those that were measured: {ANOTHER}.")
+        raise NotReproduced(f"the weights of {row.title} are not those that were measured: {REASON}.")
     return bundle, pruned
 
 
 def stored(row: Row, bundle: Bundle) -> PrunedModel:
-    """The masks of the run directory, for the dense weights."""
+    """The pruned model of a row that keeps dense weights: the masks of the run directory.
+
+    Raises `NotReproduced` if the masks are of other layers than the model's.
+    """
     masks = load_masks(row.directory / "masks" / f"{file_name(row.record)}.safetensors")
     refuse_other_layers(list(masks), list(bundle.layers), row)
     return PrunedModel({name: Pruned(mask.to(bundle.device)) for name, mask in masks.items()})
@@ -119,18 +128,19 @@ def stored(row: Row, bundle: Bundle) -> PrunedModel:
 
 def refuse_other_layers(masks: Sequence[str], layers: Sequence[str], row: Row) -> None:
     if set(masks) != set(layers):
-        raise RunMismatch(f"the masks of {row.title} are of other layers than those of model {row.spec.model}.")
+        raise NotReproduced(f"the masks of {row.title} are of other layers than those of model {row.spec.model}.")
 
 
 def repeated(row: Row, spec: RunSpec, bundle: Bundle, plugins: Plugins) -> PrunedModel:
-    """The same job once more. Raises `RunMismatch` if it is not the same any more."""
-    methods = contenders(spec, plugins)
-    learners = any(isinstance(contender.method, MaskLearner) for contender in methods)
-    experiment = prepare(spec, plugins, bundle, learners)
-    same = [job for job in jobs(spec, methods, experiment.protocol_digest) if job.digest == row.record["job_digest"]]
-    if not same or experiment.calibration_digest(row.record["seed"]) != row.record["calibration_digest"]:
-        raise RunMismatch(
-            f"{row.title} cannot be repeated: its texts, a file or the defaults of its method have changed since "
+    """The pruned model of a row with repaired weights: its job is run again.
+
+    Raises `NotReproduced` if the calibration tokens, a file or an option is no longer the row's.
+    """
+    experiment = prepared(checked(spec, plugins), bundle)
+    same = [job for job in experiment.jobs() if job.digest == row.record["job_digest"]]
+    if not same or experiment.calibration_digest(same[0].seed) != row.record["calibration_digest"]:
+        raise NotReproduced(
+            f"{row.title} cannot be repeated: its texts, a file or a default of its method has changed since "
             f"{row.directory} was made."
         )
-    return prune(same[0], experiment, RunDirectory(row.directory), Cost())[0]
+    return made(same[0], experiment, RunDirectory(row.directory)).pruned

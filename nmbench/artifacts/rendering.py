@@ -1,4 +1,4 @@
-"""What `nmbench validate` and `nmbench diff` print."""
+"""The output of `nmbench validate` and `nmbench diff`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def validation_text(found: Validation) -> str:
-    """The table of layers, what was not judged, the sums and the verdict."""
+    """The table of layers, the matrices that were not judged, the totals and the verdict."""
     lines = [
         ("layer", "shape", "pattern", "groups", "broken", "fewer", "extra zeros", "-0", "strict"),
         *(layer_line(layer) for layer in found.layers),
@@ -32,7 +32,7 @@ def layer_line(layer: LayerReport) -> tuple[str, ...]:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, the first to the left, the others to the right."""
+    """Lines of aligned columns: the first column aligned left, the others right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
@@ -61,17 +61,17 @@ def sums(found: Validation) -> str:
         f"{found.bytes / 1e9:.3f} GB in {found.seconds:.2f} s, {speed(found):.2f} GB/s",
     ]
     if any(layer.flat for layer in found.layers):
-        lines.append("the file does not say the shapes of its masks; give --like MODEL_FOLDER to have rows named")
+        lines.append("the file does not store the shapes of its masks; give --like MODEL_FOLDER to have rows named")
     return "\n".join(lines)
 
 
 def speed(found: Validation) -> float:
-    """GB/s of the matrices as they are stored, before compression."""
+    """Speed of reading in GB/s, by the bytes of the matrices before compression."""
     return found.bytes / 1e9 / found.seconds if found.seconds else 0.0
 
 
 def verdict(found: Validation) -> str:
-    """One line: strict, with the patterns; or not, with the first problem."""
+    """One line: STRICT with the patterns, or NOT STRICT with the first problem."""
     if found.strict:
         patterns = Counter(layer.pattern for layer in found.layers)
         return "STRICT " + ", ".join(f"{pattern} ({count} layers)" for pattern, count in patterns.items())
@@ -80,7 +80,7 @@ def verdict(found: Validation) -> str:
 
 
 def validation_json(found: Validation) -> dict[str, Any]:
-    """Everything as plain data."""
+    """The validation as plain data."""
     content = dataclasses.asdict(found)
     layers = [{**dataclasses.asdict(layer), "strict": layer.strict} for layer in found.layers]
     first = found.first_problem
@@ -95,7 +95,7 @@ def validation_json(found: Validation) -> dict[str, Any]:
 
 
 def difference_text(found: Difference) -> str:
-    """The table of overlaps, all layers last."""
+    """The table of overlaps, with all layers together in the last line."""
     lines = [("layer", "pattern", "equal bits", "equal groups", "Jaccard")]
     lines += [overlap_line(layer) for layer in (*found.layers, found.total)]
     parts = [f"{found.first} against {found.second}", table(lines)]
@@ -113,7 +113,7 @@ def overlap_line(layer: Overlap) -> tuple[str, str, str, str, str]:
 
 
 def difference_json(found: Difference) -> dict[str, Any]:
-    """Everything as plain data, with the shares."""
+    """The comparison as plain data, with the shares."""
     layers = [{**dataclasses.asdict(layer), "shares": layer.shares} for layer in found.layers]
     return {
         **dataclasses.asdict(found),

@@ -34,7 +34,7 @@ SIZES |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 
 def read_safetensors(path: Path) -> Artifact:
     """Open a safetensors file without reading its tensors. Raises `Unreadable`."""
-    with opened(path) as file:
+    with opening(path) as file:
         metadata = dict(file.metadata() or {})
         listed = {name: header_of(file, name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     if decoded(metadata.get("format", "")) == FORMAT:
@@ -59,8 +59,8 @@ def read_safetensors(path: Path) -> Artifact:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """The file, opened by the library; whatever it dislikes, now or later, becomes one line."""
+def opening(path: Path) -> Iterator[Any]:
+    """Open the file with the library; errors of the library, now or while reading, become `Unreadable`."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
@@ -81,7 +81,7 @@ def rows_of(path: Path, name: str, expert: int | None = None) -> Any:
     """Opens one matrix of a file, or of a stack in it: rows are copied out of the mapped file when asked for."""
 
     def open_rows() -> Rows:
-        with opened(path) as file:
+        with opening(path) as file:
             entry = file.get_slice(name)
             mask = is_mask(name, str(entry.get_dtype()))
 
@@ -110,21 +110,21 @@ def packed_masks(path: Path, metadata: Mapping[str, str], stored: Mapping[str, t
 
 
 def claim(path: Path, name: str, layer: Any) -> tuple[tuple[int, int], Pattern]:
-    """The shape and the pattern that a file claims for a layer."""
+    """The shape and the pattern that a file claims for a layer. Raises `Unreadable` for malformed claims."""
     try:
         rows, columns = layer["shape"]
         if not all(type(size) is int and size > 0 for size in (rows, columns)):
             raise ValueError(f"shape {layer['shape']}")
         return (rows, columns), Pattern.parse(layer["pattern"])
     except (KeyError, TypeError, ValueError, AttributeError, NMBenchError) as error:
-        raise Unreadable(f"{path} is damaged: what it says of {name} is no shape and pattern ({error}).") from error
+        raise Unreadable(f"{path} is damaged: its metadata for {name} hold no shape and pattern ({error}).") from error
 
 
 def packed_rows(path: Path, name: str, columns: int) -> Any:
-    """Opens one packed mask, lowest bit first."""
+    """A function that opens one packed mask, lowest bit first."""
 
     def open_rows() -> Rows:
-        with opened(path) as file:
+        with opening(path) as file:
             packed: np.ndarray[Any, Any] = file.get_tensor(name).numpy()
         return bool_rows(packed, columns, "little")
 

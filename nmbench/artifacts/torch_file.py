@@ -1,8 +1,8 @@
 """Files of `torch.save`: weights, or masks as bool or 0/1 tensors. Only tensors are unpickled, never code.
 
 MaskPro writes one bool tensor a file, named by its layer; MaskLLM's raw masks are one dictionary `<name>.weight.mask`
--> 0.0 or 1.0 (their repositories woodenchild95/Maskpro and NVlabs/MaskLLM). Archives are mapped and read as
-needed; files of the time before archives, one pickle each, are read whole.
+-> 0.0 or 1.0 (their repositories woodenchild95/Maskpro and NVlabs/MaskLLM). Archives are mapped into memory and read
+as needed; files of older torch versions, one pickle each, are read whole.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def read_torch(path: Path) -> Artifact:
 
 
 def rows_of(path: Path, name: str, expert: int | None = None) -> Any:
-    """Opens one matrix, or one of a stack; the file stays open, mapped, until another one is."""
+    """A function that opens one matrix, or matrix `expert` of a stack.
+
+    The file stays mapped until another file is read.
+    """
 
     def open_rows() -> Rows:
         tensor = tensors_of(path)[name] if expert is None else tensors_of(path)[name][expert]
@@ -70,14 +73,14 @@ def rows_of(path: Path, name: str, expert: int | None = None) -> Any:
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file by name; a tensor alone has the name of its file. Raises `Unreadable`."""
+    """All tensors of a file by name; a single tensor is named as its file. Raises `Unreadable`."""
     status = path.stat()
     return loaded(path, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1)
 def loaded(path: Path, *version: int) -> dict[str, Tensor]:
-    """`tensors_of`, kept for the file that was asked for last."""
+    """`tensors_of`, cached for one file; `version` is its inode, time and size."""
     check_zip(path)
     content = unpickled(path)
     if isinstance(content, Tensor):
@@ -91,7 +94,7 @@ def loaded(path: Path, *version: int) -> dict[str, Tensor]:
 
 
 def unpickled(path: Path) -> Any:
-    """What a file holds, if it is tensors and plain containers only."""
+    """The content of a file of tensors and plain containers. Raises `Unreadable` for any other content."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -117,7 +120,7 @@ def check_zip(path: Path) -> None:
 
 
 def check_storage(path: Path, name: str, tensor: Tensor) -> None:
-    """Raise `Unreadable` for a tensor that is no plain one, or claims to be larger than what is stored of it."""
+    """Raise `Unreadable` for a sparse, quantised or non-CPU tensor, or one larger than its storage."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise Unreadable(f"{name} in {path} is no plain tensor (layout {tensor.layout}, device {tensor.device}).")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

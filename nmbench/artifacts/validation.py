@@ -1,8 +1,8 @@
-"""Is it strictly N:M? One pass over a checkpoint or a mask file of any size, a few rows at a time.
+"""Proof that a checkpoint or a mask file of any size is strictly N:M, in one pass, a few rows at a time.
 
-A mask must keep exactly N in every group, and the weights beside it must be zero wherever it drops. Weights without a
-mask do not say which zeros were kept ones, so that all that can be asked of them is at most N non-zeros in every group;
-groups that have fewer are counted.
+A mask must keep exactly N in every group, and the weights beside it must be zero wherever the mask drops. Weights
+without a mask do not show which zeros were kept, so that the requirement is at most N non-zeros in every group; groups
+with fewer non-zeros are counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nmbench.artifacts.artifact import Artifact, Matrix, Unreadable
-from nmbench.artifacts.decoder_scope import Scope, scope_of
+from nmbench.artifacts.decoder_scope import Scope, renamed, scope_of, skeleton_of
 from nmbench.artifacts.layer_report import LayerReport, layer_report
 from nmbench.artifacts.pattern_inference import infer
 from nmbench.errors import NMBenchError
@@ -30,8 +30,10 @@ NO_WEIGHT = "has a mask, but the checkpoint has no matrix of weights for it"
 
 @dataclass(frozen=True)
 class Validation:
-    """The answer: `layers` that were judged, `skipped` what was not, and why; `coverage` is the share of the decoder's
-    parameters that lies in strict layers, None where a file of masks does not say.
+    """The result of a validation: `layers` that were judged, and `skipped` matrices with the reason.
+
+    `basis` states the requirement. `coverage` is the share of the decoder's parameters in strict layers, None for masks
+    alone. `bytes` and `seconds` measure the reading.
     """
 
     path: str
@@ -55,15 +57,17 @@ class Validation:
 def validate(
     artifact: Artifact, pattern: Pattern | None = None, skip: Sequence[str] = (), like: Artifact | None = None
 ) -> Validation:
-    """Check every layer against `pattern`, the one that the file claims, or the one that its own zeros show.
+    """Check every layer against `pattern`, else the pattern that the file claims, else the one that its zeros show.
 
-    `skip` names layers that may be dense; `like` is a checkpoint of the same model, which knows the shapes that masks
-    must have, how large the decoder is and, by its configuration, which weights are stored `[in, out]`. Raises
-    `Unreadable` if the file is damaged or has nothing to judge, `NMBenchError` for a `skip` that matches nothing.
+    `skip` names layers that may be dense. `like` is a checkpoint of the same model; it supplies the shapes of masks,
+    the size of the decoder and, by its configuration, which weights are stored `[in, out]`. Raises `Unreadable` if the
+    file is damaged or has nothing to judge, `NMBenchError` for a `skip` that matches no layer.
     """
     if like and artifact.config is None:
         artifact = replace(artifact, config=like.config)
-    scope = scope_of(artifact)
+    skeleton = skeleton_of(artifact.config, len((like or artifact).tensors))
+    artifact = renamed(artifact, skeleton)
+    scope = scope_of(artifact, skeleton)
     reference = scope_of(like) if like else scope
     masks = dict(shaped(artifact, reference))
     weights, masks, skipped = without(scope, masks, skip)
@@ -90,17 +94,17 @@ def validate(
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names in the order of the model: block 2 before block 10."""
+    """Layer names in the order of the model: block 2 before block 10."""
 
     def key(name: str) -> list[tuple[int, str]]:
-        parts = re.split(r"([0-9]+)", name)  # words and numbers take turns; a longer number is a larger one
+        parts = re.split(r"([0-9]+)", name)  # words and numbers alternate; more digits are a larger number
         return [(len(part.lstrip("0")) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
     return sorted(names, key=key)
 
 
 def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix]]:
-    """Every mask under the name of its layer, in the shape of that layer, as far as it is known."""
+    """Every mask with the name and, as far as known, in the shape of its layer in `scope`."""
     shapes = {name: weight.shape for name, weight in scope.weights.items()}
     for name, mask in artifact.masks.items():
         known = scope.names.find(name)
@@ -108,7 +112,7 @@ def shaped(artifact: Artifact, scope: Scope) -> Iterator[tuple[str, Matrix]]:
 
 
 def compared(layer: LayerReport, reference: Scope) -> LayerReport:
-    """A report with the problem that the layer has beside the weights of its model, if it has one."""
+    """The report, with a problem if the layer does not fit the weights of the model in `reference`."""
     if not reference.weights:
         return layer
     known = reference.names.find(layer.name)
@@ -121,7 +125,11 @@ def compared(layer: LayerReport, reference: Scope) -> LayerReport:
 def without(
     scope: Scope, masks: Mapping[str, Matrix], skip: Sequence[str]
 ) -> tuple[dict[str, Matrix], dict[str, Matrix], dict[str, str]]:
-    """Weights and masks to judge, and the rest with the reason: `skip`, or that other layers have masks."""
+    """Weights and masks to judge, and the reasons for the rest.
+
+    A layer is skipped by `skip`, or if it has no mask while other layers have one. Raises `NMBenchError` for a glob
+    that matches no layer.
+    """
     skipped = dict(scope.skipped)
     names = list({**scope.weights, **masks})
     for glob in skip:
@@ -136,7 +144,10 @@ def without(
 
 
 def guessed(claimed: Mapping[str, Pattern | None], matrices: Mapping[str, Matrix | None]) -> dict[str, Pattern | None]:
-    """A pattern for every layer that has none: its own, else what most others show; None if no layer shows any."""
+    """A pattern for every layer: claimed, else inferred from its matrix, else the most frequent one of the others.
+
+    None for all layers without one if no layer shows a pattern.
+    """
     found = {n: claimed[n] or (infer(matrix) if matrix else None) for n, matrix in matrices.items()}
     usual = Counter(pattern for pattern in found.values() if pattern).most_common(1)
     return {name: pattern or (usual[0][0] if usual else None) for name, pattern in found.items()}

@@ -28,7 +28,7 @@ class Step:
 
 
 class FewTokens:
-    """Notes for the record the experts that too few calibration tokens were routed to.
+    """Lists for the record: the experts that too few calibration tokens were routed to.
 
     `never_reached`: pruned by the statistics of all tokens of their block. `under_calibrated`: pruned by those of fewer
     tokens than a weight has inputs, whose Gram matrix is singular; the number of tokens.
@@ -47,6 +47,7 @@ class FewTokens:
                 self.under_calibrated[layer.name] = tokens
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def experts(self) -> dict[str, Any]:
+        """The two lists by name, for the record; an empty list is left out."""
         content = {"never_reached": self.never_reached, "under_calibrated": self.under_calibrated}
-        return {f"experts_{name}": value for name, value in content.items() if value}
+        return {name: value for name, value in content.items() if value}

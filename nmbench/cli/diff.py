@@ -1,25 +1,21 @@
-"""`nmbench diff`: what two masks have in common."""
+"""`nmbench diff`: the overlap of two masks."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--pattern", metavar="N:M", help="Count equal groups of M.  [what the files claim, or show]")
+@click.option("--pattern", metavar="N:M", help="Count equal groups of M.  [claimed by the files, or inferred]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def diff(first: str, second: str, pattern: str | None, as_json: bool) -> None:
-    """How much do two masks have in common, by layer? Equal bits, equal groups, Jaccard index of the kept weights.
+    """Compare two masks by layer: equal bits, equal groups, Jaccard index of the kept weights.
 
-    A and B are what `nmbench validate` takes; of a checkpoint without masks, the non-zeros are compared.
+    A and B are paths as for `nmbench validate`; of a checkpoint without masks, the non-zeros are compared.
     """
     from nmbench.artifacts.difference import compare
     from nmbench.artifacts.kept_masks import kept_of

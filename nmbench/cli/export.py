@@ -1,15 +1,11 @@
-"""`nmbench export`: a row as a folder of transformers."""
+"""`nmbench export`: a row as a folder that transformers loads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -18,7 +14,8 @@ if TYPE_CHECKING:
 @click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @click.option("--pattern", metavar="N:M", help="The pattern of the row, if the method has several.")
 @click.option("--seed", type=click.IntRange(min=0), help="The seed of the row, if the method has several.")
-@click.option("--device", metavar="auto|cpu|cuda", help="Where repaired weights are made again.  [that of the run]")
+@click.option("--device", metavar="auto|cpu|cuda", help="Device to repair weights on again.  [that of the run]")
+@click.option("--dtype", metavar="NAME", help="Dtype of the weights written.  [that of the checkpoint]")
 @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py.")
 def export(
     run_dir: Path,
@@ -27,12 +24,12 @@ def export(
     pattern: str | None,
     seed: int | None,
     device: str | None,
+    dtype: str | None,
     plugin_files: Sequence[str],
 ) -> None:
     """Write a row of a run as a transformers folder: zeros in place, packed masks, a model card.
 
-    METHOD is the label of the row. Weights that a method repaired are made again and must be the ones that were
-    measured, bit by bit.
+    METHOD is the label of the row. Repaired weights are computed again and must equal the measured ones, bit by bit.
     """
     from nmbench.artifacts.rebuilding import find_row
     from nmbench.artifacts.rendering import sums, verdict
@@ -45,5 +42,7 @@ def export(
     plugins.add_observer(ProgressPrinter(), "progress")
     from nmbench.artifacts.export import export as write
 
-    found = write(row, target, plugins, device)
-    click.echo(f"{sums(found)}\n{verdict(found)}\nwrote {target}")
+    written = write(row, target, plugins, device, dtype=dtype)
+    if written.rounded:
+        click.echo(f"WARNING {written.rounded}", err=True)
+    click.echo(f"{sums(written.validation)}\n{verdict(written.validation)}\nwrote {target}")

@@ -1,38 +1,35 @@
-"""`nmbench methods`: the methods, and the options of one."""
+"""`nmbench methods`: the methods, or the options of one method."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from nmbench.cli.shared import plugin_option, tell_broken_files
-
-if TYPE_CHECKING:
-    pass
+from nmbench.cli.shared import check_plugin_files, plugin_option
 
 
 @click.command("methods")
 @click.argument("name", required=False)
 @plugin_option
 def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
-    """List the methods, or show the options of one."""
+    """List the methods, or show the options of the method NAME."""
     from nmbench.plugins.loading import load_plugins
 
     plugins = load_plugins(plugin_files)
-    tell_broken_files(plugins)
+    check_plugin_files(plugins)
     if name is None:
         for entry in plugins.registries.methods:
-            click.echo(f"{entry.name:<12} {kind_of(entry.obj):<13} {summary(entry.obj)}  ({entry.origin})")
+            click.echo(f"{entry.name:<12} {entry.obj.method_kind:<13} {summary(entry.obj)}  ({entry.origin})")
         return
     cls = plugins.lookup(plugins.registries.methods, name)
-    click.echo(f"{name}: {kind_of(cls)} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")
+    click.echo(f"{name}: {cls.method_kind} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")
     click.echo(options_text(name, cls))
 
 
 def options_text(name: str, cls: Any) -> str:
-    """The options of a method, one a line, as `--set` takes them."""
+    """The options of a method, one a line in the form of `--set`, and the patterns that its defaults support."""
     from nmbench.options import describe
     from nmbench.pattern import Pattern
 
@@ -48,15 +45,6 @@ def options_text(name: str, cls: Any) -> str:
     usual = [Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16), Pattern(16, 32)]
     supported = [str(pattern) for pattern in usual if cls().supports(pattern) is None]
     return "\n".join([*(lines or ["  no options"]), f"  patterns: {', '.join(supported)} and others alike"])
-
-
-def kind_of(cls: Any) -> str:
-    """The kind of a method, as the documentation names it."""
-    from nmbench.methods import MaskLearner, MaskSource, Refiner, Scorer, Solver
-
-    kinds = {Scorer: "scorer", Solver: "solver", Refiner: "refiner", MaskLearner: "mask learner"}
-    kinds[MaskSource] = "mask source"
-    return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
 
 
 def summary(cls: Any) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from nmbench.plugins.scaffold import KINDS, new_plugin
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command("new-plugin")
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), default="scorer", show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where.  [this folder]")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=".", help="Folder to write to.  [this folder]"
+)
 def new_plugin_command(name: str, kind: str, out: Path) -> None:
     """Write a package with a method or metric NAME that builds, installs and passes its own tests."""
     from nmbench.plugins.loading import load_plugins

@@ -1,4 +1,4 @@
-"""`nmbench plugins`: every plugin and its state."""
+"""`nmbench plugins`: every plugin, its hooks and its failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("plugins")
 @plugin_option
 def plugins_command(plugin_files: Sequence[str]) -> None:
-    """List every plugin: where it comes from, its hooks and what it registers, or why it failed."""
+    """List every plugin with its origin, its hooks and its registered names, or with the reason why it failed."""
     from nmbench.plugins.hookspecs import HOOKS_VERSION
     from nmbench.plugins.loading import load_plugins
     from nmbench.testing import KIT_VERSION
@@ -33,8 +33,8 @@ def plugins_command(plugin_files: Sequence[str]) -> None:
 
 
 def state_of(info: PluginInfo) -> str:
-    """What has become of a plugin."""
+    """The line of a plugin: FAILED with the reason, disabled, or its hooks and registered names."""
     if info.failure:
         return f"FAILED at {info.failure}"
-    brings = f"; brings {', '.join(info.registered)}" if info.registered else ""
-    return "disabled" if info.disabled else f"{', '.join(info.hooks)}{brings}"
+    registered = f"; brings {', '.join(info.registered)}" if info.registered else ""
+    return "disabled" if info.disabled else f"{', '.join(info.hooks)}{registered}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmbench.cli.shared import plugin_option, tell_broken_files, terminal_width, write_reports
+from nmbench.cli.shared import check_plugin_files, plugin_option, terminal_width, write_reports
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -31,8 +31,15 @@ if TYPE_CHECKING:
 @click.option("--window-tokens", type=click.IntRange(min=2), help="Tokens in a calibration window.")
 @click.option("--pool-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may learn from.")
 @click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may choose by.")
-@click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="As ppl:wikitext2@2048; repeatable.")
-@click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU where there is one.  [auto]")
+@click.option("--bos", metavar="auto|always|never", help="BOS begins calibration windows.  [auto: as the first metric]")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="METRIC",
+    help="As ppl:wikitext2@2048, ppl:wikitext2@2048+bos; repeatable.",
+)
+@click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU if torch finds one.  [auto]")
 @click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
@@ -50,7 +57,7 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 
     spec = spec_from(config, flags)
     plugins = load_plugins(spec.plugins)
-    tell_broken_files(plugins)
+    check_plugin_files(plugins)
     if not quiet:
         plugins.add_observer(ProgressPrinter(), "progress")
     from nmbench.results.table import render
@@ -59,25 +66,26 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
     results = run_spec(spec, out, plugins)
     write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
     names = ("records.jsonl", "report.csv", "report.md", "masks", "losses", "errors")
-    there = [name for name in names if (results.directories[0] / name).exists()]
-    click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(there)}")
+    written = [name for name in names if (results.directories[0] / name).exists()]
+    click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
     if any(record["status"] != "ok" for record in results.asked):
         sys.exit(1)
 
 
 def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
-    """The specification that a TOML file and the flags make together; flags win."""
-    from nmbench.spec import MethodSpec, RunSpec, read_toml, refuse_duplicates, with_settings
+    """The specification in a TOML file and the flags; a flag overrides the file."""
+    from nmbench.plain_data import read_toml, refuse_duplicates
+    from nmbench.spec import MethodSpec, RunSpec, with_settings
 
     content = read_toml(config) if config else {}
     methods = [MethodSpec.parse(text) for text in flags.pop("methods")]
-    settings, special = flags.pop("settings"), flags.pop("pattern_for")
+    settings, pattern_for = flags.pop("settings"), flags.pop("pattern_for")
     if not methods and not content.get("methods"):
         raise click.UsageError("give at least one --method NAME; `nmbench methods` lists them.")
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     given = {{"plugin_files": "plugins"}.get(name, name): value for name, value in given.items()}
-    if special:
-        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in special)]
+    if pattern_for:
+        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in pattern_for)]
         refuse_duplicates("--pattern-for", [layers for layers, _ in pairs])
         given["pattern_for"] = dict(pairs)
     if methods:

@@ -1,4 +1,4 @@
-"""What several commands share: the plugin option, the width of the terminal, report files."""
+"""Code that several commands share: the plugin option, the width of the terminal, report files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmbench.errors import NMBenchError
+
 if TYPE_CHECKING:
     from nmbench.plugins.loading import Plugins
 
@@ -20,20 +22,20 @@ plugin_option = click.option(
 
 
 def terminal_width() -> int | None:
-    """How many columns the terminal has; None where the output goes elsewhere, and nothing may be left out of it."""
+    """The number of columns of the terminal; None for a file or pipe, where the table is printed in full."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def tell_broken_files(plugins: Plugins) -> None:
-    """A plugin that fails stops nobody; but whoever named its file should know at once."""
+def check_plugin_files(plugins: Plugins) -> None:
+    """Warn of installed plugins that a plugin file replaces. Raises `NMBenchError` for a file that failed to load."""
     for line in plugins.broken_files:
+        raise NMBenchError(f"{line}; mend the file, or leave out --plugin.")
+    for line in plugins.replaced:
         click.echo(f"WARNING {line}", err=True)
 
 
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
-    """Write the reports named."""
-    reporters = [
-        plugins.lookup(plugins.registries.reporters, name) for name in formats
-    ]  # all are there, or none writes
+    """Write a report in each of `formats`; return the paths. An unknown format raises before any report is written."""
+    reporters = [plugins.lookup(plugins.registries.reporters, name) for name in formats]
     directory.mkdir(parents=True, exist_ok=True)
     return [reporter().write(results, directory) for reporter in reporters]

@@ -1,4 +1,4 @@
-"""`nmbench validate`: is a checkpoint or a mask file strictly N:M?"""
+"""`nmbench validate`: prove that a checkpoint or a mask file is strictly N:M."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from nmbench.pattern import Pattern
 
 
-NOT_STRICT, CANNOT_TELL = 1, 3
+EXIT_NOT_STRICT, EXIT_NOT_JUDGED = 1, 3
 
 
 @click.command()
 @click.argument("path")
-@click.option("--pattern", metavar="N:M", help="Keep N of every M weights.  [what the file claims, or shows]")
+@click.option("--pattern", metavar="N:M", help="Keep N of every M weights.  [claimed by the file, or inferred]")
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Layers that may be dense, as 'q_proj'; repeatable.")
 @click.option("--like", metavar="PATH", help="A checkpoint of the same model: shapes of masks, layout.")
 @click.option("--checksums", is_flag=True, help="Compare an export's files with the SHA-256 recorded for them, too.")
@@ -28,12 +28,12 @@ NOT_STRICT, CANNOT_TELL = 1, 3
 def validate(
     path: str, pattern: str | None, skip: Sequence[str], like: str | None, checksums: bool, as_json: bool
 ) -> None:
-    """Is this checkpoint, or mask file, strictly N:M? The first broken group is named.
+    """Check that a checkpoint or mask file is strictly N:M, and name the first broken group.
 
-    PATH is a folder of transformers, a safetensors, torch or .npz file, a folder of masks, or RUN_DIRECTORY:LABEL.
-    Exit status: 0 strict, 1 not strict (or a file changed), 3 could not tell.
+    PATH is a transformers folder, a safetensors, torch or .npz file, a folder of masks, or RUN_DIRECTORY:LABEL.
+    Exit status: 0 strict, 1 not strict (or a file changed), 3 not judged.
     """
-    wanted = parsed(pattern)
+    wanted = parsed_pattern(pattern)
     try:
         from nmbench.artifacts.checksums import changed_files
         from nmbench.artifacts.reading import open_artifact
@@ -45,18 +45,18 @@ def validate(
         changed = changed_files(artifact) if checksums else []
     except NMBenchError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(CANNOT_TELL)
+        sys.exit(EXIT_NOT_JUDGED)
     content = {**validation_json(found), **({"changed_files": changed} if checksums else {})}
     click.echo(json.dumps(content, indent=2) if as_json else validation_text(found))
     if checksums and not as_json:
         click.echo(
             f"CHANGED since it was written: {', '.join(changed)}" if changed else "checksums as they were written"
         )
-    sys.exit(0 if found.strict and not changed else NOT_STRICT)
+    sys.exit(0 if found.strict and not changed else EXIT_NOT_STRICT)
 
 
-def parsed(pattern: str | None) -> Pattern | None:
-    """The pattern of a command whose exit status 1 says something else: an ill-formed one is wrong usage, 2."""
+def parsed_pattern(pattern: str | None) -> Pattern | None:
+    """The pattern of the flag. An ill-formed one is a usage error, exit status 2, since 1 stands for "not strict"."""
     from nmbench.pattern import Pattern
 
     try:

@@ -26,7 +26,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out: the two can be told apart. From one window nothing can."""
+        """True if the interval excludes zero: the difference is significant. Never of one window."""
         return self.windows > 1 and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
@@ -34,24 +34,31 @@ class Difference:
 
 
 def paired(losses: Tensor, reference: Tensor) -> Difference:
-    """Compare per-window losses `[windows]`; positive means worse than the reference.
+    """Return the mean paired difference of per-window losses `[windows]`; positive means worse than the reference.
 
-    Windows are resampled together, 2,000 times from a fixed seed, so the interval is the same on every call. Several
-    seeds `[seeds, windows]` are averaged first: the interval then speaks of the mean over those seeds.
+    The bootstrap resamples pairs 2,000 times from a fixed seed, so the interval is the same on every call. Losses of
+    several seeds `[seeds, windows]` are averaged first: the interval is then that of the mean over these seeds.
     """
     difference = (losses.double() - reference.double()).reshape(-1, losses.shape[-1]).mean(dim=0)  # [windows]
-    count = len(difference)
-    generator = torch.Generator().manual_seed(0)
-    means = torch.stack(
-        [difference[torch.randint(count, (count,), generator=generator)].mean() for _ in range(RESAMPLES)]
-    )
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Difference(float(difference.mean()), low, high, count)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(resampled_means(difference), ends).tolist()
+    return Difference(float(difference.mean()), low, high, len(difference))
+
+
+def resampled_means(values: Tensor, drawn_at_once: int = 2**17) -> Tensor:
+    """The means of the resamples of values `[n]`, float64 `[2000]`.
+
+    As many resamples are computed together as have at most `drawn_at_once` values; the means are bit for bit the same.
+    """
+    count, generator = len(values), torch.Generator().manual_seed(0)
+    at_once = max(1, drawn_at_once // count)
+    sizes = [min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)]
+    return torch.cat([values[torch.randint(count, (n, count), generator=generator)].mean(dim=1) for n in sizes])
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Whether losses are not worse than others: their mean paired difference in nats, and the one-sided 95 % bound."""
+    """Test that losses are not worse than others: the mean paired difference in nats and its one-sided 95 % bound."""
 
     nats: float
     one_sided_95_bound: float
@@ -60,26 +67,29 @@ class Confirmation:
 
     @property
     def holds(self) -> bool:
-        """Whether the bound is within the tolerance; never if a loss was not a number."""
+        """True if the bound is within the tolerance; False if a loss is NaN."""
         return self.one_sided_95_bound <= self.tolerance_nats
 
 
 def not_worse(losses: Tensor, reference: Tensor, tolerance_nats: float) -> Confirmation:
-    """Ask whether per-window losses `[windows]` are worse than the reference's by no more than a tolerance."""
+    """Test that per-window losses `[windows]` are worse than the reference's by at most `tolerance_nats`."""
     difference = losses.double() - reference.double()
     mean = float(difference.mean())
     return Confirmation(mean, mean + ONE_SIDED_95 * standard_error(difference), tolerance_nats, len(difference))
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of values `[n]`, n at least 2."""
+    """Return the standard error of the mean of values `[n]`, n at least 2."""
     return float(values.std()) / math.sqrt(len(values))
 
 
 def groups_changed(
     masks: Mapping[str, Tensor], initial: Mapping[str, Tensor], patterns: Mapping[str, Pattern]
 ) -> float:
-    """The share of all groups in which bool masks `[out, in]` differ from others, by layer on the same device."""
+    """Return the share of all groups in which `masks` differ from `initial`: layer name -> bool `[out, in]`.
+
+    Both masks of a layer are on one device.
+    """
     changed = total = 0
     for name, mask in masks.items():
         differs = patterns[name].groups(mask ^ initial[name]).any(dim=-1)

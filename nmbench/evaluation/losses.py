@@ -1,7 +1,8 @@
-"""Losses of the model as it stands, window by window; metrics are computed from these.
+"""Losses of the live model by window, from which metrics are computed.
 
-All losses are mean cross-entropies in nats over the `window - 1` targets of a window, computed in float32. Windows
-never see each other, so the batch size changes nothing but speed.
+All losses are mean cross-entropies in nats over the `window - 1` targets of a window, computed in float32. Windows do
+not attend to each other, so the batch size affects only the speed. A BOS token in front of a window is no part of it:
+the targets stay the same.
 """
 
 from __future__ import annotations
@@ -15,23 +16,20 @@ from transformers import PreTrainedModel
 
 from nmbench.models.forward import logits_of, run_model
 
-LOGIT_BYTES = 64 * 2**20  # a batch is as large as this allows for its float32 logits; more is slower on a CPU
+LOGIT_BYTES = 64 * 2**20  # of float32 logits at once, and of those of a batch on a CPU, where more is slower
+GPU_LOGIT_BYTES = 2**30  # of the float32 logits of a batch on a GPU, where small batches are slow
+LARGE_VOCABULARY = 2**17  # assumed of a model without output embeddings
 
 
-GPU_LOGIT_BYTES = 2**30  # of a whole batch on a GPU, where small batches are slow
+def window_losses(model: nn.Module, tokens: Tensor, logit_bytes: int = LOGIT_BYTES, bos: bool = False) -> Tensor:
+    """Return the mean cross-entropy of each window in nats: int64 `[n, window]` -> float32 `[n]`.
 
-
-LARGE_VOCABULARY = 2**17  # assumed of a model that does not tell
-
-
-def window_losses(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy of each window in nats: int64 `[n, window]` -> float32 `[n]`.
-
-    No more than `LOGIT_BYTES` of logits (one window at least) are there in float32. Never waits for the device.
+    With `bos`, `tokens` `[n, 1 + window]` begin with a BOS token. At most `logit_bytes` of logits, but at least one
+    window, exist in float32 at a time. Never blocks on the device.
     """
-    logits = logits_of(run_model(model, tokens))[:, :-1]  # [n, window - 1, vocabulary]
-    size = max(1, LOGIT_BYTES // (4 * logits[:1].numel()))
-    parts = zip(logits.split(size), tokens[:, 1:].split(size), strict=True)
+    logits = logits_of(run_model(model, tokens))[:, bos:-1]  # [n, window - 1, vocabulary]
+    size = max(1, logit_bytes // (4 * logits[:1].numel()))
+    parts = zip(logits.split(size), tokens[:, 1 + bos :].split(size), strict=True)
     losses = [F.cross_entropy(part.flatten(0, 1).float(), to.flatten(), reduction="none") for part, to in parts]
     return torch.cat(losses).view(len(tokens), -1).mean(dim=1)
 
@@ -42,10 +40,11 @@ def losses_in_parts(
     size: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Losses float32 `[n]` of windows `[n, window]`, measured `size` windows at a time; `report` is told of each part.
+    """Return the losses float32 `[n]` of windows `[n, window]`, `size` windows at a time.
 
-    The result is there before the first part: small tensors kept between large ones that come and go would pin the
-    heap of the C library, which then grows by the size of a batch of logits every time.
+    `report(parts done, parts)` is called after each part. The result is allocated before the first part: small tensors
+    allocated between large ones that are freed would pin the heap of the C library, which then grows by a batch of
+    logits with each part.
     """
     losses = torch.empty(len(windows), device=windows.device)
     parts = windows.split(size)
@@ -55,15 +54,19 @@ def losses_in_parts(
     return losses
 
 
-def batch_size(model: nn.Module, window_tokens: int) -> int:
-    """How many windows the model is shown at once."""
+def batch_size(model: nn.Module, window_tokens: int, logit_bytes: int | None = None) -> int:
+    """Return the number of windows in a batch: its float32 logits take `logit_bytes`, which default by device."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     vocabulary = LARGE_VOCABULARY if head is None else head.weight.shape[0]
-    room = LOGIT_BYTES if next(model.parameters()).device.type == "cpu" else GPU_LOGIT_BYTES
-    return max(1, room // (4 * vocabulary * window_tokens))
+    if logit_bytes is None:
+        logit_bytes = LOGIT_BYTES if next(model.parameters()).device.type == "cpu" else GPU_LOGIT_BYTES
+    return max(1, logit_bytes // (4 * vocabulary * window_tokens))
 
 
 @torch.no_grad()
-def next_token_logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Logits before every token but the first: int64 `[n, window]` -> `[n, window - 1, vocabulary]`."""
-    return logits_of(run_model(model, tokens))[:, :-1]
+def next_token_logits(model: nn.Module, tokens: Tensor, bos: bool = False) -> Tensor:
+    """Return the logits of every token but the first: int64 `[n, window]` -> `[n, window - 1, vocabulary]`.
+
+    With `bos`, `tokens` `[n, 1 + window]` begin with a BOS token.
+    """
+    return logits_of(run_model(model, tokens))[:, bos:-1]

@@ -1,9 +1,9 @@
-"""Load the dense model of a run where its methods can work on it."""
+"""Loading the dense model of a run onto its device, whole or block by block."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,35 +15,62 @@ from nmbench.methods import MaskLearner, Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.sanity import check_dense, check_finite
 from nmbench.plugins.loading import Plugins
-from nmbench.spec import RunSpec
+from nmbench.spec import MODEL_FOLDER, ResolvedSpec, RunSpec
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 FILL = 0.9  # of the free device memory that an estimate may fill
 
 
-def load_model(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) -> Bundle:
-    """Load the model of `spec` where `methods` can work on it, without the layers it skips; its weights must be finite
-    and dense.
+def load_model(
+    ref: str,
+    plugins: Plugins,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    dequantise: bool = False,
+    place: Callable[[Bundle, torch.device], None] = lambda bundle, device: bundle.to(device),
+) -> Bundle:
+    """Return the model `ref`, a value of `--model`, on `device`; `place` may place it block by block instead.
+
+    `dtype` is a name of `DTYPES`; None: float32 on a CPU, else the choice of the model source.
+
+    Raises `NumericalFailure` for weights that are not finite, and `NMBenchError` for a model that cannot be loaded.
     """
-    cls, ref = source_of(spec.model, plugins)
-    device = device_of(spec.device)
-    dtype = dtype_of(spec.dtype) if spec.dtype else ("float32" if device.type == "cpu" else None)
+    cls, rest = source_of(ref, plugins)
+    where = device_of(device)
+    name = dtype or ("float32" if where.type == "cpu" else None)
+    if name:
+        dtype_of(name)
     with no_loading_bar():
-        source = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code, dequantise=bool(spec.dequantise))
-        bundle = source.load(ref)
-    place(bundle, spec, methods, device)
+        bundle = cls(dtype=name, trust_remote_code=trust_remote_code, dequantise=dequantise).load(rest)
+    place(bundle, where)
     check_finite(bundle)
-    bundle = bundle.without(spec.skip)
+    return bundle
+
+
+def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) -> Bundle:
+    """Return the model of `spec`, placed as `methods` need, without the layers that `spec` skips.
+
+    Raises `NMBenchError` if the weights are sparse already, unless `spec` allows sparse weights.
+    """
+    bundle = load_model(
+        spec.model,
+        plugins,
+        dtype=spec.dtype,
+        device=spec.device,
+        trust_remote_code=spec.trust_remote_code,
+        dequantise=bool(spec.dequantise),
+        place=lambda bundle, device: place(bundle, spec.resolved(bundle.defaults), methods, device),
+    ).without(spec.skip)
     bundle.provenance = {**bundle.provenance, **check_dense(bundle, bool(spec.allow_sparse))}
     return bundle
 
 
-def place(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torch.device) -> None:
-    """Put a model on `device`; or, as the user says, or if it would not fit there, only each block while it works.
+def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device) -> None:
+    """Move a model to `device`, or stream its blocks, by the choice of the user or for lack of device memory.
 
-    Raises `NMBenchError` if a mask learner, which needs the whole model, is to work on one that is streamed.
+    Raises `NMBenchError` for a streamed model with a mask learner, because a learner needs the whole model.
     """
     learners = any(isinstance(method, MaskLearner) for method in methods)
     streamed = spec.stream
@@ -55,12 +82,12 @@ def place(bundle: Bundle, spec: RunSpec, methods: Sequence[Method], device: torc
     if streamed:
         bundle.stream(device)
     else:
-        bundle.model.to(device)
+        bundle.to(device)
 
 
 @contextlib.contextmanager
 def no_loading_bar() -> Iterator[None]:
-    """Without the bar that transformers draws while it fills in weights; downloads still show theirs."""
+    """Disable the progress bar of transformers for loading weights; bars of downloads stay."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -71,13 +98,16 @@ def no_loading_bar() -> Iterator[None]:
 
 
 def source_of(model: str, plugins: Plugins) -> tuple[type, str]:
-    """The source class and the reference of `--model`: a scheme, a scheme and a reference, or a folder."""
+    """Return the source class and the reference of `--model`: a scheme, a scheme and a reference, or a folder.
+
+    Raises `NMBenchError` for anything else.
+    """
     registry = plugins.registries.models
     scheme, _, ref = model.partition(":")
     if scheme in registry:
         return registry.get(scheme), ref
     if Path(model).exists():
-        return plugins.lookup(registry, "folder"), model
+        return plugins.lookup(registry, MODEL_FOLDER), model
     if "/" in model and not scheme_like(model):
         hint = f"; for a model of the hub write hf:{model}" if model.count("/") == 1 and model[0] not in "/." else ""
         raise NMBenchError(f"model folder {model} does not exist{hint}.")
@@ -88,15 +118,18 @@ def scheme_like(model: str) -> bool:
     return ":" in model.partition("/")[0]
 
 
-def dtype_of(name: str) -> str:
-    """`name` if it names a dtype that models are run in."""
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype `name`. Raises `UnknownName` for a dtype that models do not run in."""
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
-    return name
+    return DTYPES[name]
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a run; `auto` is CUDA where there is one, else the CPU. Raises `NMBenchError` if it is missing."""
+    """Return the device of a run; `auto` is CUDA if torch sees a GPU, else the CPU.
+
+    Raises `NMBenchError` for an unknown or missing device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):

@@ -1,67 +1,149 @@
-"""What a record says besides its figures: whose it is, what it was made from, and what went wrong."""
+"""The record of a job: its identity, known before the work, and its figures or its error."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 from nmbench.evaluation.comparison import paired
 from nmbench.evaluation.subject import DenseSubject, Subject
-from nmbench.experiment.jobs import Job
+from nmbench.experiment.jobs import Job, dense_digest
+from nmbench.experiment.measurement import Measured
 from nmbench.experiment.setup import Experiment
-from nmbench.methods import MaskLearner
-from nmbench.results.records import Record
-from nmbench.runtime.cost import Cost
+from nmbench.methods import PrunedModel
+from nmbench.results.format import FORMAT, CostRecord, Coverage, Figures, Identity, Interval, Record, Said
+from nmbench.runtime.cost import Cost, Meter
+from nmbench.spec import DENSE
+
+NO_COST = cast(CostRecord, dict.fromkeys(asdict(Cost())))
 
 
-def described(job: Job, experiment: Experiment) -> Record:
-    """What a record says of its job, whether it ends well or not."""
+def identity_of(job: Job, experiment: Experiment) -> Identity:
+    """Return the part of a record that is known before the work of the job."""
+    spec, pool = experiment.spec, experiment.pools[job.seed]
     return {
+        **dense_identity(experiment),
         "label": job.label,
-        "method": job.contender.name if job.contender else None,
-        "options": dict(job.contender.options) if job.contender else {},
-        "content": dict(job.contender.content) if job.contender else {},
-        "started_from": job.contender.init.label if learns(job) and job.contender and job.contender.init else None,
-        "pattern": str(job.pattern) if job.pattern else None,
-        "pattern_for": {glob: str(pattern) for glob, pattern in experiment.spec.pattern_for} if job.pattern else {},
+        "method": job.contender.name,
+        "options": dict(job.contender.options),
+        "content": dict(job.contender.content),
+        "started_from": job.start,
+        "pattern": str(job.pattern),
+        "pattern_for": {glob: str(pattern) for glob, pattern in spec.pattern_for},
         "seed": job.seed,
-        "model": experiment.bundle.ref,
-        "coverage": experiment.bundle.coverage() if job.contender else None,
-        "calibration": experiment.spec.calibration if job.contender else None,
-        "calibration_digest": experiment.calibration_digest(job.seed) if job.seed is not None else None,
-        "pool_digest": experiment.pools[job.seed].digest if job.seed is not None and learns(job) else None,
+        "coverage": cast(Coverage, experiment.bundle.coverage()),
+        "calibration": spec.calibration,
+        "calibration_digest": experiment.calibration_digest(job.seed),
+        "pool_digest": pool.digest if job.learns else None,
         "job_digest": job.digest,
+    }
+
+
+def dense_identity(experiment: Experiment) -> Identity:
+    """Return this part of the dense record, which has no method, pattern, seed or calibration."""
+    return {
+        "format": FORMAT,
+        "label": DENSE,
+        "method": None,
+        "options": {},
+        "content": {},
+        "started_from": None,
+        "pattern": None,
+        "pattern_for": {},
+        "seed": None,
+        "model": experiment.bundle.ref,
+        "coverage": None,
+        "calibration": None,
+        "calibration_digest": None,
+        "pool_digest": None,
+        "job_digest": dense_digest(experiment.protocol_digest),
         "spec_digest": experiment.spec.digest,
         "protocol_digest": experiment.protocol_digest,
         "environment": experiment.environment(),
     }
 
 
-def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record:
-    """The row of a job that failed: the same fields as any other, without figures."""
+def dense_record(experiment: Experiment, found: Measured) -> Record:
+    """Return the record of the dense model."""
+    return cast(Record, {**dense_identity(experiment), **figures_of(found, meter=Meter(experiment.bundle.device))})
+
+
+def record_of(
+    job: Job,
+    experiment: Experiment,
+    pruned: PrunedModel,
+    cost: Cost | None,
+    pruning: Meter,
+    found: Measured,
+    dense: DenseSubject,
+) -> Record:
+    """Return the record of a job that ended well; `pruning` includes interrupted processes and the start."""
+    figures: Figures = {
+        **figures_of(found, pruning),
+        "cost": NO_COST if cost is None else cast(CostRecord, asdict(cost)),
+        "strict": True,
+        "weights_changed": pruned.weights_changed,
+        "against_dense": against_dense(found.subject, dense),
+        "notes": dict(pruned.notes),
+        "layer_notes": dict(pruned.layer_notes),
+        "figures": dict(pruned.figures),
+        "experts": dict(pruned.experts),
+        "curve": [dict(point) for point in pruned.curve],
+    }
+    return cast(Record, {**identity_of(job, experiment), **figures})
+
+
+def figures_of(found: Measured, meter: Meter) -> Figures:
+    """The figures of a measured row; `meter` measured the pruning, and nothing for the dense model."""
+    prune, evaluate = meter.seconds, found.meter.seconds
+    device = max(filter(None, (meter.device_bytes, found.meter.device_bytes)), default=None)
     return {
-        **described(job, experiment),
+        "status": "ok",
+        "strict": None,
+        "proof": found.proof,
+        "measured_digest": found.digest,
+        "weights_changed": False,
+        "metrics": dict(found.metrics),
+        "against_dense": {},
+        "seconds": {
+            "prune": round(prune, 3),
+            "evaluate": round(evaluate, 3),
+            "total": round(prune + evaluate, 3),
+            "cpu_share": None if meter.cpu_share is None else round(meter.cpu_share, 3),
+        },
+        "peak_bytes": {
+            "host": max(meter.host_bytes, found.meter.host_bytes),
+            "host_growth": max(meter.host_growth, found.meter.host_growth),
+            "device": device,
+        },
+        "cost": cast(CostRecord, asdict(Cost())),
+        **nothing_said(),
+    }
+
+
+def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record:
+    """Return the record of a job that failed: the fields of any record, without figures."""
+    figures: Figures = {
         "status": "failed",
-        "error": message,
-        "traceback": trace,
         "strict": None,
         "proof": None,
         "measured_digest": None,
         "weights_changed": None,
         "metrics": {},
         "against_dense": {},
-        "seconds": {"prune": None, "evaluate": None, "total": None},
-        "peak_bytes": {"host": None, "device": None},
-        "cost": dict.fromkeys(asdict(Cost())),
-        "notes": {},
+        "seconds": {"prune": None, "evaluate": None, "total": None, "cpu_share": None},
+        "peak_bytes": {"host": None, "host_growth": None, "device": None},
+        "cost": NO_COST,
+        **nothing_said(),
     }
+    return cast(Record, {**identity_of(job, experiment), **figures, "error": message, "traceback": trace})
 
 
-def learns(job: Job) -> bool:
-    """Whether the job is a mask learner's, which reads the whole pool."""
-    return job.contender is not None and isinstance(job.contender.method, MaskLearner)
+def nothing_said() -> Said:
+    """Return the fields of the notes, empty."""
+    return {"notes": {}, "layer_notes": {}, "figures": {}, "experts": {}, "copied_from": None, "curve": []}
 
 
-def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, dict[str, Any]]:
-    """Paired differences of losses to the dense model, by text and window."""
-    return {name: asdict(paired(losses, dense.cached[name])) for name, losses in subject.cached.items()}
+def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, Interval]:
+    """Return the paired differences of losses to the dense model, by text and window length."""
+    return {name: cast(Interval, asdict(paired(losses, dense.cached[name]))) for name, losses in subject.cached.items()}

@@ -1,11 +1,10 @@
-"""What all jobs of a run share: the dense model, the tokens, the metrics, and how the outside names are looked up."""
+"""The shared set-up of all jobs of a run: the dense model, the tokens and the metrics."""
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,32 @@ import torch
 from torch import Tensor
 
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
-from nmbench.errors import NMBenchError, RunMismatch
-from nmbench.evaluation.subject import DenseSubject
+from nmbench.errors import ModelChanged, NMBenchError
+from nmbench.experiment.bos import bos_doubts, check_bos
+from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
-from nmbench.experiment.loading import device_of, dtype_of, source_of
-from nmbench.experiment.memory import given
+from nmbench.experiment.jobs import Job, jobs
+from nmbench.experiment.loading import load_dense
+from nmbench.experiment.plan import Plan, look_up
 from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
+from nmbench.pattern import Pattern
+from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
 from nmbench.plugins.loading import Plugins
-from nmbench.plugins.registry import Registry
 from nmbench.sources import Dataset, Metric
-from nmbench.spec import RunSpec, digest
-from nmbench.verification.fingerprint import FAR, Fingerprint, check_intact, fingerprint, is_intact, probe_of
+from nmbench.spec import ResolvedSpec
+from nmbench.verification.fingerprint import LOOSE, Fingerprint, check_intact, fingerprint, is_intact, probe_of
+from nmbench.verification.strict import check_divides
 
 
 @dataclass
 class Experiment:
-    """The shared state of one run. `reference` holds the dense losses as soon as the dense job has run."""
+    """The shared state of one run. `bundle`, `dense` and `fingerprint` are replaced if a method changed the model."""
 
-    spec: RunSpec
-    plugins: Plugins
+    plan: Plan
+    spec: ResolvedSpec
     bundle: Bundle
     dense: DenseWeights
     metrics: Mapping[str, Metric]
@@ -44,56 +47,80 @@ class Experiment:
     provenance: Mapping[str, Any]
     probe: Tensor
     fingerprint: Fingerprint
-    reference: DenseSubject = field(default_factory=lambda: DenseSubject({}))
+    doubts: tuple[Doubt, ...] = ()
+
+    @property
+    def plugins(self) -> Plugins:
+        """The plugins of the run."""
+        return self.plan.plugins
+
+    def jobs(self) -> list[Job]:
+        """Return every job of the run in order; the dense row is not a job."""
+        return list(jobs(self.spec, self.plan.contenders, self.protocol_digest))
+
+    def patterns(self, pattern: Pattern) -> dict[str, Pattern]:
+        """Return the pattern of every prunable layer: `pattern`, unless `pattern_for` names another."""
+        return self.spec.layer_patterns(pattern, self.bundle.layers)
 
     @cached_property
     def test_digests(self) -> dict[str, str]:
-        """Names the test tokens of every data set."""
+        """The digest of the test tokens of every data set."""
         return {name: tokens_digest(tokens) for name, tokens in self.texts.items()}
 
     @cached_property
     def protocol_digest(self) -> str:
-        """Names what two rows must share to be comparable, by content: weights and test tokens too."""
+        """The digest of everything that comparable rows share, by content: also of weights and test tokens."""
         content = {"model_digest": self.dense.digest, "test_digests": self.test_digests}
         others = {"metric_provenance": self.metric_provenance} if self.metric_provenance else {}
         return digest({**self.spec.protocol(), **content, **others})
 
     @cached_property
     def metric_provenance(self) -> dict[str, Any]:
-        """What the metrics depend on besides model and texts, of those that say so."""
-        told = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
-        return {name: content for name, content in told.items() if content}
+        """The provenance of metrics that depend on more than model and texts."""
+        found = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
+        return {name: content for name, content in found.items() if content}
 
     def calibration_digest(self, seed: int) -> str:
-        """Names the windows that statistics are gathered from."""
-        return self.pools[seed].statistics_digest(given(self.spec.windows))
+        """Return the digest of the windows that statistics are gathered from."""
+        return self.pools[seed].statistics_digest(self.spec.windows)
 
     def directory(self) -> Path:
-        """Where the run is kept unless the user says otherwise: rows in it are comparable, and can be told apart."""
+        """Return the default run directory, named by the protocol digest and, if there is any, `pattern_for`."""
         special = f"-{digest(self.spec.pattern_for)}" if self.spec.pattern_for else ""
         return Path("runs") / f"{self.protocol_digest}{special}"
 
     def reporter(self, job: str, stage: str) -> Callable[[int, int], None]:
-        """A callback that tells observers how far a stage of a job is."""
+        """Return a callback that announces the progress of a stage of a job."""
         return lambda done, total: self.plugins.announce("nmbench_progress", event=Progress(job, stage, done, total))
 
     def learner_reporter(self, job: str, method: Method) -> Callable[[str, int, int | None, Mapping[str, float]], None]:
-        """A callback for `LearnTask`; where a learner names no total, it is its `steps` option, if it has one."""
+        """Return a callback for `LearnTask`; the default of the total is the option `steps` of the learner, or 0."""
         steps = int(getattr(method, "steps", 0))
         return lambda stage, done, total, values: self.plugins.announce(
             "nmbench_progress", event=Progress(job, stage, done, steps if total is None else total, values)
         )
 
     def is_intact(self, restore: bool = True) -> bool:
-        """True if the model is what it was when the run began; unless not `restore`, its dense weights are put back."""
+        """Return True if the model has not changed since the run began; `restore`: restore the dense weights first."""
         return is_intact(self.bundle, self.dense, self.fingerprint, self.probe, restore)
 
     def check_intact(self, who: str) -> None:
-        """Raise `NMBenchError` if `who` changed the lent model in a way that is not undone."""
+        """Raise `NMBenchError` if `who` changed the model in a way that is not undone."""
         check_intact(self.bundle, self.dense, self.fingerprint, self.probe, who)
 
+    def renew(self, who: str) -> None:
+        """Load the model again after `who` changed it. Raises `ModelChanged` if the loaded model is another one."""
+        bundle = load_dense(self.plan.spec, self.plugins, self.plan.methods)
+        now, dense = fingerprint(bundle, self.probe), DenseWeights(bundle)
+        if dense.digest != self.dense.digest or not self.fingerprint.like(now, LOOSE):
+            raise ModelChanged(
+                f"the dense model of {bundle.ref} is no longer what it was before {who}, though it was loaded again; "
+                f"give the same command once more, without {who}."
+            )
+        self.bundle, self.dense, self.fingerprint = bundle, dense, now
+
     def environment(self) -> dict[str, Any]:
-        """Versions, device and dtypes: what else a number depends on."""
+        """Return versions, device, threads and dtypes, which numbers depend on as well."""
         device = self.bundle.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
         return {
@@ -107,7 +134,7 @@ class Experiment:
         }
 
     def manifest(self) -> dict[str, Any]:
-        """What the run directory says of the run besides its spec."""
+        """Return the content of `manifest.json`: digests, provenance, coverage and environment of the run."""
         return {
             "spec_digest": self.spec.digest,
             "protocol_digest": self.protocol_digest,
@@ -126,74 +153,65 @@ class Experiment:
         }
 
 
-def prepare(spec: RunSpec, plugins: Plugins, bundle: Bundle, learners: bool = True) -> Experiment:
-    """Read all texts of a resolved spec; `learners` says whether a mask learner takes part.
+def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
+    """Return the shared set-up of `plan`: the model (`bundle`, or loaded), the resolved specification, all texts.
 
-    Raises `NMBenchError` if a text is too short or if two overlap.
+    Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short or if two texts overlap.
     """
-    metrics = {name: look_up(plugins, plugins.registries.metrics, name) for name in spec.metrics}
+    bundle = bundle or load_dense(plan.spec, plan.plugins, plan.methods)
+    spec = plan.resolved(bundle.defaults)
+    for pattern in spec.patterns:
+        check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
+    metrics = {name: look_up(plan.plugins, plan.plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
-    datasets = {name: look_up(plugins, plugins.registries.datasets, name) for name in names}
-    texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
-    for metric in metrics.values():
-        for name, window in metric.windows:
-            check_context(bundle, window, f"metric {name}@{window}")
-            cut(texts[name], window, name)
-    check_context(bundle, given(spec.window_tokens), "--window-tokens")
-    assert spec.calibration is not None  # resolved
-    calibration = look_up(plugins, plugins.registries.datasets, spec.calibration)
-    pools = {seed: pool_of(spec, calibration, bundle, seed, learners) for seed in spec.seeds}
+    datasets = {name: look_up(plan.plugins, plan.plugins.registries.datasets, name) for name in names}
+    texts = {name: test_tokens(dataset, bundle.tokenizer, name) for name, dataset in datasets.items()}
+    check_windows(bundle, spec, metrics, texts)
+    calibration = look_up(plan.plugins, plan.plugins.registries.datasets, spec.calibration)
+    pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
-            refuse_overlap(pool, spec.calibration, tokens, name)
+            refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
-    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe))
-    return Experiment(spec, plugins, bundle, DenseWeights(bundle), *shared)
+    doubts = bos_doubts(bundle, metrics, texts, context_of(bundle))
+    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)
+    return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
 
 
-def pool_of(spec: RunSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:
-    """The pool of one seed; where no mask learner takes part, no more than statistics need."""
-    window = given(spec.window_tokens)
-    pool = given(spec.pool_tokens) if learners else given(spec.windows) * window
-    selection = given(spec.selection_tokens) if learners else 0
-    return calibration_pool(dataset, str(spec.calibration), bundle.tokenizer, window, pool, selection, seed)
+def check_windows(
+    bundle: Bundle, spec: ResolvedSpec, metrics: Mapping[str, Metric], texts: Mapping[str, Tensor]
+) -> None:
+    """Raise `NMBenchError` if a window is longer than a text, or, with its BOS, than the context of the model.
+
+    It is raised for windows that should begin with BOS, too, if there is none.
+    """
+    for title, metric in metrics.items():
+        for name, window in metric.windows:
+            check_context(bundle, window + metric.bos, f"metric {title}" if metric.bos else f"metric {name}@{window}")
+            cut(texts[name], window, name)
+        if metric.bos:
+            check_bos(bundle, f"metric {title}")
+    if spec.bos == "always":
+        check_bos(bundle, "--bos always")
+    check_context(bundle, spec.window_tokens, "--window-tokens")
+
+
+def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:
+    """Return the pool of one seed; without a mask learner, only the windows for statistics."""
+    pool = spec.pool_tokens if learners else spec.windows * spec.window_tokens
+    selection = spec.selection_tokens if learners else 0
+    bos = spec.bos == "always"
+    return calibration_pool(dataset, spec.calibration, bundle.tokenizer, spec.window_tokens, pool, selection, seed, bos)
 
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:
-    """Raise `NMBenchError` if a window is longer than the model was made for."""
-    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)
+    """Raise `NMBenchError` if a window is longer than the context of the model."""
+    context = context_of(bundle)
     if context and window > context:
         raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")
 
 
-def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
-    """Make the data set or metric that `name` or `name:argument` names."""
-    name, _, argument = text.partition(":")
-    return plugins.lookup(registry, name)(argument)
-
-
-def check_names(spec: RunSpec, plugins: Plugins) -> None:
-    """Raise `NMBenchError` for an unknown or ill-formed model, metric, data set or dtype, before anything is loaded."""
-    source_of(spec.model, plugins)
-    if spec.calibration:
-        look_up(plugins, plugins.registries.datasets, spec.calibration)
-    for text in spec.metrics:
-        for name in look_up(plugins, plugins.registries.metrics, text).datasets:
-            look_up(plugins, plugins.registries.datasets, name)
-    for dtype in (spec.dtype, spec.eval_dtype):
-        if dtype:
-            dtype_of(dtype)
-    device_of(spec.device)
-
-
-def renewed(experiment: Experiment, bundle: Bundle, who: str) -> Experiment:
-    """The experiment with the model loaded again. Raises `RunMismatch` if that is another one than before."""
-    now = fingerprint(bundle, experiment.probe)
-    dense = DenseWeights(bundle)
-    if dense.digest != experiment.dense.digest or not experiment.fingerprint.like(now, FAR):
-        raise RunMismatch(
-            f"the dense model of {experiment.bundle.ref} is no longer what it was before {who}, though it was loaded "
-            f"again; give the same command once more, without {who}."
-        )
-    return dataclasses.replace(experiment, bundle=bundle, dense=dense, fingerprint=now)
+def context_of(bundle: Bundle) -> int | None:
+    """Return the number of tokens that the model was made to read at once, if it says so."""
+    return getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)

@@ -1,6 +1,6 @@
-"""A model as pruning sees it: decoder blocks, their prunable layers, and what was left out and why.
+"""A loaded model for pruning: its decoder blocks, their prunable layers, and the weights left dense with the reason.
 
-Where blocks and prunable weights are is the matter of `nmbench.models.discovery`.
+`nmbench.models.discovery` finds the blocks and the prunable weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
+from nmbench.models.casting import cast_parameters
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
 from nmbench.models.hashing import tensors_digest
 from nmbench.models.offload import Streaming, unhooked
@@ -26,9 +27,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight, `where` it is in the model and the `module` that holds it; in the block of number `block`.
+    """One prunable weight: its place `where` in the model, the `module` that holds it, and the index of its `block`.
 
-    `read` and `write` speak the canonical view `[out, in]`, groups along `in`.
+    `read` and `write` use the canonical view `[out, in]`, groups along `in`.
     """
 
     where: Weight
@@ -45,11 +46,11 @@ class Layer:
 
     @property
     def fused(self) -> bool:
-        """Whether it is one of several experts in one parameter, which are no modules of their own."""
+        """True if the weight is one of several experts in one parameter, without a module of its own."""
         return self.where.expert is not None
 
     def read(self) -> Tensor:
-        """The live weight `[out, in]`, a view: do not change it."""
+        """Return the live weight `[out, in]` as a view. Read only: change weights by `write`."""
         return self.where.view(self.module.get_parameter(self.where.parameter).detach())
 
     def write(self, weight: Tensor) -> None:
@@ -63,7 +64,7 @@ class Layer:
 
 @dataclass
 class Bundle:
-    """A loaded model with everything a run needs to know about it: `skipped` says what is left dense and why."""
+    """A loaded model and all that a run needs to know of it. `skipped`: parameters left dense -> reason."""
 
     ref: str
     model: nn.Module
@@ -85,9 +86,10 @@ class Bundle:
         provenance: Mapping[str, Any] | None = None,
         anatomy: Anatomy | None = None,
     ) -> Bundle:
-        """Make a bundle of `model`; its `anatomy` is derived from the module tree if the model source tells none.
+        """Return the bundle of `model`; without an `anatomy` of the model source, derive it from the module tree.
 
-        Raises `NMBenchError` if it has no decoder stack, or if a prunable weight is shared, quantised or not there.
+        Raises `NMBenchError` if the model has no decoder stack, or if a prunable weight is shared, quantised or outside
+        the decoder blocks.
         """
         model.eval().requires_grad_(False)
         anatomy = anatomy or anatomy_of(model, ref)
@@ -97,7 +99,10 @@ class Bundle:
         return cls(ref, model, tokenizer, blocks, layers, skipped, defaults or Defaults(), provenance or {})
 
     def without(self, globs: Iterable[str]) -> Bundle:
-        """The same model with the layers that match any of `globs` left dense. Raises `NMBenchError` on no match."""
+        """Return a bundle of the same model that leaves the layers matching any of `globs` dense.
+
+        Raises `NMBenchError` for a glob without a match, and if no layer remains to be pruned.
+        """
         skipped = dict(self.skipped)
         for glob in globs:
             matched = [name for name in self.layers if matches(name, glob)]
@@ -112,20 +117,29 @@ class Bundle:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device on which the model computes."""
         return self.streaming.device if self.streaming else next(self.model.parameters()).device
 
     @property
     def host(self) -> torch.device:
-        """Where large things wait: with the model, or on the host if it does not fit on the device."""
+        """The device that stores large tensors: the model's own, or the CPU if blocks are offloaded."""
         return torch.device("cpu") if self.streaming else self.device
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape `[out, in]` of every prunable layer."""
+        return {name: layer.shape for name, layer in self.layers.items()}
+
+    def to(self, device: torch.device) -> None:
+        """Move the whole model to `device`."""
+        self.model.to(device)
+
     def stream(self, device: torch.device) -> None:
-        """Keep the blocks where they are, on the host, and bring each to `device` while it works."""
+        """Offload the blocks: they stay on the host, and each is copied to `device` for its own forward pass."""
         self.streaming = Streaming(self.model, self.blocks.values(), device)
 
     def holding(self, block: nn.Module) -> AbstractContextManager[None]:
-        """While the context is open, a block is on the device."""
+        """Keep a block on the device while the context is open."""
         return self.streaming.holding(block) if self.streaming else nullcontext()
 
     @property
@@ -133,7 +147,7 @@ class Bundle:
         return next(iter(self.layers.values())).read().dtype
 
     def in_dtype(self, dtype: torch.dtype) -> Bundle:
-        """This bundle, or a copy of it in another dtype."""
+        """Return this bundle if it has `dtype`, else a copy with parameters of `dtype`."""
         if dtype == self.dtype:
             return self
         model = cast_parameters(unhooked(copy.deepcopy(self.model)), dtype)
@@ -148,17 +162,17 @@ class Bundle:
         return other
 
     def block_layers(self, index: int) -> list[Layer]:
-        """The prunable layers of one block, in the order of the module tree."""
+        """Return the prunable layers of one block, in the order of the module tree."""
         return [layer for layer in self.layers.values() if layer.block == index]
 
     def coverage(self) -> dict[str, Any]:
-        """How much of the decoder is pruned: layers, weights, and their share of all decoder parameters."""
+        """Return the numbers of prunable layers and weights, and the share of these in all decoder parameters."""
         weights = sum(layer.read().numel() for layer in self.layers.values())
         decoder = sum(p.numel() for block in self.blocks.values() for p in block.parameters())
         return {"layers": len(self.layers), "weights": weights, "share_of_decoder": weights / decoder}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers of the live model, also those that are not saved."""
+        """Return all parameters and buffers of the live model by name, non-persistent buffers included."""
         named = (
             *self.model.named_parameters(remove_duplicate=False),
             *self.model.named_buffers(remove_duplicate=False),
@@ -166,26 +180,20 @@ class Bundle:
         return {name: tensor.detach() for name, tensor in named}
 
     def digest(self) -> str:
-        """SHA-256 over the names, dtypes and bytes of all parameters and buffers."""
+        """Return the SHA-256 over the names, dtypes and bytes of all parameters and buffers."""
         return tensors_digest(self.tensors())
 
 
 def hidden_width(bundle: Bundle) -> int:
-    """The width of the hidden states: that of the first weight's inputs."""
+    """Return the width of the hidden states: the number of inputs of the first prunable layer."""
     return next(iter(bundle.layers.values())).shape[1]
 
 
-def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Change the dtype of a model's parameters, as loading it in that dtype would: buffers, such as the float32
-    frequencies of rotary embeddings, stay as they are.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
 def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:
-    """The layers of an anatomy by name. Raises `NMBenchError` for a weight that is not there or cannot be pruned."""
+    """Return the layers of an anatomy by name.
+
+    Raises `NMBenchError` for a weight outside the decoder blocks, and for one that is quantised or shared.
+    """
     layers = {}
     for weight in anatomy.weights:
         block = [index for index, name in enumerate(anatomy.blocks) if f"{weight.module}.".startswith(f"{name}.")]
@@ -201,7 +209,7 @@ def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:
 
 
 def check_dtype(layer: Layer, ref: str) -> None:
-    """Raise `NMBenchError` if a weight is not stored as plain numbers, one each."""
+    """Raise `NMBenchError` if the parameter of a layer is not of a floating-point dtype, as a quantised one is not."""
     if (dtype := layer.module.get_parameter(layer.where.parameter).dtype) not in FLOATS:
         raise NMBenchError(
             f"layer {layer.name} of {ref} holds quantised weights ({dtype}); prune the checkpoint that they were made "
@@ -210,7 +218,7 @@ def check_dtype(layer: Layer, ref: str) -> None:
 
 
 def check_shared(model: nn.Module, layers: Mapping[str, Layer]) -> None:
-    """Raise `NMBenchError` if a prunable weight is at the same time another parameter of the model."""
+    """Raise `NMBenchError` if a prunable weight shares its memory with another parameter of the model."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.numel() and not parameter.is_meta:

@@ -1,8 +1,8 @@
-"""The dense model beside the pruned one, without a second model: blocks compute with dense weights on request.
+"""Forward passes of the dense model without a second model: hooks swap dense weights into one block at a time.
 
-The live weights are set aside, not written: the tensors whose strictness was proven, and whose hash is compared after
-the evaluation, are the very same ones before, during and after. One block at a time has its dense weights on the
-device; where those on the host serve as they are (same device, same dtype), nothing is copied at all.
+The swap exchanges tensors and writes into none. So the tensors whose strictness was proven, and whose hash is compared
+after the evaluation, stay the same objects. Only the block that computes has its dense weights on the device. If the
+dense copies have the device and dtype of the block, the swap copies nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nmbench.models.hooks import hooks
 
 
 class DenseView:
-    """Lets `bundle`, pruned or not, compute with the dense weights in `copies`, by parameter name."""
+    """Forward passes of `bundle`, pruned or not, with the dense weights in `copies` (parameter name -> tensor)."""
 
     def __init__(self, bundle: Bundle, copies: Mapping[str, Tensor]) -> None:
         self.bundle = bundle
@@ -26,16 +26,15 @@ class DenseView:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[nn.Module]:
-        """While the context is open, a forward pass of the model is that of the dense model, in the same dtype.
+        """Make forward passes those of the dense model, in the same dtype, while the context is open.
 
-        A block is dense from the beginning to the end of its own forward pass; at other times its weights are the
-        live ones.
+        A block has dense weights during its own forward pass, and its live weights at all other times.
         """
         blocks = self.bundle.blocks.items()
         swaps = [
             Swap(block, {n: self.copies[f"{name}.{n}"] for n, _ in block.named_parameters()}) for name, block in blocks
         ]
-        # Whoever else moves the weights of a block does so further out: sets before, and puts back after.
+        # The hooks of offloading also exchange weights. Theirs must enclose these: first before a pass, last after it.
         before = [swap.block.register_forward_pre_hook(swap.dense) for swap in swaps]
         after = [swap.block.register_forward_hook(swap.live, prepend=True, always_call=True) for swap in swaps]
         with hooks([*before, *after]):
@@ -43,19 +42,19 @@ class DenseView:
 
 
 class Swap:
-    """Exchanges the weights of one block: `dense` and `live` are hooks before and after its forward pass."""
+    """Exchange of the weights of one block: `dense` is its forward pre-hook, `live` its forward hook."""
 
     def __init__(self, block: nn.Module, weights: Mapping[str, Tensor]) -> None:
         self.block = block
         self.weights = weights
-        self.aside: list[tuple[nn.Parameter, Tensor]] = []  # parameters and their live weights
+        self.saved: list[tuple[nn.Parameter, Tensor]] = []  # parameters and their live weights
 
     def dense(self, block: nn.Module, args: Any) -> None:
         for name, parameter in block.named_parameters():
-            self.aside.append((parameter, parameter.data))
+            self.saved.append((parameter, parameter.data))
             parameter.data = self.weights[name].to(parameter.device, parameter.dtype)
 
     def live(self, block: nn.Module, args: Any, output: Any) -> None:
-        while self.aside:
-            parameter, weight = self.aside.pop()
+        while self.saved:
+            parameter, weight = self.saved.pop()
             parameter.data = weight

@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nmbench.errors import RunMismatch
 from nmbench.models.bundle import Bundle, Layer
 
 
 class DenseWeights:
-    """A copy of all dense weights in host memory: promises that every method starts from the same model."""
+    """A copy of all dense weights in host memory, so that every method starts from the same model."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -20,34 +19,32 @@ class DenseWeights:
         self.digest = bundle.digest()
 
     def restore(self) -> None:
-        """Put the dense weights back and prove it by hash. Raises `RunMismatch` if that fails."""
+        """Write the dense weights back and assert that the model has its first hash again; else nmbench has a bug."""
         self.put_back()
         if self.bundle.digest() != self.digest:
-            raise RunMismatch(
-                f"the dense weights of {self.bundle.ref} could not be restored; this is a bug of nmbench."
-            )
+            raise AssertionError(f"the dense weights of {self.bundle.ref} could not be restored: their hash differs.")
 
     def put_back(self) -> None:
-        """The same without the proof, which reads the whole model; training mode, gradients and hooks are undone too.
+        """Write the dense weights back without the hash; undo training mode, gradients and hooks.
 
-        For steps inside a job, at the end of which `restore` proves it.
+        Hashing reads the whole model. Steps inside a job use this method; the job ends in `restore`.
         """
         self.undo_hooks()
         for name, tensor in self.bundle.tensors().items():
             tensor.copy_(self.copies[name])
 
     def undo_hooks(self) -> None:
-        """Undo hooks, training mode and gradients, and leave the weights alone."""
+        """Undo changes of hooks, training mode and `requires_grad`; leave the weights alone."""
         self.bundle.model.eval().requires_grad_(False)
         for table, content in self.hooks:
             table.clear()
             table.update(content)
 
     def layer(self, layer: Layer) -> Tensor:
-        """The dense weight of one layer, `[out, in]`, in host memory."""
+        """Return the dense weight `[out, in]` of one layer, in host memory."""
         return layer.where.view(self.copies[layer.where.stored])
 
 
 def hook_tables(model: nn.Module) -> list[dict[int, Any]]:
-    """Where the modules of a model keep their forward hooks."""
+    """Return the dictionaries in which the modules of a model keep their forward hooks and forward pre-hooks."""
     return [table for module in model.modules() for table in (module._forward_hooks, module._forward_pre_hooks)]

@@ -1,9 +1,9 @@
-"""Where the decoder blocks and the prunable weights of a model are: derived from its module tree, or told by a plugin.
+"""The decoder blocks and prunable weights of a model, derived from its module tree or supplied by the model source.
 
 No architecture is known by name. The decoder stack is the outermost `ModuleList` that holds the most prunable weights.
 Prunable are linear layers, `nn.Linear` `[out, in]` and `Conv1D` `[in, out]`, and fused experts: parameters `[experts,
-out, in]`, or `[experts, in, out]`, of a module that tells by a boolean `is_transposed` which of the two they are, as
-those of transformers 5 do. A model source that knows better hands an `Anatomy` of its own to `Bundle.of`, for example
+out, in]`, or `[experts, in, out]` if the boolean attribute `is_transposed` of their module is true, as in transformers
+5. A model source may pass another `Anatomy` to `Bundle.of`, for example
 `dataclasses.replace(nmbench.anatomy_of(model, ref), blocks=...)`.
 """
 
@@ -22,9 +22,9 @@ LINEAR = (nn.Linear, Conv1D)
 
 @dataclass(frozen=True)
 class Weight:
-    """One prunable weight: the parameter `parameter` of the sub-module `module`; of fused experts, that of `expert`.
+    """One prunable weight: the parameter `parameter` of the sub-module `module`, or one `expert` of fused experts.
 
-    `transposed`: stored as `[in, out]`, as GPT-2's Conv1D does, instead of `[out, in]`.
+    `transposed`: the model stores it as `[in, out]`, as GPT-2's Conv1D, instead of `[out, in]`.
     """
 
     module: str
@@ -45,7 +45,7 @@ class Weight:
         return self.module if self.parameter == "weight" else self.stored
 
     def view(self, parameter: Tensor) -> Tensor:
-        """The canonical view `[out, in]` of the weight, in the parameter that it is stored in."""
+        """Return the canonical view `[out, in]` of the weight in `parameter`, the tensor that stores it."""
         weight = parameter if self.expert is None else parameter[self.expert]
         return weight.t() if self.transposed else weight
 
@@ -54,7 +54,7 @@ class Weight:
 class Anatomy:
     """The decoder `blocks` by name, in the order of execution, and the prunable `weights` inside them.
 
-    `skipped` says of the other matrices, by parameter name, why they stay dense.
+    `skipped`: parameter name of every other matrix -> the reason why it stays dense.
     """
 
     blocks: tuple[str, ...]
@@ -63,9 +63,9 @@ class Anatomy:
 
 
 def anatomy_of(model: nn.Module, ref: str) -> Anatomy:
-    """Derive the anatomy of `model` from its module tree; `ref` names it in errors.
+    """Derive the anatomy of `model` from its module tree; `ref` names the model in errors.
 
-    Raises `NMBenchError` if there is no decoder stack.
+    Raises `NMBenchError` if the model has no decoder stack.
     """
     blocks = find_blocks(model, ref)
     weights: list[Weight] = []
@@ -82,24 +82,27 @@ def anatomy_of(model: nn.Module, ref: str) -> Anatomy:
 
 
 def find_blocks(model: nn.Module, ref: str) -> tuple[str, ...]:
-    """The names of the decoder blocks: the outermost `ModuleList` with the most prunable weights."""
+    """Return the names of the decoder blocks: the outermost `ModuleList` with the most prunable weights.
+
+    Raises `NMBenchError` if no `ModuleList` has any.
+    """
     stacks = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     sizes = {name: prunable_weights(module) for name, module in stacks.items()}
     if not any(sizes.values()):
         raise NMBenchError(f"model {ref} has no stack of decoder blocks with linear layers: nothing to prune.")
-    best = max(sizes, key=lambda name: sizes[name])  # the first of equals: the outer one of two nested lists
+    best = max(sizes, key=lambda name: sizes[name])  # of two nested lists with equal counts, the outer one comes first
     return tuple(f"{best}.{index}" if best else str(index) for index in range(len(stacks[best])))
 
 
 def prunable_weights(stack: nn.Module) -> int:
-    """How many weights a stack of blocks has in linear layers and fused experts."""
+    """Return the number of weights in the linear layers and fused experts of a stack of blocks."""
     linear = (m.weight.numel() for m in stack.modules() if isinstance(m, LINEAR))
     fused = (p.numel() for m in stack.modules() for p in fused_parameters(m).values())
     return sum(linear) + sum(fused)
 
 
 def weights_of(block_name: str, block: nn.Module) -> tuple[list[Weight], dict[str, str]]:
-    """The prunable weights of one block, and every other matrix in it with the reason why it is left dense."""
+    """Return the prunable weights of one block, and its other matrices: parameter name -> reason why it stays dense."""
     weights: list[Weight] = []
     skipped: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -126,7 +129,7 @@ def weights_of(block_name: str, block: nn.Module) -> tuple[list[Weight], dict[st
 
 
 def fused_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of fused experts that a module holds itself, by name: 3-D, of a known layout, and not empty."""
+    """Return a module's own parameters of fused experts by name: 3-D, not empty, with the layout in `is_transposed`."""
     if not isinstance(getattr(module, "is_transposed", None), bool):
         return {}
     own = module.named_parameters(recurse=False)
@@ -134,7 +137,7 @@ def fused_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def routers_of(block: nn.Module) -> set[int]:
-    """Linear layers with an output for every one of the fused experts next to them, by id: they choose among these."""
+    """Return the ids of the linear layers with as many outputs as their sibling has fused experts: the routers."""
     found = set()
     for parent in block.modules():
         children = list(parent.children())
@@ -149,7 +152,7 @@ def named_below(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module
 
 
 def matrices(name: str, module: nn.Module, reason: str) -> dict[str, str]:
-    """The parameters of at least two dimensions that a module holds itself, each with the reason given."""
+    """Return a module's own parameters of two or more dimensions: parameter name -> `reason` and shape."""
     own = module.named_parameters(recurse=False)
     prefix = f"{name}." if name else ""
     return {f"{prefix}{p}": f"{reason} {tuple(value.shape)}" for p, value in own if value.dim() >= 2}

@@ -16,7 +16,7 @@ def run_model(model: nn.Module, tokens: Tensor) -> Any:
 
 
 def takes_use_cache(model: nn.Module) -> bool:
-    """Whether the forward pass of a model has an argument `use_cache`."""
+    """True if the forward pass of a model has an argument `use_cache`."""
     parameters = inspect.signature(model.forward).parameters
     return "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -34,7 +34,7 @@ def uncached(model: nn.Module) -> Iterator[None]:
 
     Some models prefer their configuration to the argument `use_cache`.
     """
-    found: Iterator[Any] = (getattr(module, "config", None) for module in model.modules())
+    found: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
     configs = {id(config): config for config in found if getattr(config, "use_cache", False) is True}
     for config in configs.values():
         config.use_cache = False

@@ -1,4 +1,4 @@
-"""SHA-256 of tensors, computed by several threads."""
+"""The SHA-256 of tensors, computed by several threads."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-PART_BYTES = 2**25  # that one thread hashes; another number makes other digests
+PART_BYTES = 2**25  # hashed by one thread at a time; another number gives other digests
+MOST_THREADS = 8
 
 
-MOST_HASHERS = 8  # threads
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, dtypes and shapes of tensors, and the SHA-256 of every `PART_BYTES` of their bytes."""
+def tensors_digest(tensors: Mapping[str, Tensor], part_bytes: int = PART_BYTES) -> str:
+    """Return the SHA-256 over the names, dtypes and shapes of tensors and the SHA-256 of every `part_bytes` of each."""
     total = hashlib.sha256()
-    parts = parts_of(tensors)
-    threads = min(MOST_HASHERS, os.cpu_count() or 1)
+    parts = parts_of(tensors, part_bytes)
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        while some := list(itertools.islice(parts, 4 * threads)):  # whoever interrupts does not wait for all
-            digests = pool.map(part_digest, (part for _, part in some))
-            for (title, _), digest in zip(some, digests, strict=True):
-                total.update(title.encode())
+        while batch := list(itertools.islice(parts, 4 * threads)):  # in batches, so that Ctrl-C is answered soon
+            digests = pool.map(part_digest, (part for _, part in batch))
+            for (header, _), digest in zip(batch, digests, strict=True):
+                total.update(header.encode())
                 total.update(digest)
     return total.hexdigest()
 
 
-def parts_of(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The bytes of tensors, sorted by name, in parts; the first part of each comes with what it is."""
+def parts_of(tensors: Mapping[str, Tensor], part_bytes: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield header and bytes (uint8) of each part, tensors sorted by name.
+
+    The header of a tensor's first part is the name, dtype and shape; the other headers are empty.
+    """
     for name in sorted(tensors):
         tensor = tensors[name].detach()
         tensor = tensor if tensor.is_contiguous() else tensor.cpu().contiguous()
-        title = f"{name} {tensor.dtype} {tuple(tensor.shape)};"
-        for part in tensor.reshape(-1).view(torch.uint8).split(PART_BYTES):
-            yield title, part
-            title = ""
+        header = f"{name} {tensor.dtype} {tuple(tensor.shape)};"
+        for part in tensor.reshape(-1).view(torch.uint8).split(part_bytes):
+            yield header, part
+            header = ""
 
 
-def part_digest(numbers: Tensor) -> bytes:
-    return hashlib.sha256(numbers.cpu().numpy().data).digest()
+def part_digest(part: Tensor) -> bytes:
+    return hashlib.sha256(part.cpu().numpy().data).digest()

@@ -17,7 +17,7 @@ def hidden_of(values: Any) -> Any:
 
 @contextlib.contextmanager
 def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While the context is open, `forward` stands in for the forward of a module."""
+    """Replace the forward of a module by `forward` while the context is open."""
     table = vars(module)
     before = table.get("forward")
     table["forward"] = forward
@@ -66,7 +66,7 @@ def observing(observers: Iterable[Observer]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooks(handles: Iterable[Any]) -> Iterator[None]:
-    """Remove the hooks at the end, whatever happens."""
+    """Remove the hooks of `handles` when the context ends, also after an exception."""
     attached = list(handles)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Models larger than the device: decoder blocks stay on the host, and each comes to the device while it works.
+"""Models larger than the device: decoder blocks stay on the host, and each is copied to the device to compute.
 
-Everything outside the blocks, and buffers, stay on the device. The same kernels see the same numbers as if the whole
-model were there, so results are the same, bit for bit.
+Buffers, and all parameters outside the blocks, stay on the device. The kernels and their inputs are those of a model
+that is wholly on the device, so results are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 
 class Streaming:
-    """Streams the `blocks` of `model`: a forward pass brings each to `device` and drops its copy afterwards.
+    """Offloading of the `blocks` of `model`: hooks copy a block to `device` for its forward pass, then drop it.
 
-    `present` holds the blocks that are on the device now, by id.
+    `present`: id of each block that is on the device now -> its parameters with their tensors on the host.
     """
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:
         self.device = device
-        self.present: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}  # parameters with their place on the host
+        self.present: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
         self._held: set[int] = set()
         blocks = list(blocks)
         streamed = {id(parameter) for block in blocks for parameter in block.parameters()}
@@ -33,48 +33,49 @@ class Streaming:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
         for block in blocks:
-            block.register_forward_pre_hook(arriving(self))
-            block.register_forward_hook(leaving(self), always_call=True)
+            block.register_forward_pre_hook(bring_hook(self))
+            block.register_forward_hook(drop_hook(self), always_call=True)
         self._blocks = {id(block) for block in blocks}
 
     @contextlib.contextmanager
     def holding(self, block: nn.Module) -> Iterator[None]:
-        """While the context is open, a block is on the device; afterwards the host has what became of its weights."""
+        """Keep a block on the device while the context is open; then copy its weights back to the host."""
         self.bring(block)
         self._held.add(id(block))
         try:
             yield
         finally:
             self._held.discard(id(block))
-            for parameter, home in self.present.get(id(block), ()):
-                home.copy_(parameter.data)
+            for parameter, on_host in self.present.get(id(block), ()):
+                on_host.copy_(parameter.data)
             self.drop(block)
 
     def bring(self, block: nn.Module) -> None:
-        """Copy a block to the device, unless it is there, or none that is streamed."""
+        """Copy a block to the device, unless the block is not offloaded or is on the device already."""
         if id(block) in self._blocks and id(block) not in self.present:
             self.present[id(block)] = [(parameter, parameter.data) for parameter in block.parameters()]
             for parameter in block.parameters():
                 parameter.data = parameter.data.to(self.device, copy=True)
 
     def drop(self, block: nn.Module) -> None:
-        """Forget the copy on the device, unless the block is held."""
+        """Release the copy on the device, unless the block is held."""
         if id(block) not in self._held:
-            for parameter, home in self.present.pop(id(block), ()):
-                parameter.data = home
+            for parameter, on_host in self.present.pop(id(block), ()):
+                parameter.data = on_host
 
 
-def arriving(streaming: Streaming) -> Any:
-    """A hook; a function, because a copy of a module copies what is bound to its hooks."""
+def bring_hook(streaming: Streaming) -> Any:
+    """Return a forward pre-hook that brings the block: a function, because copying a module copies bound methods."""
     return lambda block, args: streaming.bring(block)
 
 
-def leaving(streaming: Streaming) -> Any:
+def drop_hook(streaming: Streaming) -> Any:
+    """Return a forward hook that drops the block."""
     return lambda block, args, output: streaming.drop(block)
 
 
 def unhooked(model: nn.Module) -> nn.Module:
-    """A model without the hooks of streaming, which a copy of it has inherited."""
+    """Remove the hooks of offloading, which a copied model inherits, from `model`; return it."""
     for module in model.modules():
         for table in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(table.items()):

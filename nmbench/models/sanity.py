@@ -1,4 +1,4 @@
-"""What a loaded model must be before anything is pruned: finite, and dense."""
+"""Checks of a loaded model before anything is pruned: finite, and dense."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 
-MOST_ZEROS = 0.05  # of the weights of a dense layer; a trained one has next to none
-USUAL = tuple(Pattern(*pair) for pair in ((1, 4), (2, 8), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (3, 4), (6, 8)))
+MOST_ZEROS = 0.05  # share of the weights of a dense layer; training leaves next to none
+COMMON = tuple(Pattern(*pair) for pair in ((1, 4), (2, 8), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (3, 4), (6, 8)))
 
 
 def check_finite(bundle: Bundle) -> None:
@@ -25,9 +25,9 @@ def check_finite(bundle: Bundle) -> None:
 
 
 def check_dense(bundle: Bundle, allowed: bool = False) -> dict[str, Any]:
-    """What the manifest says of a checkpoint some layers of which are sparse already, or nothing.
+    """Return the manifest's entry on layers that are sparse already; empty if all layers are dense.
 
-    Raises `NMBenchError` for such a checkpoint unless that is `allowed`.
+    Raises `NMBenchError` for a checkpoint with such layers unless `allowed`.
     """
     zeros = {name: share_of_zeros(layer.read()) for name, layer in bundle.layers.items()}
     sparse = [name for name, share in zeros.items() if share > MOST_ZEROS]
@@ -50,6 +50,6 @@ def share_of_zeros(weight: Tensor) -> float:
 
 
 def strictest(weight: Tensor) -> Pattern | None:
-    """The usual pattern with the fewest weights left, in the smallest groups, that a weight `[out, in]` keeps to."""
-    fits = (p for p in USUAL if p.divides(weight.shape[1]) and int(p.kept(weight != 0).max()) <= p.keep)
+    """Return the pattern of `COMMON` that a weight `[out, in]` meets: lowest density first, then smallest group."""
+    fits = (p for p in COMMON if p.divides(weight.shape[1]) and int(p.kept(weight != 0).max()) <= p.keep)
     return min(fits, key=lambda pattern: (pattern.density, pattern.group), default=None)

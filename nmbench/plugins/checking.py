@@ -1,13 +1,12 @@
-"""What a plugin may look like: its hooks and their parameters, and the classes it registers.
+"""Checks of a plugin: its hooks, their parameters, and the classes that it registers.
 
-pluggy leaves gaps here: a misspelt hook is silently never called, a parameter with a default is never passed, a
-keyword-only one fails only at the call, and wrappers could change what another plugin returns. All are refused.
+pluggy itself never calls a misspelt hook, never passes a parameter with a default, accepts a keyword-only parameter
+that fails at the call, and lets wrappers change the result of another plugin. These checks refuse all four.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import typing
 from typing import Any
@@ -15,27 +14,28 @@ from typing import Any
 import pluggy
 
 from nmbench.errors import PluginError, did_you_mean
+from nmbench.methods import MaskLearner, MaskSource, Method, Refiner, Scorer, Solver
 from nmbench.options import PRESET, READERS, alternatives
 from nmbench.plugins import hookspecs
+from nmbench.sources import Dataset, Metric, ModelSource, Reporter
 
 PREFIX = "nmbench_"
-BASES = {
-    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner", "MaskSource")),
-    "nmbench_register_mask_learners": ("nmbench.methods", ("MaskLearner",)),
-    "nmbench_register_models": ("nmbench.sources", ("ModelSource",)),
-    "nmbench_register_datasets": ("nmbench.sources", ("Dataset",)),
-    "nmbench_register_metrics": ("nmbench.sources", ("Metric",)),
-    "nmbench_register_reporters": ("nmbench.sources", ("Reporter",)),
-}
-WORK = {  # the method that does the work of a class
-    **{"Scorer": "score", "Solver": "solve", "Refiner": "refine", "MaskSource": "bring", "MaskLearner": "learn"},
-    **{"ModelSource": "load", "Dataset": "texts", "Metric": "measure", "Reporter": "write"},
+BASES: dict[str, tuple[type, ...]] = {  # announcing hook -> bases of what plugins register through it
+    "nmbench_register_baselines": (Scorer, Solver, Refiner, MaskSource),
+    "nmbench_register_mask_learners": (MaskLearner,),
+    "nmbench_register_models": (ModelSource,),
+    "nmbench_register_datasets": (Dataset,),
+    "nmbench_register_metrics": (Metric,),
+    "nmbench_register_reporters": (Reporter,),
 }
 FORBIDDEN = ("hookwrapper", "wrapper", "tryfirst", "trylast")
 
 
 def hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
-    """The hooks that a plugin implements. Raises `PluginError` for one that pluggy would ignore or misuse."""
+    """Return the names of the hooks that a plugin implements.
+
+    Raises `PluginError` for a hook that pluggy would ignore or misuse, and for a plugin without any.
+    """
     found = []
     for name in dir(plugin):
         options = manager.parse_hookimpl_opts(plugin, name)
@@ -47,24 +47,24 @@ def hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
         check_hook(hook, getattr(plugin, name), dict(options))
         found.append(hook)
     if not found:
-        raise PluginError(f"it implements no hook; there are {', '.join(sorted(known_hooks()))}.")
+        raise PluginError(f"it implements no hook; the hooks are {', '.join(sorted(known_hooks()))}.")
     return tuple(found)
 
 
 def refuse_second(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
-    """Raise `PluginError` for a plugin that is already loaded, or for a second one of the same name."""
+    """Raise `PluginError` for a plugin that is already loaded, and for a second plugin of the same name."""
     for known, other in manager.list_name_plugin():
         if other is plugin or known == name:
             raise PluginError(f"it is already loaded as {known}; remove one of the two.")
 
 
 def known_hooks() -> dict[str, Any]:
-    """The hook specifications by name."""
+    """Return the hook specifications by name."""
     return {name: spec for name, spec in vars(hookspecs).items() if name.startswith(PREFIX)}
 
 
 def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
-    """Raise `PluginError` unless `function` is a plain implementation of a hook that exists."""
+    """Raise `PluginError` unless `function` is a plain implementation of an existing hook."""
     specs = known_hooks()
     if hook not in specs:
         raise PluginError(f"hook {hook!r} does not exist.{did_you_mean(hook, specs)}")
@@ -82,15 +82,14 @@ def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
 
 
 def check_object(hook: str, name: str, obj: Any) -> None:
-    """Raise `PluginError` unless `obj` is a class of the kind that `hook` announces, all its options with defaults."""
-    module, names = BASES[hook]
-    bases = tuple(getattr(importlib.import_module(module), base) for base in names)
+    """Raise `PluginError` unless `obj` is a class of the kind that `hook` registers and its options have defaults."""
+    bases = BASES[hook]
     if not isinstance(obj, type) or not issubclass(obj, bases):
-        listed = " or ".join(f"nmbench.{base}" for base in names)
+        listed = " or ".join(f"nmbench.{base.__name__}" for base in bases)
         raise PluginError(f"{name!r} must be a class derived from {listed}; {obj!r} is not.")
     if undecorated := [key for key, value in vars(obj).items() if isinstance(value, dataclasses.Field)]:
         raise PluginError(f"{name!r} declares option {undecorated[0]!r}; put @dataclass(frozen=True) above its class.")
-    if module == "nmbench.methods":
+    if issubclass(obj, Method):
         check_options(name, obj, bases)
     required = [f.name for f in dataclass_fields(obj) if f.init and no_default(f)]
     if required:
@@ -98,9 +97,9 @@ def check_object(hook: str, name: str, obj: Any) -> None:
     check_work(name, obj, next(base for base in bases if issubclass(obj, base)))
 
 
-def check_work(name: str, cls: type, base: type) -> None:
-    """Raise `PluginError` for a class without the method that does its work, such as `scores` for `score`."""
-    wanted = WORK[base.__name__]
+def check_work(name: str, cls: type, base: Any) -> None:
+    """Raise `PluginError` for a class that does not override the method of its kind, such as `score` of a scorer."""
+    wanted = base.work_method
     if getattr(cls, wanted) is not getattr(base, wanted):
         return
     own = [key for key, value in inspect.getmembers(cls, callable) if not hasattr(base, key)]
@@ -110,11 +109,11 @@ def check_work(name: str, cls: type, base: type) -> None:
     )
 
 
-OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may stand for
+OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may replace
 
 
 def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
-    """Raise `PluginError` for an option that hides something of nmbench, or whose type cannot be read from text."""
+    """Raise `PluginError` for an option that hides an attribute of its base, and for a type not readable from text."""
     base = next(base for base in bases if issubclass(cls, base))
     inherited = {field.name for field in dataclass_fields(base)}
     try:
@@ -123,14 +122,15 @@ def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
         raise PluginError(f"the types of the options of {name!r} cannot be read: {error}.") from error
     for item in dataclass_fields(cls):
         if item.name == PRESET or (hasattr(base, item.name) and item.name not in (*inherited, *OVERRIDABLE)):
-            raise PluginError(f"option {item.name!r} of {name!r} hides what nmbench means by that name; rename it.")
+            raise PluginError(f"option {item.name!r} of {name!r} has a name that nmbench reserves; rename it.")
         if unreadable := [kind for kind in alternatives(hints[item.name]) if kind not in (*READERS, type(None))]:
             raise PluginError(
                 f"option {item.name!r} of {name!r} is {unreadable[0]}; options are int, float, bool, str or none."
             )
         if item.name in inherited and hints[item.name] != typing.get_type_hints(base)[item.name]:
             raise PluginError(
-                f"option {item.name!r} of {name!r} is not of the type that nmbench gives it; keep that, or rename it."
+                f"option {item.name!r} of {name!r} has another type than in nmbench.{base.__name__}; keep that type, "
+                f"or rename the option."
             )
 
 

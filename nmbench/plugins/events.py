@@ -1,4 +1,4 @@
-"""What observers are told while a job works."""
+"""The event that observing hooks receive while a job works."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage` (prune, learn, evaluate, or one that a learner names) of the job `job`;
-    `values` are figures such as the loss.
+    """Progress of the job `job`: `done` of `total` units of its `stage`, with figures such as the loss in `values`.
+
+    A stage is prune, learn, evaluate, or a name that the learner chooses.
     """
 
     job: str

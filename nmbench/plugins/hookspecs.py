@@ -1,9 +1,9 @@
-"""The hooks of nmbench: how a plugin announces what it has, and how it watches a run.
+"""The hooks of nmbench: announcing hooks register the classes of a plugin, observing hooks follow a run.
 
-Announcing hooks are called once per plugin, when the plugin is loaded and before any model exists; each gets a
-`register(name, obj)` function. Observing hooks are called while a run goes on; what they return is ignored, and one
-that raises is reported once and never stops the run. The work itself is no hook: it is a plain method call, so that no
-plugin can touch another's result.
+Announcing hooks are called once per plugin, when the plugin is loaded and before any model exists; their argument is a
+function `register(name, obj)`. Observing hooks are called during a run. Their return values are ignored; an exception
+of such a hook is reported once and never stops the run. The work itself is a plain method call and no hook, so that no
+plugin can change the result of another plugin.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nmbench.spec import RunSpec
 
 PROJECT = "nmbench"
-HOOKS_VERSION = "1.0"  # docs/plugins/compatibility.md says what a new number means
+HOOKS_VERSION = "1.0"  # docs/plugins/compatibility.md defines when the number changes
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -34,7 +34,7 @@ def nmbench_register_baselines(register: Register) -> None:
 
 @hookspec(historic=True)
 def nmbench_register_mask_learners(register: Register) -> None:
-    """When the plugin loads: `register("maskpro", MaskPro)` for every `MaskLearner` class it brings."""
+    """When the plugin loads: `register("maskpro", MaskPro)` for every `MaskLearner` class of the plugin."""
 
 
 @hookspec(historic=True)
@@ -46,7 +46,7 @@ def nmbench_register_models(register: Register) -> None:
 
 @hookspec(historic=True)
 def nmbench_register_datasets(register: Register) -> None:
-    """When the plugin loads: `register("wikitext2", WikiText2)` for every `Dataset` class it brings."""
+    """When the plugin loads: `register("wikitext2", WikiText2)` for every `Dataset` class of the plugin."""
 
 
 @hookspec(historic=True)
@@ -58,13 +58,13 @@ def nmbench_register_metrics(register: Register) -> None:
 
 @hookspec(historic=True)
 def nmbench_register_reporters(register: Register) -> None:
-    """When the plugin loads: `register("csv", CsvReporter)` for every `Reporter` class it brings."""
+    """When the plugin loads: `register("csv", CsvReporter)` for every `Reporter` class of the plugin."""
 
 
 @hookspec
 def nmbench_run_started(spec: RunSpec, memory: Estimate) -> None:
-    """Once, when a run begins, after the model is loaded and before the first job; `spec` is fully resolved, `memory`
-    the device memory that its methods are estimated to need.
+    """Once, when a run begins, after the model is loaded and before the first job. `spec` is fully resolved;
+    `memory` is the estimate of the device memory that its methods need.
     """
 
 

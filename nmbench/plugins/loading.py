@@ -1,8 +1,8 @@
-"""Finds plugins and lets them register, one at a time, each guarded: a broken one never stops the others.
+"""Finding plugins and registering their classes, one plugin at a time: a broken plugin never stops the others.
 
-A plugin is a module, class or object with functions marked `@nmbench.hookimpl`, named by an entry point of the group
-`nmbench` or given as a single file. Every failure is attributed to its plugin and to a stage (import, signature,
-register), and what a half-registered plugin left behind is rolled back.
+A plugin is a module, class or object with functions marked `@nmbench.hookimpl`. An entry point of the group `nmbench`
+names it, or it is a single file. Every failure keeps its plugin and its stage (import, signature, register), and the
+names of a plugin that fails while it registers are removed again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import pluggy
 from nmbench.errors import NMBenchError, UnknownName
 from nmbench.plugins import hookspecs
 from nmbench.plugins.checking import check_object, hooks_of, refuse_second
-from nmbench.plugins.registry import Registries, Registry
-from nmbench.plugins.source_digest import KNOWN, digest_of
+from nmbench.plugins.registry import FILE, Registries, Registry
+from nmbench.plugins.source_digest import DIGEST, digest_of
 
 GROUP = "nmbench"
 DISABLE = "NMBENCH_DISABLE_PLUGINS"
@@ -36,7 +36,7 @@ logger = logging.getLogger("nmbench")
 
 @dataclass(frozen=True)
 class PluginFailure:
-    """Where and why a plugin failed; `error` is the original exception."""
+    """The stage at which a plugin failed, and the original exception `error`."""
 
     stage: str
     error: BaseException
@@ -49,7 +49,7 @@ class PluginFailure:
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What `nmbench plugins` shows of one plugin. `name` is `package version [entry]` or `file PATH`."""
+    """One plugin as `nmbench plugins` shows it. `name` is `package version [entry]` or `file PATH`."""
 
     name: str
     package: str
@@ -64,7 +64,7 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plugin that is not imported yet."""
+    """A plugin before its import, and the function that imports it."""
 
     info: PluginInfo
     load: Callable[[], Any]
@@ -72,12 +72,12 @@ class Candidate:
 
 @dataclass
 class Plugins:
-    """All plugins of one process: their registries, what is known of each, and the observers among them."""
+    """All plugins of one process: their registries, one `PluginInfo` each, and the observers among them."""
 
     manager: pluggy.PluginManager
     registries: Registries = field(default_factory=Registries)
     infos: list[PluginInfo] = field(default_factory=list)
-    _silenced: set[tuple[str, str]] = field(default_factory=set)
+    _reported: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.registrar = Registrar(self.registries)
@@ -91,12 +91,17 @@ class Plugins:
 
     @property
     def broken_files(self) -> list[str]:
-        """One line for every single file that failed: whoever names a file wants it."""
-        named = (info for info in self.failures if info.name == f"file {info.package}")
-        return [f"plugin {info.name} failed at {info.failure}; nothing of it is used." for info in named]
+        """One line for every single-file plugin that failed, since the user asked for that file by name."""
+        named = (info for info in self.failures if info.name == f"{FILE}{info.package}")
+        return [f"plugin {info.name} failed at {info.failure}" for info in named]
+
+    @property
+    def replaced(self) -> list[str]:
+        """One line for every installed method, model ... that a plugin file replaces."""
+        return [line for registry in self.registries.all() for line in registry.replaced]
 
     def lookup(self, registry: Registry, name: str) -> Any:
-        """The object registered as `name`. Raises `UnknownName`, which also names failed plugins."""
+        """Return the object registered as `name`. Raises `UnknownName`, which also names failed plugins."""
         try:
             return registry.get(name)
         except UnknownName as error:
@@ -106,20 +111,21 @@ class Plugins:
     def add_observer(self, plugin: object, name: str) -> None:
         """Register an object of this process, such as a progress printer, whose observing hooks are then called.
 
-        What it announces is registered too, as of `name`. Raises what the object fails with, and leaves no trace of it.
+        Classes that the object announces are registered under the origin `name`. If the object fails, this raises its
+        exception and undoes the registration.
         """
-        info = admit(Candidate(PluginInfo(name, name, "", name), lambda: plugin), self)
+        info = load_plugin(Candidate(PluginInfo(name, name, "", name), lambda: plugin), self)
         if info.failure:
             raise info.failure.error
 
     def remove(self, name: str) -> None:
-        """Take one plugin out, with everything it registered."""
+        """Remove one plugin and all that it registered."""
         self.registries.forget(name)
         if self.manager.has_plugin(name):
             self.manager.unregister(name=name)
 
     def announce(self, hook: str, **arguments: Any) -> None:
-        """Call every implementation of an observing hook, one at a time; one that raises is reported once."""
+        """Call every implementation of an observing hook, one at a time; log the first exception of each plugin."""
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             wanted = {name: arguments[name] for name in implementation.argnames}
             try:
@@ -128,13 +134,13 @@ class Plugins:
                 self._report_once(implementation.plugin_name, hook, error)
 
     def _report_once(self, plugin: str, hook: str, error: BaseException) -> None:
-        if (plugin, hook) not in self._silenced:
-            self._silenced.add((plugin, hook))
+        if (plugin, hook) not in self._reported:
+            self._reported.add((plugin, hook))
             logger.warning("plugin %s failed in %s: %s: %s", plugin, hook, type(error).__name__, error)
 
 
 class Registrar:
-    """The `register` function that hooks are handed. It knows which plugin is speaking, and through which hook."""
+    """Maker of the `register` functions that announcing hooks receive; `origin` is the plugin that registers now."""
 
     def __init__(self, registries: Registries) -> None:
         self.registries = registries
@@ -142,6 +148,7 @@ class Registrar:
         self.names: list[str] = []
 
     def for_hook(self, hook: str) -> Callable[[str, Any], None]:
+        """Return the `register` function of one hook, which checks the class and its name."""
         registry = self.registries.by_hook()[hook]
 
         def register(name: str, obj: Any) -> None:
@@ -157,20 +164,20 @@ def load_plugins(
     disabled: Iterable[str] = (),
     entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
 ) -> Plugins:
-    """Load every installed plugin and the `files`, except those `disabled` (here or in NMBENCH_DISABLE_PLUGINS).
+    """Load every installed plugin and the `files`, except those in `disabled` or in NMBENCH_DISABLE_PLUGINS.
 
-    `entry_points` replaces the installed ones. Raises `NMBenchError` for a file that does not exist; a plugin that
-    fails is kept in `failures`.
+    `entry_points` replaces those of the installed packages. Plugins that fail are in `failures` of the result. Raises
+    `NMBenchError` for a file that does not exist.
     """
     plugins = Plugins(manager_with_specs())
     points = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
     off = {name.strip() for name in (*disabled, *os.environ.get(DISABLE, "").split(",")) if name.strip()}
     distinct = {Path(text).resolve(): text for text in files}.values()
-    for candidate in (*map(installed, sorted(points, key=order)), *map(single_file, distinct)):
+    for candidate in (*map(installed, sorted(points, key=sort_key)), *map(single_file, distinct)):
         if off & {candidate.info.entry, candidate.info.package}:
             plugins.infos.append(replace(candidate.info, disabled=True))
         else:
-            plugins.infos.append(admit(candidate, plugins))
+            plugins.infos.append(load_plugin(candidate, plugins))
     return plugins
 
 
@@ -183,37 +190,38 @@ def manager_with_specs() -> pluggy.PluginManager:
     return manager
 
 
-def order(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+def sort_key(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     return (origin(point)[0], point.name)
 
 
 def origin(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    """Package and version behind an entry point; a damaged installation may lack either."""
+    """Return package and version of an entry point; a damaged installation may lack either."""
     metadata: Any = point.dist.metadata if point.dist else {}
     return (metadata.get("Name") or "unknown package", metadata.get("Version") or "?")
 
 
 def installed(point: importlib.metadata.EntryPoint) -> Candidate:
-    """The plugin behind an entry point."""
+    """Return the plugin of an entry point."""
     package, version = origin(point)
     return Candidate(PluginInfo(f"{package} {version} [{point.name}]", package, version, point.name), point.load)
 
 
 def single_file(text: str) -> Candidate:
-    """The plugin in one file. Raises `NMBenchError` if there is no such Python file."""
+    """Return the plugin in one file. Raises `NMBenchError` if no such Python file exists."""
     path = Path(text).resolve()
     if not path.is_file() or path.suffix != ".py":
         raise NMBenchError(f"plugin file {text} does not exist or is no .py file.")
-    return Candidate(PluginInfo(f"file {text}", text, "", path.stem), lambda: import_file(path))
+    return Candidate(PluginInfo(f"{FILE}{text}", text, "", path.stem), lambda: import_file(path))
 
 
 def import_file(path: Path) -> ModuleType:
+    """Import a file under a module name of its own."""
     name = f"nmbench_file_{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # two folders may hold one file name
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    vars(module)[KNOWN] = digest_of(path)
+    sys.modules[name] = module  # dataclasses need their module in it
+    vars(module)[DIGEST] = digest_of(path)
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -222,8 +230,8 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def admit(candidate: Candidate, plugins: Plugins) -> PluginInfo:
-    """Import, check and register one plugin; whatever it raises becomes its failure, and it leaves no trace."""
+def load_plugin(candidate: Candidate, plugins: Plugins) -> PluginInfo:
+    """Import, check and register one plugin; an exception becomes its failure, and its registration is undone."""
     registrar = plugins.registrar
     registrar.origin, registrar.names = candidate.info.name, []
     stage = "import"
@@ -238,15 +246,15 @@ def admit(candidate: Candidate, plugins: Plugins) -> PluginInfo:
         names = tuple(registrar.names)
         return replace(candidate.info, hooks=hooks, registered=names, deprecations=deprecations)
     except (Exception, SystemExit) as error:
-        if stage == "register":  # before that it has left nothing, and its name may be another's
+        if stage == "register":  # earlier stages register nothing, and the name may be that of another plugin
             plugins.remove(candidate.info.name)
         return replace(candidate.info, failure=PluginFailure(stage, error))
 
 
 def register(manager: pluggy.PluginManager, plugin: object, name: str) -> tuple[str, ...]:
-    """Register one plugin, for which pluggy then replays the announcing hooks; return what is deprecated about it.
+    """Register one plugin, for which pluggy then calls the announcing hooks; return its deprecation warnings.
 
-    The warnings are given on as well, so that a plugin's own tests see them.
+    The warnings are issued again afterwards, so that the tests of the plugin see them.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

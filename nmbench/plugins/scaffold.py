@@ -1,6 +1,6 @@
-"""Writes a plugin package that builds, installs and passes its own tests: `nmbench new-plugin`.
+"""`nmbench new-plugin`: writing a plugin package that builds, installs and passes its own tests.
 
-The files come from `nmbench/plugins/templates`, where `%{name}` and its like stand for what differs.
+The files come from `nmbench/plugins/templates`. Placeholders such as `%{name}` are replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILES = {
     "tests.yml": ".github/workflows/tests.yml",
     "gitignore": ".gitignore",
 }
-FILES_OF = {  # what it registers -> the files that only such a package has
+FILES_OF = {  # registered class -> template and target of the files that only such a package has
     "method": {"README.md": "README.md", "test_conformance.py": "tests/test_conformance.py"},
     "metric": {"metric_README.md": "README.md", "test_metric.py": "tests/test_metric.py"},
 }
@@ -30,10 +30,10 @@ FILES_OF = {  # what it registers -> the files that only such a package has
 
 @dataclass(frozen=True)
 class Kind:
-    """What packages of one kind have of their own; NAME stands for the name of the plugin.
+    """The properties of one kind of package; NAME stands for the name of the plugin.
 
-    `word`: what people call it; `registers`: a method or a metric; `options`: those that its tests give it; `run`: the
-    flags of a comparison that it takes part in; `show`: the command that shows what nmbench knows of it.
+    `word`: the name of the kind in texts; `registers`: method or metric; `options`: the options in its tests; `run`:
+    the flags of a comparison with another method; `show`: the command that shows the registered class.
     """
 
     word: str
@@ -55,8 +55,8 @@ KINDS = {
 def new_plugin(name: str, kind: str, parent: Path, taken: str | None = None) -> list[Path]:
     """Write the package `nmbench-NAME` into a new folder of that name in `parent`; return its files.
 
-    `taken` is the plugin that has a method or metric of this name already. Raises `NMBenchError` for a bad or taken
-    name, and if there is something of the folder's name, which is then left as it is.
+    `taken`: the plugin that already has a method or metric of this name. Raises `NMBenchError` for an illegal or taken
+    name, and for an existing folder, which stays unchanged.
     """
     check_name(name, kind, taken)
     folder = parent / f"nmbench-{name}"
@@ -72,7 +72,7 @@ def new_plugin(name: str, kind: str, parent: Path, taken: str | None = None) -> 
 
 
 def check_name(name: str, kind: str, taken: str | None) -> None:
-    """Raise `NMBenchError` unless `name` can be registered, a module and part of a package's name, and is free."""
+    """Raise `NMBenchError` unless `name` is legal in a registry, a module and a package, and not taken."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST:
         raise NMBenchError(
             f"plugin name {name!r} is not legal: at most {LONGEST} lower-case letters and digits, a letter first, "
@@ -85,25 +85,25 @@ def check_name(name: str, kind: str, taken: str | None) -> None:
 
 
 def contents(name: str, kind: str) -> Iterator[tuple[str, str]]:
-    """Where each file goes, and its text."""
+    """Yield path (within the package) and text of every file."""
     module = f"nmbench_{name.replace('-', '_')}"
-    this = KINDS[kind]
-    values = {"name": name, "module": module, "class": class_of(name), "kind": this.word, "pin": pin()}
-    values |= {"options": this.options, "run": this.run.replace("NAME", name)}
-    sources = {f"{kind}.py": f"src/{module}/__init__.py", **FILES_OF[this.registers], **FILES}
+    properties = KINDS[kind]
+    values = {"name": name, "module": module, "class": class_of(name), "kind": properties.word, "pin": pin()}
+    values |= {"options": properties.options, "run": properties.run.replace("NAME", name)}
+    sources = {f"{kind}.py": f"src/{module}/__init__.py", **FILES_OF[properties.registers], **FILES}
     for source, target in sources.items():
         text = (importlib.resources.files(TEMPLATES) / f"{source}.in").read_text(encoding="utf-8")
         yield target, re.sub(r"%\{(\w+)\}", lambda match: values[match[1]], text)
 
 
 def class_of(name: str) -> str:
-    """The class of a plugin: my-method -> MyMethod."""
+    """Return the class name of a plugin: my-method -> MyMethod."""
     return "".join(word.capitalize() for word in name.split("-"))
 
 
 def pin() -> str:
-    """Which releases of nmbench a new plugin asks for: this one and later ones that keep its promise."""
-    import importlib.metadata  # slow, and the command line reads this module for the names of the kinds
+    """Return the requirement of a new plugin: this release of nmbench or a later one of the same major version."""
+    import importlib.metadata  # slow, and the command line imports this module for KINDS
 
     major, minor, *_ = importlib.metadata.version("nmbench").split(".")
     return f"nmbench>={major}.{minor},<{int(major) + 1}"

@@ -1,4 +1,4 @@
-"""What code a method is made of, so that a plugin that was edited is other work than before."""
+"""Digest of the source files of a method, so that rows made before an edit of a plugin are not taken for its rows."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import hashlib
 import sys
 from pathlib import Path
 
-KNOWN = "__nmbench_code__"  # where a module keeps its digest
-OURS = ("nmbench", "nmbench_plugins")  # their version is in every record
+DIGEST = "__nmbench_code__"  # attribute of a module that caches its digest
+BUILT_IN = ("nmbench", "nmbench_plugins")  # packages whose version is in every record
 
 
 def code_of(method: type) -> dict[str, str]:
-    """`{"code": digest}` of the source files behind a method: its file or, in a package, all files of the package.
+    """Return `{"code": digest}` over the source file of a method or, in a package, over all files of the package.
 
-    Nothing for the built-in methods, or where there is no file, as in a notebook. Worked out once for every module:
-    what was imported does not change with the file.
+    Empty for built-in methods, and for code without a file, as in a notebook. Computed once per module: a later edit of
+    the file does not change the imported code.
     """
     top = method.__module__.partition(".")[0]
     module = sys.modules.get(top)
     file = getattr(module, "__file__", None)
-    if top in OURS or file is None or not Path(file).is_file():
+    if top in BUILT_IN or file is None or not Path(file).is_file():
         return {}
     path = Path(file)
-    known = vars(module)
-    if KNOWN not in known:
-        known[KNOWN] = digest_of(path.parent if path.name == "__init__.py" else path)
-    return {"code": known[KNOWN]}
+    cache = vars(module)
+    if DIGEST not in cache:
+        cache[DIGEST] = digest_of(path.parent if path.name == "__init__.py" else path)
+    return {"code": cache[DIGEST]}
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256, 16 hex digits, over the names and bytes of a Python file, or of all those of a folder."""
+    """Return the SHA-256, 16 hex digits, over name and bytes of a Python file, or of all Python files of a folder."""
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     total = hashlib.sha256()
     for file in files:

@@ -1,14 +1,14 @@
-"""One method on one bundle: from dense weights to masks (and perhaps repaired weights).
+"""One one-shot method on one model: from dense weights to masks, and repaired weights if the method repairs.
 
-Nothing here changes the bundle for good: a walk writes pruned weights into the live blocks so that the blocks below see
-them, and puts the dense ones back as soon as it has passed a block; if something is raised, the whole model is put
-back. At the end of the job the whole model is put back in any case, and that is proven by hash.
+Every change of the model is undone. A walk writes pruned weights into the live block, so that the statistics of later
+blocks come from pruned inputs, and restores the dense weights when the walk has passed the block. After an exception,
+and at the end of the job, the dense weights of the whole model are restored; a hash proves this at the end of the job.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from nmbench.calibration.step import FewTokens
 from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.models.applying import applied, moved
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern, not_finite, top_of_finite
@@ -29,6 +30,18 @@ from nmbench.verification.strict import check_masks, check_weight
 Report = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A pruned model and its cost (None: unknown).
+
+    `earlier_seconds` were spent in an interrupted process, or on the start.
+    """
+
+    pruned: PrunedModel
+    cost: Cost | None
+    earlier_seconds: float = 0.0
+
+
 def prune_one_shot(
     bundle: Bundle,
     dense: DenseWeights,
@@ -36,20 +49,23 @@ def prune_one_shot(
     patterns: Mapping[str, Pattern],
     windows: Tensor,
     who: str,
-    cost: Cost,
     report: Report = lambda done, total: None,
     init: Baseline | None = None,
-) -> PrunedModel:
-    """Run a one-shot method over all layers; `windows` is int64 `[windows, window_tokens]`.
+    deferred: bool | None = None,
+) -> Made:
+    """Return the result of a one-shot method for all layers; `windows` is int64 `[windows, window_tokens]`.
 
-    `init` is the method whose masks a `Refiner` starts from. Raises `NMBenchError` naming the layer where the method
-    failed.
+    `init` makes the masks that a `Refiner` starts from. `deferred`: whether statistics and scores are checked to be
+    finite after the walk instead of layer by layer, for a scorer that needs input norms alone; None: deferred if
+    reading a value back blocks the host.
+
+    Raises `NMBenchError` naming the layer where the method failed.
     """
     needs = method.needs | (init.needs if init else Stat.NONE)
     if needs is Stat.NONE:
-        return prune_layers(bundle, method, patterns, who, report, init)
+        return Made(prune_layers(bundle, method, patterns, who, report, init), Cost())
 
-    def walked(checks: Checks) -> PrunedModel:
+    def walked(checks: Checks) -> Made:
         layers: dict[str, Pruned] = {}
         few = FewTokens()
         block_tokens = 0
@@ -59,7 +75,7 @@ def prune_one_shot(
                     stats = step.stats[layer.name]
                     pruned = prune_layer(method, layer, stats, patterns[layer.name], who, init, checks)
                     layer.write(applied(pruned, layer.read()))
-                    layers[layer.name] = kept(pruned, bundle.host)
+                    layers[layer.name] = moved(pruned, bundle.host)
                 few.note(step)
                 block_tokens += step.block_tokens
                 if step.last:
@@ -68,35 +84,35 @@ def prune_one_shot(
             dense.put_back()
             raise
         dense.undo_hooks()
-        cost.forward_tokens += block_tokens // len(bundle.blocks)
-        cost.unique_tokens += windows.numel()
-        whole = finished({name: layers[name] for name in bundle.layers}, method)
-        return PrunedModel(whole.layers, {**whole.notes, **few.notes})
+        cost = Cost(forward_tokens=block_tokens // len(bundle.blocks), unique_tokens=windows.numel())
+        return Made(finished({name: layers[name] for name in bundle.layers}, method, few.experts), cost)
 
-    if isinstance(method, Scorer) and needs is Stat.INPUT_NORM and looks_wait(bundle):
+    deferred = reading_blocks(bundle) if deferred is None else deferred
+    if deferred and isinstance(method, Scorer) and needs is Stat.INPUT_NORM:
         return checked_later(walked, who)
     return walked(ONE_BY_ONE)
 
 
-def looks_wait(bundle: Bundle) -> bool:
-    """Whether to look at a number takes more than that; what is streamed is waited for in any case."""
+def reading_blocks(bundle: Bundle) -> bool:
+    """Return True if reading a value back is the only step that blocks the host; streaming blocks does so as well."""
     return bundle.device.type == "cuda" and bundle.streaming is None
 
 
-def checked_later(walked: Callable[[Checks], PrunedModel], who: str) -> PrunedModel:
-    """What a walk returns that is checked when it is through.
+def checked_later(walked: Callable[[Checks], Made], who: str) -> Made:
+    """Return the result of a walk whose statistics and scores are checked to be finite after the walk.
 
-    If something was not finite, the walk is done again and stops there. Raises `NumericalFailure` if it does not.
+    If a value is not finite, the walk is repeated with a check of each value, which raises the error of the layer.
+    Raises `NumericalFailure` if the repeated walk finds only finite values.
     """
     checks = Checks(later=True)
     try:
-        pruned = walked(checks)
+        made = walked(checks)
     except Exception:
         if not has_failed(checks):
             raise
     else:
         if not checks.failed():
-            return pruned
+            return made
     walked(ONE_BY_ONE)
     raise NumericalFailure(
         f"{who} met NaN or infinite inputs or scores, and did not when it was repeated; nothing it does on this device "
@@ -105,7 +121,7 @@ def checked_later(walked: Callable[[Checks], PrunedModel], who: str) -> PrunedMo
 
 
 def has_failed(checks: Checks) -> bool:
-    """Whether something is not finite, as far as the device can still tell after an error."""
+    """Return True if a noted value is not finite; False as well if the device cannot be read after an error."""
     try:
         return checks.failed()
     except RuntimeError:
@@ -120,20 +136,14 @@ def prune_layers(
     report: Report,
     init: Baseline | None = None,
 ) -> PrunedModel:
-    """Run a method that needs no statistics: no walk, no tokens."""
+    """Return the result of a method that needs no statistics: no walk, no tokens."""
     layers = {}
     for index, (name, layer) in enumerate(bundle.layers.items()):
         with bundle.holding(list(bundle.blocks.values())[layer.block]):
             pruned = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
-        layers[name] = kept(pruned, bundle.host)
+        layers[name] = moved(pruned, bundle.host)
         report(index + 1, len(bundle.layers))
     return finished(layers, method)
-
-
-def kept(pruned: Pruned, host: torch.device) -> Pruned:
-    """A pruned layer where the model waits."""
-    weight = None if pruned.weight is None else pruned.weight.to(host)
-    return dataclasses.replace(pruned, mask=pruned.mask.to(host), weight=weight)
 
 
 def prune_layer(
@@ -145,15 +155,15 @@ def prune_layer(
     init: Baseline | None = None,
     checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
-    """Prune one layer and check what came back, so that a broken mask never reaches the layers below.
+    """Return one pruned layer after checking the result, so that no later layer is calibrated on a broken mask.
 
-    Masks from scores are our own work; their strictness is proven with that of the weights that are measured.
+    The host makes masks from scores; such masks are proven strict together with the weights that are measured.
+    Raises `NMBenchError` with the name of the layer.
     """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     try:
-        with full_float32():
-            pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
-            check_pruned(pruned, layer)
+        pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
+        check_pruned(pruned, layer)
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     except Exception as error:
@@ -169,7 +179,7 @@ def prune_layer(
 
 
 def check_pruned(pruned: object, layer: Layer) -> None:
-    """Raise `NMBenchError` unless a method returned a `Pruned` whose tensors are where the layer is."""
+    """Raise `NMBenchError` unless a method returned a `Pruned` whose tensors are on the device of the layer."""
     if not isinstance(pruned, Pruned):
         raise NMBenchError(f"it returned {type(pruned).__name__} instead of nmbench.Pruned.")
     for what, tensor in (("mask", pruned.mask), ("weight", pruned.weight)):
@@ -178,11 +188,28 @@ def check_pruned(pruned: object, layer: Layer) -> None:
 
 
 def check_device(returned: Tensor, weight: Tensor, what: str) -> None:
+    """Raise `NMBenchError` unless `returned` is on the device of the layer."""
     if returned.device != weight.device:
         raise NMBenchError(f"it returned {what} on {returned.device}, the layer is on {weight.device}.")
 
 
 @torch.no_grad()
+def call(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Any:
+    """Return the result of a one-shot method for one layer: scores of a scorer, else a `Pruned`; a refiner gets `mask`.
+
+    The method runs without gradients, with float32 products in full precision.
+    """
+    with full_float32():
+        if isinstance(method, Scorer):
+            return method.score(weight, stats)
+        if isinstance(method, Solver):
+            return method.solve(weight, stats, pattern)
+        if isinstance(method, Refiner):
+            assert mask is not None
+            return method.refine(weight, stats, mask, pattern)
+    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+
+
 def choose(
     method: Baseline,
     weight: Tensor,
@@ -191,43 +218,29 @@ def choose(
     mask: Tensor | None = None,
     checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
-    """Scores become a mask here; a solver brings its own, a refiner is given one. The method gets copies."""
-    if isinstance(method, Scorer):
-        score = method.score(weight, stats)
-        if not isinstance(score, Tensor):
-            raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
-        if score.shape != weight.shape:
-            raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
-        check_device(score, weight, "scores")
-        checks.finite(score, lambda: not_finite(score))
-        return Pruned(top_of_finite(pattern, score))
-    if isinstance(method, Solver):
-        return method.solve(weight, stats, pattern)
-    if isinstance(method, Refiner):
-        assert mask is not None
-        return method.refine(weight, stats, mask, pattern)
-    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+    """Return the pruned layer; scores become a mask. `weight` `[out, in]` is a copy that the method may change."""
+    found = call(method, weight, stats, pattern, mask)
+    return masked_by(found, weight, pattern, checks) if isinstance(method, Scorer) else found
 
 
-def finished(layers: Mapping[str, Pruned], method: Baseline) -> PrunedModel:
-    """Drop the repaired weights where only the mask is wanted, and collect notes and mean figures."""
-    notes: dict[str, Any] = {name: pruned.note for name, pruned in layers.items() if pruned.note}
+def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -> Pruned:
+    """Return the mask of the highest scores. Raises `NMBenchError` for scores of another shape, device or type."""
+    if not isinstance(score, Tensor):
+        raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
+    if score.shape != weight.shape:
+        raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
+    check_device(score, weight, "scores")
+    checks.finite(score, lambda: not_finite(score))
+    return Pruned(top_of_finite(pattern, score))
+
+
+def finished(layers: Mapping[str, Pruned], method: Baseline, experts: Mapping[str, Any] | None = None) -> PrunedModel:
+    """Return the pruned model with notes and mean figures, without repaired weights if `mask_only` is set."""
+    layer_notes = {name: pruned.note for name, pruned in layers.items() if pruned.note}
+    figures = {}
     for figure in dict.fromkeys(name for pruned in layers.values() for name in pruned.figures):
         values = [pruned.figures[figure] for pruned in layers.values() if figure in pruned.figures]
-        notes[figure] = round(sum(values) / len(values), 4)
+        figures[figure] = round(sum(values) / len(values), 4)
     if isinstance(method, Solver) and method.mask_only:
         layers = {name: Pruned(pruned.mask) for name, pruned in layers.items()}
-    return PrunedModel(layers, notes)
-
-
-def applied(pruned: Pruned, dense: Tensor) -> Tensor:
-    """The weight to evaluate: kept weights, repaired or dense, and positive zeros elsewhere."""
-    weight = dense if pruned.weight is None else pruned.weight.to(dense.dtype)
-    return weight.masked_fill(~pruned.mask, 0.0)
-
-
-def apply(bundle: Bundle, pruned: PrunedModel) -> None:
-    """Write a pruned model into the live one."""
-    for name, layer in bundle.layers.items():
-        dense = layer.read()
-        layer.write(applied(kept(pruned.layers[name], dense.device), dense))
+    return PrunedModel(layers, layer_notes=layer_notes, figures=figures, experts=experts or {})

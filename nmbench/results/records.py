@@ -1,101 +1,36 @@
-"""The rows of run directories: read, identified, and handed out as tables and frames."""
+"""Reading the records of run directories; the newest record of a row counts."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nmbench.errors import NMBenchError
-
-if TYPE_CHECKING:
-    import pandas
-
-
-Record = dict[str, Any]
+from nmbench.results.format import Record, record_in
 
 
 @dataclass(frozen=True)
-class Results:
+class Rows:
     """The rows of one or more run directories, newest record of each job, in the order of the table.
 
-    `asked` holds the rows that the command at hand asked for, whether it made them or found them finished.
+    `asked` holds the rows of the current command, which were made by this command or finished before.
     """
 
     records: Sequence[Record]
     directories: Sequence[Path]
     asked: Sequence[Record] = ()
 
-    def tidy(self) -> pandas.DataFrame:
-        """One row per job and metric; `nmbench.frames.TIDY` says what the columns hold and in which units."""
-        from nmbench.results.frames import tidy
-
-        return tidy([{"directory": str(self.directories[0]), **record} for record in self.records])
-
-    def frame(self) -> pandas.DataFrame:
-        """One row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`.
-
-        `nmbench.frames.WIDE` says what the columns hold and in which units.
-        """
-        from nmbench.results.frames import wide
-
-        return wide(self.records)
-
-    def details(self) -> pandas.DataFrame:
-        """One row per job, metric and item, where a metric tells details: the error of every layer, say."""
-        from nmbench.results.frames import details
-
-        return details(self.records)
-
-    def protocol(self) -> list[str]:
-        """One line for every run: model, patterns, metrics, calibration, seeds, device and versions."""
-        from nmbench.results.protocol_line import protocol_lines
-
-        return protocol_lines(self)
-
-    def table(self) -> pandas.DataFrame:
-        """One row per job, every figure as text: what the terminal shows."""
-        from nmbench.results.table import rows
-
-        return rows(self.records)
-
-    def summary(self) -> pandas.DataFrame:
-        """One row per label and pattern, as text: every metric with its standard deviation over seeds, and the cost."""
-        from nmbench.results.table import summary
-
-        return summary(self)
-
-
-def load_results(*directories: str | os.PathLike[str]) -> Results:
-    """Read run directories; of several, each record says which it is from in `directory`.
-
-    Raises `NMBenchError` if one holds no records.
-    """
-    paths = [Path(directory) for directory in directories]
-    records: list[Record] = []
-    for path in paths:
-        if not (path / "records.jsonl").is_file():
-            raise NMBenchError(f"{path} is not a run directory: it has no records.jsonl.")
-        where = {"directory": str(path)} if len(paths) > 1 else {}
-        records += [{**record, **where} for record in newest(read_records(path / "records.jsonl"))]
-    return Results(records, paths)
-
 
 def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes a row the same row."""
+    """Return label, pattern and seed, which identify a row in its run directory."""
     return record["label"], record.get("pattern"), record.get("seed")
 
 
-def start_label(record: Mapping[str, Any]) -> str:
-    """The label of the row that a learner started from; records made before that was told have `<label>@init`."""
-    return str(record.get("started_from") or f"{record['label']}@init")
-
-
 def newest(records: Sequence[Record]) -> list[Record]:
-    """The last record of every row, rows in the order of their first record."""
+    """Return the last record of every row; rows are in the order of their first records."""
     rows: dict[tuple[Any, ...], Record] = {}
     for record in records:
         rows[identity(record)] = record
@@ -103,7 +38,10 @@ def newest(records: Sequence[Record]) -> list[Record]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All whole lines of a records file; a torn last line, the mark of a kill, is left out."""
+    """Return the records of all whole lines of a file, without a last line that a kill tore.
+
+    Raises `NMBenchError` for any other line that is not a JSON object.
+    """
     records = []
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
@@ -111,14 +49,14 @@ def read_records(path: Path) -> list[Record]:
             continue
         record = parsed(line)
         if record is not None:
-            records.append(record)
+            records.append(record_in(record, f"{path} line {number}"))
         elif number < len(lines):
             raise NMBenchError(f"{path} line {number} is not a JSON object; remove it to go on without its row.")
     return records
 
 
-def parsed(line: bytes) -> Record | None:
-    """The record in a line, or None if it holds none."""
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line, or None if the line is not one."""
     try:
         record = json.loads(line)
     except ValueError:

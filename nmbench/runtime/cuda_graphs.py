@@ -1,4 +1,4 @@
-"""Work recorded once as a CUDA graph and replayed: no launch overhead, nothing waits for the host."""
+"""CUDA graphs: work captured once and replayed without launch overhead and without synchronising with the host."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-WARM_UPS = 3  # kernels are compiled, libraries set up, before a graph can be recorded
+WARM_UPS = 3  # runs that compile kernels and set up libraries before a capture
 
 
 def graph_of(work: Callable[[], Any], undo: Callable[[], Any] = lambda: None) -> torch.cuda.CUDAGraph:
-    """What replays all that `work` launches on the current device.
+    """Return a CUDA graph of all kernels that `work` launches on the current device.
 
-    It is run a few times before, with `undo` after each; recording itself computes nothing. The graph knows addresses,
-    not tensors: whoever replays it keeps alive all that `work` reads and writes. Raises `RuntimeError` if the work does
-    what a graph cannot hold, such as to wait for the device.
+    `work` first runs `WARM_UPS` times, each followed by `undo`; the capture itself computes nothing. The graph holds
+    addresses, not tensors: the caller keeps all tensors that `work` reads and writes alive. Raises `RuntimeError` if
+    `work` does something that a graph cannot hold, such as to synchronise with the device.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

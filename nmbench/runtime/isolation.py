@@ -1,4 +1,4 @@
-"""Keeps one job from leaking into the next: random state, torch's settings, folder, standard output."""
+"""Isolation between jobs: random state, settings of torch, working directory, standard output."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 
 
 @contextlib.contextmanager
-def fenced() -> Iterator[None]:
-    """Restore every global that a careless plugin may change, so that the order of methods cannot matter.
+def isolating() -> Iterator[None]:
+    """Restore all global state that a plugin may change when the context ends, so that the order of methods is free.
 
-    What is printed meanwhile goes to standard error: standard output belongs to the table.
+    Output printed inside the context goes to standard error: standard output is for the table.
     """
     python, numpy, folder = random.getstate(), np.random.get_state(), os.getcwd()
-    with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr), torch_settings():
+    with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr), restoring_torch_settings():
         try:
             yield
         finally:
@@ -29,8 +29,8 @@ def fenced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def torch_settings() -> Iterator[None]:
-    """Restore the settings of torch that numbers depend on."""
+def restoring_torch_settings() -> Iterator[None]:
+    """Restore the settings of torch that affect numbers when the context ends."""
     dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
     gradients, precision = torch.is_grad_enabled(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""Where Triton programs can run; asked by every method that has one beside its plain torch."""
+"""The check that Triton programs can run, for methods that also have a plain torch reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def triton_available(device: torch.device | str) -> bool:
-    """Whether the programs run there: an NVIDIA GPU of compute capability 8.0 or more, and Triton installed."""
+    """True if `device` is an NVIDIA GPU of compute capability 8.0 or more and Triton is installed."""
     device = torch.device(device)
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip is not None:
         return False

@@ -1,5 +1,5 @@
-"""How fast 2:4 sparse products really are: `nmbench speed`.
+"""Measured times of 2:4 sparse products against dense ones: `nmbench speed`.
 
-`measure` prunes, proves, converts and times; `whole` times a model as a whole; `gpu` is the only file that knows CUDA;
-`report` is what people read.
+`measure` prunes, proves, converts and times; `whole_model` times a model as a whole; `gpu` holds all CUDA code;
+`report` holds the figures and prints them.
 """

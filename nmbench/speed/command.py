@@ -1,4 +1,4 @@
-"""What `nmbench speed` does, from names to a report."""
+"""From the flags of `nmbench speed` to its report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from nmbench.experiment.loading import load_model
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import load_plugins
-from nmbench.spec import MethodSpec, RunSpec
 from nmbench.speed.gpu import SparseTensorCores, half
 from nmbench.speed.measure import check_pattern, measure
 from nmbench.speed.report import Report
@@ -22,18 +21,15 @@ def speed_of(
     plugin_files: Sequence[str],
     report: Callable[[str], None],
 ) -> Report:
-    """Load a model and measure it. Raises `NMBenchError`, before anything is loaded, if the hardware is missing."""
+    """Load a model and measure it.
+
+    `report` receives one line of progress per measurement. Raises `NMBenchError`, before the model is loaded, if the
+    hardware is missing or cannot multiply `pattern`.
+    """
     chosen = Pattern.parse(pattern)
     check_pattern(chosen)
-    spec = RunSpec(
-        (MethodSpec("magnitude", "magnitude"),),
-        model,
-        dtype=half(dtype),
-        device="cuda",
-        stream=False,
-        trust_remote_code=trust_remote_code,
-        plugins=tuple(plugin_files),
-    )
+    precision = half(dtype)
     hardware = SparseTensorCores()
-    bundle = load_model(spec, load_plugins(spec.plugins))
+    plugins = load_plugins(plugin_files)
+    bundle = load_model(model, plugins, dtype=precision, device="cuda", trust_remote_code=trust_remote_code)
     return measure(bundle, chosen, tokens, hardware, report)

@@ -1,9 +1,9 @@
 """NVIDIA's sparse tensor cores through torch: cuSPARSELt, or CUTLASS where torch was built without it.
 
-`torch.sparse.to_sparse_semi_structured` returns a tensor subclass that compresses the weight; `F.linear` dispatches on
-it. Times are those of CUDA events around one call. Before each call a large buffer is written: that empties the second
-level cache, so weights come from memory as they do in a model. It is written as often as it takes to keep the device
-busy while the host launches the call (cuSPARSELt takes the host half a millisecond), so launch times do not count.
+`torch.sparse.to_sparse_semi_structured` returns a tensor subclass that compresses the weight, and `F.linear` dispatches
+on that subclass. Times are those of CUDA events around one call. A large buffer is written before each call. The writes
+empty the second level cache, so that weights come from memory as in a model. The writes are repeated until the device
+stays busy while the host launches the call (half a millisecond for cuSPARSELt), so that launch times do not count.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from nmbench.errors import NMBenchError
 from nmbench.runtime.cuda_graphs import graph_of
 
 FLUSH_BYTES = 2**30
-HEAD_START = 2.0  # the device is kept busy this many times the seconds that a launch takes
-LAUNCHES = 5  # to find out how long that is
+HEAD_START = 2.0  # seconds of buffer writes before a call, as a multiple of the seconds of its launch
+LAUNCHES = 5  # launches timed to find the seconds of one
 KERNEL_NAME = 100  # characters of a kernel's name that are kept
-LEAST = {"cusparselt": (16, 16), "cutlass": (32, 64)}  # rows and columns must be multiples, for half precision
+MULTIPLES = {"cusparselt": (16, 16), "cutlass": (32, 64)}  # required of rows and columns, in half precision
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -48,7 +48,7 @@ class SparseTensorCores:
         }
 
     def problem(self, shape: tuple[int, int]) -> str | None:
-        rows, columns = LEAST[self.library]
+        rows, columns = MULTIPLES[self.library]
         if shape[0] % rows or shape[1] % columns:
             return f"{self.library} needs multiples of {rows} outputs and {columns} inputs; the layers stay dense"
         return None
@@ -86,7 +86,7 @@ class SparseTensorCores:
 
     def kernels(self, call: Callable[[], Any]) -> list[str]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the profiler warns of what it cannot see; then it names nothing
+            warnings.simplefilter("ignore")  # the profiler warns where it cannot record kernels; the list is then empty
             with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
                 call()
                 torch.cuda.synchronize()
@@ -101,7 +101,7 @@ class SparseTensorCores:
         return torch.cuda.memory_allocated() - self._flush.numel()
 
     def _timed(self, call: Callable[[], Any], passes: int) -> float:
-        """Seconds of the device for one call, after `passes` writes of the large buffer."""
+        """Seconds of device time of one call, after `passes` writes of the large buffer."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(passes):
             self._flush.zero_()
@@ -113,7 +113,7 @@ class SparseTensorCores:
 
 
 def launch_seconds(call: Callable[[], Any]) -> float:
-    """Seconds until a call returns to the host, the device being idle before."""
+    """Seconds until a call returns to the host, beginning with an idle device."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     call()
@@ -121,7 +121,7 @@ def launch_seconds(call: Callable[[], Any]) -> float:
 
 
 def library() -> str:
-    """What multiplies 2:4 weights here. Raises `NMBenchError` with the reason if nothing does."""
+    """The library that multiplies 2:4 weights on this machine. Raises `NMBenchError` with the reason if none does."""
     needed = "2:4 products need an NVIDIA GPU of compute capability 8.0 or newer and a torch with cuSPARSELt"
     if not torch.cuda.is_available():
         raise NMBenchError(f"{needed}; torch {torch.__version__} sees no CUDA GPU.")
@@ -130,13 +130,13 @@ def library() -> str:
         raise NMBenchError(f"{needed}; {torch.cuda.get_device_name()} has {major}.{minor}.")
     if torch.backends.cusparselt.is_available():
         return "cusparselt"
-    if major == 8:  # the CUTLASS kernels of torch are made for 8.x only
+    if major == 8:  # torch compiles its CUTLASS kernels for 8.x only
         return "cutlass"
     raise NMBenchError(f"{needed}; torch {torch.__version__} was built without cuSPARSELt.")
 
 
 def half(name: str | None) -> str:
-    """`name` if it is a dtype that is multiplied in half precision, bfloat16 if there is none."""
+    """`name`, or bfloat16 for None. Raises `NMBenchError` unless `name` is a half-precision dtype."""
     known = [str(dtype).removeprefix("torch.") for dtype in HALF]
     if name not in (None, *known):
         raise NMBenchError(f"--dtype {name} is not one that sparse tensor cores multiply here: {' or '.join(known)}.")

@@ -1,7 +1,7 @@
-"""From a model to a speed report: prune by magnitude, prove 2:4, convert, time. Knows no device; `Hardware` does.
+"""From a model to a speed report: prune by magnitude, prove 2:4, convert, time. All device code is behind `Hardware`.
 
-Which weights are kept does not matter to the speed, so the mask is the quickest one. Dense products are timed with the
-weights as they were loaded.
+Speed does not depend on which weights are kept, so the mask is the cheapest one: the largest magnitudes. Dense products
+are timed with the weights as they were loaded.
 """
 
 from __future__ import annotations
@@ -18,52 +18,53 @@ from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 from nmbench.speed.report import Model, Product, Report, Times
-from nmbench.speed.whole_model import whole_model
+from nmbench.speed.whole_model import Sizes, whole_model
 
 HARDWARE_PATTERN = Pattern(2, 4)
-MOST_ERROR = 0.05  # relative, of a sparse product; rounding of bfloat16 is far below it, a wrong product far above
+MOST_ERROR = 0.05  # relative, of a sparse product; rounding to bfloat16 stays far below, a wrong product far above
 WARM_UP, REPEAT = 10, 100
+FULL = Sizes()
 
 
 class Hardware(Protocol):
-    """What multiplies sparse matrices. `environment` is what the report says of it."""
+    """A device and library that multiply sparse matrices; `environment` describes both in the report."""
 
     environment: dict[str, Any]
 
     def problem(self, shape: tuple[int, int]) -> str | None:
-        """Why a weight `[out, in]` of that shape cannot be converted, or None."""
+        """The reason why a weight of `shape` `[out, in]` cannot be converted, or None if the weight can."""
 
     def convert(self, weight: Tensor) -> Tensor:
-        """The sparse form of a contiguous weight `[out, in]` that is 2:4 already."""
+        """The sparse form of a contiguous weight `[out, in]` that is already 2:4."""
 
     def backend(self, sparse: Tensor) -> str:
-        """Names the library that multiplies a converted weight."""
+        """The name of the library that multiplies a converted weight."""
 
     def bytes(self, weight: Tensor) -> int:
-        """What a weight, converted or not, takes in memory."""
+        """Bytes of device memory of a weight, converted or dense."""
 
     def times(self, call: Callable[[], Any], warm_up: int, repeat: int) -> list[float]:
-        """Seconds that the device is busy with each of `repeat` calls, caches cold, launch times hidden."""
+        """Seconds of device time of each of `repeat` calls, with cold caches and without launch times."""
 
     def launch(self, call: Callable[[], Any]) -> float:
         """Seconds until a call returns to the host."""
 
     def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
-        """What does the work of a call again, launched at once; None if it cannot be recorded."""
+        """A call that repeats the work of `call`, launched at once; None if that work cannot be recorded."""
 
     def kernels(self, call: Callable[[], Any]) -> list[str]:
-        """The kernels that a call runs, longest first; empty if they cannot be told."""
+        """Names of the kernels that a call runs, longest running time first; empty if none were recorded."""
 
     def synchronize(self) -> None:
         """Wait until the device is done."""
 
     def allocated(self) -> int:
-        """Bytes allocated on the device now."""
+        """Bytes currently allocated on the device."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of one shape: their number and the name of the first."""
+    """The layers of one shape `[outputs, inputs]`: `count` of them, the first named `example`."""
 
     outputs: int
     inputs: int
@@ -77,11 +78,12 @@ def measure(
     tokens: Sequence[int],
     hardware: Hardware,
     report: Callable[[str], None] = lambda line: None,
+    sizes: Sizes = FULL,
 ) -> Report:
-    """Time every shape at every number of tokens, then the whole model. The model is left sparse.
+    """Time every shape at every number of tokens, then the whole model at `sizes`. The model is left sparse.
 
-    Raises `NMBenchError` for a pattern that the hardware does not know, `NotStrict` for weights that break it, and
-    `NumericalFailure` if a sparse product is wrong.
+    `report` receives one line of progress per measurement. Raises `NMBenchError` for a pattern that the hardware cannot
+    multiply, `NotStrict` for weights that break the pattern, and `NumericalFailure` if a sparse product is wrong.
     """
     check_pattern(pattern)
     products = []
@@ -89,10 +91,10 @@ def measure(
         report(f"{shape.count} layers of {shape.outputs} x {shape.inputs}")
         products += [product_of(bundle, shape, pattern, count, hardware) for count in tokens]
     report("the whole model, dense")
-    dense_bytes, dense = hardware.allocated(), whole_model(bundle, hardware)
+    dense_bytes, dense = hardware.allocated(), whole_model(bundle, hardware, sizes)
     converted = convert_all(bundle, pattern, hardware)
     report("the whole model, sparse")
-    sparse_bytes, sparse = hardware.allocated(), whole_model(bundle, hardware)
+    sparse_bytes, sparse = hardware.allocated(), whole_model(bundle, hardware, sizes)
     models = [
         Model(*key, times, sparse[key], dense_bytes, sparse_bytes) for key, times in dense.items() if key in sparse
     ]
@@ -101,7 +103,7 @@ def measure(
 
 
 def check_pattern(pattern: Pattern) -> None:
-    """Raise `NMBenchError` unless every 4 consecutive weights keep at most 2, which is what the hardware multiplies."""
+    """Raise `NMBenchError` unless `pattern` keeps at most 2 of any 4 consecutive weights, as the hardware needs."""
     if pattern.keep > HARDWARE_PATTERN.keep or pattern.group % HARDWARE_PATTERN.group:
         raise NMBenchError(
             f"sparse tensor cores multiply 2:4 (at most 2 of every 4 consecutive weights), and {pattern} need not be; "
@@ -110,7 +112,7 @@ def check_pattern(pattern: Pattern) -> None:
 
 
 def shapes_of(bundle: Bundle) -> list[Shape]:
-    """The distinct shapes of the prunable layers, most weights in all first."""
+    """The distinct shapes of the prunable layers, sorted by total number of weights, largest first."""
     found: dict[tuple[int, int], list[str]] = {}
     for name, layer in bundle.layers.items():
         found.setdefault(layer.shape, []).append(name)
@@ -119,10 +121,10 @@ def shapes_of(bundle: Bundle) -> list[Shape]:
 
 
 def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hardware: Hardware) -> Product:
-    """One weight with `tokens` random inputs: dense, then pruned and converted."""
+    """Time one weight times `tokens` random inputs: dense, then pruned and converted."""
     weight = bundle.layers[shape.example].read()
     inputs = random_inputs(tokens, weight)
-    dense_call = multiplying(inputs, weight)
+    dense_call = product_call(inputs, weight)
     dense = Times.of(hardware.times(dense_call, WARM_UP, REPEAT))
     found: dict[str, Any] = dict.fromkeys(("sparse", "sparse_launch", "backend", "sparse_bytes", "relative_error"))
     found["sparse_kernels"] = []
@@ -130,9 +132,9 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
     if problem is None:
         pruned = prune(weight, pattern, shape.example)
         sparse = hardware.convert(pruned)
-        call = multiplying(inputs, sparse)
+        call = product_call(inputs, sparse)
         found = {
-            "relative_error": checked(call(), multiplying(inputs, pruned)(), shape.example),
+            "relative_error": checked(call(), product_call(inputs, pruned)(), shape.example),
             "sparse": Times.of(hardware.times(call, WARM_UP, REPEAT)),
             "sparse_launch": hardware.launch(call),
             "backend": hardware.backend(sparse),
@@ -155,14 +157,17 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
 
 
 def prune(weight: Tensor, pattern: Pattern, name: str) -> Tensor:
-    """A contiguous copy of a weight `[out, in]` with the largest of every group kept, proven to fit the hardware."""
+    """A contiguous copy of a weight `[out, in]` that keeps the largest magnitudes of every group.
+
+    Raises `NotStrict` if the copy is not 2:4, which the hardware multiplies.
+    """
     pruned = weight.masked_fill(~pattern.top(weight.abs()), 0.0).contiguous()
     check_fits(pruned, name)
     return pruned
 
 
 def check_fits(weight: Tensor, name: str) -> None:
-    """Raise `NotStrict` naming the first 4 weights of which more than 2 are not zero: a conversion would drop some."""
+    """Raise `NotStrict` naming the first 4 weights of which more than 2 are non-zero: a conversion would drop some."""
     kept = HARDWARE_PATTERN.kept(weight != 0)
     broken = (kept > HARDWARE_PATTERN.keep).nonzero()
     if len(broken):
@@ -174,15 +179,15 @@ def check_fits(weight: Tensor, name: str) -> None:
 
 
 def checked(sparse: Tensor, dense: Tensor, name: str) -> float:
-    """The relative difference of two products. Raises `NumericalFailure` if they are not the same product."""
+    """The relative difference of two products (Frobenius norm). Raises `NumericalFailure` above `MOST_ERROR`."""
     error = float((sparse.float() - dense.float()).norm() / dense.float().norm())
     if not error <= MOST_ERROR:
         raise NumericalFailure(f"the sparse product of {name} differs from the dense one by {error:.3g}, relative.")
     return error
 
 
-def multiplying(inputs: Tensor, weight: Tensor) -> Callable[[], Tensor]:
-    """A call that multiplies `[tokens, in]` by a weight `[out, in]` of any kind: `[tokens, out]`."""
+def product_call(inputs: Tensor, weight: Tensor) -> Callable[[], Tensor]:
+    """A call that multiplies inputs `[tokens, in]` by a weight `[out, in]`, dense or sparse: `[tokens, out]`."""
 
     @torch.inference_mode()
     def call() -> Tensor:
@@ -192,17 +197,17 @@ def multiplying(inputs: Tensor, weight: Tensor) -> Callable[[], Tensor]:
 
 
 def random_inputs(tokens: int, weight: Tensor) -> Tensor:
-    """Standard normal inputs `[tokens, in]`, in dtype and on the device of the weight."""
+    """Standard normal inputs `[tokens, in]` in the dtype and on the device of `weight`."""
     generator = torch.Generator(weight.device).manual_seed(0)
     shape = (tokens, weight.shape[1])
     return torch.randn(shape, generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
 
 
 def convert_all(bundle: Bundle, pattern: Pattern, hardware: Hardware) -> int:
-    """Make every linear layer that can be sparse so, in place; how many there were."""
+    """Convert every linear layer that can be sparse, in place; return the number of converted layers."""
     converted = 0
     for name, layer in bundle.layers.items():
-        linear = isinstance(layer.module, nn.Linear)  # a Conv1D multiplies from the other side
+        linear = isinstance(layer.module, nn.Linear)  # Conv1D stores its weight [in, out]
         if linear and hardware.problem(layer.shape) is None:
             sparse = hardware.convert(prune(layer.read(), pattern, name))
             layer.module.weight = nn.Parameter(sparse, requires_grad=False)

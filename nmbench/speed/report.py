@@ -1,4 +1,4 @@
-"""What `nmbench speed` has measured, as plain data and as text."""
+"""The measurements of `nmbench speed`, as plain data and as text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Times:
 
     @property
     def unsteady(self) -> bool:
-        """Whether the middle half of the measurements is wide: the number is to be doubted."""
+        """True if the interquartile range exceeds `UNSTEADY` of the median, so that the median is doubtful."""
         return self.high - self.low > UNSTEADY * self.median
 
 
@@ -37,9 +37,10 @@ class Times:
 class Product:
     """`tokens` inputs times one weight `[outputs, inputs]`, dense and sparse; `count` layers have that shape.
 
-    `sparse` is None where the weight cannot be converted, and `problem` says why. `relative_error`: Frobenius norm of
-    the difference of the sparse and the dense product of the same pruned weight, relative to the latter. Launches are
-    the seconds of the host. Kernels are named by the profiler; empty where it saw none.
+    `sparse` is None where the weight cannot be converted, and `problem` gives the reason. `relative_error` is the
+    Frobenius norm of the difference of the sparse and the dense product of the same pruned weight, relative to the norm
+    of the dense one. `dense_launch` and `sparse_launch` are seconds of the host. Kernel names come from the profiler;
+    empty where the profiler recorded none.
     """
 
     outputs: int
@@ -61,15 +62,15 @@ class Product:
 
     @property
     def speedup(self) -> float | None:
-        """Dense time over sparse time: above 1 sparse is faster."""
+        """Dense time divided by sparse time: above 1 sparse is faster."""
         return self.dense.median / self.sparse.median if self.sparse else None
 
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model at one task: `batch` sequences, `tokens` new tokens each in a step.
+    """Times of a whole model at one task; a step reads `tokens` new tokens of each of `batch` sequences.
 
-    `launch`: eager, or as one CUDA graph.
+    `launch` is "eager", or "graph" for one CUDA graph.
     """
 
     task: str
@@ -91,7 +92,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it. `converted` of `layers` prunable layers are sparse in the whole-model figures, the others dense."""
+    """All measurements. Of `layers` prunable layers, `converted` are sparse in the whole-model figures."""
 
     model: str
     pattern: str
@@ -102,7 +103,7 @@ class Report:
     models: Sequence[Model]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, with the ratios that follow from it."""
+        """The report as plain data, with speedups and tokens per second."""
         content = dataclasses.asdict(self)
         for product, plain in zip(self.products, content["products"], strict=True):
             plain["speedup"] = product.speedup
@@ -114,7 +115,7 @@ class Report:
 
 
 def verdict(speedup: float | None, *times: Times | None) -> str:
-    """A ratio in words: `1.62 x`, `0.45 x, slower`; with a question mark if a measurement was unsteady."""
+    """A speedup as text: `1.62 x`, `0.45 x, slower`; with a question mark if a measurement was unsteady."""
     if speedup is None:
         return "not possible"
     doubt = "?" if any(time and time.unsteady for time in times) else ""
@@ -122,7 +123,7 @@ def verdict(speedup: float | None, *times: Times | None) -> str:
 
 
 def render(report: Report) -> str:
-    """The text for a terminal: products by shape, then the whole model, then what was dispatched."""
+    """The report as text for a terminal: products by shape, then the whole model, then the kernels dispatched."""
     import pandas
 
     where = f"{report.environment['device_name']}, {report.environment['dtype']}"
@@ -170,10 +171,10 @@ def model_row(model: Model) -> dict[str, str]:
 
 
 def kernels(products: Sequence[Product]) -> list[str]:
-    """One line for every backend and set of kernels."""
+    """One line for every backend and set of kernels that a product ran."""
     lines: dict[str, None] = {}
     for product in products:
         for kind, names in ((product.backend, product.sparse_kernels), ("dense", product.dense_kernels)):
             if kind:
-                lines[f"  {kind}: {', '.join(names) or 'the profiler saw none'}"] = None
+                lines[f"  {kind}: {', '.join(names) or 'the profiler recorded none'}"] = None
     return sorted(lines)

@@ -1,7 +1,8 @@
-"""Tokens per second of a whole model as it stands, at prefill and at decoding.
+"""Seconds per step of a whole model as it stands, at prefill and at decoding.
 
-Twice: eager, where the host launches kernel after kernel and is often slower than the device; and, where possible, as a
-CUDA graph, which is launched at once, as servers do it. A graph decodes the same step again and again.
+Each step is timed twice: eager, where the host launches kernel after kernel and is often slower than the device; and,
+where possible, as a CUDA graph, which is launched at once, as servers do it. A graph repeats one and the same decoding
+step.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,90 +20,102 @@ from transformers import DynamicCache, PreTrainedModel
 from nmbench.models.bundle import Bundle
 from nmbench.speed.report import Times
 
-PREFILL_TOKENS, PROMPT_TOKENS, STEPS = 2048, 128, 32
-DECODE_BATCHES = (1, 16)
 WARM_UP, REPEAT = 2, 10
 EAGER, GRAPH = "eager", "graph"
 
-Key = tuple[str, int, int, str]  # task, batch, new tokens per sequence, how it is launched
+Key = tuple[str, int, int, str]  # task, batch, new tokens per sequence, EAGER or GRAPH
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of a prefill and of the prompt before decoding, timed decoding steps, and batch sizes of decoding."""
+
+    prefill_tokens: int = 2048
+    prompt_tokens: int = 128
+    decode_steps: int = 32
+    decode_batches: tuple[int, ...] = (1, 16)
 
 
 class Launches(Protocol):
-    """Something that can wait for its device, and may record what it is given to do."""
+    """A device that can be waited for, and that may be able to record a call as a graph."""
 
     def synchronize(self) -> None:
         """Wait until the device is done."""
 
     def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
-        """What does the work of a call again, launched at once; None if it cannot be recorded."""
+        """A call that repeats the work of `call`, launched at once; None if that work cannot be recorded."""
 
 
-def whole_model(bundle: Bundle, hardware: Launches) -> dict[Key, Times]:
-    """Seconds of a step of the whole model: prefill, and decoding."""
-    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None) or PREFILL_TOKENS
-    prefill = min(PREFILL_TOKENS, context)
-    prompt = min(PROMPT_TOKENS, context - STEPS - WARM_UP - 1)
-    call = prefilling(bundle, prefill)
+def whole_model(bundle: Bundle, hardware: Launches, sizes: Sizes) -> dict[Key, Times]:
+    """Seconds of a step of the whole model, for prefill and for decoding."""
+    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None) or sizes.prefill_tokens
+    prefill = min(sizes.prefill_tokens, context)
+    prompt = min(sizes.prompt_tokens, context - sizes.decode_steps - WARM_UP - 1)
+    call = prefill_call(bundle, prefill)
     found = {(f"prefill of {prefill}", 1, prefill, EAGER): Times.of(list(steps(call, hardware)))}
     graph = hardware.graphed(call)
     if graph:
         found[f"prefill of {prefill}", 1, prefill, GRAPH] = Times.of(list(steps(graph, hardware)))
-    for batch in DECODE_BATCHES:
-        found["decode", batch, 1, EAGER] = Times.of(list(decode_steps(bundle, hardware, batch, prompt)))
-        graph = hardware.graphed(decoding(bundle, batch, prompt))
+    for batch in sizes.decode_batches:
+        eager = list(decode_steps(bundle, hardware, batch, prompt, sizes.decode_steps))
+        found["decode", batch, 1, EAGER] = Times.of(eager)
+        graph = hardware.graphed(decode_call(bundle, batch, prompt))
         if graph:
             found["decode", batch, 1, GRAPH] = Times.of(list(steps(graph, hardware)))
     return found
 
 
 def steps(call: Callable[[], Any], hardware: Launches) -> Iterator[float]:
-    """Wall-clock seconds of calls, after some to warm up."""
+    """Wall-clock seconds of each of `REPEAT` calls, after `WARM_UP` calls that are not timed."""
     for index in range(WARM_UP + REPEAT):
         seconds = timed(call, hardware)[0]
         if index >= WARM_UP:
             yield seconds
 
 
-def prefilling(bundle: Bundle, tokens: int) -> Callable[[], Any]:
-    """A call that reads one sequence into an empty cache."""
+def prefill_call(bundle: Bundle, tokens: int) -> Callable[[], Any]:
+    """A call that reads one sequence of `tokens` into an empty cache."""
     sequence = random_tokens(bundle, 1, tokens)
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in arguments(bundle.model) else {}
-    return lambda: stepping(bundle.model, sequence, DynamicCache(config=bundle.model.config), **last_only)()
+    return lambda: step_call(bundle.model, sequence, DynamicCache(config=bundle.model.config), **last_only)()
 
 
-def decoding(bundle: Bundle, batch: int, prompt: int) -> Callable[[], Any]:
-    """A call that reads one more token into the cache of `batch` sequences that have `prompt` and more already."""
+def decode_call(bundle: Bundle, batch: int, prompt: int) -> Callable[[], Any]:
+    """A call that reads one more token into the cache of `batch` sequences of at least `prompt` tokens."""
     cache = DynamicCache(config=bundle.model.config)
     with torch.inference_mode():
-        output = stepping(bundle.model, random_tokens(bundle, batch, prompt), cache)()
-    return stepping(bundle.model, output.logits[:, -1:].argmax(dim=-1), cache)
+        output = step_call(bundle.model, random_tokens(bundle, batch, prompt), cache)()
+    return step_call(bundle.model, output.logits[:, -1:].argmax(dim=-1), cache)
 
 
-def decode_steps(bundle: Bundle, hardware: Launches, batch: int, prompt: int) -> Iterator[float]:
-    """Wall-clock seconds of one more token for `batch` sequences that have `prompt` already; the first ones warm up."""
+def decode_steps(bundle: Bundle, hardware: Launches, batch: int, prompt: int, count: int) -> Iterator[float]:
+    """Wall-clock seconds of each of `count` decoding steps of `batch` sequences that begin with `prompt` tokens.
+
+    `WARM_UP` steps before them are not timed.
+    """
     cache = DynamicCache(config=bundle.model.config)
-    output = timed(stepping(bundle.model, random_tokens(bundle, batch, prompt), cache), hardware)[1]
-    for index in range(STEPS + WARM_UP):
+    output = timed(step_call(bundle.model, random_tokens(bundle, batch, prompt), cache), hardware)[1]
+    for index in range(count + WARM_UP):
         token = output.logits[:, -1:].argmax(dim=-1)  # [batch, 1]
-        seconds, output = timed(stepping(bundle.model, token, cache), hardware)
+        seconds, output = timed(step_call(bundle.model, token, cache), hardware)
         if index >= WARM_UP:
             yield seconds
 
 
-def stepping(model: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> Callable[[], Any]:
+def step_call(model: nn.Module, tokens: Tensor, cache: Any, **options: Any) -> Callable[[], Any]:
     """A call that reads tokens `[batch, n]` and adds them to the cache."""
-    name = "cache" if "cache" in arguments(model) else "past_key_values"  # as older transformers call it
+    name = "cache" if "cache" in arguments(model) else "past_key_values"  # the name in older transformers
     return lambda: model(input_ids=tokens, use_cache=True, **{name: cache}, **options)
 
 
 def arguments(model: nn.Module) -> Collection[str]:
-    """What the forward pass of a model takes, by name."""
+    """The names of the arguments of a model's forward pass."""
     return inspect.signature(model.forward).parameters
 
 
 @torch.inference_mode()
 def timed(call: Callable[[], Any], hardware: Launches) -> tuple[float, Any]:
-    """Seconds of a call until the device is done, and what it returned."""
+    """Seconds from the launch of a call until the device is done, and the call's return value."""
     hardware.synchronize()
     start = time.perf_counter()
     returned = call()
@@ -110,7 +124,7 @@ def timed(call: Callable[[], Any], hardware: Launches) -> tuple[float, Any]:
 
 
 def random_tokens(bundle: Bundle, batch: int, tokens: int) -> Tensor:
-    """Random token ids int64 `[batch, tokens]` on the device."""
+    """Random token ids int64 `[batch, tokens]`, on the device of the model."""
     assert isinstance(bundle.model, PreTrainedModel)
     vocabulary = int(bundle.model.get_input_embeddings().weight.shape[0])
     generator = torch.Generator().manual_seed(0)

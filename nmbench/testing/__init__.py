@@ -3,7 +3,7 @@
 | | |
 |---|---|
 | `conformance_tests`, `run_checks` | the checks as tests (needs pytest), or as a plain function call |
-| `LayerCase`, `LearnCase` | what the checks hand to a method; failure texts name them, so that you can repeat a call |
+| `LayerCase`, `LearnCase` | the inputs of the checks; failure texts name them, so that you can repeat a call |
 | `nmbench.testing.strategies` | Hypothesis strategies for laws of your own (needs hypothesis) |
 | `nmbench.testing.planted` | a model with a planted answer, and tasks to learn its masks |
 | `nmbench.testing.models` | tiny random models of real architectures |

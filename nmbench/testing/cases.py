@@ -1,6 +1,6 @@
-"""What the checks hand to a method: one layer, or a model with a planted answer. The same fields make the same numbers.
+"""Inputs of the checks: one layer, or a model with a planted answer. Equal fields make equal numbers.
 
-The `repr` of a case is the line of Python that makes it again, so that a failure can be looked at by hand.
+The `repr` of a case is the line of Python that makes the case again, so that a failed call can be repeated.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.calibration.gram import full_float32
-from nmbench.errors import NMBenchError
 from nmbench.methods import LayerStats, MaskLearner, Method, Refiner, Scorer, Solver, Stat
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.learning import CheckpointStore, LearnTask
+from nmbench.pruning.one_shot import call
 from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing.planted import cycles, planted_bundle, weakest
 from nmbench.testing.values import statistics, values
@@ -27,19 +26,19 @@ INPUTS = ("plain", "correlated", "dead channel", "all zero")
 WINDOWS, WINDOW_TOKENS = 4, 32
 
 
-class Brief:
-    """Shows the fields of a dataclass that are not the default, as Python."""
+class ShortRepr:
+    """A `repr` for dataclasses with only those fields that differ from their defaults, as Python."""
 
     def __repr__(self) -> str:
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
 
 @dataclass(frozen=True, repr=False)
-class LayerCase(Brief):
-    """One layer to prune: a weight `[rows, groups * M]` of one `kind`, and what its `inputs` are like.
+class LayerCase(ShortRepr):
+    """One layer to prune: a weight `[rows, groups * M]` of one `kind` of values, and `inputs` of one of `INPUTS`.
 
-    `shifted`: whether the inputs differ from those in the dense model, which `drift` and `lag` speak of.
+    With `shifted`, the inputs differ from those in the dense model; `drift` and `lag` are the statistics of that shift.
     """
 
     pattern: str = "2:4"
@@ -75,17 +74,17 @@ class LayerCase(Brief):
         return torch.zeros_like(x) if self.inputs == "all zero" else x
 
     def stats(self, needs: Stat) -> LayerStats:
-        """The statistics that a method asks for, and no others."""
+        """The statistics in `needs`; all others are None."""
         if needs is Stat.NONE:
             return LayerStats(windows=0, tokens=0)
         x = self.tokens()
         shift = 0.1 * float(self.shifted)
         drift = shift * values("normal", tuple(x.shape), self.seed + 2)  # [tokens, in]
         lag = shift * values("normal", (len(x), self.rows), self.seed + 3)  # [tokens, out]
-        all_of_them = statistics(x, WINDOWS)
+        full = statistics(x, WINDOWS)
         made = {
-            "input_norm": all_of_them.input_norm if Stat.INPUT_NORM in needs else None,
-            "gram": all_of_them.gram if Stat.GRAM in needs else None,
+            "input_norm": full.input_norm if Stat.INPUT_NORM in needs else None,
+            "gram": full.gram if Stat.GRAM in needs else None,
             "drift": 2 / WINDOWS * drift.T @ x if Stat.DRIFT in needs else None,  # [in, in]
             "lag": 2 / WINDOWS * lag.T @ x if Stat.LAG in needs else None,  # [out, in]
         }
@@ -93,33 +92,20 @@ class LayerCase(Brief):
         return LayerStats(WINDOWS, len(x), **on_device)
 
     def mask(self) -> Tensor:
-        """A strict mask to refine, bool `[out, in]`, better than none: that of the largest weights."""
+        """A strict mask to refine, bool `[out, in]`, which keeps the largest weights."""
         return self.nm.top(self.weight().float().abs())
 
     def run(self, method: Method) -> Any:
-        """What a one-shot method returns for this layer, called as the host calls it: scores, or a `Pruned`."""
+        """The result of a one-shot method for this layer, called as the host calls it: scores, or a `Pruned`."""
         assert isinstance(method, (Scorer, Solver, Refiner))
-        return call(method, self.weight(), self.stats(method.needs), self.mask(), self.nm)
-
-
-@torch.no_grad()
-def call(method: Method, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Any:
-    """The one call of a one-shot method, under the conditions of a run."""
-    with full_float32():
-        if isinstance(method, Scorer):
-            return method.score(weight, stats)
-        if isinstance(method, Solver):
-            return method.solve(weight, stats, pattern)
-        if isinstance(method, Refiner):
-            return method.refine(weight, stats, mask, pattern)
-    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+        return call(method, self.weight(), self.stats(method.needs), self.nm, self.mask())
 
 
 @dataclass(frozen=True, repr=False)
-class LearnCase(Brief):
-    """A learning task on the planted model (`nmbench.testing.planted`), from the worst masks there are.
+class LearnCase(ShortRepr):
+    """A learning task on the planted model (`nmbench.testing.planted`), which starts from the worst masks.
 
-    The model has two layers; the second may have a pattern of its own.
+    The model has two layers; `second` is the pattern of the second layer, "" for that of the first.
     """
 
     pattern: str = "2:4"
@@ -128,7 +114,7 @@ class LearnCase(Brief):
     device: str = "cpu"
 
     def patterns(self, names: Any) -> dict[str, Pattern]:
-        """layer name -> pattern."""
+        """The pattern of each layer: layer name -> pattern."""
         first = Pattern.parse(self.pattern)
         return {name: Pattern.parse(self.second) if self.second and i else first for i, name in enumerate(names)}
 
@@ -149,7 +135,7 @@ class LearnCase(Brief):
 
 @dataclass
 class Reported:
-    """What a learner told the host at one step; the masks are copies."""
+    """The report of a learner at one step; the masks are copies."""
 
     step: int
     masks: dict[str, Tensor] | None = None
@@ -157,41 +143,41 @@ class Reported:
 
 
 class RecordingTask(LearnTask):
-    """A task that keeps what is reported instead of judging it at once."""
+    """A task that stores the masks of reports in `reported`, where the checks judge them after the call."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reported: list[Reported] = []
 
-    def report(self, step: int, *, masks: Any = None, **values: float) -> None:
+    def report(self, step: int, *, total: int | None = None, masks: Any = None, **values: float) -> None:
         copies = None if masks is None else {name: mask.clone() for name, mask in masks.items()}
         self.reported.append(Reported(step, copies, dict(values)))
-        super().report(step, masks=None, **values)
+        super().report(step, total=total, masks=None, **values)
 
     @contextlib.contextmanager
     def interrupted_at(self, event: int | None) -> Iterator[list[int]]:
         """Count the events of a run (reports, progress, saved checkpoints); raise `Interrupt` at number `event`."""
         count = [0]
 
-        def passed(*_: Any) -> None:
+        def count_event(*_: Any) -> None:
             count[0] += 1
             if count[0] - 1 == event:
                 raise Interrupt
 
-        self._on_report = passed
+        self._on_report = count_event
         save = self.checkpoints.store.save
 
         def save_and_count(state: Any) -> None:
             save(state)
-            passed()
+            count_event()
 
-        self.checkpoints.store = Saving(save_and_count, self.checkpoints.store.load)
+        self.checkpoints.store = FunctionStore(save_and_count, self.checkpoints.store.load)
         with contextlib.suppress(Interrupt):
             yield count
 
 
 @dataclass
-class Saving:
+class FunctionStore:
     """A checkpoint store made of two functions."""
 
     save: Any
@@ -199,11 +185,11 @@ class Saving:
 
 
 class Interrupt(KeyboardInterrupt):
-    """Ctrl-C, as a test gives it."""
+    """A simulated Ctrl-C."""
 
 
 def variants(case: LayerCase, **choices: tuple[Any, ...]) -> list[LayerCase]:
-    """All combinations of the fields given, the first values first: `variants(case, kind=KINDS)`."""
+    """All combinations of values of fields, the first values first: `variants(case, kind=KINDS)`."""
     found = [case]
     for name, options in choices.items():
         found = [replace(one, **{name: option}) for one in found for option in options]

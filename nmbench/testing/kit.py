@@ -1,4 +1,4 @@
-"""Runs the laws on a method: as tests, one id per law, or as a plain function call."""
+"""The laws run on a method: as tests with one id per law, or as a plain function call."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from nmbench.errors import NMBenchError, unknown
 from nmbench.methods import MaskLearner, Method, Refiner, Scorer, Solver
 from nmbench.testing.failure import CheckFailed, failure_text
 from nmbench.testing.laws import LAWS
-from nmbench.testing.laws.base import KEPT, PASSED_OVER, Broken, Judgement, Law, NoCall, no_call
-from nmbench.testing.watch import Seen, watch
+from nmbench.testing.laws.base import HOLDS, SKIPPED, Broken, Judgement, Law, NoCall, no_call
+from nmbench.testing.observation import Observation, observe
 
-CALLED = (Scorer, Solver, Refiner, MaskLearner)  # a `MaskSource` brings what is elsewhere: its class alone is checked
+CALLED = (Scorer, Solver, Refiner, MaskLearner)  # a `MaskSource` reads files: only its class is checked
 
 
 @dataclass
-class Trial:
-    """One method on trial; every call of it is made once and shown to all laws that ask for it."""
+class MethodUnderTest:
+    """One method, with its observed calls: every case is called once, and all laws judge the same observation."""
 
     method: Method
-    calls: dict[Any, Seen] = field(default_factory=dict, repr=False)
+    calls: dict[Any, Observation] = field(default_factory=dict, repr=False)
 
-    def seen(self, case: Any) -> Seen:
+    def observation(self, case: Any) -> Observation:
         if case not in self.calls:
-            self.calls[case] = Seen(self.method, case) if isinstance(case, NoCall) else watch(self.method, case)
+            self.calls[case] = (
+                Observation(self.method, case) if isinstance(case, NoCall) else observe(self.method, case)
+            )
         return self.calls[case]
 
 
@@ -34,7 +36,7 @@ class Check:
     """One law on one method; calling it raises `CheckFailed` if the law is broken."""
 
     law: Law = field(repr=False)
-    trial: Trial
+    tested: MethodUnderTest
 
     @property
     def name(self) -> str:
@@ -43,45 +45,47 @@ class Check:
     def __call__(self) -> None:
         __tracebackhide__ = True  # pytest then shows the failure text, not the kit
         judged = 0
-        passed_over = []
-        for case in self.law.cases(self.trial.method):
-            seen = self.trial.seen(case)
-            verdict = self.verdict(seen)
+        skipped = []
+        for case in self.law.cases(self.tested.method):
+            observed = self.tested.observation(case)
+            verdict = self.verdict(observed)
             if isinstance(verdict, Broken):
-                raise CheckFailed(failure_text(self.law, seen, verdict))
-            judged += verdict is KEPT
-            passed_over += [seen] if verdict is PASSED_OVER else []
+                raise CheckFailed(failure_text(self.law, observed, verdict))
+            judged += verdict is HOLDS
+            skipped += [observed] if verdict is SKIPPED else []
         if not judged:
-            raise CheckFailed(failure_text(self.law, *nothing_judged(self.trial, passed_over)))
+            raise CheckFailed(failure_text(self.law, *nothing_judged(self.tested, skipped)))
 
-    def verdict(self, seen: Seen) -> Judgement:
-        """What the law says; a method that fails when the law calls it again has broken it."""
+    def verdict(self, observed: Observation) -> Judgement:
+        """The judgement of the law. An error counts as `Broken`: the law may call the method again, which may fail."""
         try:
-            return self.law.judge(seen)
+            return self.law.judge(observed)
         except Exception as error:
             return Broken(f"{type(error).__name__}: {' '.join(str(error).split())}", "a result")
 
 
-def nothing_judged(trial: Trial, passed_over: Sequence[Seen]) -> tuple[Seen, Broken]:
-    """A check that had nothing to look at has not passed."""
-    if not passed_over:
-        return Seen(trial.method, NoCall()), Broken("no usual pattern is supported", "at least one, such as 2:4")
-    seen = passed_over[0]
-    got = f"{type(seen.error).__name__}: {seen.error}" if seen.error else "results that other checks refuse"
-    return seen, Broken(f"{' '.join(got.split())}, in all {len(passed_over)} cases", "a result that can be judged")
+def nothing_judged(tested: MethodUnderTest, skipped: Sequence[Observation]) -> tuple[Observation, Broken]:
+    """The observation and the failure of a check that skipped all its cases: such a check has not passed."""
+    if not skipped:
+        return Observation(tested.method, NoCall()), Broken(
+            "no usual pattern is supported", "at least one, such as 2:4"
+        )
+    observed = skipped[0]
+    got = f"{type(observed.error).__name__}: {observed.error}" if observed.error else "results that other checks refuse"
+    return observed, Broken(f"{' '.join(got.split())}, in all {len(skipped)} cases", "a result that can be judged")
 
 
 def checks_of(method: Method | type[Method]) -> list[Check]:
     """All checks of a method, in the order of `docs/plugins/checks.md`; a class stands for its default options.
 
-    Raises `NMBenchError` for what is no method.
+    Raises `NMBenchError` if `method` is not a `Method`.
     """
     made = method() if isinstance(method, type) else method
     if not isinstance(made, Method):
         raise NMBenchError(f"{made!r} is no method; derive it from nmbench.Scorer, Solver, Refiner or MaskLearner.")
-    trial = Trial(made)
+    tested = MethodUnderTest(made)
     return [
-        Check(law, trial)
+        Check(law, tested)
         for law in LAWS
         if isinstance(made, law.kinds)
         and (not law.option or hasattr(made, law.option))
@@ -90,7 +94,7 @@ def checks_of(method: Method | type[Method]) -> list[Check]:
 
 
 def run_checks(method: Method | type[Method]) -> dict[str, str]:
-    """Run all checks, for instance in a notebook: name of the check -> "" if it passed, else what is wrong."""
+    """Run all checks, for instance in a notebook: name of the check -> "" if it passed, else the failure text."""
     return {check.name: outcome(check) for check in checks_of(method)}
 
 
@@ -107,8 +111,9 @@ def conformance_tests(
 ) -> Callable[[Check], None]:
     """Make a test function with one id per law: `test_acme = conformance_tests(Acme())` is a whole test file.
 
-    `expected_failures` maps the name of a check to the reason why the method breaks it. They are strict: one that
-    passes is a failure. Raises `NMBenchError` for the name of a check that does not exist or does not apply.
+    `expected_failures` maps the name of a check to the reason why the method breaks the law. An expected failure that
+    passes is a failure. Raises `NMBenchError` for the name of a check that does not exist or does not apply, and for an
+    empty reason.
     """
     import pytest
 
@@ -129,9 +134,9 @@ def conformance_tests(
 
 
 def labelled(checks: Sequence[Check], methods: Sequence[Any]) -> Iterator[tuple[str, Check]]:
-    """Ids: the law alone for one method, `Acme-law` for several of them."""
+    """Checks with their ids: the name of the law for one method, `Acme-law` for several methods."""
     for check in checks:
-        prefix = f"{type(check.trial.method).__name__}-" if len(methods) > 1 else ""
+        prefix = f"{type(check.tested.method).__name__}-" if len(methods) > 1 else ""
         yield f"{prefix}{check.name}", check
 
 

@@ -1,7 +1,7 @@
-"""A problem with a planted answer: a model whose large weights are all that it needs, in milliseconds.
+"""A problem with a planted answer: a model that needs its large weights alone, solved in milliseconds.
 
 Two linear layers of 16 inputs count up, token by token; every row has one weight that matters. A learner that starts
-from the worst masks has much to gain, and forward losses tell it where.
+from the worst masks has much to gain, and forward losses show which weights matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LENGTH = 12
 
 
 class Block(nn.Module):
-    """One linear layer, which counts the tokens that pass it."""
+    """One linear layer, with a count of the tokens of its inputs."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Planted(nn.Module):
-    """Predicts the next token of a cycle through two linear layers; its large weights are all that it needs."""
+    """A model that predicts the next token of a cycle by two linear layers and needs its large weights alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Planted(nn.Module):
 
     @property
     def tokens_seen(self) -> int:
-        """Tokens that went through the model; those that went through half of it count half."""
+        """The number of tokens that went through the model; a token that went through one of two blocks counts half."""
         return sum(block.tokens_seen for block in self.blocks if isinstance(block, Block)) // len(self.blocks)
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
@@ -67,22 +67,25 @@ def planted_bundle() -> Bundle:
 
 
 def cycles(count: int, step: int = 1, length: int = LENGTH) -> Tensor:
-    """Windows int64 `[count, length]` that count up by `step`, from every start in turn; the model knows step 1."""
+    """Windows int64 `[count, length]` that count up by `step`, from every start in turn; the model predicts step 1."""
     return (torch.arange(count)[:, None] + step * torch.arange(length)) % VOCABULARY
 
 
 def weakest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
-    """The worst masks: the smallest weights of every group are kept."""
+    """The worst masks, which keep the smallest weights of every group: layer name -> bool `[out, in]`."""
     return {name: patterns[name].top(-layer.read().abs()) for name, layer in bundle.layers.items()}
 
 
 def strongest(bundle: Bundle, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
-    """The best masks: the largest weights of every group are kept."""
+    """The best masks, which keep the largest weights of every group: layer name -> bool `[out, in]`."""
     return {name: patterns[name].top(layer.read().abs()) for name, layer in bundle.layers.items()}
 
 
 def planted_loss(masks: Mapping[str, Tensor], windows: Tensor | None = None) -> float:
-    """Mean cross-entropy in nats of the planted model under `masks`, float64, written out; on all cycles by default."""
+    """Mean cross-entropy in nats of the planted model under `masks`, computed in float64 without the model's own code.
+
+    `windows` are all cycles by default.
+    """
     windows = cycles(VOCABULARY) if windows is None else windows
     hidden = F.one_hot(windows, VOCABULARY).double()
     for name, layer in planted_bundle().layers.items():

@@ -1,7 +1,7 @@
 """Hypothesis strategies for patterns, weights, scores, masks and input statistics.
 
 Each draws a seed, a kind and small shapes rather than single numbers, so that examples are varied and shrinking is
-fast. Kinds cover what breaks pruning code: ties, zeros, signed zeros, huge and subnormal values, a coarse grid.
+fast. Kinds cover values that break pruning code: ties, zeros, signed zeros, huge and subnormal values, a coarse grid.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def patterns(draw: st.DrawFn, max_group: int = 32) -> Pattern:
 def tensors(
     draw: st.DrawFn, pattern: Pattern, kinds: tuple[str, ...] = KINDS, max_rows: int = 6, max_groups: int = 5
 ) -> Tensor:
-    """A finite float32 matrix `[rows, groups * group]` that falls into groups of `pattern`."""
+    """A finite float32 matrix `[rows, groups * group]`, whose rows hold whole groups of `pattern`."""
     shape = (draw(st.integers(1, max_rows)), pattern.group * draw(st.integers(1, max_groups)))
     return values(draw(st.sampled_from(kinds)), shape, draw(st.integers(0, 2**31)))
 
@@ -64,7 +64,7 @@ def layers(
 
 @st.composite
 def cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, max_group: int = 16) -> LayerCase:
-    """A layer as the kit's checks use it; its `repr` is the line of Python that makes it again."""
+    """A layer as in the kit's checks; the `repr` of the case is the line of Python that makes the case again."""
     return LayerCase(
         pattern=str(draw(patterns(max_group))),
         kind=draw(st.sampled_from(kinds)),
@@ -77,8 +77,9 @@ def cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, max_group: int = 16) 
 
 @st.composite
 def grams(draw: st.DrawFn, width: int) -> Tensor:
-    """A Gram matrix float32 `[width, width]`: symmetric, positive semi-definite; of few tokens, correlated or with a
-    dead channel, so that it may well be singular.
+    """A Gram matrix float32 `[width, width]`, symmetric and positive semi-definite.
+
+    Its inputs may be few, correlated or have a dead channel, so that many of these matrices are singular.
     """
     tokens, windows = draw(st.integers(1, 3 * width)), draw(st.integers(1, 4))
     inputs = values("normal", (tokens, width), draw(st.integers(0, 2**31)))

@@ -1,4 +1,4 @@
-"""Numbers that break pruning code, as a function of a kind and a seed: ties, zeros, huge and subnormal values."""
+"""Values that break pruning code, made from a kind and a seed: ties, zeros, huge and subnormal values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KINDS = ("normal", "ties", "zeros", "signed zeros", "huge", "subnormal", "half g
 
 
 def values(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """float32 values of one kind, the same for the same seed."""
+    """Values of one kind, float32 of `shape`, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(shape, generator=generator)
     if kind == "ties":
@@ -32,6 +32,6 @@ def values(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def statistics(inputs: Tensor, windows: int) -> LayerStats:
-    """`LayerStats` of inputs `[tokens, in]` from `windows` windows, written out as the definition says it."""
+    """`LayerStats` of inputs `[tokens, in]` from `windows` windows, computed from the definition."""
     x = inputs.float()
     return LayerStats(windows, len(x), (x.square().sum(dim=0) / windows).sqrt(), 2.0 / windows * x.T @ x)

@@ -1,8 +1,8 @@
-"""Whether the dense model still is what was loaded, also in what its weights do not show: code, configuration, layers.
+"""Proof that the dense model is the loaded one, in its code, configuration and layers as well as in its weights.
 
-A method that works on the live model may leave another attention, a patched forward or a lost layer behind; the next
-method would then be measured on another model. So the model is shown the same tokens before the first job and after
-every one. Where the losses differ it is loaded again.
+A method that works on the live model may leave another attention, a patched forward or a missing layer behind, and the
+next method would be measured on another model. So the host computes the losses of the same tokens before the first job
+and after every job. If the losses differ, the host loads the model again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nmbench.errors import NMBenchError
 from nmbench.evaluation.losses import window_losses
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.runtime.isolation import fenced
+from nmbench.runtime.isolation import isolating
 
 PROBE_TOKENS = 64
-NEAR = 1e-3  # relative, where a device does not promise the same bits twice
-FAR = 1e-2  # relative: no rounding, on whatever device
+TOLERANCE = 1e-3  # relative, on devices that do not reproduce bits
+LOOSE = 1e-2  # relative: more than rounding, on any device
 
 
 @dataclass(frozen=True)
@@ -31,39 +31,43 @@ class Fingerprint:
     layers: tuple[str, ...]
     losses: Tensor
 
-    def like(self, other: Fingerprint, far: float | None = None) -> bool:
-        """Whether two fingerprints are of one model: equal on the CPU, as good as equal elsewhere, or up to `far`."""
-        nearness = far if far is not None else 0.0 if self.losses.device.type == "cpu" else NEAR
-        return self.layers == other.layers and torch.allclose(self.losses, other.losses, rtol=nearness, atol=0.0)
+    def like(self, other: Fingerprint, tolerance: float | None = None) -> bool:
+        """True if two fingerprints are of one model: same layers, and losses equal within a relative `tolerance`.
+
+        The default is 0 on the CPU and `TOLERANCE` on other devices.
+        """
+        if tolerance is None:
+            tolerance = 0.0 if self.losses.device.type == "cpu" else TOLERANCE
+        return self.layers == other.layers and torch.allclose(self.losses, other.losses, rtol=tolerance, atol=0.0)
 
 
 def probe_of(texts: Mapping[str, Tensor], window: Tensor) -> Tensor:
-    """Tokens int64 `[1, n]` to look at the model with: from a test text if there is one, else from the pool."""
+    """Return the tokens int64 `[1, n]` of a fingerprint: from the first test text if any, else from `window`."""
     text = next(iter(texts.values()), window)
     return text[:PROBE_TOKENS].clone().unsqueeze(0)
 
 
 @torch.no_grad()
 def fingerprint(bundle: Bundle, probe: Tensor) -> Fingerprint:
-    """The fingerprint of the model as it is now."""
-    with fenced():
+    """Return the fingerprint of the live model."""
+    with isolating():
         return Fingerprint(tuple(bundle.layers), window_losses(bundle.model, probe.to(bundle.device)))
 
 
 def is_intact(bundle: Bundle, dense: DenseWeights, expected: Fingerprint, probe: Tensor, restore: bool = True) -> bool:
-    """Whether the model is what it was when the run began; its dense weights are restored first, unless they are."""
+    """True if the model has the `expected` fingerprint. If `restore`, the dense weights are restored first."""
     try:
         if restore:
             dense.restore()
         return expected.like(fingerprint(bundle, probe))
-    except Exception:  # a model that cannot even be run is not intact, whatever it raises
+    except Exception:  # any exception of the model means that it is not intact
         return False
 
 
 def check_intact(bundle: Bundle, dense: DenseWeights, expected: Fingerprint, probe: Tensor, who: str) -> None:
-    """Raise `NMBenchError` if `who` left another model behind than it was lent."""
+    """Raise `NMBenchError` if the method `who` changed the model for good."""
     if not is_intact(bundle, dense, expected, probe):
         raise NMBenchError(
-            f"{who} changed the model in a way that is not undone: its code, configuration, layers, dtype or the dense "
-            f"weights lent; work on `task.live_weights()` only."
+            f"{who} changed the model in a way that is not undone: its code, configuration, layers, dtype or dense "
+            f"weights; work on `task.live_weights()` only."
         )

@@ -1,14 +1,14 @@
-"""The strict N:M check. It stands between every method and every number, and no plugin can bypass it.
+"""The strict N:M check, which the host makes of every method before any number; no plugin can bypass it.
 
 Strict means two things: the mask keeps exactly N weights in every group, and the weight is zero wherever the mask is
-False. A kept weight may happen to be zero; such extra zeros are counted, never taken for pruned ones.
+False. A kept weight may be zero too; the proof counts these extra zeros apart from the pruned weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,10 +17,27 @@ from nmbench.errors import NMBenchError, NotStrict
 from nmbench.pattern import Pattern
 
 
+class Proof(TypedDict):
+    """The proof of a row: counts of layers, groups, weights and zeros, and the digest of the masks.
+
+    `extra_zeros` counts kept weights that are zero.
+    """
+
+    layers: int
+    groups: int
+    weights: int
+    zeros: int
+    extra_zeros: int
+    masks_digest: str
+
+
 def check_masks(
     masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], shapes: Mapping[str, tuple[int, int]], who: str
 ) -> None:
-    """Raise `NotStrict` unless `masks` has one strict bool mask of the right shape for every layer in `shapes`."""
+    """Raise `NotStrict` unless `masks` has one strict bool mask of the right shape for every layer in `shapes`.
+
+    `who` names the method in the error.
+    """
     if not isinstance(masks, Mapping):
         raise NotStrict(f"{who} returned {type(masks).__name__} instead of a mask for every layer, by name.")
     check_names(masks, shapes, who)
@@ -35,6 +52,7 @@ def check_masks(
 
 
 def check_names(masks: Mapping[str, Tensor], expected: Mapping[str, Any], who: str) -> None:
+    """Raise `NotStrict` unless `masks` has exactly the names in `expected`."""
     if missing := [name for name in expected if name not in masks]:
         raise NotStrict(f"{who} returned no mask for {len(missing)} of {len(expected)} layers; first: {missing[0]}.")
     if extra := [name for name in masks if name not in expected]:
@@ -55,7 +73,10 @@ def check_groups(mask: Tensor, pattern: Pattern, name: str, who: str) -> None:
 
 
 def check_weight(weight: Tensor, mask: Tensor, name: str, who: str) -> dict[str, int]:
-    """Raise `NotStrict` if `weight` is not (positive) zero somewhere off the `mask`; return counts for the proof."""
+    """Return the numbers of zeros off and on the `mask`, for the proof.
+
+    Raises `NotStrict` if `weight` `[out, in]` is not finite, or not (positive) zero somewhere off the mask.
+    """
     dropped = weight.masked_select(~mask)
     if not weight.isfinite().all():
         raise NotStrict(f"{who} left NaN or infinite weights in {name}.")
@@ -72,8 +93,8 @@ def check_weight(weight: Tensor, mask: Tensor, name: str, who: str) -> dict[str,
 
 def check_strict(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], who: str
-) -> dict[str, Any]:
-    """Check masks and the very weights that are evaluated, `[out, in]` each; return the proof for the record.
+) -> Proof:
+    """Check masks and the evaluated weights, `[out, in]` each; return the proof for the record.
 
     Raises `NotStrict` with layer, row, columns and counts of the first violation.
     """
@@ -101,7 +122,7 @@ def check_divides(patterns: Mapping[str, Pattern], shapes: Mapping[str, tuple[in
 
 
 def masks_digest(masks: Mapping[str, Tensor]) -> str:
-    """SHA-256, 16 hex digits, over the names and bits of masks."""
+    """Return the SHA-256, 16 hex digits, over the names and bits of masks."""
     total = hashlib.sha256()
     for name in sorted(masks):
         total.update(f"{name} {tuple(masks[name].shape)};".encode())

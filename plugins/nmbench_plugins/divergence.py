@@ -1,13 +1,13 @@
-"""How far a pruned model's next-token distribution is from the dense model's: `kl:` and `top1:<data set>@<window>`.
+"""The distance of next-token distributions, pruned from dense model: `kl:` and `top1:<data set>@<window>`.
 
-Windows as in `ppl:`. For every position t of a window that has a next token, with p the distribution of the dense model
-and q that of the pruned one, both softmaxes of float32 logits:
+Windows as in `ppl:`, with `+bos` too. For every position t of a window that has a next token in it, with p the
+distribution of the dense model and q the distribution of the pruned model, both softmaxes of float32 logits:
 
     kl    KL(p || q) = sum_v p(v) (log p(v) - log q(v)), mean over all positions, in nats per token
     top1  share of positions at which argmax p = argmax q
 
-Both need no gold tokens: they ask whether the pruned model still says what the dense one says. One pass over the text
-serves both; the dense logits are computed again batch by batch, never stored.
+Neither metric uses the next token of the text: both compare the predictions of the pruned model with those of the dense
+model. One pass over the text serves both metrics; the dense logits are computed again batch by batch, never stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +28,33 @@ PART_BYTES = 32 * 2**20  # of float32 logits at once
 
 @dataclass(frozen=True)
 class Divergence(nmbench.WindowMetric):
-    """What both metrics share: one pass, and figures by window."""
+    """The shared base of both metrics: one pass over the text, and figures by window."""
 
+    takes_bos: ClassVar[bool] = True
     column: ClassVar[int]
     unit: ClassVar[str]
     lower_is_better: ClassVar[bool]
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
-        name = f"divergence of {self.dataset}@{self.window}"
-        found = subject.once(name, lambda: divergences(subject, dense, self.dataset, self.window))
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
+        found = subject.once(f"divergence of {self.argument}", lambda: self.divergences(subject, dense))
         values = found[:, self.column]  # [windows]
         subject.per_window[self.full_name] = values
         stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-        figures = {"value": float(values.mean()), "stderr": stderr, "n": len(values)}
-        return {self.full_name: {**figures, "lower_is_better": self.lower_is_better, "unit": self.unit}}
+        mean = float(values.mean())
+        return {self.full_name: nmbench.Value(mean, len(values), stderr, self.lower_is_better, self.unit)}
+
+    def divergences(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Tensor:
+        """Return KL and agreement, each the mean over a window: float64 `[windows, 2]` on the CPU.
+
+        Raises `NumericalFailure` if a logit is NaN or infinite.
+        """
+        batches = subject.batches(self.dataset, self.window, self.bos)
+        logits = ((dense.logits(tokens, self.bos), subject.logits(tokens, self.bos)) for tokens in batches)
+        found = torch.cat([compared(*both) for both in logits])
+        if not found.isfinite().all():
+            first = int((~found.isfinite().all(dim=1)).nonzero()[0])
+            raise nmbench.NumericalFailure(f"logits on {self.argument} are NaN or infinite, first in window {first}.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Kl(Divergence):
 
 @dataclass(frozen=True)
 class Top1(Divergence):
-    """Share of positions at which the pruned and the dense model find the same token the likeliest."""
+    """Share of positions at which the pruned and the dense model have the same most likely token."""
 
     word: ClassVar[str] = "top1"
     column: ClassVar[int] = 1
@@ -64,24 +77,11 @@ class Top1(Divergence):
     lower_is_better: ClassVar[bool] = False
 
 
-def divergences(subject: nmbench.Subject, dense: nmbench.DenseSubject, dataset: str, window: int) -> Tensor:
-    """KL and agreement, each the mean over a window: float64 `[windows, 2]` on the CPU.
-
-    Raises `NumericalFailure` if a logit is NaN or infinite.
-    """
-    batches = subject.batches(dataset, window)
-    found = torch.cat([compared(dense.logits(tokens), subject.logits(tokens)) for tokens in batches])
-    if not found.isfinite().all():
-        first = int((~found.isfinite().all(dim=1)).nonzero()[0])
-        raise nmbench.NumericalFailure(f"logits on {dataset}@{window} are NaN or infinite, first in window {first}.")
-    return found
-
-
 def compared(dense: Tensor, pruned: Tensor) -> Tensor:
-    """Means over each window of a batch, from logits `[n, window - 1, vocabulary]`: float64 `[n, 2]` on the CPU."""
+    """Return means over each window, float64 `[n, 2]` on the CPU, from logits `[n, window - 1, vocabulary]`."""
     size = max(1, PART_BYTES // (4 * dense.shape[-1]))
     means = []
-    for p, q in zip(dense, pruned, strict=True):  # one window at a time, as all of them at once would be a copy
+    for p, q in zip(dense, pruned, strict=True):  # one window at a time: all windows at once would be a copy
         parts = zip(p.split(size), q.split(size), strict=True)
         tokens = torch.cat([of_tokens(some.float(), others.float()) for some, others in parts])  # [window - 1, 2]
         means.append(tokens.double().mean(dim=0))
@@ -89,7 +89,7 @@ def compared(dense: Tensor, pruned: Tensor) -> Tensor:
 
 
 def of_tokens(dense: Tensor, pruned: Tensor) -> Tensor:
-    """KL in nats and agreement (1 or 0) of every token, from float32 logits `[tokens, vocabulary]`: `[tokens, 2]`."""
+    """Return KL in nats and agreement, 1 or 0, of every token `[tokens, 2]`, from float32 `[tokens, vocabulary]`."""
     log_p, log_q = F.log_softmax(dense, dim=-1), F.log_softmax(pruned, dim=-1)
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
     agree = dense.argmax(dim=-1) == pruned.argmax(dim=-1)

@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 import nmbench
 
 C4_SHARDS = {"calibration": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"}
-C4_TEST_DOCUMENTS = 1100  # the first ones, as in the GPTQ and SparseGPT papers
+C4_TEST_DOCUMENTS = 1100  # the first documents, as in the GPTQ and SparseGPT papers
 
 
 @dataclass(frozen=True)
 class HubDataset(nmbench.Dataset):
-    """A data set of the hub; an argument, `c4:REVISION`, pins a revision of its repository."""
+    """A data set of the hub; an argument, as in `c4:REVISION`, pins a revision of the repository."""
 
     repository: ClassVar[str]
 
     def rows(self, split: str, **where: Any) -> Any:
-        """Load rows with `datasets`. Raises `NMBenchError` with the remedy if they cannot be had."""
+        """Load rows with `datasets`. Raises `NMBenchError` with a remedy if the rows cannot be loaded."""
         import datasets
 
         try:
@@ -62,6 +62,7 @@ class WikiText2(HubDataset):
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of the text of an exception."""
     return (str(error).splitlines() or [""])[0]
 
 

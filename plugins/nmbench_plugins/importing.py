@@ -1,9 +1,10 @@
-"""Published masks and sparse checkpoints as rows: any format that `nmbench validate` reads.
+"""Rows from published masks and sparse checkpoints, in any format that `nmbench validate` reads.
 
-A mask is taken as it is. A sparse checkpoint without masks says only what is not zero: at most N in every group. Where
-a group has fewer, a kept weight was zero, and one of the zeros is made a kept one: that with the smallest dense weight,
-lower index first. If the checkpoint is a mask on the dense weights of this model, those are the weights that are zero
-in it already, so that the row computes what the checkpoint does; how often they are not is noted.
+A mask is used unchanged. A sparse checkpoint without masks gives only the nonzero weights, at most N in every group. A
+group with fewer than N nonzero weights is filled up: the zero with the smallest dense weight counts as kept, and the
+lower index among equals. If the checkpoint is a mask on the dense weights of this model, the filled weights are zero in
+the dense model as well, so that the row computes the same outputs as the checkpoint. The record notes the number of
+filled weights that are not zero in the dense model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Import(nmbench.MaskSource):
     path: str = nmbench.option("", "a file or folder that `nmbench validate` reads, or RUN_DIRECTORY:LABEL")
     weights: bool = nmbench.option(
         False,
-        "take the weights of the checkpoint's linear layers as well, not the dense ones (and nothing else of it)",
+        "take the weights of the checkpoint's linear layers, not the dense weights (other weights are never taken)",
     )
 
     def content(self) -> Mapping[str, str]:
@@ -33,7 +34,7 @@ class Import(nmbench.MaskSource):
         return {"files_digest": nmbench.files_digest(self.path)}
 
     def bring(self, model: nmbench.DenseModel) -> nmbench.PrunedModel:
-        kept = nmbench.open_masks(self.path)
+        kept = nmbench.open_masks(self.path).named(model.parameter_of)
         refuse_others(kept, model)
         if self.weights and not kept.weights:
             raise nmbench.NMBenchError(f"{kept.path} holds masks; a checkpoint has weights to take.")
@@ -43,27 +44,31 @@ class Import(nmbench.MaskSource):
             mask, counts = mask_of(kept, name, dense, model.patterns[name])
             layers[name] = nmbench.Pruned(mask, self.weight(kept, name, mask, dense))
             total = {key: total.get(key, 0) + value for key, value in counts.items()}
-        return nmbench.PrunedModel(layers, {"imported": {"form": kept.form, **self.content(), **total}})
+        notes = {"imported": {"form": kept.form, **self.content(), **total}}
+        return nmbench.PrunedModel(layers, notes, origin=nmbench.row_record(self.path))
 
     def weight(self, kept: nmbench.Kept, name: str, mask: Tensor, dense: Tensor) -> Tensor | None:
-        """The weight that the checkpoint has, if it is asked for."""
+        """Return the weight of the checkpoint, if the option `weights` is set, else None."""
         if not self.weights:
             return None
         return kept.weight_of(name).to(dense.dtype).masked_fill(~mask, 0.0)
 
 
 def refuse_others(kept: nmbench.Kept, model: nmbench.DenseModel) -> None:
-    """Raise `NMBenchError` if the file has masks for layers that the model does not have: it is of another model."""
+    """Raise `NMBenchError` if the file has masks for layers that the model lacks: the masks are of another model."""
     known = {*model.weights, *model.skipped, *(name.removesuffix(".weight") for name in model.skipped)}
     if others := kept.others(known):
         raise nmbench.NMBenchError(
-            f"{kept.path} has masks for {len(others)} layers that the model lacks; first: {others[0]}. It is of "
+            f"{kept.path} has masks for {len(others)} layers that the model lacks; first: {others[0]}. The file is of "
             f"another model."
         )
 
 
 def mask_of(kept: nmbench.Kept, name: str, dense: Tensor, pattern: nmbench.Pattern) -> tuple[Tensor, dict[str, int]]:
-    """The bool mask `[out, in]` of one layer, and what had to be decided to make it. The host checks its groups."""
+    """Return the bool mask `[out, in]` of one layer, and counts of unlike and filled weights.
+
+    The host checks the groups of the mask.
+    """
     mask = kept.of_layer(name, (dense.shape[0], dense.shape[1])).whole()
     counts = {}
     if kept.weights:

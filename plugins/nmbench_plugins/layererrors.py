@@ -1,13 +1,13 @@
-"""Which layers hurt: `layers:<data set>@<window>`, the relative output error of every pruned layer on its own.
+"""The relative output error of every pruned layer by itself: `layers:<data set>@<window>`.
 
-Windows as in `ppl:`. X are the inputs of a layer in the dense model, over all tokens of all windows, W its dense and V
-its pruned weight, bias left out:
+Windows as in `ppl:`, with `+bos` too. X are the inputs of a layer in the dense model, over all tokens of all windows,
+BOS tokens too, W its dense and V its pruned weight, bias left out:
 
     error of a layer = || X V^T - X W^T ||_F / || X W^T ||_F
 
 (the square root of the objective of the layer-wise methods, SparseGPT arXiv 2301.00774 eq. 1, made relative). Inputs
-are those of the dense model, so no layer is blamed for the errors of the layers before it. Products are in float32,
-sums over tokens in float64.
+are those of the dense model, so that the error of a layer does not contain the errors of the layers before it. Products
+are in float32, sums over tokens in float64.
 """
 
 from __future__ import annotations
@@ -24,49 +24,59 @@ from torch import Tensor, nn
 
 import nmbench
 
+UNIT = "relative to the dense output"
+
 
 @dataclass(frozen=True)
 class LayerErrors(nmbench.WindowMetric):
     """Relative output error of each layer on the dense model's inputs: the mean over layers, and the worst layer."""
 
     word: ClassVar[str] = "layers"
+    takes_bos: ClassVar[bool] = True
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
-        errors = layer_errors(subject, dense, self.dataset, self.window)
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
+        errors = self.errors(subject, dense)
         worst = max(errors, key=lambda name: errors[name])
-        where = {"where": worst} if errors[worst] else {}  # of the dense model no layer is the worst
-        shared = {"stderr": None, "n": len(errors), "lower_is_better": True, "unit": "relative to the dense output"}
+        where = worst if errors[worst] else ""  # no layer of the dense model is the worst
         mean = sum(errors.values()) / len(errors)
         return {
-            self.full_name: {"value": mean, **shared, "detail": errors},
-            f"{self.full_name} worst": {"value": errors[worst], **shared, **where},
+            self.full_name: nmbench.Value(mean, len(errors), unit=UNIT, detail=errors),
+            f"{self.full_name} worst": nmbench.Value(errors[worst], len(errors), unit=UNIT, where=where),
         }
 
+    def errors(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> dict[str, float]:
+        """Return the relative output error of every layer that is a separate linear module, by layer name.
 
-def layer_errors(subject: nmbench.Subject, dense: nmbench.DenseSubject, dataset: str, window: int) -> dict[str, float]:
-    """The relative output error of every layer that is a linear module of its own, by layer name.
+        Raises `NumericalFailure` naming the first layer whose error is NaN or infinite.
+        """
+        layers = separate_layers(subject.bundle)
+        sums = {name: Sums(layer.read()) for name, layer in layers.items()}
+        for tokens in subject.batches(self.dataset, self.window, self.bos):
+            with counting_inputs(layers, sums), dense.shown() as model, torch.no_grad():
+                model(input_ids=tokens, use_cache=False)
+        errors = {name: total.relative() for name, total in sums.items()}
+        if broken := [name for name, error in errors.items() if not 0 <= error < math.inf]:
+            raise nmbench.NumericalFailure(f"the output error of {broken[0]} on {self.argument} is NaN or infinite.")
+        return errors
 
-    Experts that share one parameter are no modules of their own and are left out. Raises `NMBenchError` if no layer is
-    left, and `NumericalFailure` naming the first layer whose error is NaN or infinite.
+
+def separate_layers(bundle: nmbench.Bundle) -> dict[str, Any]:
+    """Return the layers that are separate linear modules, by name.
+
+    Experts that share one parameter are not separate modules and are left out. Raises `NMBenchError` if no layer
+    remains.
     """
-    modules = dict(subject.bundle.model.named_modules())
-    layers = {name: layer for name, layer in subject.bundle.layers.items() if modules.get(name) is layer.module}
+    modules = dict(bundle.model.named_modules())
+    layers = {name: layer for name, layer in bundle.layers.items() if modules.get(name) is layer.module}
     if not layers:
         raise nmbench.NMBenchError(
-            f"{subject.bundle.ref} has no pruned layer that is a module of its own to listen to."
+            f"{bundle.ref} has no pruned layer that is a separate module, whose inputs a hook can read."
         )
-    sums = {name: Sums(layer.read()) for name, layer in layers.items()}
-    for tokens in subject.batches(dataset, window):
-        with listening(layers, sums), dense.shown() as model, torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
-    errors = {name: total.relative() for name, total in sums.items()}
-    if broken := [name for name, error in errors.items() if not 0 <= error < math.inf]:
-        raise nmbench.NumericalFailure(f"the output error of {broken[0]} on {dataset}@{window} is NaN or infinite.")
-    return errors
+    return layers
 
 
 class Sums:
-    """Sums of squares over the outputs of one layer: of the error that `pruned` `[out, in]` makes, and of the dense."""
+    """Sums of squares over outputs of one layer: the error of `pruned` `[out, in]`, and the dense outputs."""
 
     def __init__(self, pruned: Tensor) -> None:
         self.pruned = pruned
@@ -74,21 +84,24 @@ class Sums:
         self.dense: Tensor | float = 0.0
 
     def add(self, inputs: Tensor, weight: Tensor) -> None:
-        """Count inputs `[..., in]` of the layer; `weight` `[out, in]` is its dense weight. Does not wait for a GPU."""
+        """Add inputs `[..., in]` of the layer with its dense weight `[out, in]`. The host does not wait for a GPU."""
         inputs, weight = inputs.float(), weight.float()
         change = self.pruned.to(weight.device).float() - weight
         self.error = self.error + F.linear(inputs, change).square().sum(dtype=torch.float64)
         self.dense = self.dense + F.linear(inputs, weight).square().sum(dtype=torch.float64)
 
     def relative(self) -> float:
-        """0 for a layer whose outputs did not change, infinite for one whose outputs were all zero and did."""
+        """Return the relative error: 0 if no output changed, infinite if outputs changed that were all zero."""
         error, dense = float(self.error), float(self.dense)
         return 0.0 if error == 0 else math.sqrt(error / dense) if dense else math.inf
 
 
 @contextmanager
-def listening(layers: Mapping[str, Any], sums: Mapping[str, Sums]) -> Iterator[None]:
-    """While the context is open, the inputs of the layers are counted; a layer is asked for the weight that it uses."""
+def counting_inputs(layers: Mapping[str, Any], sums: Mapping[str, Sums]) -> Iterator[None]:
+    """Add the inputs of all layers to `sums` by forward hooks while the context is open.
+
+    A hook reads the present weight of a layer, because an offloaded weight is on the device only in the forward pass.
+    """
     with ExitStack() as stack:
         for name, layer in layers.items():
 

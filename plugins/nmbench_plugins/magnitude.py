@@ -1,4 +1,4 @@
-"""Magnitude pruning: score = |W|, the reference every criterion has to beat (Han et al., arXiv 1506.02626)."""
+"""Magnitude pruning: score = |W|, the baseline for every other criterion (Han et al., arXiv 1506.02626)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Perplexity, with its whole protocol in its name: `ppl:<data set>@<window>`.
+"""Perplexity, with the protocol in the name of the metric: `ppl:<data set>@<window>`.
 
 The test texts are joined and tokenised once with special tokens, cut into non-overlapping windows, the tail dropped;
 perplexity is exp of the mean cross-entropy over the window - 1 targets of every window. (The protocol of the GPTQ and
-SparseGPT papers. Not the word perplexity of lm-evaluation-harness.)
+SparseGPT papers. The word perplexity of lm-evaluation-harness is another figure.) With `+bos` in its name a BOS token
+begins every window: `ppl:<data set>@<window>+bos`, of the same targets.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import nmbench
 
@@ -20,12 +21,13 @@ class Perplexity(nmbench.WindowMetric):
     """exp of the mean token cross-entropy on the test text of a data set."""
 
     word: ClassVar[str] = "ppl"
+    takes_bos: ClassVar[bool] = True
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
-        losses = subject.losses(self.dataset, self.window)
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
+        losses = subject.losses(self.dataset, self.window, self.bos)
         value = math.exp(float(losses.mean()))
         stderr = float(losses.std() / math.sqrt(len(losses))) * value if len(losses) > 1 else None
-        return {f"ppl:{self.argument}": {"value": value, "stderr": stderr, "n": len(losses), "lower_is_better": True}}
+        return {f"ppl:{self.argument}": nmbench.Value(value, len(losses), stderr)}
 
 
 @nmbench.hookimpl

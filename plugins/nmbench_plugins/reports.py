@@ -1,4 +1,4 @@
-"""Results as files: CSV and JSON with every figure, Markdown with the table."""
+"""Reporters for files: CSV and JSON with every figure, Markdown with the table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Json(nmbench.Reporter):
 
 
 class Markdown(nmbench.Reporter):
-    """`report.md`: the protocol, and the table as it is printed, in a code block; to be copied as it is."""
+    """`report.md`: the protocol, and the printed table in a code block, to copy without changes."""
 
     def write(self, results: nmbench.Results, directory: Path) -> Path:
         path = directory / "report.md"

@@ -1,4 +1,4 @@
-"""`tiny:FAMILY`: small random models of real architectures, to test the plumbing. Their perplexity means nothing."""
+"""`tiny:FAMILY`: small random models of real architectures, for tests. Their perplexity is meaningless."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **LLAMA,
             "sliding_window": 16,
             "query_pre_attn_scalar": 16,
-            "layer_types": ["sliding_attention", "full_attention"],  # so that blocks differ in masks and rotary tables
+            "layer_types": [
+                "sliding_attention",
+                "full_attention",
+            ],  # blocks with other masks and rotary tables
         },
     ),
     "phi3": ("Phi3Config", {k: v for k, v in LLAMA.items() if k != "head_dim"}),
@@ -60,7 +63,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class TinyModel(nmbench.ModelSource):
-    """A random model of one family with two blocks of width 64, the same weights every time, and a byte tokenizer."""
+    """A random model of one family with two blocks of width 64, always the same weights, and a byte tokenizer."""
 
     def load(self, ref: str) -> nmbench.Bundle:
         import torch
@@ -89,7 +92,7 @@ DEFAULTS = nmbench.Defaults(
 
 
 def byte_tokenizer() -> Any:
-    """One token per byte of UTF-8, with a beginning-of-sequence token in front."""
+    """Return a tokenizer with one token per byte of UTF-8 and a beginning-of-sequence token in front."""
     import tokenizers
     import transformers
     from tokenizers import decoders, pre_tokenizers, processors

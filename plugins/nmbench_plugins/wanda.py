@@ -1,7 +1,7 @@
 """Wanda: A Simple and Effective Pruning Approach for Large Language Models (Sun et al., arXiv 2306.11695).
 
 score_ij = |W_ij| * ||X_j||_2, where X_j is input channel j over the calibration tokens; compared within each group of a
-row, weights unchanged.
+row; weights do not change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import nmbench
 
 @dataclass(frozen=True)
 class Wanda(nmbench.Scorer):
-    """Keep the weights with the largest |weight| x norm of their input channel; weights stay as they are."""
+    """Keep the weights with the largest |weight| x norm of their input channel; weights do not change."""
 
     needs = nmbench.Stat.INPUT_NORM
 

@@ -1,12 +1,13 @@
-"""The command of a specification makes that specification again."""
+"""The command line of a specification parses to the same specification."""
 
 import shlex
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench import cli
 from nmbench.artifacts.command_line import command_of, text
+from nmbench.cli.run import run as run_command
+from nmbench.cli.run import spec_from
 from nmbench.pattern import Pattern
 from nmbench.spec import MethodSpec, RunSpec
 
@@ -31,6 +32,7 @@ def specs(draw):
         calibration=draw(st.sampled_from([None, "text:a b.txt"])),
         metrics=draw(st.sampled_from([(), ("ppl:demo@256",)])),
         dtype=draw(st.sampled_from([None, "bfloat16"])),
+        bos=draw(st.sampled_from([None, "auto", "always", "never"])),
         trust_remote_code=draw(st.booleans()),
         stream=draw(st.sampled_from([None, True, False])),
         **{name: draw(st.sampled_from([None, True])) for name in ("allow_sparse", "dequantise")},
@@ -41,12 +43,12 @@ def specs(draw):
 @quick
 @given(specs())
 def test_command_round_trip(spec):
-    """Given to the command line, the command parses to the same specification, options as text."""
+    """The command, parsed by the command line, gives the same specification, with options as text."""
     program, run, *arguments = shlex.split(command_of(spec))
     assert (program, run) == ("nmbench", "run")
-    with cli.run.make_context("run", arguments) as context:
+    with run_command.make_context("run", arguments) as context:
         flags = {name: value for name, value in context.params.items() if name not in ("config", "out", "quiet")}
-    again = cli.spec_from(None, flags)
+    again = spec_from(None, flags)
     expected = spec.to_dict()
     for content in (made := again.to_dict(), expected):
         content["methods"] = {

@@ -26,7 +26,7 @@ def kept(**layers):
 @quick
 @given(st.data())
 def test_counts_are_those_of_the_definition(data):
-    """Equal bits, equal groups, and the Jaccard index are what a plain computation on whole masks gives."""
+    """Equal bits, equal groups and the Jaccard index equal those of a plain computation on whole masks."""
     pattern = data.draw(patterns(max_group=8))
     shape = (data.draw(st.integers(1, 5)), pattern.group * data.draw(st.integers(1, 5)))
     one, two = (values("normal", shape, data.draw(st.integers(0, 2**31))) > 0.5 for _ in range(2))
@@ -42,7 +42,7 @@ def test_counts_are_those_of_the_definition(data):
 
 
 def test_layers_of_one_side_only_are_named():
-    """What only one mask has is listed, and what both have is compared, though one calls it `model.…`."""
+    """Layers of one mask alone are listed; layers of both are compared, also if one name begins with `model.`."""
     mask = Pattern(2, 4).top(torch.rand(4, 8))
     found = compare(kept(**{"model.layers.0.a": mask, "model.layers.0.b": mask}), kept(**{"layers.0.a": mask}))
     assert [layer.name for layer in found.layers] == ["model.layers.0.a"]
@@ -51,16 +51,16 @@ def test_layers_of_one_side_only_are_named():
 
 
 def test_masks_of_different_models_are_refused():
-    """No common layer, or one of another shape, is an error that names it."""
+    """Masks without a common layer, or with a layer of two shapes, raise an error that names the layers."""
     mask = Pattern(2, 4).top(torch.rand(4, 8))
-    with pytest.raises(NMBenchError, match="no layer in common: 'a' here, 'b' there"):
+    with pytest.raises(NMBenchError, match="no layer in common: 'a' in the first, 'b' in the second"):
         compare(kept(a=mask), kept(b=mask))
     with pytest.raises(NMBenchError, match=r"layer a has shape \(4, 8\) in test but \(2, 8\)"):
         compare(kept(a=mask), kept(a=mask[:2]))
 
 
 def test_a_checkpoint_against_bits_without_shapes(tmp_path):
-    """The non-zeros of weights, against packed bits whose shape is that of the weights: all equal, and said so."""
+    """Packed bits take their shape from the weights they are compared with; the output notes the use of non-zeros."""
     mask = Pattern(2, 4).top(torch.rand(8, 16))
     safetensors.torch.save_file({"layers.0.a.weight": mask.float()}, tmp_path / "w.safetensors")
     np.savez_compressed(tmp_path / "m.npz", **{"layers.0.a.weight.mask": np.packbits(mask.numpy())})

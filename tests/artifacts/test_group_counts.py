@@ -1,4 +1,4 @@
-"""Laws of the fast counting: it is what the slow, readable one says."""
+"""Laws of the fast counts: they equal those of a slow, readable computation."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 @quick
 @given(st.data())
 def test_group_counts_are_the_sums_of_groups(data):
-    """For any group size the counts are those of a plain sum over groups, also of a matrix that is not contiguous."""
+    """The counts equal a plain sum over groups, for any group size and for a matrix that is not contiguous."""
     pattern = data.draw(patterns())
     kept = data.draw(tensors(pattern)) > 0
     for view in (kept, kept.flip(0), kept.repeat(2, 1)[:, : kept.shape[1]]):
@@ -58,7 +58,7 @@ def test_integers_and_masks_are_counted_too(dtype):
 @quick
 @given(st.data(), st.booleans())
 def test_counts_add_up_over_slices(data, exact):
-    """Counting rows apart and adding up is counting the whole, with the first broken group at its place."""
+    """Added counts of single rows equal the counts of the whole matrix, with the first broken group at its place."""
     pattern = data.draw(patterns(max_group=8))
     kept = (data.draw(tensors(pattern)) > 0).numpy()
     whole = count(kept, pattern, exact)
@@ -70,7 +70,7 @@ def test_counts_add_up_over_slices(data, exact):
 
 
 def slow_count(kept, pattern, exact):
-    """The definition, group by group."""
+    """The counts by their definition, group by group."""
     broken = fewer = missing = groups = 0
     first = None
     for row, values in enumerate(kept):

@@ -1,4 +1,4 @@
-"""Every format that is read: the same masks come out of all of them, and of damaged or hostile files one line."""
+"""Every readable format gives the same masks; damaged and hostile files give an error of one line."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.artifacts.artifact import Unreadable
+from nmbench.artifacts.bit_archive import read_bit_archive
 from nmbench.artifacts.reading import open_artifact
 from nmbench.pattern import Pattern
 from nmbench.results.files import save_masks
@@ -73,7 +74,7 @@ FORMATS = (nmbench_packed, bool_safetensors, maskllm_npz, maskllm_raw, maskpro_f
 
 @pytest.mark.parametrize("write", FORMATS)
 def test_every_format_gives_the_masks_written(write, tmp_path):
-    """Layer names without endings, shapes, and every bit; a format without shapes takes them from the layer."""
+    """Masks are read with layer names without endings, shapes, and every bit; flat masks take the shape of a layer."""
     chosen = some_masks()
     artifact = open_artifact(str(write(tmp_path, chosen)))
     assert set(artifact.masks) == set(chosen)
@@ -87,7 +88,7 @@ def test_every_format_gives_the_masks_written(write, tmp_path):
 @quick
 @given(st.data(), st.sampled_from(FORMATS[:4]), st.integers(1, 80))
 def test_slices_are_the_whole_in_order(tmp_path_factory, data, write, weights):
-    """However small the slices, put together they are the matrix, and each says where it begins."""
+    """Slices of any size, put together, equal the matrix; each comes with its first row and column."""
     pattern = data.draw(patterns(max_group=8))
     mask = data.draw(masks(pattern))
     matrix = open_artifact(str(write(tmp_path_factory.mktemp("slices"), {NAMES[0]: mask}))).masks[NAMES[0]]
@@ -102,7 +103,7 @@ def test_slices_are_the_whole_in_order(tmp_path_factory, data, write, weights):
 
 
 def test_a_mask_of_another_size_does_not_take_a_shape(tmp_path):
-    """Packed bits that are too many or too few for a layer are refused by its name."""
+    """Too many or too few packed bits for a layer are refused, with the name of the layer."""
     matrix = open_artifact(str(maskllm_npz(tmp_path, {NAMES[0]: two_four(4, 16)}))).masks[NAMES[0]]
     for shape in ((4, 20), (2, 16), (4, 12)):
         with pytest.raises(Unreadable, match=f"{NAMES[0]} has 64 entries"):
@@ -136,7 +137,7 @@ def test_shards_are_one_checkpoint(tmp_path, suffix, stem):
 
 
 def test_safetensors_come_before_bin(tmp_path):
-    """Of a folder with both, what transformers would load is read, and the form says which."""
+    """Of a folder with both, the file that transformers would load is read, and `form` names that file."""
     weights = weights_of(some_masks())
     torch.save({}, tmp_path / "pytorch_model.bin")
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
@@ -154,7 +155,7 @@ def read_all(path):
 
 
 def refused(path, *pieces):
-    """The one line that opening, and then reading, a file gives."""
+    """Open and read a file; return the one line of the error."""
     with pytest.raises(Unreadable) as caught:
         read_all(path)
     text = str(caught.value)
@@ -167,13 +168,13 @@ def refused(path, *pieces):
 
 @pytest.mark.parametrize("content", [b"", b"x", b"hello, world" * 10, b"\x00" * 64, b"PK\x03\x04", b"\x80", b"{}"])
 def test_files_of_no_format(tmp_path, content):
-    """Whatever is in a file, the answer is a line with its name."""
+    """A file of no known format gives an error of one line with the name of the file."""
     (tmp_path / "file.bin").write_bytes(content)
     refused(tmp_path / "file.bin", "file.bin")
 
 
 def test_what_is_not_there(tmp_path):
-    """A missing path and an empty folder are refused with what is expected."""
+    """A missing path and an empty folder are refused; the error names the formats expected."""
     refused(tmp_path / "nothing", "does not exist; expected safetensors")
     refused(tmp_path, "holds neither model.safetensors")
 
@@ -191,7 +192,7 @@ def test_truncated_files(write, share, tmp_path):
 @quick
 @given(st.sampled_from(FORMATS[:4]), st.data())
 def test_flipped_bytes_never_crash(tmp_path_factory, write, data):
-    """One byte changed anywhere gives masks or a line, never another exception."""
+    """A file with any byte changed gives masks or `Unreadable`, never another exception."""
     path = write(tmp_path_factory.mktemp("flipped"), {NAMES[0]: two_four()})
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
@@ -205,7 +206,7 @@ def test_flipped_bytes_never_crash(tmp_path_factory, write, data):
 
 
 class Evil:
-    """Unpickling it would make a file."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -216,7 +217,7 @@ class Evil:
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_pickled_code_is_never_run(tmp_path, legacy):
-    """A torch file, old or new, that holds code is refused with the name of that code, which has not run."""
+    """A torch file, old or new, that holds code is refused with the name of the code, and the code does not run."""
     torch.save({"a.weight": Evil(tmp_path / "owned")}, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
     refused(tmp_path / "m.pt", "asks for code", "mkdir")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(tmp_path / "owned")))
@@ -234,7 +235,7 @@ def test_pickles_in_an_archive_are_not_run(tmp_path):
 
 
 def test_a_header_that_claims_too_much(tmp_path):
-    """An array header with a shape beyond what is stored is refused before anything of that size is made."""
+    """An array header with a shape beyond the stored bytes is refused before an array of that shape is made."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**15,)})
     with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
@@ -242,15 +243,16 @@ def test_a_header_that_claims_too_much(tmp_path):
     refused(tmp_path / "m.npz", "a.npy", "not a packed mask")
 
 
-def test_a_bomb(tmp_path, monkeypatch):
-    """An entry that unpacks to very much more than it is, and is large, is refused unread."""
-    monkeypatch.setattr("nmbench.artifacts.bit_archive.LARGE", 2**20)
+def test_a_bomb(tmp_path):
+    """A large entry that unpacks to very much more than its compressed size is refused unread."""
     np.savez_compressed(tmp_path / "m.npz", **{"a.weight.mask": np.zeros(2**22, np.uint8)})
-    refused(tmp_path / "m.npz", "refused as a bomb")
+    with pytest.raises(Unreadable, match="refused as a bomb"):
+        read_bit_archive(tmp_path / "m.npz", large=2**20)
+    assert read_bit_archive(tmp_path / "m.npz", large=2**23).masks
 
 
 def test_a_torch_file_that_is_compressed(tmp_path):
-    """torch stores tensors as they are; an archive that unpacks to more than it is, is refused."""
+    """A compressed torch archive is refused, since torch stores tensors uncompressed."""
     torch.save({"a.weight": torch.zeros(512, 512)}, tmp_path / "m.pt")
     with (
         zipfile.ZipFile(tmp_path / "m.pt") as old,
@@ -307,7 +309,7 @@ def test_safetensors_with_a_huge_header(tmp_path):
     ],
 )
 def test_packed_masks_that_contradict_themselves(tmp_path, layers):
-    """Metadata that do not fit the bits are refused."""
+    """Packed masks whose metadata do not fit their bits are refused."""
     path = nmbench_packed(tmp_path, {NAMES[0]: two_four()})
     with safetensors.safe_open(path, framework="pt") as file:
         metadata, bits = dict(file.metadata()), file.get_tensor(NAMES[0])
@@ -317,7 +319,7 @@ def test_packed_masks_that_contradict_themselves(tmp_path, layers):
 
 @pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "sub/m.safetensors", "..", "missing", "", 3])
 def test_an_index_that_points_elsewhere(tmp_path, file):
-    """An index may name files of its own folder only, and they must be there."""
+    """An index that names a file outside its folder, or a missing file, is refused."""
     folder = tmp_path / "model"
     folder.mkdir()
     safetensors.torch.save_file({"a.weight": torch.zeros(4, 4)}, tmp_path / "secret.safetensors")
@@ -327,7 +329,7 @@ def test_an_index_that_points_elsewhere(tmp_path, file):
 
 @pytest.mark.parametrize("where", [None, "model-00002-of-00002.safetensors"])
 def test_an_index_that_disagrees_with_its_shards(tmp_path, where):
-    """A tensor that the index does not name, or names in another shard, is refused by name."""
+    """A tensor that the index omits, or places in another shard, is refused, with the name of the tensor."""
     sharded(tmp_path, weights_of(some_masks()))
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())["weight_map"]
@@ -353,7 +355,7 @@ def test_a_mask_that_is_none(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\nSTRICT 2:4\n", "a\x1b[2Jb", "a\u202eb"])
 def test_names_that_a_terminal_would_obey(tmp_path, name):
-    """A layer's name with line breaks or control characters is refused, and shown escaped."""
+    """A layer's name with line breaks or control characters is refused, and printed escaped."""
     safetensors.torch.save_file({f"{name}.weight": torch.zeros(4, 4)}, tmp_path / "m.safetensors")
     assert refused(tmp_path / "m.safetensors", "such names are not printed").isprintable()
     np.savez(tmp_path / "m.npz", **{name: np.ones(3)})
@@ -361,14 +363,14 @@ def test_names_that_a_terminal_would_obey(tmp_path, name):
 
 
 def test_two_masks_of_one_layer(tmp_path):
-    """`a.mask` and `a.weight.mask` would be one layer; which of them counts is not guessed."""
+    """Two masks of one layer, as `a.mask` and `a.weight.mask`, are refused."""
     mask = two_four()
     torch.save({"a.mask": mask, "a.weight.mask": mask}, tmp_path / "m.pt")
     refused(tmp_path / "m.pt", "two matrices for layer a")
 
 
 def test_a_folder_of_masks_with_something_else(tmp_path):
-    """A folder of masks has one bool matrix a file; a list of weights there is refused by its file."""
+    """A file of weights in a folder of masks is refused, with the name of the file."""
     maskpro_folder(tmp_path, some_masks())
     torch.save({"x": torch.zeros(3)}, tmp_path / "optimizer.pt")
     refused(tmp_path, "optimizer.pt", "not the mask of one layer")

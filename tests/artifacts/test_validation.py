@@ -1,4 +1,4 @@
-"""Laws of validation: what is accepted, what is refused and how it is named, on files as on slices."""
+"""Laws of validation: accepted and refused masks, the place of a fault, files and slices."""
 
 import json
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import nmbench.artifacts.artifact as matrix_module
 from nmbench.artifacts.artifact import Matrix, Unreadable
-from nmbench.artifacts.decoder_scope import Skeleton
+from nmbench.artifacts.decoder_scope import Skeleton, scope_of
+from nmbench.artifacts.layer_report import layer_report
 from nmbench.artifacts.pattern_inference import infer
 from nmbench.artifacts.reading import open_artifact
 from nmbench.artifacts.rendering import validation_json, validation_text, verdict
@@ -49,7 +50,7 @@ def in_memory(mask, kind=True):
 @quick
 @given(st.data())
 def test_every_top_mask_is_strict(folder, data):
-    """Whatever `Pattern.top` makes is accepted, as a mask and as the weights under it."""
+    """Every mask of `Pattern.top` is accepted, as a mask and as the weights under the mask."""
     pattern = data.draw(patterns())
     weight = data.draw(tensors(pattern))
     mask = pattern.top(weight.abs())
@@ -66,7 +67,7 @@ def test_every_top_mask_is_strict(folder, data):
 @quick
 @given(st.data())
 def test_any_flipped_bit_of_a_mask_is_refused(folder, data):
-    """One bit flipped anywhere in a mask file is refused, and layer, row, columns and count are named."""
+    """A mask file with any bit flipped is refused; the error names layer, row, columns and count."""
     pattern = data.draw(patterns())
     mask = data.draw(masks(pattern))
     row, column = data.draw(st.tuples(st.integers(0, mask.shape[0] - 1), st.integers(0, mask.shape[1] - 1)))
@@ -86,7 +87,7 @@ def test_any_flipped_bit_of_a_mask_is_refused(folder, data):
 @quick
 @given(st.data(), st.sampled_from([1e-3, -2.0, 1e-41, torch.nan]))
 def test_any_weight_brought_back_is_refused(folder, data, value):
-    """One dropped weight that is not zero, however small, breaks its group, and the group is named."""
+    """One dropped weight that is not zero, however small, breaks its group; the error names the group."""
     pattern = data.draw(patterns())
     mask = data.draw(masks(pattern))
     weight = torch.ones(mask.shape).masked_fill(~mask, 0.0)
@@ -100,7 +101,7 @@ def test_any_weight_brought_back_is_refused(folder, data, value):
 @quick
 @given(st.data(), st.integers(1, 60))
 def test_slices_do_not_matter(data, weights):
-    """Read in slices of any size, a matrix is judged as it is when read at once."""
+    """A matrix read in slices of any size has the same report as one read at once."""
     pattern = data.draw(patterns(max_group=8))
     kept = data.draw(tensors(pattern)) > 0.3
     report = matrix_module.Artifact("x", "test", masks={LAYER: in_memory(kept)})
@@ -116,7 +117,7 @@ def test_slices_do_not_matter(data, weights):
 @quick
 @given(st.data())
 def test_the_pattern_of_a_mask_is_inferred(data):
-    """A mask of many random groups shows the pattern that made it, in lowest terms of its group."""
+    """The inferred pattern of a mask of many random groups is the pattern that made the mask, in lowest terms."""
     pattern = data.draw(patterns(max_group=16))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     mask = pattern.top(torch.rand(64, 8 * pattern.group, generator=generator))
@@ -127,13 +128,13 @@ def test_the_pattern_of_a_mask_is_inferred(data):
 
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.5, 0.9, 0.99, 1.0])
 def test_no_pattern_is_seen_where_there_is_none(density):
-    """Dense and unstructured masks show no pattern."""
+    """No pattern is inferred for dense and unstructured masks."""
     mask = torch.rand(512, 512, generator=torch.Generator().manual_seed(0)) < density
     assert infer(in_memory(mask)) is None
 
 
 def test_zeros_are_told_apart(folder):
-    """Extra zeros and negative zeros are counted and neither is a fault; NaN and infinity are."""
+    """Extra zeros and negative zeros are counted and are no faults; NaN and infinity are faults."""
     weight = torch.tensor([[1.0, 2.0, 0.0, -0.0], [0.0, 3.0, 0.0, 0.0]]).repeat(1, 8)
     found = judge_weight(folder, weight, TWO_FOUR)
     (layer,) = found.layers
@@ -147,7 +148,7 @@ def test_zeros_are_told_apart(folder):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8])
 def test_every_stored_dtype_is_judged(folder, dtype):
-    """Half, bfloat16, float8 and quantised weights are judged alike."""
+    """Weights in float16, bfloat16, float8 and quantised dtypes have the same report."""
     mask = TWO_FOUR.top(torch.rand(16, 32))
     weight = torch.ones(16, 32).masked_fill(~mask, 0.0)
     assert judge_weight(folder, weight.to(dtype)).strict
@@ -156,7 +157,7 @@ def test_every_stored_dtype_is_judged(folder, dtype):
 
 
 def test_a_layer_left_dense_is_refused_unless_it_is_named(folder):
-    """One dense layer makes a checkpoint not strict; `skip` says that it is meant."""
+    """One dense layer makes a checkpoint not strict, unless `skip` names that layer."""
     mask = TWO_FOUR.top(torch.rand(16, 32))
     tensors_ = {
         "model.layers.0.mlp.up_proj.weight": torch.ones(16, 32).masked_fill(~mask, 0.0),
@@ -182,7 +183,7 @@ def test_a_layer_left_dense_is_refused_unless_it_is_named(folder):
 
 
 def test_layers_may_have_patterns_of_their_own(folder):
-    """Without a pattern each layer is judged by its own; with one, all are judged by it."""
+    """Without a pattern, each layer is judged by its own pattern; a given pattern applies to all layers."""
     chosen = {"model.layers.0.a": Pattern(2, 4), "model.layers.0.b": Pattern(5, 8)}
     weights = {f"{name}.weight": p.top(torch.rand(64, 64)).float() for name, p in chosen.items()}
     safetensors.torch.save_file(weights, folder / "two.safetensors")
@@ -194,7 +195,7 @@ def test_layers_may_have_patterns_of_their_own(folder):
 
 
 def test_a_claim_is_what_counts(folder):
-    """A mask file that claims 2:4 is judged by that, even if its mask shows another pattern."""
+    """A mask file that claims 2:4 is judged by 2:4, even if its mask shows another pattern."""
     mask = Pattern(1, 4).top(torch.rand(16, 32))
     save_masks(folder / "claim.safetensors", {LAYER: mask}, {LAYER: TWO_FOUR}, {})
     artifact = open_artifact(str(folder / "claim.safetensors"))
@@ -234,7 +235,7 @@ FAMILIES = ("llama", "gpt2", "qwen3", "gptneox", "opt", "phi3", "gemma2")
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpoints_of_every_family(tmp_path, family):
-    """All linear layers of the decoder are judged in the direction in which they multiply, and nothing else."""
+    """The linear layers of the decoder, and no others, are judged, in the canonical view `[out, in]`."""
     bundle = saved(tmp_path, family)
     found = validate(open_artifact(str(tmp_path)))
     assert found.strict, verdict(found)
@@ -246,7 +247,7 @@ def test_checkpoints_of_every_family(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("masks_too", [True, False])
 def test_one_broken_group_in_a_checkpoint(tmp_path, family, masks_too):
-    """Of a whole model with one group broken, that group is named, as row and columns of `[out, in]`."""
+    """The one broken group of a whole model is named by its row and columns in `[out, in]`."""
     name = list(saved(tmp_path / "x", family).layers)[-1]
     saved(tmp_path, family, break_layer=name, masks_too=masks_too)
     found = validate(open_artifact(str(tmp_path)))
@@ -259,7 +260,7 @@ def test_one_broken_group_in_a_checkpoint(tmp_path, family, masks_too):
 
 
 def test_shards_and_bins_give_the_same_report(tmp_path):
-    """One file, many shards, or pickled: the layers are the same."""
+    """One file, many shards and a pickled file have the same report."""
     saved(tmp_path / "one", "llama")
     saved(tmp_path / "many", "llama", shard="40KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
@@ -273,7 +274,7 @@ def test_shards_and_bins_give_the_same_report(tmp_path):
 
 
 def test_flat_masks_take_the_shapes_of_a_model(tmp_path):
-    """Bits without a shape are judged as one row; beside a checkpoint they have rows."""
+    """Bits without a shape are judged as one row; with the shapes of a checkpoint they have rows."""
     import numpy as np
 
     bundle = saved(tmp_path, "llama")
@@ -293,8 +294,8 @@ def test_flat_masks_take_the_shapes_of_a_model(tmp_path):
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_fused_experts(folder, monkeypatch, turned, suffix):
-    """Of a 3-D tensor every matrix is a layer, in its direction, if the model says so; else it is not judged."""
+def test_fused_experts(folder, turned, suffix):
+    """Every matrix of a 3-D tensor is a layer `[out, in]` if the model has fused experts; else it is skipped."""
     name = "model.layers.0.mlp.experts.gate_up_proj"
     weight = torch.stack([TWO_FOUR.top(torch.rand(16, 32)).float() for _ in range(3)])
     weight[2, 5, 8:12] = 1.0
@@ -305,16 +306,16 @@ def test_fused_experts(folder, monkeypatch, turned, suffix):
     assert validate(artifact).skipped == {name: f"not a matrix of weights {tuple(stored[name].shape)}"}
     shapes = {**{f"{name}[{e}]": (16, 32) for e in range(3)}, "model.layers.0.a": (16, 32)}
     skeleton = Skeleton(shapes, frozenset(n for n in shapes if turned and "[" in n), {})
-    monkeypatch.setattr("nmbench.artifacts.decoder_scope.skeleton_of", lambda config, tensors: skeleton)
-    found = validate(artifact)
-    assert {layer.name: layer.shape for layer in found.layers} == shapes
-    (bad,) = [layer for layer in found.layers if not layer.strict]
+    scope = scope_of(artifact, skeleton)
+    assert {layer: matrix.shape for layer, matrix in scope.weights.items()} == shapes
+    reports = [layer_report(layer, None, matrix, TWO_FOUR) for layer, matrix in scope.weights.items()]
+    (bad,) = [report for report in reports if not report.strict]
     assert (bad.name, bad.first) == (f"{name}[2]", (5, 8, 4))
-    assert found.coverage == pytest.approx(3 / 4)
+    assert (scope.skipped, scope.decoder_weights) == ({}, 4 * 16 * 32)
 
 
 def test_a_file_away_from_its_configuration(tmp_path):
-    """GPT-2 stores its weights `[in, out]`: a file alone does not tell, beside its model it is strict."""
+    """A file of GPT-2, whose weights are stored `[in, out]`, is strict only beside the configuration of its model."""
     saved(tmp_path, "gpt2")
     (tmp_path / "away").mkdir()
     (tmp_path / "model.safetensors").rename(tmp_path / "away/m.safetensors")
@@ -325,7 +326,7 @@ def test_a_file_away_from_its_configuration(tmp_path):
 
 
 def test_masks_beside_their_model(tmp_path):
-    """With `like`, masks alone have a coverage; one of another shape, and one of no layer, are faults."""
+    """With `like`, masks alone have a coverage; a mask of a wrong shape or of no layer is a fault."""
     bundle = saved(tmp_path, "gpt2")
     model = open_artifact(str(tmp_path))
     kept = {name: layer.read() != 0 for name, layer in bundle.layers.items()}
@@ -371,14 +372,14 @@ def test_a_mask_without_its_weight(tmp_path):
 
 @pytest.mark.parametrize("config", ["{}", '{"model_type": "nope"}', '{"model_type": "llama", "hidden_size": "x"}'])
 def test_a_configuration_that_makes_no_model(tmp_path, config):
-    """Where transformers cannot build the model, names alone tell the layers."""
+    """Where transformers cannot build the model, tensor names alone select the layers."""
     saved(tmp_path, "llama")
     (tmp_path / "config.json").write_text(config)
     assert len(validate(open_artifact(str(tmp_path))).layers) == 14
 
 
 def test_a_configuration_with_too_many_blocks_is_not_built(tmp_path, monkeypatch):
-    """A configuration that asks for a million blocks is not followed."""
+    """A configuration with a million blocks is not built."""
     saved(tmp_path, "llama")
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "num_hidden_layers": 10**6, "layer_types": None}))
@@ -391,7 +392,7 @@ def test_a_configuration_with_too_many_blocks_is_not_built(tmp_path, monkeypatch
 
 
 def test_code_of_a_folder_is_not_run(tmp_path):
-    """A configuration that wants its own code is read by names."""
+    """A folder whose configuration needs its own code is judged by tensor names, and the code does not run."""
     saved(tmp_path, "llama")
     content = json.loads((tmp_path / "config.json").read_text())
     content |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.E"}}

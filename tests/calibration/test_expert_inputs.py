@@ -8,11 +8,11 @@ from nmbench.calibration.expert_inputs import ExpertObserver, observing_experts
 from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError
 from nmbench.methods import PrunedModel, Solver, Stat
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.one_shot import apply, prune_one_shot
-from nmbench.runtime.cost import Cost
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.tiny import TinyModel
@@ -62,7 +62,7 @@ def routing(bundle: Bundle, windows: Tensor) -> dict[str, tuple[Tensor, Tensor]]
 
 def prune(bundle: Bundle, method, windows: Tensor, init=None) -> PrunedModel:
     patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
-    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it", Cost(), init=init)
+    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows, "it", init=init).pruned
 
 
 # What is heard
@@ -152,24 +152,24 @@ def test_experts_that_no_token_reached(family, way, sequential):
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
 def test_too_few_tokens_are_recorded(method):
-    """Experts without tokens, and with fewer than inputs, are listed in the notes; the others are not."""
+    """Experts without tokens, and with fewer than inputs, are listed; the others are not."""
     bundle = load()
-    notes = prune(bundle, method, one_token()).notes
+    listed = prune(bundle, method, one_token()).experts
     given = routing(bundle, one_token())
-    assert set(notes["experts_never_reached"]) <= set(fused(bundle))
-    assert set(notes["experts_under_calibrated"]) == set(fused(bundle)) - set(notes["experts_never_reached"])
-    for name, tokens in notes["experts_under_calibrated"].items():
+    assert set(listed["never_reached"]) <= set(fused(bundle))
+    assert set(listed["under_calibrated"]) == set(fused(bundle)) - set(listed["never_reached"])
+    for name, tokens in listed["under_calibrated"].items():
         module, _, expert = experts.EXPERT.fullmatch(name).groups()
         if ".0." in module:  # in the block below, the router has seen pruned ones
             assert tokens == int((given[module][1] == int(expert)).sum()) < bundle.layers[name].shape[1]
-    assert not any("experts" in note for note in prune(load(), method, random_windows(40)).notes)
+    assert prune(load(), method, random_windows(40)).experts == {}
 
 
 def test_methods_without_statistics_say_nothing_of_tokens():
     """Magnitude looks at no token, so there is nothing to note."""
     from nmbench_plugins.magnitude import Magnitude
 
-    assert prune(load(), Magnitude(), one_token()).notes == {}
+    assert prune(load(), Magnitude(), one_token()).experts == {}
 
 
 # What is pruned
@@ -400,7 +400,7 @@ def test_swaps_refine_experts(family, method):
     for windows in (random_windows(), one_token()):
         pruned = prune(load(family), method, windows, Wanda())
         assert all((TWO_FOUR.kept(mask) == 2).all() for mask in pruned.masks.values())
-    assert pruned.notes["experts_never_reached"]
+    assert pruned.experts["never_reached"]
 
 
 # Learners

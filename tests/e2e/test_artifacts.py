@@ -1,10 +1,11 @@
-"""Results leave the tool and come back: validate, export, diff and import through the command line."""
+"""Results are exported and imported: validate, export, diff and import through the command line."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,10 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nmbench.artifacts.export import VESTIGES
+from nmbench.artifacts.export import VESTIGES, export, read_back
+from nmbench.artifacts.rebuilding import find_row
+from nmbench.errors import CannotWrite, ModelChanged, NMBenchError, NotReproduced
+from nmbench.plugins.loading import load_plugins
 from nmbench.results.files import load_masks, save_masks
 from nmbench.verification.strict import masks_digest
 from nmbench_plugins.tiny import FAMILIES
@@ -49,7 +53,7 @@ def run(nmbench, flags, records, tmp_path):
 
 
 def perplexity(folder, text, window=64):
-    """Of a folder, by transformers and torch alone."""
+    """The perplexity of a model folder, computed by transformers and torch alone."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokens = torch.tensor(AutoTokenizer.from_pretrained(folder)(text.read_text(encoding="utf-8"))["input_ids"])
     windows = tokens[: len(tokens) // window * window].view(-1, window)
@@ -62,7 +66,7 @@ def perplexity(folder, text, window=64):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_an_export_is_the_model_that_was_measured(run, nmbench, tmp_path, texts, model, method):
-    """Loaded with `from_pretrained` it has the perplexity of its row, generates, and is strict."""
+    """An export loaded with `from_pretrained` has the perplexity of its row, generates, and is strict."""
     rows = run(model, "--method", method)
     result = nmbench("export", "out", method, "--to", "exported")
     assert result.exit_code == 0, result.output
@@ -85,7 +89,7 @@ def test_an_export_is_the_model_that_was_measured(run, nmbench, tmp_path, texts,
 
 
 def test_an_export_has_the_logits_of_the_masked_model(run, nmbench, tmp_path):
-    """The logits are those of the dense model with the masks of the run directory applied by hand, bit for bit."""
+    """An export has the logits of the dense model under the masks of the run directory, bit for bit."""
     from nmbench_plugins.tiny import TinyModel
 
     run("tiny:gpt2", "--method", "wanda")
@@ -101,7 +105,7 @@ def test_an_export_has_the_logits_of_the_masked_model(run, nmbench, tmp_path):
 
 
 def test_rows_of_learners_and_other_dtypes(run, nmbench, tmp_path, texts, small):
-    """A learner's masks and those it started from are exported, in the dtype of the run."""
+    """A learner's masks, and the masks that it started from, are exported in the dtype of the run."""
     learner = small[small.index("--set") : small.index("--out")]
     rows = run("tiny:llama", "--dtype", "bfloat16", *learner)
     for label in ("maskpro", "maskpro@init"):
@@ -118,7 +122,7 @@ def test_rows_of_learners_and_other_dtypes(run, nmbench, tmp_path, texts, small)
 
 
 def test_the_command_of_a_row_that_starts_from_another(run, nmbench, tmp_path):
-    """It makes that row as well, with its options, and no other."""
+    """The command of a row also makes the rows that it starts from, with their options, and no other."""
     learners = ["--method", "b=maskpro", "--set", "b.init=a", "--method", "a=maskpro", "--set", "a.init=m"]
     steps = ["--set", "a.steps=1", "--set", "b.steps=1", "--set", "a.minibatch=2", "--set", "b.minibatch=2"]
     run("tiny:llama", *learners, *steps, "--method", "m=magnitude", "--method", "wanda")
@@ -130,7 +134,7 @@ def test_the_command_of_a_row_that_starts_from_another(run, nmbench, tmp_path):
 
 
 def test_the_card_and_its_command(run, nmbench, tmp_path, records):
-    """The card has the numbers of the record, checksums that are right, and a command that makes the same row again."""
+    """The card has the figures of the record, the checksums of the files, and a command that makes the row again."""
     rows = run("tiny:llama", "--method", "s=sparsegpt", "--set", "s.damping=0.03", "--skip", "k_proj", "--seed", 3)
     assert nmbench("export", "out", "s", "--to", "exported").exit_code == 0
     card = (tmp_path / "exported/README.md").read_text(encoding="utf-8")
@@ -157,7 +161,7 @@ def sha256(path):
 
 
 def test_checksums(run, nmbench, tmp_path):
-    """A weight that is changed and still strict is seen by its checksum; without checksums nothing can be told."""
+    """A changed weight in a strict file fails its checksum; `--checksums` without recorded checksums exits with 3."""
     run("tiny:llama", "--method", "wanda")
     assert nmbench("export", "out", "wanda", "--to", "exported").exit_code == 0
     result = nmbench("validate", "exported", "--checksums")
@@ -175,7 +179,7 @@ def test_checksums(run, nmbench, tmp_path):
 
 
 def test_export_refuses(run, nmbench, tmp_path):
-    """An existing target, an unknown row, an ambiguous one and a failed one each give one line, and nothing is left."""
+    """An existing target, an unknown row and an ambiguous row each give one line, and no folder is left."""
     run("tiny:llama", "--method", "wanda", "--pattern", "2:4", "--pattern", "4:8")
     (tmp_path / "there").mkdir()
     before = sorted(tmp_path.iterdir())
@@ -202,52 +206,61 @@ def edited(path, old, new):
     path.write_text(content.replace(old, new), encoding="utf-8")
 
 
-def test_what_is_not_what_was_measured_is_not_exported(run, nmbench, tmp_path, texts):
-    """Another dense model, other masks, other options or other texts: the export says which and leaves nothing."""
-    rows = run("tiny:llama", "--method", "sparsegpt", "--set", "sparsegpt.damping=0.5", "--method", "wanda")
+def test_what_is_not_what_was_measured_is_not_exported(run, tmp_path, texts):
+    """Another dense model, other masks, options or texts raise an error that names the change; no folder is left."""
+    text = shutil.copy(texts / "cal.txt", tmp_path)
+    methods = ["--method", "sparsegpt", "--set", "sparsegpt.damping=0.5", "--method", "wanda"]
+    rows = run("tiny:llama", *methods, "--calibration", f"text:{text}")
     out = tmp_path / "out"
 
-    def refusal(label):
-        result = nmbench("export", "out", label, "--to", "new")
-        assert result.exit_code == 1, result.output
+    def refused(label, error, message):
+        with pytest.raises(error, match=message):
+            export(find_row(out, label), tmp_path / "new", load_plugins())
         assert not list(tmp_path.glob("*new*")) and not list(tmp_path.glob(".*new*"))
-        return result.stderr
 
     edited(out / "records.jsonl", rows["wanda"]["measured_digest"], "0" * 64)
-    assert "weights of wanda 2:4 seed 0 are not those that were measured" in refusal("wanda")
+    refused("wanda", NotReproduced, "weights of wanda 2:4 seed 0 are not those that were measured")
     masks = out / "masks/wanda--2-4--seed0.safetensors"
     masks.write_bytes((out / "masks/sparsegpt--2-4--seed0.safetensors").read_bytes())
-    assert "the masks of wanda 2:4 seed 0 are not those" in refusal("wanda")
-    edited(texts / "cal.txt", "the", "THE")
-    assert "sparsegpt 2:4 seed 0 cannot be repeated" in refusal("sparsegpt")
-    edited(texts / "cal.txt", "THE", "the")
+    refused("wanda", NotReproduced, "the masks of wanda 2:4 seed 0 are not those")
+    edited(tmp_path / "cal.txt", "the", "THE")
+    refused("sparsegpt", NotReproduced, "sparsegpt 2:4 seed 0 cannot be repeated")
+    edited(tmp_path / "cal.txt", "THE", "the")
     edited(out / "spec.toml", "damping = 0.5", "damping = 0.4")
-    assert "sparsegpt 2:4 seed 0 cannot be repeated" in refusal("sparsegpt")
+    refused("sparsegpt", NotReproduced, "sparsegpt 2:4 seed 0 cannot be repeated")
     edited(out / "manifest.json", rows["wanda"]["environment"]["torch"], "x")
     edited(out / "spec.toml", 'model = "tiny:llama"', 'model = "tiny:qwen3"')
-    assert "model tiny:qwen3 does not hold the weights" in refusal("wanda")
+    refused("wanda", ModelChanged, "model tiny:qwen3 does not hold the weights")
 
 
-def test_an_export_that_fails_leaves_nothing(run, nmbench, tmp_path, monkeypatch):
-    """If reading back shows a difference, or the disk refuses, no folder is left, whole or half."""
+def test_an_export_that_fails_leaves_nothing(run, tmp_path):
+    """If reading back shows a difference, or the disk is full, no folder is left, whole or half."""
     run("tiny:llama", "--method", "wanda")
-    monkeypatch.setattr("nmbench.artifacts.export.same_bits", lambda one, two: False)
-    result = nmbench("export", "out", "wanda", "--to", "new")
-    assert result.exit_code == 1
-    assert "differs from the model after writing" in result.stderr
+    row, plugins = find_row(tmp_path / "out", "wanda"), load_plugins()
 
-    def full(*arguments):
+    def altered(folder, bundle, pruned):
+        norm = bundle.model.get_submodule("model.norm").weight
+        norm.data[0] = -0.0  # a difference in one bit of one weight
+        path = folder / "model.safetensors"
+        weights = safetensors.torch.load_file(path)
+        weights["model.norm.weight"][0] = 0.0
+        safetensors.torch.save_file(weights, path, {"format": "pt"})
+        return read_back(folder, bundle, pruned)
+
+    def full(folder, bundle, pruned):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nmbench.artifacts.export.save_masks", full)
-    result = nmbench("export", "out", "wanda", "--to", "new")
-    assert result.exit_code == 1
-    assert "No space left" in result.stderr
-    assert not list(tmp_path.glob("*new*")) and not list(tmp_path.glob(".*new*"))
+    for check, error, message in (
+        (altered, NMBenchError, r"model\.norm\.weight differs from the model after writing"),
+        (full, CannotWrite, "No space left"),
+    ):
+        with pytest.raises(error, match=message):
+            export(row, tmp_path / "new", plugins, check=check)
+        assert not list(tmp_path.glob("*new*")) and not list(tmp_path.glob(".*new*"))
 
 
 def test_published_masks_become_rows(run, nmbench, tmp_path, records):
-    """The masks of a row, brought back in every format, give the numbers of that row."""
+    """The masks of a row, imported from every format, give the figures of that row."""
     rows = run("tiny:llama", "--method", "wanda")
     masks = load_masks(tmp_path / "out/masks/wanda--2-4--seed0.safetensors")
     np.savez_compressed("m.npz", **{f"{name}.weight.mask": np.packbits(mask) for name, mask in masks.items()})
@@ -274,7 +287,7 @@ def test_published_masks_become_rows(run, nmbench, tmp_path, records):
 
 
 def test_repaired_weights_come_back(run, nmbench, tmp_path):
-    """An exported SparseGPT row, imported with its weights, has its perplexity again; and can be exported again."""
+    """An exported SparseGPT row, imported with its weights, has the same perplexity and can be exported again."""
     rows = run("tiny:gpt2", "--method", "sparsegpt")
     assert nmbench("export", "out", "sparsegpt", "--to", "exported").exit_code == 0
     (tmp_path / "sparse").mkdir()
@@ -295,7 +308,7 @@ def test_repaired_weights_come_back(run, nmbench, tmp_path):
 
 
 def test_a_changed_file_is_another_job(run, nmbench, tmp_path):
-    """The same command after the file has changed does the row again, with the new masks."""
+    """After the imported file has changed, the same command makes the row again with the new masks."""
     run("tiny:llama", "--method", "wanda", "--method", "magnitude")
     for source in ("wanda", "magnitude"):
         (tmp_path / "m.safetensors").write_bytes(
@@ -306,7 +319,7 @@ def test_a_changed_file_is_another_job(run, nmbench, tmp_path):
 
 
 def test_import_without_a_file(nmbench, flags):
-    """No path, and a path that is not there, are errors before anything is computed."""
+    """An import without a path, or with a missing path, is an error before anything is computed."""
     for setting, expected in (
         ((), "give --set LABEL.path=PATH"),
         (("--set", "import.path=nothing"), "nothing does not exist"),
@@ -317,7 +330,7 @@ def test_import_without_a_file(nmbench, flags):
 
 
 def test_validate_exit_status(run, nmbench, tmp_path):
-    """0 for strict, 1 for not strict with the group named, 3 for what cannot be told, 2 for wrong usage."""
+    """The exit status is 0 for strict, 1 for not strict with the group named, 3 for not judged, 2 for wrong usage."""
     run("tiny:llama", "--method", "wanda")
     assert nmbench("validate", "out:wanda").exit_code == 0
     assert nmbench("validate", "out:wanda", "--pattern", "1:4").exit_code == 1
@@ -345,17 +358,18 @@ def test_validate_exit_status(run, nmbench, tmp_path):
 HELP = """
 import sys
 from nmbench.cli import main
-main([sys.argv[1], "--help"], standalone_mode=False)
-assert "torch" not in sys.modules
+for command in sys.argv[1:]:
+    main([command, "--help"], standalone_mode=False)
+    assert "torch" not in sys.modules, command
 """
 
 
-@pytest.mark.parametrize("command", ["validate", "diff", "export"])
-def test_help_needs_no_torch(command):
+def test_help_needs_no_torch():
     """The help of every command prints without importing torch."""
-    done = subprocess.run([sys.executable, "-c", HELP, command], capture_output=True, text=True, check=False)
+    commands = ["validate", "diff", "export"]
+    done = subprocess.run([sys.executable, "-c", HELP, *commands], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout
+    assert done.stdout.count("Usage") == len(commands)
 
 
 WATCHED = """

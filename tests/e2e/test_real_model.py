@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nmbench.experiment.jobs import contenders, with_typed_options
+from nmbench.experiment.plan import checked
+from nmbench.plain_data import read_toml
 from nmbench.plugins.loading import load_plugins
-from nmbench.spec import RunSpec, read_toml
+from nmbench.spec import RunSpec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -38,8 +39,8 @@ def runs(nmbench, small):
 def test_the_specification_is_sound():
     """Every method and option of the recipe exists; a learner's start has no other name than that of its method."""
     plugins = load_plugins(entry_points=None)
-    spec = with_typed_options(RunSpec.from_dict(read_toml(BENCHMARKS / "smollm2.toml")), plugins)
-    labels = [contender.label for contender in contenders(spec, plugins)]
+    spec = RunSpec.from_dict(read_toml(BENCHMARKS / "smollm2.toml"))
+    labels = [contender.label for contender in checked(spec, plugins).contenders]
     assert {"magnitude", "wanda", "sparsegpt", "sparsegpt-mask", "swaps", "swaps-judged", "maskpro"} <= {*labels}
 
 

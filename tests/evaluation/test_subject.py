@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.evaluation import losses as evaluate
 from nmbench.evaluation.losses import window_losses
 from nmbench.evaluation.measure import measure_all
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.methods import Pruned, PrunedModel
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.pruning.one_shot import apply
 from nmbench_plugins.perplexity import Perplexity
-from nmbench_plugins.tiny import TinyModel
+from nmbench_plugins.tiny import BOS, TinyModel
 
 VOCABULARY = 257
 WINDOW = 16
@@ -40,8 +39,8 @@ def text(length: int = 10 * WINDOW + 3, seed: int = 0) -> Tensor:
     return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed))
 
 
-def losses(bundle: Bundle, tokens: Tensor, window: int = WINDOW) -> Tensor:
-    return Subject(bundle, {"toy": tokens}).losses("toy", window)
+def losses(bundle: Bundle, tokens: Tensor, window: int = WINDOW, logit_bytes: int | None = None) -> Tensor:
+    return Subject(bundle, {"toy": tokens}, logit_bytes=logit_bytes).losses("toy", window)
 
 
 def perplexity(bundle: Bundle, tokens: Tensor, window: int = WINDOW) -> dict:
@@ -72,12 +71,45 @@ def test_losses_are_their_definition(family):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_float32_logits_come_in_parts(monkeypatch, size):
-    """How many logits are there in float32 at once changes no bit of a loss."""
+def test_float32_logits_come_in_parts(size):
+    """The number of logits that exist in float32 at a time changes no bit of a loss."""
     model, windows = load().model, text()[: 7 * WINDOW].view(7, WINDOW)
     whole = window_losses(model, windows)
-    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 4 * size * (WINDOW - 1) * VOCABULARY)
-    assert torch.equal(window_losses(model, windows), whole)
+    parts = window_losses(model, windows, logit_bytes=4 * size * (WINDOW - 1) * VOCABULARY)
+    assert torch.equal(parts, whole)
+
+
+@quick
+@given(st.integers(2, 40), st.integers(0, 200), st.integers(0, 2**31))
+def test_bos_changes_the_context_alone(window, extra, seed):
+    """With BOS every window has one token more in front, the same targets, and the losses that float64 gives."""
+    tokens = text(window + extra, seed)
+    subject = Subject(shared(), {"toy": tokens})
+    plain, begun = subject.test_windows("toy", window), subject.test_windows("toy", window, bos=True)
+    assert (begun[:, 0] == BOS).all()
+    assert torch.equal(begun[:, 1:], plain)
+    assert torch.equal(torch.cat(list(subject.batches("toy", window, bos=True))), begun)
+    logits = subject.logits(begun, bos=True)  # of the targets, of which the first is the second token of the window
+    assert logits.shape[1] == window - 1
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).double(), plain[:, 1:].flatten(), reduction="none"
+    )
+    got = subject.losses("toy", window, bos=True)
+    torch.testing.assert_close(got, expected.view(len(plain), -1).mean(dim=1), rtol=1e-5, atol=1e-5)
+    assert set(subject.cached) == {f"toy@{window}+bos"}
+
+
+def test_bos_has_a_name_of_its_own():
+    """Losses with BOS and without are measured and recorded apart, those of the dense model too."""
+    metric = Perplexity(f"toy@{WINDOW}+bos")
+    subject = Subject(shared(), {"toy": text()})
+    found = metric.measure(subject, DenseSubject({}))[f"ppl:toy@{WINDOW}+bos"].value
+    assert found == pytest.approx(math.exp(float(subject.losses("toy", WINDOW, bos=True).mean())))
+    assert found != pytest.approx(math.exp(float(losses(shared(), text()).mean())), rel=1e-6)
+    dense = DenseSubject(subject.cached)
+    assert torch.equal(dense.losses("toy", WINDOW, bos=True), subject.losses("toy", WINDOW, bos=True))
+    with pytest.raises(NMBenchError, match="was not measured on toy@16"):
+        dense.losses("toy", WINDOW)
 
 
 @quick
@@ -85,9 +117,7 @@ def test_float32_logits_come_in_parts(monkeypatch, size):
 def test_batch_size_does_not_matter(batch, seed):
     """Perplexity and every loss are the same to rounding for any batch size."""
     tokens = text(seed=seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "LOGIT_BYTES", batch * 4 * VOCABULARY * WINDOW)
-        some = losses(shared(), tokens)
+    some = losses(shared(), tokens, logit_bytes=batch * 4 * VOCABULARY * WINDOW)
     together = losses(shared(), tokens)
     torch.testing.assert_close(some, together, rtol=1e-6, atol=1e-6)
 
@@ -114,12 +144,13 @@ def test_losses_are_measured_once():
     assert not torch.allclose(subject.losses("toy", WINDOW + 1)[:5], first[:5], atol=1e-4)
 
 
-def test_progress_ends_at_its_total(monkeypatch):
+def test_progress_ends_at_its_total():
     """Progress counts batches up to their number."""
-    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 3 * 4 * VOCABULARY * WINDOW)
-    told = []
-    Subject(shared(), {"toy": text()}, lambda done, total: told.append((done, total))).losses("toy", WINDOW)
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    reports = []
+    three = 3 * 4 * VOCABULARY * WINDOW  # bytes of the logits of three windows
+    subject = Subject(shared(), {"toy": text()}, lambda done, total: reports.append((done, total)), logit_bytes=three)
+    subject.losses("toy", WINDOW)
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_evaluation_draws_nothing_and_changes_nothing():
@@ -175,7 +206,7 @@ def test_mask_that_keeps_everything_is_dense(family):
 
 
 def test_mask_that_drops_everything_is_not_dense():
-    """Under masks that are False everywhere the losses differ, so that the law above says something."""
+    """Under masks that are False everywhere the losses differ, so that the law above is not empty."""
     bundle = load()
     dense = losses(bundle, text())
     apply(bundle, PrunedModel({n: Pruned(torch.zeros(la.shape, dtype=torch.bool)) for n, la in bundle.layers.items()}))
@@ -219,7 +250,7 @@ def test_what_the_dense_model_was_not_measured_on():
 
 @pytest.mark.parametrize("argument", ["", "demo", "demo@", "@256", "demo@1", "demo@0", "demo@-5", "demo@2.5", "demo@x"])
 def test_perplexity_without_its_window_is_refused(argument):
-    """A perplexity must say its text and a window of two tokens or more."""
+    """A perplexity must name its text and a window of two tokens or more."""
     with pytest.raises(NMBenchError, match=rf"'ppl:{argument}' is not of the form ppl:<data set>@<window>"):
         Perplexity(argument)
 
@@ -235,7 +266,7 @@ def test_the_window_stands_after_the_last_at(argument, dataset, window):
 
 
 def test_all_metrics_by_full_name():
-    """Every metric's values come under names that say their protocol."""
+    """Every metric's values have names that hold their protocol."""
     metrics = {f"ppl:toy@{window}": Perplexity(f"toy@{window}") for window in (8, 16)}
     values = measure_all(metrics, Subject(shared(), {"toy": text()}), DenseSubject({}))
     assert {name: value["n"] for name, value in values.items()} == {"ppl:toy@8": 20, "ppl:toy@16": 10}

@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM
 from nmbench.calibration.arguments import tensors_of
 from nmbench.calibration.walk import walk
 from nmbench.methods import Baseline, Stat
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.one_shot import apply, prune_one_shot
-from nmbench.runtime.cost import Cost
+from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.verification.strict import check_strict
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -31,7 +31,7 @@ def random_windows() -> Tensor:
 def pruned(bundle: Bundle, method: Baseline, pattern: Pattern) -> dict:
     """Prune the live model for good; returns the proof of strictness of its very weights."""
     patterns = dict.fromkeys(bundle.layers, pattern)
-    done = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, random_windows(), "it", Cost())
+    done = prune_one_shot(bundle, DenseWeights(bundle), method, patterns, random_windows(), "it").pruned
     apply(bundle, done)
     return check_strict({n: layer.read() for n, layer in bundle.layers.items()}, done.masks, patterns, "it")
 

@@ -14,7 +14,6 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
 from nmbench.pattern import Pattern
 from nmbench.pruning.one_shot import prune_one_shot
-from nmbench.runtime.cost import Cost
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.tiny import TinyModel
 
@@ -86,7 +85,7 @@ def test_an_anatomy_told_by_the_source():
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_experts_of_a_layout_that_no_module_tells():
-    """Llama 4 does not say how its experts are stored; a source that does makes them prunable."""
+    """Llama 4 does not declare the layout of its experts; a model source that declares it makes them prunable."""
     import transformers
 
     size = {"hidden_size": 64, "intermediate_size": 96, "intermediate_size_mlp": 96, "vocab_size": 257}
@@ -103,7 +102,7 @@ def test_experts_of_a_layout_that_no_module_tells():
     assert bundle.layers[f"{name}.down_proj[1]"].shape == (64, 96)
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     windows = torch.arange(48).view(2, 24)
-    pruned = prune_one_shot(bundle, DenseWeights(bundle), SparseGPT(), patterns, windows, "it", Cost())
+    pruned = prune_one_shot(bundle, DenseWeights(bundle), SparseGPT(), patterns, windows, "it").pruned
     assert all((Pattern(2, 4).kept(mask) == 2).all() for mask in pruned.masks.values())
     wrong = dataclasses.replace(
         told, weights=(*found.weights, *(dataclasses.replace(w, transposed=False) for w in more))
@@ -206,7 +205,7 @@ def test_blocks_in_another_order_are_refused(order, what):
 
 
 class Layered(nn.Module):
-    """Hands its blocks several hidden states at once."""
+    """A model that passes several hidden states to its blocks at once."""
 
     def __init__(self) -> None:
         super().__init__()

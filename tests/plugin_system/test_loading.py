@@ -1,4 +1,4 @@
-"""Laws of the plugin loader: what is broken is named, leaves nothing behind and stops nobody else."""
+"""Laws of the plugin loader: a broken plugin is named, registers nothing and stops no other plugin."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import nmbench as public
-import nmbench.plugins as plugin_module
+import nmbench.plugins.loading as plugin_module
 from nmbench.errors import NMBenchError, PluginError, UnknownName
 from nmbench.options import describe
 from nmbench.plugins import hookspecs
 from nmbench.plugins.checking import known_hooks
-from nmbench.plugins.loading import DISABLE, TRACE, Plugins, admit, installed, load_plugins
+from nmbench.plugins.loading import DISABLE, TRACE, Plugins, installed, load_plugin, load_plugins
 from reference import zoo
 
 KINDS = {  # announcing hooks without their prefix, and the registry that each must fill
@@ -63,7 +63,7 @@ def load(points, *packages):
 
 
 def held(plugins: Plugins) -> dict[str, dict[str, str]]:
-    """What all registries hold: registry -> name -> origin."""
+    """Return the content of all registries: registry -> name -> origin."""
     registries = {kind: getattr(plugins.registries, kind) for kind in KINDS.values()}
     return {kind: {entry.name: entry.origin for entry in registry} for kind, registry in registries.items()}
 
@@ -77,7 +77,7 @@ def origin(package: str) -> str:
 
 
 def expected(packages) -> dict[str, dict[str, str]]:
-    """What registries hold when exactly these good packages are loaded."""
+    """Return the content of the registries when exactly these good packages are loaded."""
     content = {kind: {} for kind in KINDS.values()}
     for package in packages:
         for kind, names in zoo.GOOD[package].items():
@@ -121,7 +121,7 @@ def test_whole_zoo_at_once(points):
 
 
 def test_unknown_method_names_failed_plugins(points):
-    """Asking for a method nobody has names the nearest one, and every plugin that failed with its stage."""
+    """The error for an unknown method names the nearest one, and every failed plugin with its stage."""
     plugins = load(points, "acme", "raises")
     with pytest.raises(UnknownName, match="Did you mean 'acme'") as caught:
         plugins.lookup(plugins.registries.methods, "acmee")
@@ -141,7 +141,7 @@ def test_plugin_under_two_names(points):
 def test_name_taken_twice_keeps_the_first(points):
     """A second plugin of the very same package and entry is refused, and takes nothing of the first away."""
     plugins = load(points, "acme")
-    assert admit(installed(points["acme"]), plugins).failure
+    assert load_plugin(installed(points["acme"]), plugins).failure
     assert held(plugins) == expected(["acme"]) and observers(plugins) == ["acme"]
 
 
@@ -281,12 +281,12 @@ def test_order_of_loading_does_not_matter(points, order):
     """Plugins that do not clash give the same registries in whatever order they are loaded, broken ones among them."""
     plugins = load_plugins(entry_points=[])
     for package in order:
-        admit(installed(points[package]), plugins)
+        load_plugin(installed(points[package]), plugins)
     assert held(plugins) == expected(["acme", "alps", "learner", "zz"])
 
 
 class Loading(RuleBasedStateMachine):
-    """Good, clashing and broken plugins are loaded and removed; `model` says which should be there."""
+    """Good, clashing and broken plugins are loaded and removed; `model` holds those that should be registered."""
 
     entry_points: dict
 
@@ -299,13 +299,13 @@ class Loading(RuleBasedStateMachine):
     def load_good(self, package):
         clashes = {"acme": "twin", "twin": "acme", "alps": "rival", "rival": "alps"}
         refused = package in self.model or clashes.get(package) in self.model
-        info = admit(installed(self.entry_points[package]), self.plugins)
+        info = load_plugin(installed(self.entry_points[package]), self.plugins)
         assert bool(info.failure) == refused
         self.model += [] if refused else [package]
 
     @rule(package=st.sampled_from([package for package in zoo.BAD if package != "taken"]))
     def load_broken(self, package):
-        assert admit(installed(self.entry_points[package]), self.plugins).failure.stage == zoo.BAD[package].stage
+        assert load_plugin(installed(self.entry_points[package]), self.plugins).failure.stage == zoo.BAD[package].stage
 
     @rule(package=st.sampled_from(NAMES))
     def remove(self, package):
@@ -369,7 +369,7 @@ def test_registry_belongs_to_one_kind():
 
 
 def watching(hook: str, action, with_argument: bool = True):
-    """An observer of one hook that does `action` with what it is given."""
+    """Return an observer of one hook that calls `action` with the hook's argument."""
     space = {"hookimpl": hookspecs.hookimpl, "action": action}
     taken = OBSERVING[hook] if with_argument else ""
     exec(f"class P:\n @hookimpl\n def {hook}(self{', ' + taken if taken else ''}): return action({taken})", space)
@@ -478,11 +478,11 @@ def test_trace_shows_hook_calls(points, monkeypatch, capsys):
     assert "nmbench_register_models" in capsys.readouterr().err
 
 
-LIGHT = ["errors", "events", "hookspecs", "methods", "options", "pattern", "plugin_checks", "plugins", "progress"]
+LIGHT = ["errors", "methods", "options", "pattern", "sources", "plugins", "experiment.progress", "cli"]
 PUBLIC = "Dataset, MaskLearner, Metric, ModelSource, Reporter, Scorer, Solver, hookimpl, load_plugins, option"
 CODES = {
     "package": "import nmbench",
-    "core": "\n".join(f"import nmbench.{name}" for name in [*LIGHT, "cli", "registry", "sources"]),
+    "core": "\n".join(f"import nmbench.{name}" for name in LIGHT),
     "public": f"from nmbench import {PUBLIC}",
 }
 HELPS = ([], ["run"], ["methods"], ["plugins"], ["report"], ["new-plugin"])
@@ -525,7 +525,7 @@ def test_unknown_public_name():
 
 
 def test_deprecated_hooks_are_listed_and_warned_of(points, monkeypatch):
-    """A plugin that uses a hook which will go is told so, in the list and by a warning; it still works."""
+    """A plugin with a deprecated hook has the notice in the list and as a warning; it still works."""
     manager_of = plugin_module.manager_with_specs
 
     def with_deprecated_hook():

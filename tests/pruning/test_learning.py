@@ -1,4 +1,4 @@
-"""Laws of what a mask learner is handed: changes are undone, tokens counted, masks checked, counters resumed."""
+"""Laws of the task of a mask learner: changes are undone, tokens counted, masks checked, counters resumed."""
 
 import functools
 import itertools
@@ -66,7 +66,7 @@ def assert_masked(task: LearnTask, masks: dict[str, Tensor]) -> None:
 
 @families
 def test_masked_weights(family):
-    """Inside the context the model wears the initial masks, then any others applied; afterwards it is dense."""
+    """Inside the context the weights have the initial masks, then any others applied; afterwards they are dense."""
     task, dense = make(family), load(family)[1]
     with task.masked_weights() as live:
         assert_masked(task, task.initial)
@@ -273,10 +273,39 @@ def test_shorter_windows(pool, length, asked):
 @quick
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 12))
 def test_unique_tokens(pool, size, steps):
-    """Unique tokens are those of the distinct windows dealt, however often each was."""
+    """Unique tokens are the tokens of the distinct windows used, however often each window was used."""
     task = make(pool=pool)
     dealt = [i for batch in itertools.islice(task.batches(size), steps) for i in batch.chosen.tolist()]
     assert task.settle().unique_tokens == 8 * len(set(dealt))
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.integers(2, 8), st.integers(1, 9), st.booleans()), min_size=1, max_size=4), st.integers(1, 9)
+)
+def test_unique_tokens_of_several_lengths(asked, steps):
+    """Iterators of several window lengths, alive at once, count every distinct token of the pool once."""
+    task = make(pool=6, length=8)
+    alive = [
+        (length, task.batches(size, task.generator if drawn else None, task.windows(length)))
+        for length, size, drawn in asked
+    ]
+    seen = set()
+    for _ in range(steps):
+        for length, batches in alive:
+            per_window = 8 // length
+            for index in next(batches).chosen.tolist():
+                begin = index // per_window * 8 + index % per_window * length
+                seen |= set(range(begin, begin + length))
+    assert task.settle().unique_tokens == len(seen)
+
+
+def test_unique_tokens_of_other_windows():
+    """Windows that are not the pool's count by themselves."""
+    task = make(pool=6, length=8)
+    next(task.batches(2, windows=task.pool[:2]))
+    next(task.batches(2, windows=task.pool.flip(0)[:2]))
+    assert task.settle().unique_tokens == 32
 
 
 def test_forward_and_backward_tokens():
@@ -306,7 +335,7 @@ def test_tokens_computed_elsewhere_are_counted():
 
 
 def test_reading_the_selection_is_recorded():
-    """Who reads the held-out windows has it in the record, once however often."""
+    """The held-out windows count as selection tokens once they are read, once for any number of reads."""
     task = make()
     assert task.cost.selection_tokens == 0
     assert torch.equal(task.selection, task.selection)
@@ -339,7 +368,7 @@ def test_counters_resume_with_the_checkpoint():
 
 
 def test_reports_reach_the_host():
-    """What a learner reports, and what it says of other stages, reaches the host with its figures."""
+    """Reports of learning steps and of other stages reach the host with their figures."""
     told = []
     task = make(on_report=lambda *event: told.append(event))
     task.report(3, loss=1.5)

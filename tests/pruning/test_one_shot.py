@@ -1,4 +1,4 @@
-"""Laws of one-shot pruning: methods are handed copies, checked layer by layer, and leave the dense weights behind."""
+"""Laws of one-shot pruning: methods get copies, results are checked layer by layer, dense weights are restored."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.models.applying import applied, apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.one_shot import applied, apply, prune_one_shot
+from nmbench.pruning.one_shot import Made, prune_one_shot
 from nmbench.runtime.cost import Cost
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -50,28 +51,39 @@ def prune(
     method: Baseline,
     pattern: Pattern = TWO_FOUR,
     family: str = "llama",
-    cost: Cost | None = None,
     init: Baseline | None = None,
+    deferred: bool | None = None,
 ) -> PrunedModel:
     """Prune a tiny model, and see to it that its weights are dense again, whatever happens."""
+    return make(method, pattern, family, init, deferred).pruned
+
+
+def make(
+    method: Baseline,
+    pattern: Pattern = TWO_FOUR,
+    family: str = "llama",
+    init: Baseline | None = None,
+    deferred: bool | None = None,
+) -> Made:
+    """The same with its cost."""
     bundle, dense = load(family)
     patterns = dict.fromkeys(bundle.layers, pattern)
     init = init or start_of(method)
     try:
-        return prune_one_shot(bundle, dense, method, patterns, windows(), "acme", cost or Cost(), init=init)
+        return prune_one_shot(bundle, dense, method, patterns, windows(), "acme", init=init, deferred=deferred)
     finally:
         assert bundle.digest() == dense.digest
         assert not any(module._forward_pre_hooks for module in bundle.model.modules())
 
 
-def prune_here(bundle: Bundle, method: Baseline) -> PrunedModel:
+def prune_here(bundle: Bundle, method: Baseline, deferred: bool | None = None) -> PrunedModel:
     """Prune a bundle of one's own."""
     patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
-    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows(), "acme", Cost())
+    return prune_one_shot(bundle, DenseWeights(bundle), method, patterns, windows(), "acme", deferred=deferred).pruned
 
 
 def broken_embeddings() -> Bundle:
-    """A model that is given NaN with a token of the fourth window."""
+    """A model whose embedding of a token of the fourth window is NaN."""
     bundle = TinyModel().load("llama")
     bundle.model.get_input_embeddings().weight[windows()[3, 5]] = torch.nan
     return bundle
@@ -86,7 +98,7 @@ def same_masks(a: PrunedModel, b: PrunedModel) -> bool:
 
 
 def scorer(score: Callable[[Tensor, LayerStats], Tensor], wants: Stat = Stat.INPUT_NORM) -> Scorer:
-    """A scorer that does as told."""
+    """A scorer that calls the function of the test."""
 
     @dataclass(frozen=True)
     class Acme(Scorer):
@@ -99,7 +111,7 @@ def scorer(score: Callable[[Tensor, LayerStats], Tensor], wants: Stat = Stat.INP
 
 
 def solver(solve: Callable[[Tensor, LayerStats, Pattern], Pruned], wants: Stat = Stat.INPUT_NORM) -> Solver:
-    """A solver that does as told."""
+    """A solver that calls the function of the test."""
 
     @dataclass(frozen=True)
     class Acme(Solver):
@@ -114,7 +126,7 @@ def solver(solve: Callable[[Tensor, LayerStats, Pattern], Pruned], wants: Stat =
 def refiner(
     refine: Callable[[Tensor, Tensor], Pruned], wants: Stat = Stat.INPUT_NORM, in_turn: bool = False
 ) -> Refiner:
-    """A refiner that does as told with weight and mask."""
+    """A refiner that calls the function of the test with weight and mask."""
 
     @dataclass(frozen=True)
     class Acme(Refiner):
@@ -171,17 +183,17 @@ def test_pruning_is_repeatable(method):
 
 
 def test_patterns_by_layer():
-    """Each layer is pruned to the pattern it is given."""
+    """Each layer is pruned to its own pattern."""
     bundle, dense = load()
     choices = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 32)]
     patterns = {name: choices[index % 4] for index, name in enumerate(bundle.layers)}
-    pruned = prune_one_shot(bundle, dense, Wanda(), patterns, windows(), "acme", Cost())
+    pruned = prune_one_shot(bundle, dense, Wanda(), patterns, windows(), "acme").pruned
     for name, mask in pruned.masks.items():
         assert (patterns[name].kept(mask) == patterns[name].keep).all()
 
 
 def test_lower_layers_see_pruned_ones():
-    """What one block loses changes the statistics of the next, and not its own."""
+    """Pruning a block changes the statistics of the next block, and not its own."""
     seen: list[list[float]] = []
 
     def solve(keep_first: bool) -> list[float]:
@@ -203,7 +215,7 @@ def test_only_prunable_layers():
     """Layers left dense by the user get no mask."""
     bundle = TinyModel().load("llama").without(["mlp.*"])
     patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
-    pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows(), "acme", Cost())
+    pruned = prune_one_shot(bundle, DenseWeights(bundle), Wanda(), patterns, windows(), "acme").pruned
     assert list(pruned.masks) == [name for name in load()[0].layers if ".mlp." not in name]
 
 
@@ -212,8 +224,7 @@ def test_cost(method):
     """A walk runs the calibration tokens twice through every block but the last, through which they need not pass on,
     and counts each once as unique; magnitude reads none.
     """
-    cost = Cost()
-    prune(method, cost=cost)
+    cost = make(method).cost
     tokens = 0 if method.needs is Stat.NONE else windows().numel()
     beside = Stat.DRIFT in method.needs  # the dense model runs beside the pruned one
     passes = 4 * 2 + 1 + 1 if method.sequential else 2 + beside  # four turns of both models, and whose turn it is
@@ -233,7 +244,6 @@ def test_progress_ends_at_its_total(method):
         dict.fromkeys(bundle.layers, TWO_FOUR),
         windows(),
         "acme",
-        Cost(),
         lambda done, total: told.append((done, total)),
         start_of(method),
     )
@@ -241,12 +251,12 @@ def test_progress_ends_at_its_total(method):
     assert told == [(done, total) for done in range(1, total + 1)]
 
 
-# Methods are handed copies
+# Methods get copies
 
 
 @both_needs
 def test_scorer_that_spoils_its_input(needs):
-    """A scorer that writes into the weight it is handed changes no mask but its own, and no weight."""
+    """A scorer that writes into its weight argument changes no mask but its own, and no weight."""
 
     def spoil(weight: Tensor, stats: LayerStats) -> Tensor:
         score = weight.abs()
@@ -258,7 +268,7 @@ def test_scorer_that_spoils_its_input(needs):
 
 @both_needs
 def test_solver_that_spoils_its_input(needs):
-    """A solver that writes into the weight it is handed changes nothing but what it returns."""
+    """A solver that writes into its weight argument changes only its own result."""
 
     def spoil(weight: Tensor, *_: object) -> Pruned:
         pruned = good(weight)
@@ -285,7 +295,7 @@ def test_method_sees_detached_weights():
 
 @pytest.mark.parametrize("init", [Magnitude(), Wanda(), SparseGPT(), SparseGPT(mask_only=True)], ids=repr)
 def test_a_refiner_is_handed_the_initial_mask(init):
-    """What the initial method finds with the same statistics, on dense weights, is what a refiner starts from."""
+    """A refiner starts from the mask that the initial method makes of the same statistics and dense weights."""
     bundle, _ = load()
     handed = []
 
@@ -341,31 +351,28 @@ def test_sequential_statistics():
 
 
 def test_figures_are_averaged_over_layers():
-    """A figure of several layers reaches the notes as the mean over those that gave it."""
+    """A figure of several layers is kept as the mean over those that gave it."""
     given = iter([{"a": 1.0}, {"a": 2.0, "b": 5.0}, *[{}] * 12])
 
     def noted(weight: Tensor, mask: Tensor) -> Pruned:
         return Pruned(mask, figures=next(given))
 
-    assert prune(refiner(noted)).notes == {"a": 1.5, "b": 5.0}
+    assert prune(refiner(noted)).figures == {"a": 1.5, "b": 5.0}
 
 
 @waiting
-def test_scores_become_masks_whenever_they_are_looked_at(later, monkeypatch):
-    """Looking at statistics and scores when all is done changes no mask, and nothing is done twice."""
-    at_once = prune(Wanda(), cost=(alone := Cost()))
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: later)
-    pruned = prune(Wanda(), cost=(cost := Cost()))
-    assert same_masks(pruned, at_once)
-    assert cost.forward_tokens == alone.forward_tokens
+def test_scores_become_masks_whenever_they_are_looked_at(later):
+    """Checking statistics and scores after the walk changes no mask, and no work is done twice."""
+    at_once, made = make(Wanda(), deferred=False), make(Wanda(), deferred=later)
+    assert same_masks(made.pruned, at_once.pruned)
+    assert made.cost == at_once.cost
 
 
 # What is refused, and where
 
 
-def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
-    """Where nothing is looked at before the end, inputs that are NaN are named, not the method that fails on them."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
+def test_broken_statistics_go_before_what_they_lead_to():
+    """If checks are deferred, the error names the NaN inputs, not the method that fails because of them."""
     bundle = broken_embeddings()
 
     def particular(weight: Tensor, stats: LayerStats) -> Tensor:
@@ -375,12 +382,11 @@ def test_broken_statistics_go_before_what_they_lead_to(monkeypatch):
 
     for method in (Wanda(), scorer(particular)):
         with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
-            prune_here(bundle, method)
+            prune_here(bundle, method, deferred=True)
 
 
-def test_whatever_falls_over_broken_numbers_does_not_hide_them(monkeypatch):
-    """Where nothing is looked at before the end, a block that refuses NaN is not what is told of."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
+def test_whatever_falls_over_broken_numbers_does_not_hide_them():
+    """If checks are deferred, the error names the NaN values, not a block that raises because of them."""
     bundle = broken_embeddings()
 
     def refuse(module: object, args: tuple[Tensor, ...]) -> None:
@@ -389,20 +395,18 @@ def test_whatever_falls_over_broken_numbers_does_not_hide_them(monkeypatch):
 
     list(bundle.blocks.values())[1].mlp.register_forward_pre_hook(refuse)
     with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
-        prune_here(bundle, Wanda())
+        prune_here(bundle, Wanda(), deferred=True)
 
 
-def test_what_is_broken_once_only_is_not_relied_on(monkeypatch):
+def test_what_is_broken_once_only_is_not_relied_on():
     """A method whose scores are NaN in the first walk and fine in the second has no result."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
     turns = iter([torch.nan])
     with pytest.raises(NumericalFailure, match=r"acme met NaN or infinite .* and did not when it was repeated"):
-        prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)))
+        prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)), deferred=True)
 
 
-def test_scorers_are_given_finite_norms(monkeypatch):
-    """Where nothing is checked before the end, a scorer is given finite norms, and broken inputs are named."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
+def test_scorers_are_given_finite_norms():
+    """If checks are deferred, a scorer is given finite norms nevertheless, and broken inputs are named."""
     finite = []
 
     def noting(weight: Tensor, stats: LayerStats) -> Tensor:
@@ -410,23 +414,22 @@ def test_scorers_are_given_finite_norms(monkeypatch):
         return weight.abs() * stats.input_norm
 
     with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
-        prune_here(broken_embeddings(), scorer(noting))
+        prune_here(broken_embeddings(), scorer(noting), deferred=True)
     assert finite
     assert all(finite)
 
 
 @waiting
-def test_scores_elsewhere(later, monkeypatch):
-    """Scores that are not where the layer is are refused with the method, the layer and both places."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: later)
+def test_scores_elsewhere(later):
+    """Scores on another device than the layer are refused with the method, the layer and both devices."""
     wrong = in_bad_layer(torch.abs, lambda weight: weight.to("meta"))
     with pytest.raises(NMBenchError, match=rf"acme failed in {BAD}: it returned scores on meta, the layer is on cpu"):
-        prune(scorer(wrong))
+        prune(scorer(wrong), deferred=later)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_wanda_on_a_gpu():
-    """On a GPU, where numbers are looked at later, masks are as good as those of the CPU, and NaN is named as there."""
+    """On a GPU, where checks are deferred, masks are as good as on the CPU, and NaN gives the same error."""
     there = Bundle.of("it", TinyModel().load("llama").model.cuda(), None)
     pruned, expected = prune_here(there, Wanda()), prune(Wanda())
     for name, mask in pruned.masks.items():
@@ -436,9 +439,8 @@ def test_wanda_on_a_gpu():
         prune_here(broken, Wanda())
 
 
-def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(monkeypatch):
-    """Any other failure is told as it comes."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: True)
+def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame():
+    """Any other exception of a scorer is reported after its first call."""
     calls = []
 
     def fails(weight: Tensor, stats: LayerStats) -> Tensor:
@@ -446,7 +448,7 @@ def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(mo
         raise ValueError("no")
 
     with pytest.raises(NMBenchError, match=r"acme failed in .*q_proj: ValueError: no"):
-        prune(scorer(fails))
+        prune(scorer(fails), deferred=True)
     assert len(calls) == 1
 
 
@@ -454,15 +456,14 @@ def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame(mo
     ("needs", "later"), [(Stat.NONE, False), (Stat.INPUT_NORM, False), (Stat.INPUT_NORM, True)], ids=str
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_scores_that_are_not_numbers(needs, value, later, monkeypatch):
-    """A NaN or infinite score is a numerical failure of that method in that layer, whenever it is looked at."""
-    monkeypatch.setattr("nmbench.pruning.one_shot.looks_wait", lambda bundle: later)
+def test_scores_that_are_not_numbers(needs, value, later):
+    """A NaN or infinite score is a numerical failure of that method in that layer, with deferred checks or not."""
 
     def broken(weight: Tensor) -> Tensor:
         return weight.abs().index_fill(0, torch.tensor([3]), value)
 
     with pytest.raises(NumericalFailure, match=rf"acme failed in {BAD}: score at \(3, 0\) is"):
-        prune(scorer(in_bad_layer(torch.abs, broken), needs))
+        prune(scorer(in_bad_layer(torch.abs, broken), needs), deferred=later)
 
 
 @both_needs
@@ -511,7 +512,7 @@ def test_dense_weights_after_any_exception(error):
 
 
 def test_a_statistic_that_was_not_asked_for():
-    """Who reads a statistic without asking for it is told of `needs`."""
+    """A method that reads a statistic missing from its `needs` fails with an error that names `needs`."""
 
     @dataclass(frozen=True)
     class Forgetful(Scorer):
@@ -572,12 +573,12 @@ def test_applied_in_the_dtype_of_the_model():
 
 
 def test_notes_are_collected_by_layer():
-    """A note on a layer reaches the model's notes under the layer's name; empty ones do not."""
+    """A note on a layer is kept under the layer's name; empty ones do not."""
 
     def noted(weight: Tensor) -> Pruned:
         return Pruned(good(weight).mask, note="damping raised")
 
-    assert prune(solver(in_bad_layer(good, noted))).notes == {BAD: "damping raised"}
+    assert prune(solver(in_bad_layer(good, noted))).layer_notes == {BAD: "damping raised"}
 
 
 def test_magnitude_equals_its_definition():

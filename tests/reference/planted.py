@@ -18,8 +18,8 @@ from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing.planted import LENGTH as LENGTH
 from nmbench.testing.planted import VOCABULARY, cycles, planted_bundle, strongest, weakest
 from nmbench.testing.planted import Planted as Planted
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.logits import Logits
+from nmbench_plugins.maskpro.engines import Engine
+from nmbench_plugins.maskpro.engines.logits import Logits
 
 TWO_FOUR, FOUR_EIGHT = Pattern(2, 4), Pattern(4, 8)
 

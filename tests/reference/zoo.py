@@ -10,7 +10,9 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmbench.plugins.checking import WORK
+from nmbench.plugins.checking import BASES
+
+WORK = {base.__name__: base.work_method for bases in BASES.values() for base in bases}
 
 VERSION = "0.7"
 BASE = {
@@ -169,10 +171,10 @@ BAD = {
         )
         for problem, kind, option, words in (
             ("reserved", "baselines", "preset: str = 'x'", ("option 'preset' of 'left'", "rename it")),
-            ("hides_method", "baselines", "score: int = 3", ("option 'score' of 'left'", "hides")),
-            ("hides_needs", "baselines", "needs: int = 3", ("option 'needs' of 'left'", "hides")),
-            ("hides_learn", "mask_learners", "learn: bool = True", ("option 'learn' of 'left'", "hides")),
-            ("retyped", "mask_learners", "init: int = 3", ("option 'init' of 'left'", "not of the type")),
+            ("hides_method", "baselines", "score: int = 3", ("option 'score' of 'left'", "reserves")),
+            ("hides_needs", "baselines", "needs: int = 3", ("option 'needs' of 'left'", "reserves")),
+            ("hides_learn", "mask_learners", "learn: bool = True", ("option 'learn' of 'left'", "reserves")),
+            ("retyped", "mask_learners", "init: int = 3", ("option 'init' of 'left'", "has another type")),
             ("unreadable", "baselines", "names: list = None", ("option 'names' of 'left'", "int, float, bool, str")),
             ("unresolved", "baselines", "steps: 'Integer' = 3", ("types of the options of 'left'", "Integer")),
         )

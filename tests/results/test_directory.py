@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import merged, same
 from nmbench.results.files import write_atomic
-from nmbench.results.records import Results, load_results, newest
-from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml
+from nmbench.results.records import newest
+from nmbench.results.results import Results, load_results
+from nmbench.spec import Defaults, MethodSpec, RunSpec
 from nmbench.testing.strategies import patterns
 
 quick = settings(max_examples=40, deadline=None)
@@ -48,17 +50,28 @@ values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, 
 def records(draw):
     """A record of some job, with content of any kind."""
     return {
+        "format": 2,
         "label": draw(st.sampled_from(["dense", "wanda", "acme"])),
         "pattern": draw(st.sampled_from([None, "2:4", "1:4"])),
         "seed": draw(st.sampled_from([None, 0, 1])),
         "job_digest": draw(st.sampled_from(["j1", "j2"])),
         "status": draw(st.sampled_from(["ok", "failed"])),
+        **{"metrics": {}, "seconds": {}, "cost": {}},
         "notes": draw(st.dictionaries(st.text(), values | st.lists(values), max_size=3)),
     }
 
 
 def record(label="wanda", seed=0, **others):
-    return {"label": label, "pattern": "2:4", "seed": seed, "job_digest": f"{label}{seed}", "status": "ok", **others}
+    return {
+        "format": 2,
+        "label": label,
+        "pattern": "2:4",
+        "seed": seed,
+        "job_digest": f"{label}{seed}",
+        "status": "ok",
+        **{"notes": {}, "metrics": {}, "seconds": {}, "cost": {}},
+        **others,
+    }
 
 
 def spec_of(*labels, **others):
@@ -160,7 +173,7 @@ def test_broken_whole_line_is_an_error(folder, lines, data):
 
 
 def test_record_is_on_disk_before_anyone_is_told(directory, monkeypatch):
-    """Appending syncs the file after the whole line is in it."""
+    """Appending writes the whole line, and then syncs the file."""
     synced = []
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (real(file), synced.append(directory.records_path.read_bytes())))
@@ -196,10 +209,10 @@ def test_finished_is_what_ended_well(directory):
     assert directory.finished("magnitude0", "magnitude") == record("magnitude", strict=None)
     assert directory.finished("magnitude0", "gone") is None
     assert directory.finished("unknown", "magnitude") is None
-    directory.append(record("wanda", seconds=2, strict=True))
+    directory.append(record("wanda", seconds={"prune": 2}, strict=True))
     assert directory.finished("wanda0", "wanda") is None  # it speaks of masks
     write_atomic(directory.file("masks", "wanda", ".safetensors"), b"masks")
-    assert directory.finished("wanda0", "wanda") == record("wanda", seconds=2, strict=True)
+    assert directory.finished("wanda0", "wanda") == record("wanda", seconds={"prune": 2}, strict=True)
 
 
 # Adopting and extending
@@ -230,7 +243,7 @@ def test_spec_file_is_the_spec(folder, pattern, seeds, options):
     spec = dataclasses.replace(spec, methods=(MethodSpec("new", "acme", options), *spec.methods))
     folder.adopt(spec, MANIFEST)
     found = RunSpec.from_dict(read_toml(path))
-    assert found == spec
+    assert found.resolved(Defaults()) == spec
     assert (found.digest, found.protocol_digest) == (spec.digest, spec.protocol_digest)
     assert f"nmbench run --config {path} --out {folder.path}" in path.read_text().splitlines()[0]
 
@@ -397,7 +410,7 @@ def test_adopting_repairs(directory):
 
 HOLDER = """
 import sys, pathlib
-from nmbench.results import RunDirectory
+from nmbench.results.directory import RunDirectory
 with RunDirectory(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()

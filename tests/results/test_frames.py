@@ -7,7 +7,7 @@ import pytest
 
 import nmbench
 from nmbench.results.frames import TIDY, WIDE, describe
-from nmbench.results.records import load_results
+from nmbench.results.results import load_results
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ there = torch.cuda.is_available()
 
 @pytest.mark.skipif(there, reason="this machine has a CUDA GPU")
 def test_without_the_hardware(nmbench):
-    """One line says what is needed and what is there; exit status 1; no model is loaded for that."""
+    """One line names the hardware that is needed and what this machine has; exit status 1; no model is loaded."""
     result = nmbench("speed", "--model", "tiny:llama")
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -20,7 +20,7 @@ def test_without_the_hardware(nmbench):
 
 
 def test_a_pattern_that_no_hardware_multiplies(nmbench):
-    """That is said first, wherever one asks."""
+    """The pattern is refused before the hardware is checked, on any machine."""
     result = nmbench("speed", "--pattern", "4:8")
     assert result.exit_code == 1
     assert "sparse tensor cores multiply 2:4" in result.stderr

@@ -1,4 +1,4 @@
-"""Laws of `nmbench speed` that no GPU is needed for: what is timed, proven, converted and said."""
+"""Laws of `nmbench speed` that need no GPU: timing, proof, conversion and report."""
 
 import dataclasses
 import json
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.pattern import Pattern
-from nmbench.speed import whole_model
 from nmbench.speed.gpu import half
 from nmbench.speed.measure import check_fits, check_pattern, measure, prune, shapes_of
 from nmbench.speed.report import Model, Times, render, verdict
+from nmbench.speed.whole_model import Sizes
 from nmbench_plugins.tiny import TinyModel
 
 TWO_FOUR = Pattern(2, 4)
@@ -69,18 +69,17 @@ class Fake:
         return 1000 - len(self.converted)
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Few steps of a small model."""
-    for name, value in {"PREFILL_TOKENS": 24, "PROMPT_TOKENS": 8, "STEPS": 4, "DECODE_BATCHES": (1, 3)}.items():
-        monkeypatch.setattr(whole_model, name, value)
+def measured(bundle, tokens, hardware):
+    """The report of a small model at 2:4, with few steps."""
+    sizes = Sizes(prefill_tokens=24, prompt_tokens=8, decode_steps=4, decode_batches=(1, 3))
+    return measure(bundle, TWO_FOUR, tokens, hardware, sizes=sizes)
 
 
 def test_every_shape_is_timed_at_every_number_of_tokens():
     """The report has one product for each distinct shape and number of tokens, and counts all layers once."""
     bundle, hardware = TinyModel().load("llama"), Fake()
     shapes = {layer.shape for layer in bundle.layers.values()}
-    found = measure(bundle, TWO_FOUR, (1, 5), hardware)
+    found = measured(bundle, (1, 5), hardware)
     assert {(p.outputs, p.inputs, p.tokens) for p in found.products} == {(*s, t) for s in shapes for t in (1, 5)}
     assert sum(p.count for p in found.products if p.tokens == 1) == found.layers == found.converted == 14
     assert {p.speedup for p in found.products} == {2.0}
@@ -90,9 +89,9 @@ def test_every_shape_is_timed_at_every_number_of_tokens():
 
 
 def test_the_whole_model_is_converted_in_place():
-    """The whole-model figures are of a model whose layers are 2:4; prefill and both batches of decoding are there."""
+    """The whole-model figures are of a model whose layers are 2:4; they cover prefill and both batches of decoding."""
     bundle, hardware = TinyModel().load("llama"), Fake()
-    found = measure(bundle, TWO_FOUR, (1,), hardware)
+    found = measured(bundle, (1,), hardware)
     assert [(m.task, m.batch, m.tokens, m.launch) for m in found.models] == [
         ("prefill of 24", 1, 24, "eager"),
         ("prefill of 24", 1, 24, "graph"),
@@ -108,8 +107,8 @@ def test_the_whole_model_is_converted_in_place():
 
 
 def test_without_graphs_the_eager_figures_stand():
-    """What cannot be recorded has no row."""
-    found = measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake(graphs=False))
+    """A step that cannot be recorded as a graph has an eager row alone."""
+    found = measured(TinyModel().load("llama"), (1,), Fake(graphs=False))
     assert [(m.task, m.launch) for m in found.models] == [
         ("prefill of 24", "eager"),
         ("decode", "eager"),
@@ -117,11 +116,11 @@ def test_without_graphs_the_eager_figures_stand():
     ]
 
 
-def test_what_cannot_be_converted_is_said_and_stays_dense():
+def test_a_weight_that_cannot_be_converted_stays_dense():
     """A refused shape has dense times only, with the reason; its layers are not converted."""
     bundle = TinyModel().load("llama")
     before = bundle.layers["model.layers.0.mlp.up_proj"].read().clone()
-    found = measure(bundle, TWO_FOUR, (1,), Fake(refused={(96, 64)}))
+    found = measured(bundle, (1,), Fake(refused={(96, 64)}))
     refused = next(p for p in found.products if (p.outputs, p.inputs) == (96, 64))
     assert (refused.sparse, refused.speedup, refused.problem) == (None, None, "that shape is refused")
     assert found.converted == 14 - refused.count
@@ -133,21 +132,21 @@ def test_what_cannot_be_converted_is_said_and_stays_dense():
 
 
 def test_other_linear_layers_stay_dense():
-    """GPT-2's Conv1D multiplies from the other side and is never converted, but its products are timed."""
-    found = measure(TinyModel().load("gpt2"), TWO_FOUR, (1,), Fake())
+    """GPT-2's Conv1D, whose weight is stored `[in, out]`, is never converted, but its products are timed."""
+    found = measured(TinyModel().load("gpt2"), (1,), Fake())
     assert found.converted == 0
     assert found.products
 
 
 def test_a_wrong_product_is_refused():
-    """If the sparse product is not that of the pruned weight there is no report."""
+    """A sparse product that differs from the dense product of the same pruned weight ends the measurement."""
     with pytest.raises(NumericalFailure, match=r"sparse product of model\.layers\.0\..* differs"):
-        measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake(spoil=0.1))
+        measured(TinyModel().load("llama"), (1,), Fake(spoil=0.1))
 
 
 @pytest.mark.parametrize("text", ["2:4", "1:4", "2:8", "1:16"])
 def test_patterns_that_fit(text):
-    """At most 2 of any 4 is multiplied."""
+    """Patterns that keep at most 2 of any 4 consecutive weights are accepted."""
     pattern = Pattern.parse(text)
     check_pattern(pattern)
     check_fits(prune(torch.randn(8, 32), pattern, "w"), "w")
@@ -155,14 +154,14 @@ def test_patterns_that_fit(text):
 
 @pytest.mark.parametrize("text", ["4:8", "3:4", "2:6", "1:2", "8:16"])
 def test_patterns_that_do_not(text):
-    """Other patterns are refused with those that would do."""
+    """Other patterns are refused; the message names patterns that are accepted."""
     with pytest.raises(NMBenchError, match=r"sparse tensor cores multiply 2:4.*--pattern 2:4"):
         check_pattern(Pattern.parse(text))
 
 
 @given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3))
 def test_one_weight_too_many_is_found(row, group, column):
-    """A single weight more than 2:4 allows is found and its place named; without it the weight passes."""
+    """One non-zero too many is found and its group named; without that non-zero the weight passes."""
     weight = prune(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), TWO_FOUR, "w")
     fine = weight.clone()
     spare = (weight[row, 4 * group : 4 * group + 4] == 0).nonzero().flatten().tolist()
@@ -174,14 +173,14 @@ def test_one_weight_too_many_is_found(row, group, column):
         check_fits(weight, "w")
 
 
-def test_slower_is_said_plainly():
-    """Below one the verdict says slower; wide quartiles put a question mark."""
+def test_slower_is_printed():
+    """A speedup below 1 is printed with "slower"; wide quartiles add a question mark."""
     steady, unsteady = Times(1.0, 0.95, 1.05, 9), Times(1.0, 0.7, 1.3, 9)
     assert verdict(1.6, steady, steady) == "1.60 x"
     assert verdict(0.45, steady, steady) == "0.45 x, slower"
     assert verdict(1.6, steady, unsteady) == "1.60 x?"
     assert verdict(None) == "not possible"
-    text = render(measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake(ratio=2.0)))
+    text = render(measured(TinyModel().load("llama"), (1,), Fake(ratio=2.0)))
     assert "0.50 x, slower" in text
     for piece in ("a fake", "float32", "fake: sparse_kernel", "dense: dense_kernel", "dense tokens/s", "decode"):
         assert piece in text
@@ -189,21 +188,21 @@ def test_slower_is_said_plainly():
 
 @given(st.lists(st.floats(1e-6, 10), min_size=2, max_size=30))
 def test_times(seconds):
-    """The median lies between the quartiles, and these within the measurements."""
+    """The median lies between the quartiles, and the quartiles lie within the measurements."""
     found = Times.of(seconds)
     assert min(seconds) <= found.low <= found.median <= found.high <= max(seconds)
     assert found.n == len(seconds)
 
 
 def test_tokens_per_second():
-    """A step makes `batch` x `tokens` tokens."""
+    """A step reads `batch` x `tokens` tokens."""
     model = Model("decode", 16, 1, "eager", Times(0.5, 0.5, 0.5, 3), Times(0.25, 0.25, 0.25, 3), 1, 1)
     assert (model.tokens_per_second(model.dense), model.tokens_per_second(model.sparse), model.speedup) == (32, 64, 2)
 
 
 def test_json_holds_every_figure():
     """The plain data survives JSON and has the ratios."""
-    found = measure(TinyModel().load("llama"), TWO_FOUR, (1,), Fake())
+    found = measured(TinyModel().load("llama"), (1,), Fake())
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert {p["speedup"] for p in content["products"]} == {2.0}
     assert content["models"][0]["dense_tokens_per_second"] == pytest.approx(
@@ -221,7 +220,7 @@ def test_shapes_are_sorted_by_weight():
 
 
 def test_dtype():
-    """Half precision only; bfloat16 unless asked otherwise."""
+    """Only half-precision dtypes are accepted; the default is bfloat16."""
     assert (half(None), half("float16")) == ("bfloat16", "float16")
     with pytest.raises(NMBenchError, match="--dtype float32 is not one"):
         half("float32")

@@ -1,4 +1,4 @@
-"""Tests of the kit itself: every check fails a method that breaks its law, and no check fails for another's reason."""
+"""Tests of the kit itself: every check fails a method that breaks its law, and only such a method."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nmbench.errors import NMBenchError, UnknownName
 from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests, run_checks
 from nmbench.testing.kit import law_names
 from nmbench.testing.laws import LAWS
+from nmbench.testing.observation import observe
 from reference import broken_methods as zoo
 
 ALL = [(law, method) for law, methods in zoo.BROKEN.items() for method in methods]
@@ -28,14 +29,14 @@ def named(value):
 
 @pytest.mark.parametrize("method", zoo.GOOD, ids=named)
 def test_good_methods_keep_every_law(method):
-    """A method that does nothing wrong passes every check."""
+    """A method that breaks no law passes every check."""
     assert {name: text for name, text in run_checks(method).items() if text} == {}
 
 
 @pytest.mark.parametrize(("law", "method"), ALL, ids=named)
 def test_a_broken_method_fails_its_check_and_no_other(law, method):
-    """Every broken method is found out by exactly one check, whose text says what was called, got and expected, and
-    whose code runs.
+    """Every broken method fails exactly one check; the failure text has the call, the result, the expected result, and
+    code that runs.
     """
     failed = {name: text for name, text in run_checks(method).items() if text}
     assert list(failed) == [law]
@@ -49,7 +50,7 @@ def test_a_broken_method_fails_its_check_and_no_other(law, method):
 
 
 def attempt(code: str) -> Exception | None:
-    """Run the code of a failure text; a method may raise there what the check complains of."""
+    """Run the code of a failure text; return the error that the broken method raises, if any."""
     dtype = torch.get_default_dtype()
     try:
         exec("\n".join(line[4:] for line in code.splitlines()), {})
@@ -61,20 +62,20 @@ def attempt(code: str) -> Exception | None:
 
 
 def test_every_check_has_a_broken_method():
-    """No check is without a method that it finds out."""
+    """Every check has a method that fails it."""
     assert set(zoo.BROKEN) == set(law_names())
     assert len(law_names()) == len(set(law_names())) == len(LAWS)
 
 
 def test_every_law_is_one_sentence():
-    """What a check says of its law reads as a sentence."""
+    """The sentence of every law begins and ends like a sentence."""
     for law in LAWS:
         assert law.sentence[0].isupper() or law.sentence.startswith("`"), law.name
         assert law.sentence.endswith("."), law.name
 
 
 def test_calls_leave_no_trace():
-    """Whatever a method does to global state, the process that runs the checks is as it was."""
+    """Running the checks restores the global state of the process, whatever a method does to it."""
     before = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
     for method in (zoo.Setting(), zoo.Seeding(), zoo.Talkative()):
         run_checks(method)
@@ -98,8 +99,21 @@ def test_a_check_with_nothing_to_judge_has_not_passed():
     assert set(failed) == set(calls) - about_the_class - of_the_process
 
 
+def test_the_sign_of_a_zero_is_a_change():
+    """A method that turns -0.0 into 0.0 in place has changed its input, though the two compare as equal."""
+
+    class Unsigning(zoo.GoodScorer):
+        """Takes absolute values in place."""
+
+        def score(self, weight, stats):
+            return weight.abs_()
+
+    assert observe(Unsigning(), LayerCase(kind="signed zeros")).changed == ["weight"]
+    assert observe(zoo.GoodScorer(), LayerCase(kind="signed zeros")).changed == []
+
+
 def test_no_supported_pattern_is_no_pass():
-    """A method that supports nothing has passed nothing that calls it."""
+    """A method that supports no pattern fails every check that calls it."""
 
     class Nothing(zoo.GoodScorer):
         """Supports nothing."""
@@ -113,7 +127,7 @@ def test_no_supported_pattern_is_no_pass():
 
 
 def test_which_checks_a_kind_has():
-    """Each kind has the checks of its own and of every method; `steps` is asked for where there is such an option."""
+    """Each kind has its own checks and those of every method; a check of option `steps` needs that option."""
     names = {type(method).__name__: {check.name for check in checks_of(method)} for method in zoo.GOOD}
     assert "scores_are_finite" in names["GoodScorer"] - names["GoodSolver"] - names["GoodLearner"]
     assert "repair_does_not_hurt" in names["GoodSolver"] - names["GoodRefiner"]
@@ -151,7 +165,7 @@ test_it = conformance_tests(GoodScorer(), {broken}(), expected_failures={expecte
 
 
 def outcomes(pytester_path, monkeypatch, broken, expected):
-    """Run a test file as an author would write it, in a process of its own; return its report."""
+    """Run a test file, written as by an author, in a process of its own; return its report."""
     import os
     import subprocess
     import sys
@@ -167,7 +181,7 @@ def outcomes(pytester_path, monkeypatch, broken, expected):
 
 
 def test_one_line_gives_one_id_per_law(tmp_path, monkeypatch):
-    """Ids name method and law; an expected failure is an xfail, and one that passes is a failure."""
+    """Ids name method and law; an expected failure is an xfail, and an expected failure that passes is a failure."""
     expected = {"channel_signs_do_not_matter": "it takes small for negative"}
     report = outcomes(tmp_path, monkeypatch, "Signed", expected)
     assert "PASSED test_mine.py::test_it[GoodScorer-scores_are_finite]" in report

@@ -1,4 +1,4 @@
-"""Laws of the test kit itself: its strategies draw what they say, and reach what breaks pruning code."""
+"""Laws of the test kit's strategies: they draw what they document, including values that break pruning code."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ SIGNS = {  # what makes a tensor of a kind one of that kind
 @quick
 @given(st.data())
 def test_patterns_are_legal_and_bounded(data):
-    """Every pattern has 1 <= N < M, with M up to the largest group asked for."""
+    """Every pattern has 1 <= N < M, with M up to the largest group requested."""
     largest = data.draw(st.integers(2, 64))
     pattern = data.draw(patterns(largest))
     assert 1 <= pattern.keep < pattern.group <= largest
@@ -66,7 +66,7 @@ def test_every_kind_is_described_here():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 2**31])
 def test_values_are_of_their_kind(kind, seed):
-    """Values are finite float32 of the shape asked for, and have what their kind is named after."""
+    """Values are finite float32 of the requested shape, with the property that names their kind."""
     x = values(kind, (40, 24), seed)
     assert x.dtype == torch.float32
     assert x.shape == (40, 24)
@@ -77,7 +77,7 @@ def test_values_are_of_their_kind(kind, seed):
 @quick
 @given(st.sampled_from(KINDS), st.integers(0, 2**31), st.integers(0, 99))
 def test_values_are_a_function_of_the_seed(kind, seed, other):
-    """The same seed gives the same bits, whatever the global random state, which is left alone."""
+    """The same seed gives the same bits, and the global random state is neither read nor changed."""
     first = values(kind, (3, 8), seed)
     torch.manual_seed(other)
     state = torch.get_rng_state()
@@ -89,7 +89,7 @@ def test_values_are_a_function_of_the_seed(kind, seed, other):
 @quick
 @given(st.data())
 def test_tensors_fall_into_groups(data):
-    """A matrix has whole groups of its pattern, and is no larger than asked for."""
+    """A matrix has whole groups of its pattern and is no larger than requested."""
     pattern = data.draw(patterns())
     x = data.draw(tensors(pattern, max_rows=3, max_groups=2))
     assert 1 <= x.shape[0] <= 3
@@ -124,7 +124,7 @@ def test_every_mask_is_drawn():
 @quick
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**31))
 def test_statistics_are_those_of_the_definition(windows, length, width, seed):
-    """Norms and Gram matrix are the sums over windows and tokens that the definition says, in float64."""
+    """Norms and Gram matrix equal the sums over windows and tokens of their definition, in float64."""
     inputs = values("normal", (windows * length, width), seed)
     stats = statistics(inputs, windows)
     square, gram = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_statistics_are_those_of_the_definition(windows, length, width, seed):
 @quick
 @given(st.data())
 def test_layers_fit_together(data):
-    """A layer's statistics are those of its inputs: one norm a column, a symmetric Gram matrix, finite and no less."""
+    """A layer's statistics are finite and fit its weight: one norm per column and a symmetric Gram matrix."""
     pattern = data.draw(patterns(8))
     weight, stats = data.draw(layers(pattern))
     columns = weight.shape[1]
@@ -208,7 +208,7 @@ def test_grams_reach(wanted):
 @quick
 @given(st.data())
 def test_logits_are_finite_rows_of_groups(data):
-    """Logits are finite, one row a group."""
+    """Logits are finite, with one row per group."""
     pattern = data.draw(patterns())
     drawn = data.draw(logits(pattern))
     assert drawn.shape[1] == pattern.group
@@ -224,7 +224,7 @@ def test_logits_reach_overflow():
 @quick
 @given(token_streams(11))
 def test_token_streams_are_tokens(tokens):
-    """Tokens are int64 below the size of the vocabulary, at least two a window."""
+    """Tokens are int64 below the size of the vocabulary, at least two per window."""
     assert tokens.dtype == torch.int64
     assert 0 <= tokens.min() <= tokens.max() < 11
     assert tokens.shape[1] >= 2

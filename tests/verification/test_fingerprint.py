@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from nmbench.errors import NMBenchError, RunMismatch
-from nmbench.experiment.loading import load_model
-from nmbench.experiment.setup import prepare, renewed
+from nmbench.errors import ModelChanged, NMBenchError
+from nmbench.experiment.plan import checked
+from nmbench.experiment.setup import prepared
 from nmbench.plugins.loading import load_plugins
 from nmbench.spec import MethodSpec, RunSpec
 from nmbench.verification.fingerprint import Fingerprint
@@ -36,38 +36,37 @@ def experiment(texts):
         metrics=(f"ppl:text:{texts}/test.txt@64",),
     )
     plugins = load_plugins()
-    bundle = load_model(spec, plugins)
-    return prepare(spec.resolved(bundle.defaults), plugins, bundle, learners=False)
+    return prepared(checked(spec, plugins))
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_every_change_is_undone_or_found(experiment, what):
-    """What restoring does not undo is found, named after whoever did it, and gone once the model is loaded again."""
+    """A change that restoring does not undo is found, with the name of its method, and gone after another load."""
     assert experiment.is_intact()
     CHANGES[what](experiment.bundle)
     assert experiment.is_intact() == (what in UNDONE)
     if what not in UNDONE:
         with pytest.raises(NMBenchError, match="acme changed the model in a way that is not undone"):
             experiment.check_intact("acme")
-    again = renewed(experiment, load_model(experiment.spec, experiment.plugins), "acme")
-    assert again.is_intact()
-    assert again.dense.digest == experiment.dense.digest
-    assert again.protocol_digest == experiment.protocol_digest
+    digests = experiment.dense.digest, experiment.protocol_digest
+    experiment.renew("acme")
+    assert experiment.is_intact()
+    assert (experiment.dense.digest, experiment.protocol_digest) == digests
 
 
 def test_changed_copies_are_found(experiment):
-    """A method that writes into the dense weights it is lent is found out, though nothing is left to restore from."""
+    """A method that writes into the dense copies is found, though no intact copy is left to restore from."""
     next(iter(experiment.dense.copies.values())).mul_(2)
     assert not experiment.is_intact()
-    assert renewed(experiment, load_model(experiment.spec, experiment.plugins), "acme").is_intact()
+    experiment.renew("acme")
+    assert experiment.is_intact()
 
 
 def test_another_model_is_refused(experiment):
     """A model that is loaded again with other weights stops the run."""
-    other = load_model(experiment.spec, experiment.plugins)
-    other.model.lm_head.weight.data.mul_(2)
-    with pytest.raises(RunMismatch, match=r"no longer what it was before acme.*without acme"):
-        renewed(experiment, other, "acme")
+    experiment.dense.digest = "that of another model"
+    with pytest.raises(ModelChanged, match=r"no longer what it was before acme.*without acme"):
+        experiment.renew("acme")
 
 
 def test_fingerprints_are_exact_on_the_cpu():
@@ -76,4 +75,4 @@ def test_fingerprints_are_exact_on_the_cpu():
     assert one.like(Fingerprint(("a", "b"), torch.ones(1)))
     assert not one.like(dataclasses.replace(one, losses=torch.ones(1) + 1e-6))
     assert not one.like(dataclasses.replace(one, layers=("a",)))
-    assert one.like(dataclasses.replace(one, losses=torch.ones(1) + 1e-6), far=1e-2)
+    assert one.like(dataclasses.replace(one, losses=torch.ones(1) + 1e-6), tolerance=1e-2)

@@ -1,1 +1,1 @@
-"""The files that `nmbench new-plugin` writes; `%{name}` and its like are filled in by `nmbench.plugins.scaffold`."""
+"""The files that `nmbench new-plugin` writes; `nmbench.plugins.scaffold` replaces placeholders such as `%{name}`."""

@@ -1,6 +1,6 @@
 """The laws that a method must keep, by the kind of method they are about. `nmbench.testing.kit` runs them.
 
-Every law looks at one thing and passes over what another law looks at, so that a failure says what is wrong.
+Every law judges one property and skips cases that break another law, so that a failure names the law that is broken.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a law is: a sentence, the methods and cases that it is about, and a judgement of one call."""
+"""Laws: a sentence, the kinds of method and the cases that it applies to, and a judgement of one call."""
 
 from __future__ import annotations
 
@@ -11,44 +11,47 @@ from nmbench.errors import NMBenchError
 from nmbench.methods import MaskLearner, Method
 from nmbench.pattern import Pattern
 from nmbench.testing.cases import LayerCase, LearnCase, variants
-from nmbench.testing.watch import Seen
+from nmbench.testing.observation import Observation
 
 PATTERNS = ("1:2", "2:4", "1:4", "3:4", "2:3", "4:8", "3:7", "8:16", "16:32")  # usual, odd and wide ones
 PLANTED_PATTERNS = ("1:2", "2:4", "1:4", "3:4", "4:8", "8:16")  # those that 16 inputs fall into
 
 
-class Other(enum.Enum):
-    """What a judgement may be besides `Broken`."""
+class Outcome(enum.Enum):
+    """The judgements besides `Broken`."""
 
-    KEPT = "kept"
-    PASSED_OVER = "passed over"  # nothing to judge: another law's business
+    HOLDS = "kept"
+    SKIPPED = "passed over"  # nothing to judge: another law's business
 
 
-KEPT, PASSED_OVER = Other.KEPT, Other.PASSED_OVER
+HOLDS, SKIPPED = Outcome.HOLDS, Outcome.SKIPPED
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A judgement that a law does not hold, in words; `call` says what was called, if it is not the case's own call."""
+    """A judgement that a law does not hold, in words; `call` is the Python of a call other than the case's own."""
 
     got: str
     expected: str
     call: str = ""
 
 
-Judgement = Other | Broken
+Judgement = Outcome | Broken
 
 
 @dataclass(frozen=True)
 class Law:
-    """One check. `cases` are those that its `judge` is shown, the simplest first; the name is the pytest id."""
+    """One check: `judge` judges a call on each of `cases`, the simplest first. The name is the pytest id.
+
+    With `option`, the law applies only to methods that have an option of that name.
+    """
 
     name: str
     sentence: str
     kinds: tuple[type[Method], ...]
     cases: Callable[[Method], Sequence[Any]]
-    judge: Callable[[Seen], Judgement]
-    option: str = ""  # it has something to say to methods with this option only
+    judge: Callable[[Observation], Judgement]
+    option: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,10 @@ class NoCall:
 
 def law(
     *kinds: type[Method], cases: Callable[[Method], Sequence[Any]], option: str = ""
-) -> Callable[[Callable[[Seen], Judgement]], Law]:
-    """Make a law of a function that judges one call; its docstring is the law in one sentence."""
+) -> Callable[[Callable[[Observation], Judgement]], Law]:
+    """Make a law from a function that judges one call; the docstring of the function is the law in one sentence."""
 
-    def made(judge: Callable[[Seen], Judgement]) -> Law:
+    def made(judge: Callable[[Observation], Judgement]) -> Law:
         assert judge.__doc__
         return Law(judge.__name__, " ".join(judge.__doc__.split()), kinds, cases, judge, option)
 
@@ -73,12 +76,12 @@ def no_call(method: Method) -> list[NoCall]:
 
 
 def layers(**choices: tuple[Any, ...]) -> Callable[[Method], list[LayerCase]]:
-    """All layers with the fields given, at those patterns that the method supports."""
+    """Layer cases with all combinations of the values in `choices`, at the patterns that the method supports."""
     return lambda method: [case for case in variants(LayerCase(), **choices) if supported(method, case.pattern)]
 
 
 def tasks(*patterns: str, second: str = "") -> Callable[[Method], list[LearnCase]]:
-    """The planted model at those of `patterns` that the method supports."""
+    """Tasks on the planted model at those of `patterns` that the method supports."""
 
     def chosen(method: Method) -> list[LearnCase]:
         named = [(pattern, second) for pattern in patterns if supported(method, pattern)]
@@ -98,16 +101,16 @@ def supported(method: Method, pattern: str) -> bool:
     return method.supports(Pattern.parse(pattern)) is None
 
 
-def raised(seen: Seen) -> str:
-    """The exception of a call, on one line."""
-    text = " ".join(str(seen.error).split())
-    return f"{type(seen.error).__name__}: {text}"
+def raised(observed: Observation) -> str:
+    """The exception of a call on one line."""
+    text = " ".join(str(observed.error).split())
+    return f"{type(observed.error).__name__}: {text}"
 
 
-def refused(seen: Seen) -> bool:
-    """Whether the method refused to go on in a way that the user of a run is told about in one line."""
-    return isinstance(seen.error, NMBenchError)
+def refused(observed: Observation) -> bool:
+    """True if the method raised `NMBenchError`, which a run prints in one line."""
+    return isinstance(observed.error, NMBenchError)
 
 
-# What most laws look at
+# The cases of most laws
 usual = one_or_other(layers(pattern=("2:4", "4:8", "1:2"), inputs=("plain", "correlated")), tasks("2:4", "4:8", "1:2"))

@@ -6,7 +6,7 @@ from nmbench.methods import Method
 from nmbench.options import build, describe, resolved
 from nmbench.pattern import Pattern
 from nmbench.testing.laws.base import (
-    KEPT,
+    HOLDS,
     PATTERNS,
     PLANTED_PATTERNS,
     Broken,
@@ -18,22 +18,22 @@ from nmbench.testing.laws.base import (
     raised,
     tasks,
 )
-from nmbench.testing.watch import Seen
+from nmbench.testing.observation import Observation
 
 
 @law(Method, cases=no_call)
-def options_round_trip(seen: Seen) -> Judgement:
+def options_round_trip(observed: Observation) -> Judgement:
     """Options written down in a record and read back, as text or as values, give an equal method."""
-    values = resolved(seen.method)
+    values = resolved(observed.method)
     for form, given in (("values", values), ("text", {name: as_text(value) for name, value in values.items()})):
-        call = f"nmbench.options.build({type(seen.method).__name__}, {given!r}, 'label')"
+        call = f"nmbench.options.build({type(observed.method).__name__}, {given!r}, 'label')"
         try:
-            again = build(type(seen.method), given, "label")
+            again = build(type(observed.method), given, "label")
         except Exception as error:
-            return Broken(f"{type(error).__name__}: {error}", f"{seen.method!r}, from the {form} in a record", call)
-        if again != seen.method:
-            return Broken(repr(again), f"{seen.method!r}, from the {form} in a record", call)
-    return KEPT
+            return Broken(f"{type(error).__name__}: {error}", f"{observed.method!r}, from the {form} in a record", call)
+        if again != observed.method:
+            return Broken(repr(again), f"{observed.method!r}, from the {form} in a record", call)
+    return HOLDS
 
 
 def as_text(value: object) -> str:
@@ -41,37 +41,37 @@ def as_text(value: object) -> str:
 
 
 @law(Method, cases=no_call)
-def options_are_described(seen: Seen) -> Judgement:
+def options_are_described(observed: Observation) -> Judgement:
     """Every option has a help text and the class a docstring, for `nmbench methods NAME`."""
-    cls = type(seen.method)
+    cls = type(observed.method)
     for info in describe(cls):
         if not info.help:
             return Broken(f"option {info.name} without a help text", 'nmbench.option(default, "what it does")')
     generated = (cls.__doc__ or "").startswith(f"{cls.__name__}(")  # what dataclass writes where there is none
     if generated or not cls.__doc__:
         return Broken("a class without a docstring", "one sentence that says what the method does")
-    return KEPT
+    return HOLDS
 
 
 @law(Method, cases=no_call)
-def impossible_patterns_have_reasons(seen: Seen) -> Judgement:
+def impossible_patterns_have_reasons(observed: Observation) -> Judgement:
     """`supports` returns None or a reason for any pattern, the same whenever it is asked, and does not raise."""
     for text in (*PATTERNS, "1:64", "127:128", "1:3"):
-        call = f"{seen.method!r}.supports(Pattern.parse({text!r}))"
+        call = f"{observed.method!r}.supports(Pattern.parse({text!r}))"
         try:
-            first, second = (seen.method.supports(Pattern.parse(text)) for _ in range(2))
+            first, second = (observed.method.supports(Pattern.parse(text)) for _ in range(2))
         except Exception as error:
             return Broken(f"{type(error).__name__}: {error}", "None, or the reason as text", call)
         if first is not None and (not isinstance(first, str) or not first.strip()):
             return Broken(repr(first), "None, or the reason as text", call)
         if first != second:
             return Broken(f"{first!r}, then {second!r}", "the same answer twice", call)
-    return KEPT
+    return HOLDS
 
 
 @law(Method, cases=one_or_other(layers(pattern=PATTERNS), tasks(*PLANTED_PATTERNS)))
-def supported_patterns_are_done(seen: Seen) -> Judgement:
-    """Whatever `supports` does not refuse beforehand is done: no pattern is found impossible when work has begun."""
-    if seen.error is not None:
-        return Broken(raised(seen), "a result, or a reason from `supports`, before any model is loaded")
-    return KEPT
+def supported_patterns_are_done(observed: Observation) -> Judgement:
+    """Every pattern that `supports` accepts is pruned: none is found impossible when work has begun."""
+    if observed.error is not None:
+        return Broken(raised(observed), "a result, or a reason from `supports`, before any model is loaded")
+    return HOLDS

@@ -1,4 +1,4 @@
-"""Laws of every method: what it returns."""
+"""Laws of every method: its results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import Method, Scorer
+from nmbench.models.bit_equality import same_bits
 from nmbench.testing.laws.base import (
-    KEPT,
-    PASSED_OVER,
+    HOLDS,
+    SKIPPED,
     Broken,
     Judgement,
     law,
@@ -20,32 +21,32 @@ from nmbench.testing.laws.base import (
     tasks,
     usual,
 )
-from nmbench.testing.watch import Seen, same_bits
+from nmbench.testing.observation import Observation
 
 
 @law(Method, cases=usual)
-def results_have_the_right_shape(seen: Seen) -> Judgement:
+def results_have_the_right_shape(observed: Observation) -> Judgement:
     """Masks, scores and weights have the shape `[out, in]` of the weight, and every layer has a mask."""
-    if seen.error is not None:
-        return PASSED_OVER
-    for name, got, wanted in results(seen):
+    if observed.error is not None:
+        return SKIPPED
+    for name, got, wanted in results(observed):
         if not isinstance(got, Tensor) or tuple(got.shape) != wanted:
             return Broken(f"{name} {described(got)}", f"a tensor of shape {wanted}")
-    if isinstance(seen.output, dict) and set(seen.output) != set(seen.shapes):
-        return Broken(f"masks for {sorted(map(str, seen.output))}", f"masks for {sorted(seen.shapes)}")
-    return KEPT
+    if isinstance(observed.output, dict) and set(observed.output) != set(observed.shapes):
+        return Broken(f"masks for {sorted(map(str, observed.output))}", f"masks for {sorted(observed.shapes)}")
+    return HOLDS
 
 
 @law(Method, cases=usual)
-def results_have_the_right_dtype(seen: Seen) -> Judgement:
+def results_have_the_right_dtype(observed: Observation) -> Judgement:
     """Masks are bool; scores and repaired weights are floating-point numbers."""
-    if seen.error is not None:
-        return PASSED_OVER
-    for name, got, _ in results(seen):
+    if observed.error is not None:
+        return SKIPPED
+    for name, got, _ in results(observed):
         if isinstance(got, Tensor) and not (got.is_floating_point() if "mask" not in name else got.dtype is torch.bool):
             wanted = "torch.bool" if "mask" in name else "a floating-point dtype"
             return Broken(f"{name} of {got.dtype}", wanted)
-    return KEPT
+    return HOLDS
 
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -58,42 +59,42 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         lambda method: [dataclasses.replace(case, device=d) for d in DEVICES for case in tasks("2:4", "4:8")(method)],
     ),
 )
-def results_are_on_the_right_device(seen: Seen) -> Judgement:
+def results_are_on_the_right_device(observed: Observation) -> Judgement:
     """Results are where the weights are (a learner's masks may be in host memory instead); CUDA too if there is one."""
-    if seen.error is not None:
-        return PASSED_OVER if seen.case.device == "cpu" else Broken(raised(seen), "a result, as on the CPU")
-    allowed = {seen.case.device} if seen.task is None else {seen.case.device, "cpu"}
-    for name, got, _ in results(seen):
+    if observed.error is not None:
+        return SKIPPED if observed.case.device == "cpu" else Broken(raised(observed), "a result, as on the CPU")
+    allowed = {observed.case.device} if observed.task is None else {observed.case.device, "cpu"}
+    for name, got, _ in results(observed):
         if isinstance(got, Tensor) and got.device.type not in allowed:
             return Broken(f"{name} on {got.device}", " or ".join(sorted(allowed)))
-    return KEPT
+    return HOLDS
 
 
 @law(Method, cases=usual)
-def same_seed_same_result(seen: Seen) -> Judgement:
+def same_seed_same_result(observed: Observation) -> Judgement:
     """The same call gives the same bits again, whatever random numbers others have drawn in between."""
-    if seen.error is not None:
-        return PASSED_OVER
-    again = {name: got for name, got, _ in results(seen.again())}
-    for name, got, _ in results(seen):
+    if observed.error is not None:
+        return SKIPPED
+    again = {name: got for name, got, _ in results(observed.again())}
+    for name, got, _ in results(observed):
         other = again.get(name)
         if not isinstance(got, Tensor):
             continue
         if not isinstance(other, Tensor) or not same_bits(got, other):
             return Broken(f"another {name} the second time", "the same bits; a learner draws from `task.generator`")
-    return KEPT
+    return HOLDS
 
 
-def results(seen: Seen) -> list[tuple[str, object, tuple[int, int]]]:
-    """Everything returned, with its name and the shape that it should have."""
-    if isinstance(seen.method, Scorer):
-        return [("score", seen.output, seen.case.shape)]
-    masks = seen.returned_masks
+def results(observed: Observation) -> list[tuple[str, object, tuple[int, int]]]:
+    """Every tensor of the result: its name, the tensor, and its expected shape."""
+    if isinstance(observed.method, Scorer):
+        return [("score", observed.output, observed.case.shape)]
+    masks = observed.returned_masks
     found: list[tuple[str, object, tuple[int, int]]] = [
-        (f"mask of {name}", masks.get(name), shape) for name, shape in seen.shapes.items()
+        (f"mask of {name}", masks.get(name), shape) for name, shape in observed.shapes.items()
     ]
-    weight = getattr(seen.output, "weight", None)
-    return found if weight is None else [*found, ("weight", weight, seen.case.shape)]
+    weight = getattr(observed.output, "weight", None)
+    return found if weight is None else [*found, ("weight", weight, observed.case.shape)]
 
 
 def described(value: object) -> str:

@@ -1,7 +1,7 @@
 """The embedded demo: a small Llama-architecture model trained on public-domain prose and Shakespeare, and his plays.
 
-Everything needed to try nmbench without a network. How the model was trained, and how well: benchmarks/demo_model.
-Plays are split whole: some to calibrate on, some to choose by, two to test on; the model was trained on others.
+The demo needs no network. benchmarks/demo_model describes the training of the model and its quality. Plays are split
+whole: some for calibration, some for selection, two for the test; the model was trained on other plays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOW = 256
 
 @dataclass(frozen=True)
 class DemoModel(nmbench.ModelSource):
-    """The embedded model, in float32 unless another dtype is asked for."""
+    """The embedded model, in float32 unless the source has another dtype."""
 
     def load(self, ref: str) -> nmbench.Bundle:
         import torch
@@ -47,7 +47,7 @@ DEFAULTS = nmbench.Defaults(
 
 @dataclass(frozen=True)
 class DemoPlays(nmbench.Dataset):
-    """Plays of Shakespeare that the demo model has not seen, split by play."""
+    """Plays of Shakespeare that the demo model was not trained on, split by play."""
 
     def texts(self, split: str) -> Iterable[str]:
         return [lzma.decompress(path.read_bytes()).decode("utf-8") for path in self.files(split)]

@@ -1,45 +1,76 @@
-"""Quantised checkpoints: told by their configuration, or by how their weights are stored; dequantised on request.
+"""Detection of quantised checkpoints by configuration or by stored dtypes, and dequantisation on request.
 
-A configuration that names no quantisation is not enough. transformers casts whatever a file holds to the dtype asked
-for, so that 8-bit weights without the configuration that says how to scale them become numbers that are simply wrong.
+A configuration that names no quantisation is no proof of plain weights. transformers casts every stored tensor to the
+requested dtype, so that 8-bit weights whose configuration lacks the scales become wrong numbers.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import nmbench
+from nmbench_plugins.huggingface.weight_files import Stored
 
 PLAIN = ("F64", "F32", "F16", "BF16")
-SMALL = ("F8_", "F4", "F6_")  # how the names of dtypes begin that weights have only if they are quantised
+SMALL = ("F8_", "F4", "F6_", "float8", "float4")  # beginnings of names of dtypes that only quantised weights have
+DENSE = "dense"  # the format of compressed-tensors that stores zeros
 
 
-def quantisation(config: Any) -> dict[str, Any] | None:
-    """What the configuration of a model says of how its weights are quantised; None if they are not."""
-    parts = (config, getattr(config, "text_config", None))
-    found = next((q for part in parts if (q := getattr(part, "quantization_config", None))), None)
-    return found if found is None or isinstance(found, dict) else found.to_dict()
+def quantisation(config: Any, ref: str) -> dict[str, Any] | None:
+    """Return the quantisation in the configuration of a model; None if its weights are stored as plain numbers.
+
+    Raises `NMBenchError` for weights that are stored compressed, without their zeros.
+    """
+    found = next((q for part in parts(config) if (q := getattr(part, "quantization_config", None))), None)
+    about = found if found is None or isinstance(found, dict) else found.to_dict()
+    if about is None or not only_sparse(about):
+        return about
+    layout = (about.get("sparsity_config") or {}).get("format") or about.get("format") or DENSE
+    if layout != DENSE:
+        raise nmbench.NMBenchError(
+            f"model {ref} is stored in the compressed format {layout!r} of compressed-tensors, without its zeros; "
+            f"save it decompressed (format {DENSE!r}) and give that folder."
+        )
+    return None
+
+
+def parts(config: Any) -> tuple[Any, ...]:
+    """Return a configuration and that of its decoder of text, which may be the same one."""
+    return config, getattr(config, "text_config", None)
+
+
+def only_sparse(about: Mapping[str, Any]) -> bool:
+    """True if the configuration is one of compressed-tensors that names no weights to quantise, but may name zeros."""
+    groups = (about.get("config_groups") or {}).values()
+    weights = [group for group in groups if not isinstance(group, Mapping) or group.get("weights")]
+    return about.get("quant_method") == "compressed-tensors" and not weights
+
+
+def forget_quantisation(config: Any) -> None:
+    """Remove the configuration of a quantisation that there is not, on which transformers would act."""
+    for part in parts(config):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
 
 
 def kind_of(about: Mapping[str, Any]) -> str:
-    """The method of a quantisation, and its bits where they are told: `gptq, 4 bits`."""
+    """Return the method of a quantisation, with its bits where the configuration names them: `gptq, 4 bits`."""
     bits = about.get("bits") or about.get("num_bits")
     return f"{about.get('quant_method', 'unknown')}{f', {bits} bits' if bits else ''}"
 
 
 def refuse(about: Mapping[str, Any], ref: str) -> None:
-    """Raise `NMBenchError` saying what was found and what can be done."""
+    """Raise `NMBenchError` with the kind of quantisation and the remedies."""
     raise nmbench.NMBenchError(
         f"model {ref} is quantised ({kind_of(about)}); prune the checkpoint that it was made from, whose weights are "
         f"plain numbers, and quantise afterwards; or go on with --dequantise."
     )
 
 
-def ask_for_numbers(config: Any, about: dict[str, Any]) -> None:
-    """Have transformers dequantise the weights while it loads them, if the method can; else nothing changes."""
+def request_dequantised(config: Any, about: dict[str, Any]) -> None:
+    """Configure transformers to dequantise weights while loading, if the method of the quantisation supports this."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(about.get("quant_method"))
@@ -47,10 +78,12 @@ def ask_for_numbers(config: Any, about: dict[str, Any]) -> None:
         config.quantization_config = {**about, "dequantize": True}
 
 
-def with_numbers(model: Any, about: Mapping[str, Any], ref: str) -> Any:
-    """A loaded model without quantised weights. Raises `NMBenchError` if its method cannot do that."""
+def dequantised_model(model: Any, about: Mapping[str, Any], ref: str) -> Any:
+    """Return a loaded model with dequantised weights. Raises `NMBenchError` if transformers cannot dequantise."""
     if getattr(model, "hf_quantizer", None) is None:
         return model
+    if not about:
+        return plain_model(model)
     try:
         return model.dequantize()
     except NotImplementedError:
@@ -60,34 +93,46 @@ def with_numbers(model: Any, about: Mapping[str, Any], ref: str) -> Any:
         ) from None
 
 
-def check_stored(model: Any, files: Iterable[Path], unused: Iterable[str], about: Mapping[str, Any], ref: str) -> None:
-    """Raise `NMBenchError` if weights were loaded that are no plain numbers.
+def plain_model(model: Any) -> Any:
+    """Return a loaded model whose weights are plain numbers, without what says that they were quantised in its file.
 
-    `files` are those that hold them; `unused` are the names in them that `model` does not know: numbers beside a weight
-    that is there say how to read it, and nobody did. `about` is the quantisation that transformers undid.
+    transformers would refuse to save it.
     """
-    stored = {} if about else {name: dtype for file in files for name, dtype in quantised_tensors(file)}
-    if stored:
-        name, dtype = next(iter(stored.items()))
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
+        quantizer.remove_quantization_config(model)
+    return model
+
+
+def check_stored(
+    model: Any, tensors: Iterable[Stored], unused: Iterable[str], about: Mapping[str, Any], ref: str
+) -> None:
+    """Raise `NMBenchError` if transformers loaded weights that are not plain numbers.
+
+    `tensors` are those of the weight files; `unused` are the names that `model` does not have. An unused tensor beside
+    a weight is a sign of a quantisation, such as a scale, that was not undone. `about` is the quantisation that
+    transformers undid.
+    """
+    if stored := [] if about else quantised_tensors(model, tensors):
         raise nmbench.NMBenchError(
-            f"model {ref} holds {len(stored)} quantised weights, first {name} ({dtype}), and its configuration does "
-            f"not say how they are; prune the checkpoint that it was made from."
+            f"model {ref} holds {len(stored)} quantised weights, first {stored[0].name} ({stored[0].dtype}), and its "
+            f"configuration does not name the quantisation; prune the checkpoint that it was made from."
         )
     weights = {name.removesuffix(".weight") for name, parameter in model.named_parameters() if parameter.dim() >= 2}
     beside = [name for name in unused if name.rpartition(".")[0] in weights and not name.endswith(".bias")]
     if beside:
         raise nmbench.NMBenchError(
             f"model {ref} has {sorted(beside)[0]} ({len(beside)} of this kind) beside a weight, which transformers "
-            f"does not use: is it quantised? Its configuration does not say so; prune the checkpoint that it was made "
-            f"from."
+            f"does not use: the weight may be quantised, although the configuration names no quantisation; prune the "
+            f"checkpoint that it was made from."
         )
 
 
-def quantised_tensors(file: Path) -> list[tuple[str, str]]:
-    """Names and dtypes of the weights in a safetensors file that are stored in less than 16 bits, or as integers."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as tensors:
-        names = tensors.keys()
-        dtypes = {name: str(tensors.get_slice(name).get_dtype()) for name in names}
-    return [(n, d) for n, d in dtypes.items() if d.startswith(SMALL) or (n.endswith("weight") and d not in PLAIN)]
+def quantised_tensors(model: Any, tensors: Iterable[Stored]) -> list[Stored]:
+    """Return the tensors with fewer than 16 bits, and those that are stored as integers but are weights of `model`."""
+    names = nmbench.StoredNames.of(model)
+    weights = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.dim() >= 2}
+    return [
+        tensor
+        for tensor in tensors
+        if tensor.dtype.startswith(SMALL) or (tensor.dtype not in PLAIN and names.target(tensor.name)[0] in weights)
+    ]

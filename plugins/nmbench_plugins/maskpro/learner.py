@@ -8,13 +8,14 @@ cross-entropy of the masked dense model, m_0 the initial mask and m_t the mask d
     logits <- logits - lr * (r - delta) * grad log P(m_t)
 
 from logits C * m_0, and the final mask keeps the N largest logits of every group. Preset `paper` is the published
-setting. The default differs from it in three named options: `normalise` divides r - delta by its running spread, so
-that one learning rate suits models of any size; `shuffle` draws minibatches at random from the whole pool; and `select`
-watches held-out windows (see `watch`): it halves the step size when learning drifts, goes back to the best mask if much
-is lost, and returns the best mask seen, or the initial one if other windows do not confirm that it is not worse.
+setting. The default differs from the preset in three named options. `normalise` divides r - delta by its running
+spread, so that one learning rate suits models of any size. `shuffle` draws minibatches at random from the whole pool.
+`select` measures masks on held-out windows (see `watch`): the learner halves the step size when learning drifts, goes
+back to the best mask if much is lost, and returns the best mask, or the initial mask if other windows do not confirm
+that the best mask is not worse.
 
 Preset `long` is for larger models and minutes of a GPU: a smaller prior, so that more groups flip in each step, with
-much smaller steps and a tracker that forgets fast, so that no single loss counts for much (benchmarks/README.md).
+much smaller steps and a tracker that forgets fast, so that no single loss has a large weight (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -28,9 +29,8 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench_plugins.maskpro.engines import ENGINES, choose
-from nmbench_plugins.maskpro.groups import MAX_GROUP
-from nmbench_plugins.maskpro.streamed import LOGIT_TYPES
+from nmbench_plugins.maskpro.engines import ENGINES, LOGIT_TYPES, choose
+from nmbench_plugins.maskpro.policy import MAX_GROUP
 from nmbench_plugins.maskpro.tracker import Rule
 from nmbench_plugins.maskpro.training import Training
 
@@ -73,13 +73,15 @@ class MaskPro(nmbench.MaskLearner):
     tracker: float = nmbench.option(0.99, "decay of the moving average of loss residuals")
     normalise: bool = nmbench.option(True, "divide the advantage by its running spread")
     select: bool = nmbench.option(True, "return the best greedy mask on held-out windows if others confirm it")
-    tolerance: float = nmbench.option(0.005, "how much worse than the initial mask is not worse", unit="nats")
-    check_every: int = nmbench.option(100, "steps between two looks at the held-out windows", unit="steps")
+    tolerance: float = nmbench.option(0.005, "rise over the initial loss that still counts as not worse", unit="nats")
+    check_every: int = nmbench.option(100, "steps between two measurements on the held-out windows", unit="steps")
     checkpoint_every: int = nmbench.option(
         100, "steps between two checkpoints; sooner after 3 minutes, later where one takes long", unit="steps"
     )
-    engine: str = nmbench.option("auto", "what computes the steps; auto: the fastest there is", choices=ENGINES)
-    logits: str = nmbench.option("float32", "how logits are stored; float16 needs CUDA", choices=tuple(LOGIT_TYPES))
+    engine: str = nmbench.option("auto", "engine that computes the steps; auto: the fastest possible", choices=ENGINES)
+    logits: str = nmbench.option(
+        "float32", "dtype of the stored logits; float16 needs CUDA", choices=tuple(LOGIT_TYPES)
+    )
 
     def __post_init__(self) -> None:
         least = {"steps": 0, "minibatch": 1, "window_tokens": 2, "pool_windows": 1, "check_every": 1}
@@ -98,23 +100,23 @@ class MaskPro(nmbench.MaskLearner):
         return None if pattern.group <= MAX_GROUP else f"its policy draws from groups of at most {MAX_GROUP} weights."
 
     def bytes_per_weight(self, itemsize: int) -> float:
-        """The logits; where plain torch computes the steps, also a dense copy, their gradient and a mask."""
+        """Return the bytes of the logits and, with engine `torch`, of a dense copy, a gradient and a mask as well."""
         logits = LOGIT_TYPES[self.logits].itemsize
         return logits + itemsize + logits + 1 if self.engine == "torch" else logits
 
     @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
-        """Return the greedy mask of the learnt logits; see the module for the algorithm."""
+        """Return the learnt mask by layer; the docstring of the module states the algorithm."""
         windows = self.pool(task)
         rule = Rule(self.learning_rate, self.prior, self.tracker, self.normalise)
-        with self.memory_explained(task.who), task.live_weights() as live:
+        with self.explaining_memory(task.who), task.live_weights() as live:
             training = Training(task, self, windows, choose(task, live, rule, self.engine, self.logits))
             training.start()
             training.run()
             return training.conclude()
 
     def pool(self, task: nmbench.LearnTask) -> Tensor:
-        """The windows to learn from. Raises `NMBenchError` if the pool has fewer or shorter ones than asked for."""
+        """Return the windows to learn from. Raises `NMBenchError` if the pool has fewer windows, or shorter ones."""
         length = self.window_tokens or min(128, task.pool.shape[1])
         windows = task.windows(length)
         wanted = self.pool_windows or len(windows)
@@ -126,8 +128,8 @@ class MaskPro(nmbench.MaskLearner):
         return windows[:wanted]
 
     @contextlib.contextmanager
-    def memory_explained(self, who: str) -> Iterator[None]:
-        """Turn running out of memory into one line that says what to lower."""
+    def explaining_memory(self, who: str) -> Iterator[None]:
+        """Turn an out-of-memory error inside the context into an `NMBenchError` with the options to lower."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:

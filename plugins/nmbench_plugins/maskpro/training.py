@@ -1,4 +1,4 @@
-"""One run of MaskPro, from the initial mask to the mask that is returned: steps, looks, checkpoints."""
+"""One run of MaskPro, from the initial mask to the returned mask: steps, measurements, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import groups_changed, losses_in_parts
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.packed import Packed
+from nmbench_plugins.maskpro.engines import Engine
+from nmbench_plugins.maskpro.masks import Packed
 from nmbench_plugins.maskpro.tracker import Figures
 from nmbench_plugins.maskpro.watch import Watch
 
@@ -23,7 +23,7 @@ SHARE_OF_TIME = 10  # but learning gets this many times the seconds that a check
 
 
 class Training:
-    """The state of a run. A step is taken by the engine; here is what happens around it."""
+    """The state of a run. The engine takes the steps; this class does everything between two steps."""
 
     def __init__(self, task: nmbench.LearnTask, method: MaskPro, windows: Tensor, engine: Engine) -> None:
         self.task = task
@@ -33,13 +33,13 @@ class Training:
         self.initial = Packed(task.initial, task.bundle.device)  # an eighth of the bytes to send to the device
         self.watch = Watch(task, self.engine, self.initial, method.tolerance) if method.select else None
         self.log: list[dict[str, float]] = []  # one entry each `check_every` steps
-        self.unchecked: list[Tensor] = []  # window numbers of the steps whose figures were not looked at
+        self.unchecked: list[Tensor] = []  # window numbers of the steps whose figures were not read back
         self.figures: Figures | None = None
         self.step = self.saved_step = 0
         self.saved_at, self.save_seconds = time.perf_counter(), 0.0
 
     def start(self) -> None:
-        """Measure the initial mask, or go on where a checkpoint left off."""
+        """Measure the initial mask, or restore the last checkpoint."""
         saved = self.task.checkpoints.load()
         if saved is None:
             self.references = self.measure()
@@ -55,12 +55,12 @@ class Training:
         self.task.generator.set_state(saved["generator"])
 
     def measure(self) -> Tensor:
-        """f(m_0), window by window: float32 `[windows]`."""
+        """Return f(m_0) of every window: float32 `[windows]`."""
         report = functools.partial(self.task.progress, "measure the initial mask")
         return losses_in_parts(self.engine.references, self.windows, self.method.minibatch, report)
 
     def run(self) -> None:
-        """Take the steps that are left."""
+        """Take the remaining steps."""
         generator = self.task.generator if self.method.shuffle else None
         batches = self.task.batches(self.method.minibatch, generator, self.windows, self.step)
         while not self.ended:
@@ -68,12 +68,12 @@ class Training:
             self.unchecked.append(chosen)
             self.engine.advance(tokens, self.references[chosen])
             self.step += 1
-            looks = self.step % self.method.check_every == 0 or self.step == self.method.steps
-            if looks or self.engine.waits:
-                self.check()
+            due = self.step % self.method.check_every == 0 or self.step == self.method.steps
+            if due or self.engine.waits:
+                self.read_figures()
             self.report()
-            if looks:
-                self.look()
+            if due:
+                self.measure_greedy()
             if self.ended or self.checkpoint_due():
                 self.save()
 
@@ -82,14 +82,14 @@ class Training:
         return self.step >= self.method.steps or (self.watch is not None and self.watch.exhausted)
 
     def report(self) -> None:
-        """Tell the user of a step, with the figures last seen."""
+        """Report a step to the user, with the figures that were read back last."""
         if self.figures:
             self.task.report(self.step, residual=self.figures.residual, baseline=self.figures.baseline)
         else:
             self.task.report(self.step)
 
-    def check(self) -> None:
-        """Fetch the figures. Raises `NumericalFailure` if a loss was not finite since they were last fetched."""
+    def read_figures(self) -> None:
+        """Read the figures back. Raises `NumericalFailure` if the loss of a step since the last call was not finite."""
         self.figures = self.engine.figures()
         broken = self.figures.broken
         if broken is not None:
@@ -99,14 +99,14 @@ class Training:
             )
             raise nmbench.NumericalFailure(
                 f"{self.task.who}: the loss of step {broken} is {self.figures.residual} (minibatch: windows "
-                f"{', '.join(map(str, chosen))}); {kept}. Look for infinite activations; another --dtype may help."
+                f"{', '.join(map(str, chosen))}); {kept}. Check for infinite activations; another --dtype may help."
             )
         self.unchecked.clear()
 
-    def look(self) -> None:
-        """Write down where the policy is, and let the watch see it."""
+    def measure_greedy(self) -> None:
+        """Add the figures of the greedy mask to the log, with those of the watch on held-out windows."""
         assert self.figures
-        masks = Packed(self.engine.greedy(), self.task.bundle.device)  # found once, looked at several times
+        masks = Packed(self.engine.greedy(), self.task.bundle.device)  # computed once, read several times
         entry = {
             "step": self.step,
             "groups_changed": groups_changed(masks, self.initial, self.task.pattern),
@@ -114,10 +114,10 @@ class Training:
             "spread": self.figures.spread,
             "learning_rate": self.figures.learning_rate,
         }
-        self.log.append({**entry, **(self.watch.look(self.step, masks) if self.watch else {})})
+        self.log.append({**entry, **(self.watch.measure(self.step, masks) if self.watch else {})})
 
     def checkpoint_due(self) -> bool:
-        """Whether to save now. The time of a checkpoint changes no result, so the clock may have a say."""
+        """Return whether to save now. The clock may decide, because the time of a checkpoint changes no result."""
         waited = time.perf_counter() - self.saved_at
         if waited < SHARE_OF_TIME * self.save_seconds:
             return False
@@ -126,7 +126,7 @@ class Training:
     def save(self) -> None:
         """Store everything that later steps depend on."""
         if self.unchecked:
-            self.check()
+            self.read_figures()
         began = time.perf_counter()
         plain = {"step": self.step, "log": self.log}
         tensors = {"references": self.references, "generator": self.task.generator.get_state()}
@@ -136,7 +136,7 @@ class Training:
         self.save_seconds = self.saved_at - began
 
     def conclude(self) -> dict[str, Tensor]:
-        """The masks to return, and what happened, for the record."""
+        """Return the masks by layer, and write the notes of the record."""
         masks = self.engine.greedy()
         figures = self.engine.figures()
         note = f" ({self.engine.note})" if self.engine.note else ""

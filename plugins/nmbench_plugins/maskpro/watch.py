@@ -1,12 +1,13 @@
-"""Held-out windows choose the mask, notice when learning drifts, and other held-out windows confirm the choice.
+"""The guard of a learner: held-out windows choose the mask and detect drift, and other held-out windows confirm.
 
-The learner looks at the windows now and then; the greedy mask with the lowest loss is kept, and confirmed at the end,
-as `nmbench.Selection` says. It has drifted when the greedy mask is clearly worse than the best one for several looks.
-Then the step size is halved. If more than a small part of the gain is lost, or the policy hardly draws the best mask
-any more, it also goes back there; else it goes on from where it is, because the logits hold what was learnt of many
-weights that are about to flip. On SmolLM2-135M nine runs like preset `long` lost up to 19 % of their gain, went back,
-and gained nothing more in up to 13,000 steps; going on, two of the same runs gained 17 and 9 % more, and no other lost
-anything (benchmarks/README.md). Runs with larger steps lost 25 % and more, went back, and gained.
+At regular steps the guard measures the greedy mask on held-out windows. The greedy mask with the lowest loss is kept,
+and confirmed at the end, by the rules of `nmbench.Selection`. A learner has drifted when several measurements in a row
+find the greedy mask clearly worse than the best mask. Then the step size is halved. If more than a small part of the
+gain is lost, or the policy hardly draws the best mask any more, the learner also goes back to the best mask. Otherwise
+the learner goes on from the present logits, because these logits hold what was learnt about many weights that are about
+to flip. On SmolLM2-135M nine runs like preset `long` lost up to 19 % of their gain, went back, and gained nothing more
+in up to 13,000 steps; going on, two of the same runs gained 17 and 9 % more, and no other run lost anything
+(benchmarks/README.md). Runs with larger steps lost 25 % and more, went back, and gained.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import ONE_SIDED_95, standard_error
-from nmbench_plugins.maskpro.engine import Engine
-from nmbench_plugins.maskpro.packed import Masks, Packed
+from nmbench_plugins.maskpro.engines import Engine
+from nmbench_plugins.maskpro.masks import Masks, Packed
 
-PATIENCE = 3  # looks one after the other that find the mask clearly worse
-AT_ONCE_NATS = 0.5  # a rise that needs no second look
+PATIENCE = 3  # measurements in a row that find the mask clearly worse
+AT_ONCE_NATS = 0.5  # a rise that needs no second measurement
 FORGOTTEN_NATS = 1.0  # fall of the mean log P of the best mask
 SLIGHT = 0.2  # of the gain: the most that may be lost without going back
-HALVINGS = 6  # of the step size; the drift after that ends learning
+HALVINGS = 6  # of the step size; the next drift ends learning
 
 
 class Watch:
-    """Keeps the best greedy mask of a learner; `notes` tells the record what it saw.
+    """The best greedy mask of a learner so far, and the drifts; `verdict` sets `notes` for the record.
 
-    An entry of `drifts` has the step, the reason, the step that it went back to (None: it went on) and the step size
-    from then on.
+    An entry of `drifts` has the step, the reason, the step that the learner went back to (None: the learner went on)
+    and the step size from then on.
     """
 
     def __init__(self, task: nmbench.LearnTask, engine: Engine, initial: Packed, tolerance_nats: float) -> None:
@@ -41,14 +42,14 @@ class Watch:
         self.engine = engine
         self.tolerance_nats = tolerance_nats
         self.selection = nmbench.Selection(task, initial, tolerance_nats)
-        self.initial_log_prob = 0.0  # mean over groups, of the policy that learning starts from
+        self.initial_log_prob = 0.0  # mean over groups, of the initial policy
         self.initial_loss = 0.0
-        self.worse = 0  # looks one after the other
+        self.worse = 0  # measurements in a row
         self.drifts: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Measure the initial mask, which the engine starts from."""
+        """Measure the initial mask, which is the greedy mask of the engine at the start."""
         losses = self.losses(self.selection.looked_at)
         self.selection.start(losses)
         self.initial_loss = float(losses.mean())
@@ -62,8 +63,11 @@ class Watch:
     def best_step(self) -> int:
         return self.selection.best_at
 
-    def look(self, step: int, masks: Packed) -> dict[str, float]:
-        """Measure the greedy mask, keep it if it is the best so far, and see whether it has drifted."""
+    def measure(self, step: int, masks: Packed) -> dict[str, float]:
+        """Measure the greedy mask `masks`, keep the best mask so far, and slow learning down after a drift.
+
+        Returns the held-out loss in nats and the mean log P of the best mask, for the log.
+        """
         losses = self.losses(self.selection.looked_at)
         loss = float(losses.mean())
         self.selection.look(step, masks, losses)
@@ -76,16 +80,16 @@ class Watch:
         self.worse = 0 if least <= self.tolerance_nats else self.worse + 1  # NaN is worse
         above = f"held-out loss {float(rise.mean()):.4f} nats above the best"
         if not least <= AT_ONCE_NATS:
-            self.drifted(step, loss, above, back=True)
+            self.slow_down(step, loss, above, back=True)
         elif log_prob < self.initial_log_prob - FORGOTTEN_NATS:
             fell = f"mean log P of the best mask fell from {self.initial_log_prob:.3f} to {log_prob:.3f}"
-            self.drifted(step, loss, fell, back=True)
+            self.slow_down(step, loss, fell, back=True)
         elif self.worse >= PATIENCE:
-            self.drifted(step, loss, above, back=float(rise.mean()) > SLIGHT * gained)
+            self.slow_down(step, loss, above, back=float(rise.mean()) > SLIGHT * gained)
         return {"held_out": loss, "log_prob_best": log_prob}
 
-    def drifted(self, step: int, loss: float, reason: str, back: bool) -> None:
-        """Halve the step size, and go `back` to the best mask or on from here."""
+    def slow_down(self, step: int, loss: float, reason: str, back: bool) -> None:
+        """Halve the step size, and go `back` to the best mask or on from the present logits."""
         learning_rate = self.engine.figures().learning_rate / 2
         if back:
             self.engine.restart(self.best, learning_rate)
@@ -98,11 +102,11 @@ class Watch:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the step size was halved so often that going on is of no use."""
+        """True after more than `HALVINGS` halvings of the step size, which ends learning."""
         return len(self.drifts) > HALVINGS
 
     def verdict(self) -> Masks:
-        """The best mask if the unseen half confirms it, else the initial one."""
+        """Return the best mask if the unseen half of the windows confirms that mask, else the initial mask."""
         masks, confirmation = self.selection.verdict(self.losses), self.selection.confirmation
         self.notes = {
             "returned": "learnt" if self.selection.confirmed else "initial",
@@ -113,7 +117,7 @@ class Watch:
         return masks
 
     def losses(self, windows: Tensor, masks: Masks | None = None) -> Tensor:
-        """Per-window losses under `masks` or the greedy mask, float64 `[windows]` on the CPU."""
+        """Return the losses of all windows under `masks` or the greedy mask, float64 `[windows]` on the CPU."""
         return self.engine.losses(windows, masks).double().cpu()
 
     def to_save(self) -> dict[str, Any]:
@@ -122,7 +126,7 @@ class Watch:
         return {**self.best.to_save("best"), **{f"watch {name}": value for name, value in figures.items()}}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore a state from a checkpoint."""
         self.selection.best = self.selection.initial.with_bits("best", saved)
         self.selection.best_at, self.selection.best_losses = saved["watch best_step"], saved["watch best_losses"]
         for name in SAVED:

@@ -1,4 +1,4 @@
-"""Results for papers and for the web: LaTeX tables, a plot of quality against cost, a page that stands alone."""
+"""Reporters for papers and for the web: a LaTeX table, a plot of quality against cost, a self-contained page."""
 
 from __future__ import annotations
 

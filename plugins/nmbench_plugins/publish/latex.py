@@ -1,4 +1,4 @@
-r"""`report.tex`: the summary over seeds as a booktabs table, to be read by `\input` in a paper."""
+r"""`report.tex`: the summary over seeds as a booktabs table, for `\input` in a paper."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Latex(nmbench.Reporter):
 
 
 def row(cells: list[str]) -> str:
+    """Return one row of the table."""
     return " & ".join(escaped(cell) for cell in cells) + r" \\"
 
 
 def escaped(text: str) -> str:
-    """Plain text as LaTeX shows it. Every character that LaTeX gives a meaning is taken one at a time."""
+    """Return LaTeX source that shows a plain text: every special character is escaped."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
     special |= {character: "\\" + character for character in "&%$#_{}"}
     return "".join(special.get(character, character) for character in text)

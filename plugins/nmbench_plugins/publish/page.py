@@ -1,4 +1,4 @@
-"""`report.html`: tables, rankings, layer errors and the plot in one file that loads nothing else."""
+"""`report.html`: tables, rankings, layer errors and the plot in one file that loads no other file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ tr.failed td { color: #a00; } pre { background: #f4f4f4; padding: 0.8rem; overfl
 
 
 class Html(nmbench.Reporter):
-    """`report.html`: one self-contained page; the plot is in it if matplotlib is installed."""
+    """`report.html`: one self-contained page, with the plot if matplotlib is installed."""
 
     def write(self, results: nmbench.Results, directory: Path) -> Path:
         path = directory / "report.html"
@@ -31,7 +31,7 @@ class Html(nmbench.Reporter):
 
 
 def page(results: nmbench.Results) -> str:
-    """The whole document."""
+    """Return the HTML document."""
     body = [
         "<h1>Strict N:M pruning compared</h1>",
         *(f"<p>{escape(line)}</p>" for line in results.protocol()),
@@ -46,11 +46,12 @@ def page(results: nmbench.Results) -> str:
 
 
 def section(title: str, content: str) -> str:
+    """Return a section, which scrolls sideways if its content is wide."""
     return f'<h2>{escape(title)}</h2>\n<div class="wide">{content}</div>'
 
 
 def table(frame: Any) -> str:
-    """A frame of texts as it stands."""
+    """Return the HTML table of a frame of texts; rows that failed are red."""
     head = "".join(f"<th>{escape(name)}</th>" for name in frame.columns)
     lines = []
     for cells in frame.astype(str).to_numpy().tolist():
@@ -60,12 +61,12 @@ def table(frame: Any) -> str:
 
 
 def rankings(results: nmbench.Results) -> str:
-    """What the terminal says below its tables."""
+    """Return the part of the terminal's report that follows the tables."""
     return "\n\n".join(part for part in nmbench.render(results).split("\n\n") if "label" not in part.splitlines()[0])
 
 
 def plot(results: nmbench.Results) -> str:
-    """The plot as a picture in the page, or why there is none."""
+    """Return the plot as an embedded picture, or the reason why there is no plot."""
     try:
         content = base64.b64encode(image(results, "png")).decode()
     except nmbench.NMBenchError as error:
@@ -74,7 +75,7 @@ def plot(results: nmbench.Results) -> str:
 
 
 def heat(rows: Any) -> str:
-    """Items down, rows of the run across, mean over seeds; the redder, the larger within the whole table."""
+    """Return a table of items by rows of the run, mean over seeds; larger values are redder."""
     rows = rows.assign(row=rows["label"] + " " + rows["pattern"].fillna(""))
     matrix = rows.pivot_table(index="item", columns="row", values="value", sort=False)
     top = max(float(matrix.max(axis=None)), 1e-30)
@@ -87,4 +88,5 @@ def heat(rows: Any) -> str:
 
 
 def cell(value: float, top: float) -> str:
+    """Return a cell whose red is proportional to value / top."""
     return f'<td style="background: rgba(220, 60, 40, {max(value, 0) / top * 0.8:.3f})">{value:.4f}</td>'

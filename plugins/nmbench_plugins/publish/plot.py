@@ -1,4 +1,4 @@
-"""`pareto.png`: quality against each kind of cost, fronts drawn. Needs matplotlib, the extra `nmbench[plot]`."""
+"""`pareto.png`: quality against each kind of cost, with Pareto fronts. Needs matplotlib, the extra `nmbench[plot]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PANELS = {
     "tokens": ("computed_tokens", "forward + 2 × backward tokens"),
     "bytes": ("peak_bytes", "peak memory, GiB"),
 }
-THRESHOLDS = {"seconds": 0.1, "tokens": 100.0}  # below it the axis is linear, so that zero has a place
+THRESHOLDS = {"seconds": 0.1, "tokens": 100.0}  # below the threshold an axis is linear, so that the axis has a zero
 MARKERS = "os^DvPX<>*"
 MISSING = "the plot needs matplotlib, which is not installed: pip install 'nmbench[plot]'."
 
@@ -29,7 +29,7 @@ class Plot(nmbench.Reporter):
 
 
 def image(results: nmbench.Results, form: str) -> bytes:
-    """The plot as a png or svg file. Raises `NMBenchError` if matplotlib is missing or there is nothing to show."""
+    """Return the bytes of a png or svg file. Raises `NMBenchError` if matplotlib is missing or no row can be shown."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -48,7 +48,7 @@ def image(results: nmbench.Results, form: str) -> bytes:
         axes.set_xlabel(label)
         axes.margins(x=0.1, y=0.1)
         axes.grid(alpha=0.3)
-        if kind != "bytes":  # from nothing to days, from no token to billions
+        if kind != "bytes":  # seconds from zero to days, tokens from none to billions
             axes.set_xscale("symlog", linthresh=THRESHOLDS[kind])
             axes.set_xlim(left=-THRESHOLDS[kind] / 10)
     figure.axes[0].set_ylabel(f"{frame['metric'].iloc[0]}{direction(frame)}")
@@ -59,7 +59,7 @@ def image(results: nmbench.Results, form: str) -> bytes:
 
 
 def legend(colors: dict[str, str], markers: dict[str, str]) -> list[Any]:
-    """One entry for every pattern (its colour), every label (its marker), and what lines and fillings mean."""
+    """Return legend entries: a colour for every pattern, a marker for every label, the dense line, hollow markers."""
     from matplotlib.lines import Line2D
 
     methods = {label: marker for label, marker in markers.items() if label != "dense"}
@@ -72,10 +72,10 @@ def legend(colors: dict[str, str], markers: dict[str, str]) -> list[Any]:
 
 
 def means(results: nmbench.Results) -> Any:
-    """One row per run, label and pattern: mean value of the first metric, mean costs, whether on each front."""
+    """Return one row per run, label and pattern: mean of the first metric, mean costs, membership of each front."""
     frame = results.tidy()
     first = frame.drop_duplicates(["directory"])[["directory", "metric"]]
-    frame = frame.merge(first, on=["directory", "metric"])  # each run is judged by its own first metric
+    frame = frame.merge(first, on=["directory", "metric"])  # each run counts by its own first metric
     frame["computed_tokens"] = (frame["forward_tokens"] + 2 * frame["backward_tokens"]).astype(float)
     frame["peak_bytes"] = frame["peak_device_bytes"].fillna(frame["peak_host_bytes"]).astype(float) / 2**30
     keys = ["directory", "label", "pattern", "metric", "lower_is_better", *(f"pareto_{kind}" for kind in PANELS)]
@@ -84,7 +84,7 @@ def means(results: nmbench.Results) -> Any:
 
 
 def draw(axes: Any, rows: Any, kind: str, column: str, color: str, markers: dict[str, str]) -> None:
-    """The points of one pattern; filled and joined by steps are those on the front."""
+    """Draw the points of one pattern; points on the front are filled and joined by steps."""
     on = rows[rows[f"pareto_{kind}"].astype(bool)].sort_values(column)
     axes.step(on[column], on["value"], where="post", color=color, alpha=0.5)
     for label, x, y, filled in zip(rows["label"], rows[column], rows["value"], rows[f"pareto_{kind}"], strict=True):
@@ -92,5 +92,5 @@ def draw(axes: Any, rows: Any, kind: str, column: str, color: str, markers: dict
 
 
 def direction(frame: Any) -> str:
-    """Says which way is better."""
+    """Return a text on which direction is better."""
     return " (lower is better)" if frame["lower_is_better"].iloc[0] else " (higher is better)"

@@ -1,8 +1,12 @@
 """SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot (Frantar and Alistarh, arXiv 2301.00774).
 
-`solver` states the method and its options, `factor` splits the Hessian, `sweep` prunes column by column. On NVIDIA GPUs
-the columns of a block are swept by one Triton program (`kernel` launches it, `program` is it); everywhere else, and for
-patterns that it does not know, by a plain loop.
+Read in this order:
+
+1. `solver`: the method, its options and the order of its steps.
+2. `factor`: the triangular root of the damped Hessian.
+3. `sweep`: from block to block of columns.
+4. `launch`, `program`, `reference`: the columns of one block. On NVIDIA GPUs `launch` runs the Triton program in
+   `program`; on other devices, and for other patterns, the plain loop in `reference` does the same.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The upper triangular root R of the damped Hessian, H = R R^T.
 
 SparseGPT sweeps with U, the upper Cholesky factor of H^-1 (U^T U = H^-1). With J the reversal of rows, J H J = L L^T is
-an ordinary Cholesky factorisation, R = J L J is upper triangular and R R^T = H, so that U = R^-1. One factorisation
-does it, and nothing is inverted but blocks on the diagonal of R: `sweep` needs no more of U.
+an ordinary Cholesky factorisation, R = J L J is upper triangular and R R^T = H, so that U = R^-1. One factorisation is
+enough, and only blocks on the diagonal of R are inverted: `sweep` needs no other part of U.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ HIGHEST_DAMPING = 1.0
 
 
 def damped_root(gram: Tensor, dead: Tensor, damping: float) -> tuple[Tensor, float]:
-    """R of `gram` `[in, in]` with ones on the diagonal where `dead` `[in]`, damped; and the damping that it took.
+    """Return R of `gram` `[in, in]`, damped and with ones on the diagonal where `dead` `[in]`, and the damping.
 
     damping * mean(diagonal) is added to the diagonal; damping is raised tenfold while there is no such root. Raises
-    `NumericalFailure` beyond `HIGHEST_DAMPING`. `gram` is left as it is.
+    `NumericalFailure` beyond `HIGHEST_DAMPING`. `gram` does not change.
     """
     diagonal = gram.diagonal().masked_fill(dead, 1.0)
     mean = diagonal.mean()
@@ -33,9 +33,9 @@ def damped_root(gram: Tensor, dead: Tensor, damping: float) -> tuple[Tensor, flo
 
 
 def upper_root(matrix: Tensor, diagonal: Tensor) -> Tensor | None:
-    """R `[n, n]`, upper triangular, with R R^T = `matrix` with this `diagonal` `[n]`, in the dtype of the matrix.
+    """Return R `[n, n]`, upper triangular, with R R^T = `matrix` with this `diagonal` `[n]`, in the matrix dtype.
 
-    None if that is not positive definite in its dtype.
+    Returns None if the matrix with this diagonal is not positive definite in its dtype.
     """
     reversed_ = matrix.flip(0, 1)
     reversed_.diagonal().copy_(diagonal.flip(0))
@@ -45,9 +45,9 @@ def upper_root(matrix: Tensor, diagonal: Tensor) -> Tensor | None:
 
 
 def inverses(root: Tensor, width: int) -> Tensor:
-    """U_BB, the inverses of the blocks of `width` columns on the diagonal of R: `[blocks, width, width]`.
+    """Return U_BB, the inverses of the blocks of `width` columns on the diagonal of R: `[blocks, width, width]`.
 
-    They are also blocks of R^-1, as R is triangular. A last block that is smaller is filled up with the identity.
+    The inverses are also blocks of R^-1, as R is triangular. The identity fills up a smaller last block.
     """
     columns = len(root)
     eye = torch.eye(width, dtype=root.dtype, device=root.device)

@@ -1,8 +1,8 @@
-"""SparseGPT as a solver: the options, dead inputs, and what happens in which order.
+"""SparseGPT as a solver: the options, dead inputs, and the order of the steps.
 
 H = (2/windows) * sum X^T X, damped. From left to right, each group keeps the N weights of the highest w^2 / U_cc^2,
-where U is the upper Cholesky factor of H^-1; what is dropped is made up for by the columns to its right (arXiv
-2301.00774, algorithm 1). `factor` and `sweep` tell how that is computed.
+where U is the upper Cholesky factor of H^-1; the columns to the right compensate for the dropped weights (arXiv
+2301.00774, algorithm 1). `factor` and `sweep` hold the computation.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import nmbench
-from nmbench_plugins.sparsegpt import kernel
+from nmbench_plugins.sparsegpt import launch, reference
 from nmbench_plugins.sparsegpt.factor import damped_root
-from nmbench_plugins.sparsegpt.sweep import BlockSweep, block_width, sweep, sweep_block
+from nmbench_plugins.sparsegpt.sweep import BlockSweep, block_width, sweep
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SparseGPT(nmbench.Solver):
     damping: float = nmbench.option(0.01, "added to the diagonal of the Hessian, relative to its mean")
     block_columns: int = nmbench.option(128, "columns swept before later ones are updated at once", unit="columns")
     sequential: bool = nmbench.option(
-        False, "true-sequential: look at the inputs of a layer when the layers before it in its block are pruned"
+        False, "true-sequential: gather the inputs of a layer after the layers before it in its block are pruned"
     )
 
     def __post_init__(self) -> None:
@@ -44,6 +44,6 @@ class SparseGPT(nmbench.Solver):
 
 
 def block_sweep(weight: Tensor, pattern: nmbench.Pattern, block_columns: int) -> BlockSweep:
-    """The Triton program where it can sweep such blocks (`kernel.fused`), else the plain loop; they differ in speed."""
+    """Return the launch of the Triton program where that program is usable, else the plain loop, which is slower."""
     width = block_width(pattern, block_columns, weight.shape[1])
-    return kernel.sweep_block if kernel.fused(pattern, width, weight.device) else sweep_block
+    return launch.sweep_block if launch.usable(pattern, width, weight.device) else reference.sweep_block

@@ -1,16 +1,18 @@
 """Swaps: refinement of a mask inside its groups, on frozen weights, from statistics of the layer's inputs.
 
-`refiner` states what is minimised and the options, `problem` holds it for one layer in numbers, `descent` sweeps the
-groups and `choosers` choose the pattern of one. An `aim` is what a layer is to come close to.
+Read in this order:
 
-`judged` is a learner that lets the model's loss choose among such refinements: `course` is one run of it, `judge`
-measures a proposal.
+1. `refiner`: the method `swaps`, its objective and its options.
+2. `aim`: the target of a layer's outputs, and `problem`: the objective of one layer in numbers.
+3. `descent`: sweeps over the groups of a layer, and `choosers`: the choice of the pattern of one group.
+4. `learner`: the learner `swaps-judged`, in which the model's loss chooses among such refinements.
+5. `judged_run`: one run of that learner, and `judge`: the losses of a proposal.
 """
 
 from __future__ import annotations
 
 import nmbench
-from nmbench_plugins.swaps.judged import SwapsJudged as SwapsJudged
+from nmbench_plugins.swaps.learner import SwapsJudged as SwapsJudged
 from nmbench_plugins.swaps.refiner import Swaps as Swaps
 
 

@@ -1,4 +1,4 @@
-"""What a layer is to come close to when weights are dropped; the formulas are in `refiner`."""
+"""The target of a layer's outputs when weights are dropped; `refiner` states the formulas."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import nmbench
 
 
 class Aim(NamedTuple):
-    """a and b of the target: `dense`, from the outputs on pruned inputs (0) to those in the dense model (1);
-    `residual`, how much of the error in the residual stream to make up for, in layers that write into it.
+    """The numbers a and b of a target.
+
+    `dense`, a: from the layer's outputs on pruned inputs (0) to its outputs in the dense model (1). `residual`, b: the
+    share of the error in the residual stream that a layer compensates for, in layers that write into that stream.
     """
 
     dense: float
@@ -30,7 +32,7 @@ class Aim(NamedTuple):
         return needs
 
     def target(self, stats: nmbench.LayerStats) -> tuple[Tensor | None, Tensor | None]:
-        """(a - b) D and b L; a D and None for a layer that does not write into the residual stream."""
+        """Return (a - b) D and b L; a D and None for a layer that does not write into the residual stream."""
         lag = None if stats.lag is None or not self.residual else self.residual * stats.lag
         share = self.dense - (0 if lag is None else self.residual)
         if not share:
@@ -39,14 +41,14 @@ class Aim(NamedTuple):
         return share * stats.drift, lag
 
     def linear(self, moved: Tensor, lag: Tensor | None) -> Tensor:
-        """l `[out, in]` from W D, `moved`, and L, `lag`."""
+        """Return l `[out, in]` from W D, `moved`, and L, `lag`."""
         if lag is None:
             return self.dense * moved
         return (self.dense - self.residual) * moved + self.residual * lag
 
     @classmethod
     def parsed(cls, text: str) -> list[Aim]:
-        """Aims written as `0/0, 0.15/0.15`. Raises `ValueError` for anything else, and for repeated ones."""
+        """Return the aims in a text like `0/0, 0.15/0.15`. Raises `ValueError` for other texts and repeated aims."""
         aims = []
         for part in text.split(","):
             dense, residual = part.split("/")

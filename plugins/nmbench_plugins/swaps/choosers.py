@@ -1,4 +1,4 @@
-"""How the pattern of one group is chosen, all others fixed: the best of all, or the best exchange of two weights."""
+"""The choice of the pattern of one group, other groups fixed: the best of all patterns, or the best exchange."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor
 import nmbench
 from nmbench_plugins.swaps.problem import Problem, own_blocks
 
-MOST_PATTERNS = 128  # of a group; beyond it, swaps
+MOST_PATTERNS = 128  # of a group; a group with more is changed by exchanges of two weights
 
 
 class Chooser(Protocol):
     """Chooses the pattern of one group after the other, in one block of columns."""
 
     def choose(self, number: int, pull: Tensor, dropped: Tensor) -> None:
-        """Write what is best to drop in group `number` to `dropped` `[group, out]`, given its p, `[group, out]`."""
+        """Set `dropped` `[group, out]` of group `number` to the best pattern, 1 where dropped; `pull` is its p."""
 
 
 def chooser_of(pattern: nmbench.Pattern) -> type[AllPatterns | Exchange]:
+    """Return the chooser for groups of this pattern."""
     return AllPatterns if math.comb(pattern.group, pattern.keep) <= MOST_PATTERNS else Exchange
 
 
@@ -41,7 +42,7 @@ class AllPatterns:
         self.twice = 2 * weight
         now = (self.table @ dropped.unflatten(0, (-1, size))).max(dim=1, keepdim=True).indices  # [groups, 1, out]
         noise = problem.noise[block].unflatten(0, (-1, size)).sum(dim=1, keepdim=True)
-        self.fixed.scatter_add_(1, now, -noise)  # others must be better beyond rounding
+        self.fixed.scatter_add_(1, now, -noise)  # another pattern must be better by more than rounding
 
     def choose(self, number: int, pull: Tensor, dropped: Tensor) -> None:
         cost = torch.addmm(self.fixed[number], self.table, self.twice[number] * pull)  # [patterns, out]
@@ -50,8 +51,11 @@ class AllPatterns:
 
 @functools.cache
 def tables(pattern: nmbench.Pattern, device: torch.device) -> tuple[Tensor, ...]:
-    """What the patterns of a group drop: float `[patterns, group]`, 1 where dropped, its transpose, and the same for
-    pairs, `[patterns, pairs]`, with the two members of each pair. Made once, so that nothing waits for a copy.
+    """Return tables of the weights, and of the pairs of weights, that each pattern of a group drops.
+
+    Float `[patterns, group]`, 1 where dropped; its transpose; float `[patterns, pairs]`, 1 where both are dropped; and
+    the first and second members of the pairs, int64 `[pairs]`. The tables are cached, so that no sweep waits for a
+    copy.
     """
     size = pattern.group
     chosen = torch.tensor(list(itertools.combinations(range(size), size - pattern.keep)))  # [patterns, dropped]

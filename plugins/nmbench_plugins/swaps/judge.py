@@ -1,4 +1,4 @@
-"""Measures other weights of one block by the loss of the whole model; what lies above the block is computed once."""
+"""The losses of the whole model with other weights in one block; the blocks above are computed only once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from nmbench.evaluation import standard_error, window_losses
 
 
 class Judge:
-    """Losses of the model as it is now on `windows` int64 `[n, window_tokens]`, as long as the blocks above `index`
-    stay as they are; `minibatch` windows go through the model at once. Raises `NumericalFailure` if one is not finite.
+    """Losses of the live model on `windows` int64 `[n, window_tokens]`.
+
+    The weights of the blocks above block `index` must not change while a judge is in use. `minibatch` windows go
+    through the model at once. Raises `NumericalFailure` if a loss of the present masks is not finite.
     """
 
     def __init__(self, task: nmbench.LearnTask, index: int, windows: Tensor, minibatch: int) -> None:
@@ -23,29 +25,30 @@ class Judge:
         self.index = index if index and resumable(task.bundle, windows[:1]) else 0  # from which block on it computes
         self.above = [until(task.bundle, self.index - 1, part) if self.index else None for part in self.parts]
         self.count(self.index)
-        self.present = self.losses()  # float64 [n], under the masks that the model has now
+        self.present = self.losses()  # float64 [n], under the present masks
         if not self.present.isfinite().all():
             raise nmbench.NumericalFailure(
                 f"{task.who}: the loss of a calibration window is NaN or infinite; another --dtype may help."
             )
 
     def prefers(self, losses: Tensor, margin: float) -> bool:
-        """Whether losses `[n]` are below the present ones by more than `margin` standard errors; NaN never is."""
+        """Return whether losses `[n]` are below the present ones by more than `margin` standard errors; NaN is not."""
         gain = self.present - losses
         return float(gain.mean()) > margin * standard_error(gain)
 
     def losses(self) -> Tensor:
-        """Mean cross-entropy of each window in nats, float64 `[n]` on the device."""
+        """Return the mean cross-entropy of each window in nats, float64 `[n]` on the device."""
         self.count(len(self.task.bundle.blocks) - self.index)
         return torch.cat([self.part(above, tokens) for above, tokens in zip(self.above, self.parts, strict=True)])
 
     def part(self, above: Any, tokens: Tensor) -> Tensor:
+        """Return the losses of one minibatch, from the outputs `above` of the blocks above."""
         if not self.index:
             return window_losses(self.task.model, tokens).double()
         with resumed(self.task.bundle, self.index - 1, above):
             return window_losses(self.task.model, tokens).double()
 
     def count(self, blocks: int) -> None:
-        """Count the tokens that went through so many blocks, as a share of the model."""
+        """Count the tokens of all windows through `blocks` blocks, as a share of a forward pass."""
         tokens = sum(part.numel() for part in self.parts)
         self.task.count_forward(tokens * blocks // len(self.task.bundle.blocks))

@@ -1,9 +1,9 @@
 """Zero-shot accuracy through the stock lm-evaluation-harness: `zeroshot:<task>[@limit]`.
 
 `<task>` is a task of the harness, whose items then come from the hub, or a folder of items named after the task, as
-`zeroshot:./items/arc_easy@200`, which needs no network. Prompts, choices and scoring are the harness's own either way.
-A limit takes the first items only, and stands in the name. `acc` is the share of items whose gold choice is the
-likeliest, `acc_norm` the same with log-likelihoods divided by the length of the choice in bytes.
+`zeroshot:./items/arc_easy@200`, which needs no network. In both cases prompts, choices and scoring are those of the
+harness. A limit takes the first items only and is part of the metric's name. `acc` is the share of items whose gold
+choice is the most likely choice; `acc_norm` is the same share with log-likelihoods divided by the bytes of a choice.
 """
 
 from __future__ import annotations
@@ -38,40 +38,41 @@ class ZeroShot(nmbench.Metric):
 
     @property
     def limit(self) -> int | None:
-        """How many items are asked at most; None: all."""
+        """The largest number of items; None: all."""
         tail = self.argument.rpartition("@")[2]
         return int(tail) if "@" in self.argument and tail.isdigit() and int(tail) > 0 else None
 
     @property
     def where(self) -> str:
-        """Task or folder: what stands before the limit."""
+        """The task or the folder: the part of the argument before the limit."""
         return self.argument.rpartition("@")[0] if self.limit else self.argument
 
     @property
     def task(self) -> str:
+        """The name of the task."""
         return Path(self.where).name if self.where else ""
 
     @property
     def folder(self) -> Path | None:
-        """The folder of local items; None: the harness takes them from the hub."""
+        """The folder of local items; None: the harness loads the items from the hub."""
         return Path(self.where) if "/" in self.where or Path(self.where).is_dir() else None
 
     def provenance(self) -> Mapping[str, Any]:
-        """The harness and the items that the answers depend on."""
+        """Return the version of the harness and the digest of local items, on which the answers depend."""
         items = {"items_sha256": digest(self.folder)} if self.folder else {}
         return {"lm_eval": importlib.metadata.version("lm_eval"), **items}
 
-    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, Mapping[str, Any]]:
-        from nmbench_plugins.zeroshot.harness import ask
+    def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
+        from nmbench_plugins.zeroshot.harness import evaluate
 
-        answers = ask(subject.bundle, self.task, self.folder, self.limit)
+        answers = evaluate(subject.bundle, self.task, self.folder, self.limit)
         found = {}
         for figure, scores in answers.scores.items():  # float64 [items], 1 where right
             name = f"zeroshot:{self.argument} {figure}"
             subject.per_window[name] = scores
             stderr = float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else None
-            value = {"value": float(scores.mean()), "stderr": stderr, "n": len(scores), "lower_is_better": False}
-            found[name] = {**value, "unit": "share of items", **answers.versions}
+            mean = float(scores.mean())
+            found[name] = nmbench.Value(mean, len(scores), stderr, False, "share of items", about=answers.versions)
         return found
 
 

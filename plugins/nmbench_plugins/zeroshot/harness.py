@@ -35,15 +35,15 @@ class Answers:
     versions: Mapping[str, Any]
 
 
-def ask(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | None) -> Answers:
+def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | None) -> Answers:
     """Evaluate the live model of a bundle on one task.
 
-    Raises `NMBenchError` if the harness does not know the task, has no accuracy for it, or cannot get its items.
+    Raises `NMBenchError` if the harness does not know the task, has no accuracy for the task, or cannot load its items.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with as_before(), tempfile.TemporaryDirectory() as scratch:
+    with restoring_random_states(), tempfile.TemporaryDirectory() as scratch:
         try:
             model = HFLM(pretrained=bundle.model, tokenizer=copy.deepcopy(bundle.tokenizer), batch_size=BATCH)
             found = simple_evaluate(
@@ -52,7 +52,7 @@ def ask(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | Non
                 task_manager=None if folder is None else local(task, folder, Path(scratch)),
                 num_fewshot=0,
                 limit=limit,
-                bootstrap_iters=0,  # the standard error is taken from the answers
+                bootstrap_iters=0,  # the standard error is computed from the answers
                 random_seed=None,
                 numpy_random_seed=None,
                 torch_random_seed=None,
@@ -74,7 +74,7 @@ def ask(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | Non
 
 
 def local(task: str, folder: Path, scratch: Path) -> Any:
-    """A task manager with one task: the harness's own definition, on the items of a folder, written to `scratch`."""
+    """Return a task manager with the harness's definition of one task on the items of a folder, in `scratch`."""
     from lm_eval.tasks import TaskManager
 
     split = TASKS[task][0]
@@ -96,7 +96,7 @@ def local(task: str, folder: Path, scratch: Path) -> Any:
 
 @functools.cache
 def stock_definition(task: str) -> Path:
-    """The file in which the harness defines a task."""
+    """Return the file in which the harness defines a task."""
     from lm_eval.tasks import TaskManager
 
     entry = TaskManager().task_index[task]
@@ -104,18 +104,18 @@ def stock_definition(task: str) -> Path:
 
 
 def versions(found: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """What else the figures depend on."""
+    """Return the versions of task and harness, on which the figures depend."""
     return {"task_version": found["versions"].get(task), "lm_eval": importlib.metadata.version("lm_eval")}
 
 
 @contextlib.contextmanager
-def as_before() -> Iterator[None]:
-    """Random states are put back at the end; meanwhile the harness is silent."""
+def restoring_random_states() -> Iterator[None]:
+    """Keep the harness silent while the context is open, and restore all random states at the end."""
     log = logging.getLogger("lm_eval")
     level, plain, arrays = log.level, random.getstate(), numpy.random.get_state()
     log.setLevel(logging.ERROR)
     try:
-        with torch.random.fork_rng(), silence():
+        with torch.random.fork_rng(), silencing():
             yield
     finally:
         log.setLevel(level)
@@ -124,8 +124,8 @@ def as_before() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Nothing is written to the error stream: no bars, and no complaint of the `git` that the harness calls."""
+def silencing() -> Iterator[None]:
+    """Discard the error stream while the context is open: progress bars, and messages of `git` subprocesses."""
     saved = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         os.dup2(nowhere.fileno(), 2)

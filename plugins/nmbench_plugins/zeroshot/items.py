@@ -1,4 +1,4 @@
-"""Items of zero-shot tasks in local folders, in the form in which the harness's task definitions expect them.
+"""Items of zero-shot tasks in local folders, in the form that the harness's task definitions expect.
 
 A folder `<task>/` holds `test.jsonl` or `validation.jsonl`, whichever the harness evaluates on, one item a line: with
 the fields of the data set on the hub, or for ARC and OpenBookQA with "question", a list "choices" and the index "gold",
@@ -19,7 +19,7 @@ Item = dict[str, Any]
 
 
 def lettered(item: Item) -> Item:
-    """Choices with labels, the gold one named by its label, as ARC and OpenBookQA have them on the hub."""
+    """Return an item with labelled choices and the label of the gold choice, as on the hub for ARC and OpenBookQA."""
     if "answerKey" in item:
         return item
     labels = [chr(ord("A") + index) for index in range(len(item["choices"]))]
@@ -29,11 +29,12 @@ def lettered(item: Item) -> Item:
 
 
 def labelled(item: Item) -> Item:
-    """A truth value as the label 0 or 1, as SuperGLUE has it."""
+    """Return an item whose truth value is the label 0 or 1, as in SuperGLUE."""
     return item if "label" in item else {**item, "label": int(item["answer"])}
 
 
-def as_it_is(item: Item) -> Item:
+def unchanged(item: Item) -> Item:
+    """Return the item itself."""
     return item
 
 
@@ -41,16 +42,16 @@ TASKS: dict[str, tuple[str, Callable[[Item], Item]]] = {
     "arc_easy": ("test", lettered),
     "arc_challenge": ("test", lettered),
     "openbookqa": ("test", lettered),
-    "hellaswag": ("validation", as_it_is),
-    "piqa": ("validation", as_it_is),
-    "winogrande": ("validation", as_it_is),
+    "hellaswag": ("validation", unchanged),
+    "piqa": ("validation", unchanged),
+    "winogrande": ("validation", unchanged),
     "boolq": ("validation", labelled),
-    "lambada_openai": ("test", as_it_is),
+    "lambada_openai": ("test", unchanged),
 }
 
 
 def check(folder: Path) -> Path:
-    """The file of items in a folder. Raises `NMBenchError` if there is none, or if no task has the folder's name."""
+    """Return the file of items in a folder. Raises `NMBenchError` for a missing file or an unknown folder name."""
     if folder.name not in TASKS:
         raise nmbench.NMBenchError(
             f"no zero-shot task is known by the folder name {folder.name!r}; name it {', '.join(TASKS)}."
@@ -62,7 +63,7 @@ def check(folder: Path) -> Path:
 
 
 def read(folder: Path) -> list[Item]:
-    """All items of a folder. Raises `NMBenchError` naming the first line that is no item of the task."""
+    """Return all items of a folder. Raises `NMBenchError` with the first line that is not an item of the task."""
     path, form = check(folder), TASKS[folder.name][1]
     items = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
@@ -77,5 +78,5 @@ def read(folder: Path) -> list[Item]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of the file of items."""
+    """Return the SHA-256 of the file of items."""
     return hashlib.sha256(check(folder).read_bytes()).hexdigest()

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from nmbench.results.files import pack, unpack
-from nmbench_plugins.maskpro.packed import Packed
+from nmbench_plugins.maskpro.masks import Packed
 from nmbench_plugins.maskpro.tracker import Figures
 from nmbench_plugins.maskpro.watch import AT_ONCE_NATS, FORGOTTEN_NATS, HALVINGS, PATIENCE, Watch
 from reference.planted import cycles, equal, make
@@ -49,14 +46,14 @@ class Script:
         self.restarts.append(learning_rate)
 
 
-def watched(script: Script, looks: int, tolerance_nats: float = 0.005) -> Watch:
-    """A watch after so many looks, one every 10 steps, at masks that differ from look to look."""
+def watched(script: Script, count: int, tolerance_nats: float = 0.005) -> Watch:
+    """A watch after `count` measurements, one every 10 steps, of masks that differ each time."""
     task = make(selection=cycles(16))
     watch = Watch(task, script, Packed(task.initial, torch.device("cpu")), tolerance_nats)
     watch.start()
-    for look in range(1, looks + 1):
-        moved = {name: mask.roll(4 * look, 1) for name, mask in task.initial.items()}
-        watch.look(10 * look, Packed(moved, torch.device("cpu")))
+    for number in range(1, count + 1):
+        moved = {name: mask.roll(4 * number, 1) for name, mask in task.initial.items()}
+        watch.measure(10 * number, Packed(moved, torch.device("cpu")))
     return watch
 
 
@@ -70,7 +67,7 @@ def test_best_mask_is_kept():
 
 @pytest.mark.parametrize(("gained", "back"), [(0.9, False), (0.51, False), (0.49, True), (0.0, True)])
 def test_drift(gained, back):
-    """Clearly worse at several looks in a row: on with half the step size if little of the gain is lost, and if not
+    """Clearly worse several times in a row: on with half the step size if little of the gain is lost, and if not
     back to the best mask; either is on record.
     """
     script = Script([0.5 + gained, 0.5, *[0.5 + CLEAR] * PATIENCE])
@@ -85,7 +82,7 @@ def test_drift(gained, back):
 
 
 def test_drift_that_goes_on_is_seen_again():
-    """The looks are counted anew after a drift; every one halves the step size."""
+    """Measurements are counted anew after a drift; every one halves the step size."""
     script = Script([1.5, 0.5, *[0.5 + CLEAR] * 3 * PATIENCE])
     watch = watched(script, 1 + 3 * PATIENCE)
     assert [drift["learning_rate"] for drift in watch.drifts] == [4.0, 2.0, 1.0]
@@ -101,7 +98,7 @@ def test_drift_that_goes_on_is_seen_again():
     ],
 )
 def test_no_drift(levels):
-    """One bad look, a rise within the tolerance and a falling loss change nothing."""
+    """One bad measurement, a rise within the tolerance and a falling loss change nothing."""
     script = Script([1.0, 0.5, *levels])
     assert watched(script, 1 + len(levels)).drifts == []
     assert script.restarts == []
@@ -115,7 +112,7 @@ def test_rise_that_may_be_chance_is_no_drift():
 
 @pytest.mark.parametrize("level", [1.0 + AT_ONCE_NATS + 0.1, torch.nan])
 def test_collapse_is_seen_at_once(level):
-    """A loss that explodes, or is not a number, needs no second look."""
+    """A loss that explodes, or is not a number, needs no second measurement."""
     watch = watched(Script([1.0, level]), 1)
     assert [drift["back_to"] for drift in watch.drifts] == [0]
 
@@ -149,25 +146,3 @@ def test_tolerance_is_an_option():
     watch = watched(Script([1.0, 0.5, 2.2, 2.0]), 1, tolerance_nats=0.3)
     watch.verdict()
     assert watch.notes["returned"] == "learnt"
-
-
-# Masks as bits
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 20), st.integers(0, 2**31))
-def test_packed_masks_come_back(rows, inputs, seed):
-    """A mask comes back from its bits, one a weight, in whatever memory it lay; and so it does from a checkpoint."""
-    mask = torch.rand(inputs, rows, generator=torch.Generator().manual_seed(seed)).t() < 0.5
-    bits = pack(mask)
-    assert len(bits) == -(-mask.numel() // 8)
-    assert torch.equal(unpack(bits, mask.shape), mask)
-    packed = Packed({"a": mask, "b": ~mask}, mask.device)
-    again = Packed({"a": mask, "b": mask}, mask.device).with_bits("best", packed.to_save("best"))
-    assert equal(dict(again), {"a": mask, "b": ~mask})
-
-
-def test_computed_masks_have_only_their_names():
-    """A name that is no layer is missing, as in any mapping."""
-    with pytest.raises(KeyError):
-        Packed({"a": torch.ones(2, 4, dtype=torch.bool)}, torch.device("cpu"))["b"]

@@ -1,0 +1,30 @@
+"""Writing pruned weights into the live model: kept weights, repaired or dense, and positive zeros elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from nmbench.methods import Pruned, PrunedModel
+from nmbench.models.bundle import Bundle
+
+
+def applied(pruned: Pruned, dense: Tensor) -> Tensor:
+    """Return the weight `[out, in]` to evaluate, in the dtype of `dense`: kept weights and positive zeros."""
+    weight = dense if pruned.weight is None else pruned.weight.to(dense.dtype)
+    return weight.masked_fill(~pruned.mask, 0.0)
+
+
+def apply(bundle: Bundle, pruned: PrunedModel) -> None:
+    """Write a pruned model into the live model."""
+    for name, layer in bundle.layers.items():
+        dense = layer.read()
+        layer.write(applied(moved(pruned.layers[name], dense.device), dense))
+
+
+def moved(pruned: Pruned, device: torch.device) -> Pruned:
+    """Return the same pruned layer on `device`."""
+    weight = None if pruned.weight is None else pruned.weight.to(device)
+    return dataclasses.replace(pruned, mask=pruned.mask.to(device), weight=weight)

@@ -1,0 +1,107 @@
+"""One row from beginning to end: prune, prove, measure, keep the files; or the record of a failure."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from nmbench.errors import CannotWrite, NMBenchError, interrupts
+from nmbench.evaluation.subject import DenseSubject, Subject
+from nmbench.experiment.jobs import Job, dense_digest
+from nmbench.experiment.measurement import measured
+from nmbench.experiment.record import dense_record, failed, record_of
+from nmbench.experiment.setup import Experiment
+from nmbench.methods import PrunedModel
+from nmbench.pruning.dispatch import made
+from nmbench.results.directory import RunDirectory
+from nmbench.results.files import read_tensors, save_masks, write_atomic, write_tensors
+from nmbench.results.format import Record
+from nmbench.runtime.cost import Meter
+from nmbench.runtime.isolation import isolating
+from nmbench.spec import DENSE
+
+
+def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, DenseSubject]:
+    """Return the record and the losses of the dense model, read from the run directory or measured.
+
+    Raises `NMBenchError` if the dense model cannot be measured, because every other row is compared with it.
+    """
+    digest = dense_digest(experiment.protocol_digest)
+    path = directory.file("losses", DENSE, ".safetensors")
+    record = directory.finished(digest, DENSE)
+    if record is not None:
+        return record, DenseSubject(read_tensors(path)[0])
+    try:
+        with isolating():
+            found = measured(experiment, DENSE)
+    except CannotWrite:
+        raise
+    except BaseException as error:
+        if interrupts(error):
+            raise
+        message, trace = explained(error, DENSE, directory)
+        raise NMBenchError(f"the dense model cannot be measured: {message} (traceback: {trace})") from error
+    keep_losses(path, found.subject, about(DENSE, digest, experiment))
+    record = dense_record(experiment, found)
+    if not experiment.is_intact(restore=False):
+        experiment.renew(DENSE)
+    directory.append(record)
+    experiment.plugins.announce("nmbench_method_finished", record=record)
+    return record, DenseSubject(found.subject.cached)
+
+
+def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory) -> Record:
+    """Return the record of one job; a method that raises, or calls exit, gives a failed record and a traceback file."""
+    try:
+        with isolating():
+            return done(job, experiment, dense, directory)
+    except CannotWrite:
+        raise
+    except BaseException as error:
+        if interrupts(error):
+            raise
+        message, trace = explained(error, job.name, directory)
+        return failed(job, experiment, message, str(trace.relative_to(directory.path)))
+
+
+def done(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory) -> Record:
+    """Return the record of one job that was pruned, proven and measured, its files written. Exceptions pass through."""
+    with Meter(experiment.bundle.device) as meter:
+        work = made(job, experiment, directory)
+    meter.seconds += work.earlier_seconds
+    found = measured(experiment, job.title, work.pruned, experiment.patterns(job.pattern), dense)
+    keep_files(job, experiment, directory, work.pruned, found.subject)
+    return record_of(job, experiment, work.pruned, work.cost, meter, found, dense)
+
+
+def explained(error: BaseException, name: str, directory: RunDirectory) -> tuple[str, Path]:
+    """Return one line about the error that is being handled, and the file that its traceback was written to."""
+    trace = directory.file("errors", name, ".txt")
+    write_atomic(trace, traceback.format_exc().encode())
+    kind = "" if isinstance(error, NMBenchError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split()), trace
+
+
+def keep_files(
+    job: Job, experiment: Experiment, directory: RunDirectory, pruned: PrunedModel, subject: Subject
+) -> None:
+    """Write the files that belong to the record: packed masks and losses by window."""
+    origin = about(job.label, job.digest, experiment)
+    keep_losses(directory.file("losses", job.name, ".safetensors"), subject, origin)
+    masks = directory.file("masks", job.name, ".safetensors")
+    save_masks(masks, pruned.masks, experiment.patterns(job.pattern), origin)
+
+
+def keep_losses(path: Path, subject: Subject, origin: dict[str, str]) -> None:
+    """Write the losses of every window, and the other figures by window that metrics kept."""
+    write_tensors(path, {**subject.cached, **subject.per_window}, origin)
+
+
+def about(label: str, digest: str, experiment: Experiment) -> dict[str, str]:
+    """Return the origin of a file as its metadata: label, job digest, model, digest of the dense weights."""
+    return {
+        "label": label,
+        "job_digest": digest,
+        "model": experiment.bundle.ref,
+        "model_digest": experiment.dense.digest,
+    }

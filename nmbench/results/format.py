@@ -1,0 +1,174 @@
+"""The format of a record: one line of `records.jsonl`, one row of the table.
+
+| format | what changed |
+|---|---|
+| 1 | the first format; lines without the field `format` |
+| 2 | `notes` hold only notes of the method; new fields `layer_notes`, `figures`, `experts`, `copied_from`, `curve` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
+
+from nmbench.errors import NMBenchError
+from nmbench.sources import ValueRecord
+from nmbench.verification.strict import Proof
+
+FORMAT = 2
+IN_EVERY_RECORD: dict[
+    str, type | tuple[type, ...]
+] = {  # field of every format -> its type; a line without one is no record
+    **{"label": str, "status": str, "job_digest": str, "pattern": (str, type(None)), "seed": (int, type(None))},
+    **{"notes": dict, "metrics": dict, "seconds": dict, "cost": dict},
+}
+
+
+class Interval(TypedDict):
+    """A paired difference of losses in nats per token: mean, 95 % bootstrap interval, number of windows."""
+
+    mean: float
+    low: float
+    high: float
+    windows: int
+
+
+class Seconds(TypedDict):
+    """Wall-clock seconds; `cpu_share`: processor seconds per second of pruning, in the process that ended the job."""
+
+    prune: float | None
+    evaluate: float | None
+    total: float | None
+    cpu_share: float | None
+
+
+class PeakBytes(TypedDict):
+    """Peak memory: resident on the host, its growth over the loaded model, allocated by torch on the device."""
+
+    host: int | None
+    host_growth: int | None
+    device: int | None
+
+
+class CostRecord(TypedDict):
+    """Tokens read and computed (`nmbench.runtime.Cost`); None where unknown: imported masks, failures."""
+
+    forward_tokens: int | None
+    backward_tokens: int | None
+    unique_tokens: int | None
+    selection_tokens: int | None
+
+
+class Coverage(TypedDict):
+    """The pruned part of the decoder: layers, weights, and their share of all parameters of the decoder."""
+
+    layers: int
+    weights: int
+    share_of_decoder: float
+
+
+class Identity(TypedDict):
+    """The part of a record that is known before the job is done."""
+
+    format: int
+    label: str
+    method: str | None
+    options: dict[str, Any]
+    content: dict[str, str]
+    started_from: str | None
+    pattern: str | None
+    pattern_for: dict[str, str]
+    seed: int | None
+    model: str
+    coverage: Coverage | None
+    calibration: str | None
+    calibration_digest: str | None
+    pool_digest: str | None
+    job_digest: str
+    spec_digest: str
+    protocol_digest: str
+    environment: dict[str, Any]
+
+
+class Said(TypedDict):
+    """The notes of a record on the work of the job.
+
+    `notes`: JSON values that the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
+    `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
+    the label of the row that did the same work; `curve`: the figures that a learner reported, by `step`.
+    """
+
+    notes: dict[str, Any]
+    layer_notes: dict[str, str]
+    figures: dict[str, float]
+    experts: dict[str, Any]
+    copied_from: str | None
+    curve: list[dict[str, float | None]]
+
+
+class Figures(Said):
+    """The part of a record that the job makes."""
+
+    status: str
+    strict: bool | None
+    proof: Proof | None
+    measured_digest: str | None
+    weights_changed: bool | None
+    metrics: dict[str, ValueRecord]
+    against_dense: dict[str, Interval]
+    seconds: Seconds
+    peak_bytes: PeakBytes
+    cost: CostRecord
+
+
+class Record(Identity, Figures, total=False):
+    """One row of a run.
+
+    A failed row has `error`, one line, and `traceback`, the path of the traceback file relative to the run directory.
+    If several run directories were read together, `directory` is the run directory of the row.
+    """
+
+    error: str
+    traceback: str
+    directory: str
+
+
+def record_in(line: Mapping[str, Any], where: str) -> Record:
+    """Return the record in a line of a file, `upgraded`. Raises `NMBenchError` if the line lacks fields."""
+    odd = [name for name, kind in IN_EVERY_RECORD.items() if not isinstance(line.get(name, ...), kind)]
+    if odd and line.get("format", 1) in (1, FORMAT):
+        raise NMBenchError(
+            f"{where} is not a record: {odd[0]!r} is missing or of a wrong type; remove the line to go on without it."
+        )
+    return upgraded(line, where)
+
+
+def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
+    """Return a record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later format."""
+    made_in = line.get("format", 1)
+    if made_in == FORMAT:
+        return cast(Record, dict(line))
+    if made_in != 1:
+        raise NMBenchError(
+            f"{where} has format {made_in!r}; this nmbench reads formats 1 to {FORMAT}: install a newer one."
+        )
+    notes = dict(line.get("notes", {}))
+    copied_from = notes.pop("same_as", None)
+    experts = {
+        name.removeprefix("experts_"): notes.pop(name)
+        for name in ("experts_never_reached", "experts_under_calibrated")
+        if name in notes
+    }
+    added = {
+        "format": FORMAT,
+        "seconds": {"cpu_share": None, **line.get("seconds", {})},
+        "peak_bytes": {"host_growth": None, **line.get("peak_bytes", {})},
+        "notes": notes,
+        "layer_notes": {},
+        "figures": {},
+        "experts": experts,
+        "copied_from": copied_from,
+        "curve": [],
+        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records have no such field
+    }
+    return cast(Record, {**line, **added})

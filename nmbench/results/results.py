@@ -1,0 +1,88 @@
+"""Results for users: the rows of run directories, and the tables and frames made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from nmbench.errors import NMBenchError
+from nmbench.results import frames, table
+from nmbench.results.format import Record
+from nmbench.results.protocol_line import protocol_lines
+from nmbench.results.records import Rows, newest, read_records
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Results(Rows):
+    """The rows of one or more run directories as tables, frames and lines of text."""
+
+    def only(self, patterns: Sequence[str] = (), labels: Sequence[str] = (), seeds: Sequence[int] = ()) -> Results:
+        """The dense rows, and the rows of these patterns, labels and seeds; an empty choice takes all.
+
+        Raises `NMBenchError` if no row but the dense ones is left.
+        """
+        chosen = [
+            record
+            for record in self.records
+            if record["pattern"] is None
+            or (
+                (not patterns or record["pattern"] in patterns)
+                and (not labels or record["label"] in labels)
+                and (not seeds or record["seed"] in seeds)
+            )
+        ]
+        if all(record["pattern"] is None for record in chosen) and (patterns or labels or seeds):
+            known = "; ".join(
+                dict.fromkeys(f"{r['label']} {r['pattern']} seed {r['seed']}" for r in self.records if r["pattern"])
+            )
+            raise NMBenchError(f"no row is of that pattern, label and seed; there are {known or 'none'}.")
+        return dataclasses.replace(self, records=chosen)
+
+    def tidy(self) -> pandas.DataFrame:
+        """Return one row per job and metric; `nmbench.results.frames.TIDY` describes the columns and their units."""
+        return frames.tidy([{"directory": str(self.directories[0]), **record} for record in self.records])
+
+    def frame(self) -> pandas.DataFrame:
+        """Return one row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`.
+
+        `nmbench.results.frames.WIDE` describes the columns and their units.
+        """
+        return frames.wide(self.records)
+
+    def details(self) -> pandas.DataFrame:
+        """Return one row per job, metric and item, for metrics with details, such as the error of every layer."""
+        return frames.details(self.records)
+
+    def protocol(self) -> list[str]:
+        """Return one line for every run: model, patterns, metrics, calibration, seeds, device and versions."""
+        return protocol_lines(self)
+
+    def table(self) -> pandas.DataFrame:
+        """Return one row per job, every figure as text: the table of the terminal."""
+        return table.rows(self.records)
+
+    def summary(self) -> pandas.DataFrame:
+        """Return one row per label and pattern, as text: metrics with standard deviations over seeds, and the cost."""
+        return table.summary(self)
+
+
+def load_results(*directories: str | os.PathLike[str]) -> Results:
+    """Return the results of run directories; of several directories, each record has its own in `directory`.
+
+    Raises `NMBenchError` if a directory holds no records.
+    """
+    paths = [Path(directory) for directory in directories]
+    records: list[Record] = []
+    for path in paths:
+        if not (path / "records.jsonl").is_file():
+            raise NMBenchError(f"{path} is not a run directory: it has no records.jsonl.")
+        where = {"directory": str(path)} if len(paths) > 1 else {}
+        records += [cast(Record, {**record, **where}) for record in newest(read_records(path / "records.jsonl"))]
+    return Results(records, paths)
