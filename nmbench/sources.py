@@ -123,7 +123,7 @@ class Metric:
 
     @property
     def bos(self) -> bool:
-        """Whether a BOS token begins every window, beside the tokens of the window."""
+        """True if a BOS token begins every window, beside the tokens of the window."""
         return False
 
     def provenance(self) -> Mapping[str, Any]:

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, UnknownName
 from nmbench.pattern import Pattern
-from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml, with_settings
+from nmbench.plain_data import read_toml
+from nmbench.spec import Defaults, MethodSpec, RunSpec, with_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 LAYERS = [
     f"model.layers.{block}.{part}"
     for block in range(3)

@@ -40,7 +40,7 @@ class Rules:
 
     @property
     def beside(self) -> bool:
-        """Whether the dense model runs beside the pruned one."""
+        """True if the dense model runs beside the pruned one."""
         return bool(self.needs & BESIDE)
 
 
@@ -142,7 +142,7 @@ class BlockVisit:
 
 
 def is_hidden(tensor: Tensor, batch: Tensor) -> bool:
-    """Whether a tensor has the form of hidden states `[windows, window_tokens, width]` of a batch of tokens."""
+    """True if a tensor has the form of hidden states `[windows, window_tokens, width]` of a batch of tokens."""
     return tensor.is_floating_point() and tensor.dim() == 3 and tensor.shape[:2] == batch.shape
 
 

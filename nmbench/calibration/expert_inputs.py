@@ -258,7 +258,7 @@ def picked_experts(name: str, args: Sequence[Any]) -> list[int] | None:
 
 
 def starts_with_a_row(weight: Tensor, picked: Picked) -> bool:
-    """Whether a factor begins with the first row of an expert; other rows of the expert have the same inputs."""
+    """True if a factor begins with the first row of an expert; other rows of the expert have the same inputs."""
     stored = picked.fused.parameter
     if weight.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
         return weight.storage_offset() == 0

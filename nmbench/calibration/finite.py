@@ -33,7 +33,7 @@ class Checks:
         return values.nan_to_num(0.0, 0.0, 0.0) if self.later else values
 
     def failed(self) -> bool:
-        """Whether a value noted until now is NaN or infinite; reading the extremes back blocks the host."""
+        """True if a value noted until now is NaN or infinite; reading the extremes back blocks the host."""
         return bool(self._extremes) and not bool(torch.stack(self._extremes).isfinite().all())
 
 

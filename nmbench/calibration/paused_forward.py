@@ -73,7 +73,7 @@ class PausedForward(greenlet):
             self._waiting.leave(self.gr_frame)
 
     def again(self, module: nn.Module, keep: bool = False) -> Any:
-        """What `module`, the block or a copy of the block, returns for the arguments, which stay as they are.
+        """Return what `module`, the block or a copy of the block, makes of the arguments, which stay as they are.
 
         If `keep`, the pass goes on with this output, unless the block has changed a container among its arguments.
         Raises `NMBenchError` if the block writes into tensors among its arguments and is not among `writing`.
@@ -104,7 +104,7 @@ class PausedForward(greenlet):
 
 
 def torch_state() -> tuple[bool, ...]:
-    """What a forward pass could change for all greenlets of a thread."""
+    """The settings that a forward pass could change for all greenlets of a thread."""
     autocast = (torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 

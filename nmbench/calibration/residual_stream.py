@@ -99,6 +99,6 @@ def adding(noise: Tensor, layer: nn.Module) -> Iterator[None]:
 
 
 def differ_by(noise: Tensor, before: Tensor, after: Tensor) -> bool:
-    """Whether `after - before` is `noise`, to rounding."""
+    """True if `after - before` is `noise`, to rounding."""
     noise = noise.float()
     return bool((after.float() - before.float() - noise).norm() < MOST_ERROR * noise.norm())

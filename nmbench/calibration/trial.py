@@ -109,7 +109,7 @@ def stacked_elsewhere(bundle: Bundle) -> Iterator[tuple[str, nn.Module]]:
 
 
 def writes(block: nn.Module, forward: PausedForward) -> bool:
-    """Whether a block writes into tensors among its arguments."""
+    """True if a block writes into tensors among its arguments."""
     args, kwargs = changed((forward.args, forward.kwargs), lambda tensor: tensor.to(forward.bundle.device, copy=True))
     given = list(tensors_of((args, kwargs)))
     before = [tensor._version for tensor in given]
@@ -128,7 +128,7 @@ def check_alike(bundle: Bundle, block: str, plain: Any, paused: Any) -> None:
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """Whether tensors are equal, to rounding; NaN equals NaN."""
+    """True if tensors are equal, to rounding; NaN equals NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point():

@@ -74,7 +74,8 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 
 def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
     """The specification in a TOML file and the flags; a flag overrides the file."""
-    from nmbench.spec import MethodSpec, RunSpec, read_toml, refuse_duplicates, with_settings
+    from nmbench.plain_data import read_toml, refuse_duplicates
+    from nmbench.spec import MethodSpec, RunSpec, with_settings
 
     content = read_toml(config) if config else {}
     methods = [MethodSpec.parse(text) for text in flags.pop("methods")]

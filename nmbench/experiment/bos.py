@@ -1,4 +1,4 @@
-"""Whether the windows of a run should begin with the BOS token: measured on a few windows of the dense model."""
+"""The doubt about windows without the BOS token, measured on a few windows of the dense model."""
 
 from __future__ import annotations
 

@@ -24,10 +24,11 @@ from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
+from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
 from nmbench.plugins.loading import Plugins
 from nmbench.sources import Dataset, Metric
-from nmbench.spec import ResolvedSpec, digest
+from nmbench.spec import ResolvedSpec
 from nmbench.verification.fingerprint import LOOSE, Fingerprint, check_intact, fingerprint, is_intact, probe_of
 from nmbench.verification.strict import check_divides
 

@@ -16,7 +16,7 @@ def run_model(model: nn.Module, tokens: Tensor) -> Any:
 
 
 def takes_use_cache(model: nn.Module) -> bool:
-    """Whether the forward pass of a model has an argument `use_cache`."""
+    """True if the forward pass of a model has an argument `use_cache`."""
     parameters = inspect.signature(model.forward).parameters
     return "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
