@@ -123,7 +123,12 @@ def encode(tokenizer: Any, text: str) -> Tensor:
 
 def test_tokens(dataset: Dataset, tokenizer: Any) -> Tensor:
     """The test texts joined by the data set's separator and tokenised once: int64 `[n]`."""
-    return encode(tokenizer, dataset.separator.join(dataset.texts("test")))
+    return encode(tokenizer, test_text(dataset))
+
+
+def test_text(dataset: Dataset) -> str:
+    """The test texts joined by the data set's separator."""
+    return dataset.separator.join(dataset.texts("test"))
 
 
 def cut(tokens: Tensor, window_tokens: int, name: str) -> Tensor:

@@ -41,6 +41,7 @@ class Subject:
         self.bundle = bundle
         self.texts = texts
         self.cached: dict[str, Tensor] = {}
+        self.windows: dict[str, Tensor] = {}  # of the cached losses, int64 [windows, window]
         self.per_window: dict[str, Tensor] = {}
         self._report = report
         self._logit_bytes = logit_bytes
@@ -50,7 +51,8 @@ class Subject:
         """Return the losses of the windows of a test text, float64 `[windows]` on the CPU; computed once."""
         name = key(dataset, window)
         if name not in self.cached:
-            self.cached[name] = self.measure(cut(self.texts[dataset], window, dataset), name)
+            self.windows[name] = cut(self.texts[dataset], window, dataset)
+            self.cached[name] = self.measure(self.windows[name], name)
         return self.cached[name]
 
     def batches(self, dataset: str, window: int) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Doubt:
-    """One reason to distrust a number: its `subject` (tokenizer, dense model, calibration ...) and a sentence `text`."""
+    """One reason to distrust a number: a sentence `text` about its `subject` (tokenizer, dense model, calibration)."""
 
     subject: str
     text: str

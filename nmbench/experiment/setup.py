@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
+from nmbench.data import Pool, calibration_pool, cut, encode, refuse_overlap, test_text, tokens_digest
 from nmbench.errors import ModelChanged, NMBenchError
+from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
+from nmbench.experiment.input_doubts import input_doubts
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
 from nmbench.experiment.plan import Plan, look_up
 from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
+from nmbench.models.context import sliding_window
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.plugins.events import Progress
@@ -44,6 +47,7 @@ class Experiment:
     provenance: Mapping[str, Any]
     probe: Tensor
     fingerprint: Fingerprint
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def plugins(self) -> Plugins:
@@ -75,6 +79,13 @@ class Experiment:
         """What the metrics depend on besides model and texts, of those that say so."""
         told = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
         return {name: content for name, content in told.items() if content}
+
+    @cached_property
+    def sliding_window(self) -> int | None:
+        """The tokens that attention sees in some or all blocks, if that is less than a test window."""
+        longest = max((tokens for metric in self.metrics.values() for _, tokens in metric.windows), default=0)
+        window = sliding_window(self.bundle.model)
+        return window if window and window < longest else None
 
     def calibration_digest(self, seed: int) -> str:
         """Names the windows that statistics are gathered from."""
@@ -146,6 +157,8 @@ class Experiment:
             "calibration_digests": {str(seed): self.calibration_digest(seed) for seed in self.pools},
             "pool_digests": {str(seed): pool.digest for seed, pool in self.pools.items() if len(pool.selection)},
             "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
+            "sliding_window": self.sliding_window,
+            "doubts": list(map(str, self.doubts)),
         }
 
 
@@ -161,17 +174,19 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     metrics = {name: look_up(plan.plugins, plan.plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plan.plugins, plan.plugins.registries.datasets, name) for name in names}
-    texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
+    written = {name: test_text(dataset) for name, dataset in datasets.items()}
+    texts = {name: encode(bundle.tokenizer, text) for name, text in written.items()}
     check_windows(bundle, spec, metrics, texts)
     calibration = look_up(plan.plugins, plan.plugins.registries.datasets, spec.calibration)
     pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name)
+    doubts = input_doubts(bundle, spec, calibration, pools, metrics, written, texts)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
     shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe))
-    return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
+    return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared, doubts)
 
 
 def check_windows(
@@ -194,6 +209,6 @@ def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, lea
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:
     """Raise `NMBenchError` if a window is longer than the model was made for."""
-    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)
+    context = bundle.context_tokens
     if context and window > context:
         raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")

@@ -70,7 +70,7 @@ class RunDirectory:
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
     def joined_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """`manifest` with what the earlier one says of other seeds.
+        """`manifest` with what the earlier one says of other seeds, and its doubts.
 
         Raises `RunMismatch` if the same names now stand for other weights or other tokens.
         """
@@ -83,6 +83,7 @@ class RunDirectory:
         for name in ("calibration_digests", "pool_digests", "calibration_notes"):
             if name in manifest or name in earlier:
                 joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
+        joined["doubts"] = list(dict.fromkeys([*earlier.get("doubts", ()), *manifest.get("doubts", ())]))
         for name in ("calibration_digests", "pool_digests"):
             for seed, tokens in manifest.get(name, {}).items():
                 if joined[name][seed] != tokens:

@@ -16,6 +16,7 @@ from nmbench.sources import ValueRecord
 from nmbench.verification.strict import Proof
 
 FORMAT = 2
+ADDED: Mapping[str, Any] = {"doubts": [], "unranked": [], "sliding_window": None}  # fields that came within format 2
 
 
 class Interval(TypedDict):
@@ -60,7 +61,10 @@ class Coverage(TypedDict):
 
 
 class Identity(TypedDict):
-    """The part of a record that is known before the job is done."""
+    """The part of a record that is known before the job is done.
+
+    `sliding_window`: the tokens that the attention of some or all blocks sees, if that is less than a test window.
+    """
 
     format: int
     label: str
@@ -72,6 +76,7 @@ class Identity(TypedDict):
     pattern_for: dict[str, str]
     seed: int | None
     model: str
+    sliding_window: int | None
     coverage: Coverage | None
     calibration: str | None
     calibration_digest: str | None
@@ -87,7 +92,8 @@ class Said(TypedDict):
 
     `notes`: JSON values as the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
     `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
-    the label of the row that did the same work.
+    the label of the row that did the same work; `doubts`: reasons to distrust the figures, those of the run's inputs
+    first; `unranked`: texts (`demo@256`) by which rows are not ranked, in the dense row.
     """
 
     notes: dict[str, Any]
@@ -95,6 +101,8 @@ class Said(TypedDict):
     figures: dict[str, float]
     experts: dict[str, Any]
     copied_from: str | None
+    doubts: list[str]
+    unranked: list[str]
 
 
 class Figures(Said):
@@ -128,7 +136,7 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
     """A record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later one."""
     made_in = line.get("format", 1)
     if made_in == FORMAT:
-        return cast(Record, dict(line))
+        return cast(Record, {**line, **{name: empty for name, empty in ADDED.items() if name not in line}})
     if made_in != 1:
         raise NMBenchError(
             f"{where} has format {made_in!r}; this nmbench reads formats 1 to {FORMAT}: install a newer one."
@@ -141,6 +149,7 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
         if name in notes
     }
     added = {
+        **ADDED,
         "format": FORMAT,
         "notes": notes,
         "layer_notes": {},

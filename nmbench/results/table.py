@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nmbench.results.doubt_lines import doubt_lines, is_unranked, unranked_texts
 from nmbench.results.format import Interval, Record
 from nmbench.results.pareto import cost_of, pareto, quality, row_key
 from nmbench.results.records import Rows
@@ -24,15 +25,16 @@ MEBIBYTE = 2**20
 
 
 def render(results: Rows, width: int | None = None) -> str:
-    """The whole text for a terminal: one row per job, means over seeds, rankings, failures.
+    """The whole text for a terminal: one row per job, means over seeds, rankings, failures, doubts.
 
     Of tables wider than `width` columns the least important columns are left out; None: nothing is.
     """
     parts = [fitted(rows(results.records), width)]
     if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
         parts.append("Mean over seeds (± standard deviation)\n" + fitted(means(results), width))
-    parts += [text for text in (comparisons(results), fallbacks(results.records), failures(results.records)) if text]
-    return "\n\n".join(parts)
+    parts += [comparisons(results), fallbacks(results.records), failures(results.records)]
+    parts.append("\n".join(doubt_lines(results.records)))
+    return "\n\n".join(filter(None, parts))
 
 
 def fallbacks(records: Sequence[Record]) -> str:
@@ -212,7 +214,10 @@ def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterato
     for name in dict.fromkeys(name for found in figures.values() for name in found):
         here = {label: found[name] for label, found in figures.items() if name in found}
         metric = metrics.get(name, {"lower_is_better": True, "unit": "nats"})  # what is no metric is a loss
-        yield f"{shown} {name}: {chain(here, metric['lower_is_better'])}"
+        if is_unranked(name, unranked_texts(records)):
+            yield f"{shown} {name}: no ranking, because the dense model does not predict this text (DOUBT below)"
+        else:
+            yield f"{shown} {name}: {chain(here, metric['lower_is_better'])}"
         for label in here:
             start = starts[label]
             if start in here and start not in changed and set(seeds[label]) <= set(seeds[start]):
