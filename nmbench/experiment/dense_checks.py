@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nmbench.evaluation.subject import Subject
 from nmbench.experiment.doubts import Doubt
+from nmbench.experiment.tokenizer_checks import embedding_rows
 from nmbench.results.format import Interval
 
 DENSE_MODEL, BETTER = "dense model", "better than dense: distrust"
@@ -31,8 +32,8 @@ def dense_doubts(subject: Subject) -> dict[str, Doubt]:
     The losses of `subject` have been measured. A few windows are read again with their tokens shuffled.
     """
     found = {}
-    for name, windows in list(subject.windows.items()):
-        reasons = [*no_better_than_unigram(subject.cached[name], windows), *no_better_than_shuffled(subject, name)]
+    for name in list(subject.windows):
+        reasons = [*no_better_than_unigram(subject, name), *no_better_than_shuffled(subject, name)]
         if reasons:
             found[name] = Doubt(
                 DENSE_MODEL,
@@ -43,21 +44,29 @@ def dense_doubts(subject: Subject) -> dict[str, Doubt]:
     return found
 
 
-def no_better_than_unigram(losses: Tensor, windows: Tensor) -> list[str]:
-    """Return the loss of a unigram in words if the mean of `losses` `[n]` is not below it: windows int64 `[n, w]`."""
-    unigram = unigram_loss(windows[:, 1:])
-    return [f"the {unigram:.3f} of token frequencies alone"] if float(losses.mean()) >= unigram else []
+def no_better_than_unigram(subject: Subject, name: str) -> list[str]:
+    """Return the loss of a unigram on a text in words if the mean loss of the model is not below it."""
+    tokens = subject.windows[name][:, 1:]
+    vocabulary = max(embedding_rows(subject.bundle) or 0, int(tokens.max()) + 1)
+    unigram = unigram_loss(tokens, vocabulary)
+    return [f"the {unigram:.3f} of token frequencies alone"] if float(subject.cached[name].mean()) >= unigram else []
 
 
-def unigram_loss(tokens: Tensor) -> float:
-    """Return the loss in nats per token of a unigram on tokens, int64 of any shape, held out one by one.
+def unigram_loss(tokens: Tensor, vocabulary: int) -> float:
+    """Return the loss in nats per token of a unigram over `vocabulary` tokens, on int64 tokens of any shape.
 
-    Each of the n tokens is predicted by the counts c of all others, with one added for each of the k different tokens:
-    the probability is (c - 1 + 1) / (n - 1 + k). Without the hold-out, a short text would predict itself.
+    Each token is predicted by the counts of all others, so that a short text does not predict itself, under the
+    smoothing of Witten and Bell: with k different tokens among n, a new one has k / (n + k), shared by all tokens that
+    have not occurred. (Adding one to each of 100,000 counts would hide a model that is worse than frequencies.)
     """
     counts = tokens.flatten().unique(return_counts=True)[1].double()
-    total = float(counts.sum())
-    return math.log(total - 1 + len(counts)) - float((counts * counts.log()).sum()) / total
+    others, kinds = float(counts.sum()) - 1, len(counts)
+    repeated = counts[counts > 1]
+    total = float((repeated * ((repeated - 1) / (others + kinds)).log()).sum())
+    if single := kinds - len(repeated):  # each is new to the others, which have one kind fewer
+        new = (kinds - 1) / (others + kinds - 1) if others else 1.0
+        total += single * math.log(new / (vocabulary - kinds + 1))
+    return -total / (others + 1)
 
 
 def no_better_than_shuffled(subject: Subject, name: str) -> list[str]:

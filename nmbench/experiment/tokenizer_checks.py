@@ -20,7 +20,7 @@ from nmbench.models.bundle import Bundle
 SUBJECT = "tokenizer"
 PIECES, PIECE = 8, 2000  # pieces of a text that are checked, and the characters of each
 WORDS = 1000  # entries of a vocabulary that has words, not only characters or bytes
-MOST_OVER_LONGEST = 1.5  # tokens to those of the longest matches; BPE needs up to a tenth more
+MOST_OVER_LONGEST = 1.3  # tokens to those of the longest matches; BPE needs a few hundredths more
 LONGEST = 32  # characters of the longest match that is tried
 QUOTED = 16  # characters quoted before and after the first difference
 MARKS = {"Ġ": "byte-level", "▁": "sentencepiece"}  # the first character of a word

@@ -82,15 +82,13 @@ def other_entries(tokenizer: Any, stored: Stored) -> str | None:
 
 
 def broken_words(tokenizer: Any, stored: Stored) -> str | None:
-    """Return how many of the most frequent words of the file's vocabulary are not one token, as a sentence."""
-    found = words_of(stored)[:WORDS]
+    """Return how many words of the file's vocabulary, frequent and rare, are not one token, as a sentence."""
+    words = words_of(stored)
+    found = words[:: max(1, len(words) // WORDS)]
     broken = [word for id_, word in found if id_ not in tokens_of(tokenizer, word)]
     if len(found) < FEWEST or len(broken) <= (1 - LEAST_WHOLE) * len(found):
         return None
-    return (
-        f"{len(broken)} of {len(found)} frequent words of its vocabulary do not come out as one token, first "
-        f"{broken[0]!r}"
-    )
+    return f"{len(broken)} of {len(found)} words of its vocabulary do not come out as one token, first {broken[0]!r}"
 
 
 def joined_digits(tokenizer: Any, stored: Stored) -> str | None:
