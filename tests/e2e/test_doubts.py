@@ -26,7 +26,7 @@ def save(bundle, folder):
 
 
 def test_a_doubt_goes_everywhere(nmbench, flags, records, tmp_path):
-    """Special tokens of another model and a random model: on standard error with --quiet, and in all that is written."""
+    """Odd special tokens and a random model: on standard error with --quiet too, and in all that is written."""
     bundle = TinyModel().load("mistral")
     bundle.model.config.eos_token_id = bundle.model.generation_config.eos_token_id = 7
     save(bundle, tmp_path / "model")
