@@ -51,7 +51,7 @@ def section(name: str, spec: object) -> str:
     signature = inspect.signature(spec)  # type: ignore[arg-type]
     parameters = ", ".join(f"{p.name}: {p.annotation}" for p in signature.parameters.values())
     doc = inspect.cleandoc(spec.__doc__ or "")
-    takes = ", ".join(f"`nmbench.{base}`" for base in BASES[name][1]) if name in BASES else ""
+    takes = ", ".join(f"`nmbench.{base.__name__}`" for base in BASES[name]) if name in BASES else ""
     lines = [f"### {name}", f"`{name}({parameters})`", doc]
     return "\n\n".join([*lines, f"Takes classes derived from {takes}."] if takes else lines)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nmbench.artifacts import Kept as Kept
     from nmbench.artifacts import files_digest as files_digest
     from nmbench.artifacts import open_masks as open_masks
+    from nmbench.artifacts import row_record as row_record
     from nmbench.errors import NMBenchError as NMBenchError
     from nmbench.errors import NotStrict as NotStrict
     from nmbench.errors import NumericalFailure as NumericalFailure
@@ -61,6 +62,7 @@ HOMES = {
         "Kept",
         "files_digest",
         "open_masks",
+        "row_record",
     ),
     "errors": (
         "NMBenchError",

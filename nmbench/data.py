@@ -1,9 +1,9 @@
 """Text to tokens: the seeded calibration pool, the evaluation windows, and the proof that they do not overlap.
 
-One pool per (model, data set, seed) serves every method of a run. Documents are dealt like cards: in seeded order each
-document long enough gives one random crop, then, round after round, further crops that never overlap the earlier ones.
-The first round is the protocol of the SparseGPT lineage (a document is drawn, kept if longer than the window, a random
-crop is taken). Documents too short for a window are joined, and used when the long ones do not suffice.
+One pool per (model, data set, seed) serves every method of a run. In seeded order, every document of at least one
+window gives one random crop. Further rounds give further crops, which never overlap the earlier ones. The first round
+is the protocol of the SparseGPT lineage (draw a document, keep it if longer than the window, take a random crop).
+Documents shorter than a window are joined, and used if the long documents do not suffice.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SHINGLE = 64  # two texts overlap if they share this many consecutive tokens
 
 @dataclass(frozen=True)
 class Pool:
-    """The tokens a run may read besides the test text: int64 `[windows, window_tokens]` each.
+    """The tokens that a run may read besides the test text: int64 `[windows, window_tokens]` each.
 
-    `calibration` feeds statistics (its first windows) and learners (all of it); `selection` is what a learner may
-    choose by. `notes` says how the windows were made.
+    Statistics use the first windows of `calibration`, learners all of them. Learners may select masks by `selection`.
+    `notes` describes the origin of the selection windows.
     """
 
     calibration: Tensor
@@ -36,34 +36,34 @@ class Pool:
 
     @property
     def digest(self) -> str:
-        """Names everything a learner may read."""
+        """The digest of all tokens that a learner may read."""
         return tokens_digest(self.calibration, self.selection)
 
     def statistics_digest(self, windows: int) -> str:
-        """Names the first `windows` windows, which statistics are gathered from."""
+        """Return the digest of the first `windows` windows, those of the statistics."""
         return tokens_digest(self.calibration[:windows])
 
 
 def calibration_pool(
     dataset: Dataset, name: str, tokenizer: Any, window_tokens: int, pool_tokens: int, selection_tokens: int, seed: int
 ) -> Pool:
-    """Draw the pool of `dataset` for one seed; with `selection_tokens` 0 nothing is held back.
+    """Draw the pool of `dataset` for one seed; with `selection_tokens` 0 it has no selection windows.
 
-    The first windows are the same whatever the sizes. Raises `NMBenchError` if the text is too short.
+    The first windows do not depend on the sizes. Raises `NMBenchError` if the text is too short.
     """
     wanted = max(1, pool_tokens // window_tokens)
     held_back = max(1, selection_tokens // window_tokens) if selection_tokens else 0
     own = list(dataset.texts("selection")) if held_back else []
-    windows = enough(
+    windows = draw_exactly(
         dataset.texts("calibration"), tokenizer, wanted + (0 if own else held_back), window_tokens, seed, name
     )
     if not own:
         return Pool(windows[:wanted], windows[wanted:], "selection windows held back from the calibration texts")
-    selection = enough(own, tokenizer, held_back, window_tokens, seed, f"{name} (its selection texts)")
+    selection = draw_exactly(own, tokenizer, held_back, window_tokens, seed, f"{name} (its selection texts)")
     return Pool(windows, selection, "selection windows from the data set's own selection texts")
 
 
-def enough(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int, name: str) -> Tensor:
+def draw_exactly(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int, name: str) -> Tensor:
     """Draw exactly `count` windows. Raises `NMBenchError` if the texts are too short."""
     windows = draw(texts, tokenizer, count, window_tokens, seed)
     if len(windows) < count:
@@ -76,38 +76,38 @@ def enough(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int,
 
 
 def draw(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int) -> Tensor:
-    """Deal up to `count` non-overlapping windows `[n, window_tokens]` int64 from documents, in seeded order."""
+    """Draw up to `count` non-overlapping windows int64 `[n, window_tokens]` from documents in seeded order."""
     generator = torch.Generator().manual_seed(seed)
     documents = list(texts)
     order = torch.randperm(len(documents), generator=generator).tolist()
     encoded = (encode(tokenizer, documents[index]) for index in order)
     windows = []
-    for window in deal(encoded, window_tokens, generator):
+    for window in crops_in_rounds(encoded, window_tokens, generator):
         windows.append(window)
         if len(windows) == count:
             break
     return torch.stack(windows) if windows else torch.empty(0, window_tokens, dtype=torch.int64)
 
 
-def deal(documents: Iterable[Tensor], window_tokens: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield one crop of each document, then further crops round by round, then crops of the short ones joined."""
-    hands: list[list[Tensor]] = []
+def crops_in_rounds(documents: Iterable[Tensor], window_tokens: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield one crop of each document, then further crops round by round, then crops of the joined short documents."""
+    remaining: list[list[Tensor]] = []  # crops of each document
     short: list[Tensor] = []
     for document in documents:
         if len(document) < window_tokens:
             short.append(document)
             continue
-        hand = crops(document, window_tokens, generator)
-        yield hand.pop()
-        hands.append(hand)
-    while hands := [hand for hand in hands if hand]:
-        yield from [hand.pop() for hand in hands]
+        unused = crops(document, window_tokens, generator)
+        yield unused.pop()
+        remaining.append(unused)
+    while remaining := [unused for unused in remaining if unused]:
+        yield from [unused.pop() for unused in remaining]
     if short and (joined := torch.cat(short)).numel() >= window_tokens:
         yield from reversed(crops(joined, window_tokens, generator))
 
 
 def crops(document: Tensor, window_tokens: int, generator: torch.Generator) -> list[Tensor]:
-    """Non-overlapping crops of one document in random order; the last in the list starts anywhere, equally likely."""
+    """Return non-overlapping crops of one document in random order; the start of the last crop is uniform."""
     start = int(torch.randint(len(document) - window_tokens + 1, (1,), generator=generator))
     grid = document[start % window_tokens :]
     grid = grid[: len(grid) // window_tokens * window_tokens].reshape(-1, window_tokens)  # [crops, window_tokens]
@@ -117,22 +117,25 @@ def crops(document: Tensor, window_tokens: int, generator: torch.Generator) -> l
 
 
 def encode(tokenizer: Any, text: str) -> Tensor:
-    """Tokens of a text with the special tokens the tokenizer adds: int64 `[n]`."""
+    """Return the tokens of a text, with the special tokens that the tokenizer adds: int64 `[n]`."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
 
 def test_tokens(dataset: Dataset, tokenizer: Any) -> Tensor:
-    """The test texts joined by the data set's separator and tokenised once: int64 `[n]`."""
+    """Return the test texts, joined by the data set's separator and tokenised once: int64 `[n]`."""
     return encode(tokenizer, test_text(dataset))
 
 
 def test_text(dataset: Dataset) -> str:
-    """The test texts joined by the data set's separator."""
+    """Return the test texts, joined by the data set's separator."""
     return dataset.separator.join(dataset.texts("test"))
 
 
 def cut(tokens: Tensor, window_tokens: int, name: str) -> Tensor:
-    """Cut tokens into non-overlapping windows, tail dropped: `[n]` -> `[n // window_tokens, window_tokens]`."""
+    """Cut tokens into non-overlapping windows, tail dropped: `[n]` -> `[n // window_tokens, window_tokens]`.
+
+    Raises `NMBenchError` if the text is shorter than one window.
+    """
     if len(tokens) < window_tokens:
         raise NMBenchError(
             f"test text {name} has {len(tokens)} tokens, shorter than one window of {window_tokens}; name a shorter "
@@ -143,7 +146,7 @@ def cut(tokens: Tensor, window_tokens: int, name: str) -> Tensor:
 
 def refuse_overlap(pool: Pool, calibration: str, test: Tensor, name: str) -> None:
     """Raise `NMBenchError` if a calibration or selection window shares `SHINGLE` consecutive tokens with a test text,
-    or if the two share a window themselves.
+    or if a calibration and a selection window share as many.
     """
     width = min(SHINGLE, pool.calibration.shape[1], len(test))
     seen = shingles(test, width).unique()
@@ -173,7 +176,7 @@ def shingles(tokens: Tensor, width: int) -> Tensor:
 
 
 def tokens_digest(*parts: Tensor) -> str:
-    """SHA-256, 16 hex digits, over the shapes and values of token tensors."""
+    """Return the SHA-256, 16 hex digits, over the shapes and values of token tensors."""
     total = hashlib.sha256()
     for part in parts:
         total.update(f"{tuple(part.shape)};".encode())

@@ -1,4 +1,4 @@
-"""What can go wrong and whom it concerns. Every message is one line: what, where, expected, remedy."""
+"""The errors of nmbench. Every message is one line: what, where, expected, remedy."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class NMBenchError(Exception):
-    """A problem the user can fix; the command line prints it without a traceback and exits with 1."""
+    """A problem that the user can fix; the command line prints the message without a traceback and exits with 1."""
 
 
 class UnknownName(NMBenchError):
-    """A method, option, model, data set, metric or reporter that nobody registered."""
+    """A method, option, model, data set, metric or reporter that is not registered."""
 
 
 class NotStrict(NMBenchError):
-    """A mask, or a weight under a mask, that is not strictly N:M; names the first broken group."""
+    """A mask, or a weight under a mask, that is not strictly N:M; the message names the first broken group."""
 
 
 class NumericalFailure(NMBenchError):
-    """NaN, Inf or a matrix that cannot be factorised, where going on would mean another algorithm."""
+    """NaN, Inf or a matrix that cannot be factorised, where continuing would mean another algorithm."""
 
 
 class RunMismatch(NMBenchError):
@@ -35,21 +35,21 @@ class NotReproduced(NMBenchError):
 
 
 class CannotWrite(NMBenchError):
-    """A disk that is full or refuses: the run stops, because nothing that follows could be kept."""
+    """A full or failing disk: the run stops, because no later result could be saved."""
 
 
 class PluginError(NMBenchError):
-    """A plugin that failed at a named stage; keeps the original exception as its cause."""
+    """A plugin that failed at a named stage; the original exception is the cause."""
 
 
 def did_you_mean(name: str, known: Iterable[str], question: str = "Did you mean") -> str:
-    """Return " Did you mean 'x'?" for the nearest known name, or nothing."""
+    """Return " Did you mean 'x'?" for the nearest known name, or an empty text."""
     near = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.5)
     return f" {question} {near[0]!r}?" if near else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UnknownName:
-    """Build the error for an unknown `name` of some `kind`, with the nearest known name and the whole list."""
+    """Return the error for an unknown `name` of some `kind`, with the nearest known name and the whole list."""
     known = sorted(known)
     listed = ", ".join(known) or "none"
     return UnknownName(f"unknown {kind} {name!r}{where}.{did_you_mean(name, known)} Known: {listed}")

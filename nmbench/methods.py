@@ -1,10 +1,10 @@
-"""What a pruning method is, and what it is handed.
+"""Base classes of pruning methods, and the types of their arguments and results.
 
-Five kinds, by what they see. A `Scorer` rates the weights of one layer and the host keeps the best of every group. A
-`Solver` sees one layer and its input statistics, chooses the mask and may repair the weights. A `Refiner` improves a
-mask that another method made of the layer. A `MaskLearner` sees the whole model and batches of tokens. A `MaskSource`
-brings masks that exist already. All are frozen dataclasses whose fields are their options (`nmbench.option`). A method
-is pure: it reads weights and returns masks; the host applies, checks and evaluates them.
+The five kinds differ in their inputs. A `Scorer` rates the weights of one layer, and the host keeps the best of every
+group. A `Solver` reads one layer and its input statistics, chooses the mask and may repair the weights. A `Refiner`
+improves the mask of another method on one layer. A `MaskLearner` reads the whole model and batches of tokens. A
+`MaskSource` returns existing masks. All are frozen dataclasses whose fields are their options (`nmbench.option`). A
+method is pure: it reads weights and returns masks; the host applies, checks and evaluates them.
 
 The canonical view of a weight is `[out, in]` with groups along `in`, however the model stores it.
 """
@@ -12,7 +12,7 @@ The canonical view of a weight is `[out, in]` with groups along `in`, however th
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Stat(enum.Flag):
-    """The statistics of a layer's inputs that a method asks for; combine them with `|`."""
+    """The statistics of layer inputs that a method needs; combine them with `|`."""
 
     NONE = 0
     INPUT_NORM = enum.auto()
@@ -38,14 +38,15 @@ class Stat(enum.Flag):
 
 @dataclass(frozen=True)
 class LayerStats:
-    """Statistics of the inputs X `[tokens, in]` of one layer over the calibration windows; only what was asked for.
+    """Statistics of the inputs X `[tokens, in]` of one layer over the calibration windows; None if not needed.
 
     `input_norm`: `[in]` float32, sqrt of the mean over windows of the sum of squares of each input channel.
     `gram`: `[in, in]` float32, (2 / windows) * sum X^T X.
-    `drift`: `[in, in]` float32, (2 / windows) * sum (Y - X)^T X, where Y is what the layer is given in the dense model.
-    `lag`: `[out, in]` float32, (2 / windows) * sum (T - S)^T X, where S is the residual stream `[tokens, out]` once the
-    layer has added to it what its dense weights make of X, and T the same in the dense model. None if the layer does
-    not write into the residual stream (`nmbench.calibration.residual_stream`).
+    `drift`: `[in, in]` float32, (2 / windows) * sum (Y - X)^T X, where Y are the inputs of the layer in the dense
+    model.
+    `lag`: `[out, in]` float32, (2 / windows) * sum (T - S)^T X, where S is the residual stream `[tokens, out]` plus the
+    outputs of the dense weights for X, and T is the same stream in the dense model. None if the layer does not write
+    into the residual stream (`nmbench.calibration.residual_stream`).
     """
 
     windows: int
@@ -58,9 +59,9 @@ class LayerStats:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a method made of one layer: bool `mask` `[out, in]` (True = kept) and, if it changed them, the weights.
+    """The result of a method for one layer: bool `mask` `[out, in]` (True = kept) and the weights, if changed.
 
-    A `note` (for example "damping raised to 0.1") goes into the record, and so do the means of `figures` over layers.
+    The record holds the `note` (for example "damping raised to 0.1") and the means of `figures` over layers.
     """
 
     mask: Tensor
@@ -71,11 +72,13 @@ class Pruned:
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A pruned model: one `Pruned` for every prunable layer, and what the record says of the work.
+    """The result of a method for a model: one `Pruned` for every prunable layer, and entries for the record.
 
-    `notes`: JSON values, as the method chooses. `layer_notes`: layer -> note. `figures`: name -> mean over layers.
-    `experts`: `never_reached`, the names of fused experts that no calibration token was routed to, and
-    `under_calibrated`, name -> tokens of those with fewer tokens than inputs.
+    `notes`: JSON values of the method's choice. `layer_notes`: layer -> note. `figures`: name -> mean over layers.
+    `experts`: under `never_reached`, the names of fused experts without routed calibration tokens; under
+    `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs. `origin`: the record of the row
+    that imported masks come from, whose cost is theirs; without it the cost of imported masks is unknown. `curve`: the
+    figures that a learner reported, by `step`.
     """
 
     layers: Mapping[str, Pruned]
@@ -83,6 +86,8 @@ class PrunedModel:
     layer_notes: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
     experts: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None
+    curve: Sequence[Mapping[str, float | None]] = ()
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -95,18 +100,25 @@ class PrunedModel:
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods, a frozen dataclass. `presets`: name -> option values, which explicit options override."""
+    """Base of all methods, a frozen dataclass.
+
+    `presets`: name -> option values, which explicit options override. `method_kind` is the kind as people name it,
+    `work_method` the name of the method that a class must implement.
+    """
+
+    method_kind: ClassVar[str]
+    work_method: ClassVar[str]
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def supports(self, pattern: Pattern) -> str | None:
-        """Return why `pattern` cannot be done, or None. Called before any model is loaded."""
+        """Return the reason why the method cannot do `pattern`, or None. Called before any model is loaded."""
         return None
 
     def content(self) -> Mapping[str, str]:
-        """What decides the result besides the options, such as the digest of a file that the method reads.
+        """Return what decides the result besides the options, such as the digest of a file that the method reads.
 
-        It is part of what makes two jobs the same. Raises `NMBenchError` if there is no such file.
+        Two jobs are the same only if their contents are equal. Raises `NMBenchError` if the file does not exist.
         """
         return {}
 
@@ -117,70 +129,83 @@ class Baseline(Method):
 
     @property
     def needs(self) -> Stat:
-        """The statistics that the method reads; a class attribute will do where options do not matter."""
+        """The statistics that the method reads. A class attribute may replace this property if no option matters."""
         return Stat.NONE
 
     @property
     def sequential(self) -> bool:
-        """Whether the inputs of a layer are those it has when the layers before it in its block are pruned already.
+        """True if the inputs of a layer are gathered after the earlier layers of its block have been pruned.
 
-        Else they are what the dense block makes of the pruned blocks above. An option of this name will do as well.
+        Otherwise the block is dense and only the blocks before it are pruned. An option of this name may replace this
+        property.
         """
         return False
 
     @property
     def skip_tokens(self) -> int:
-        """How many tokens at the beginning of every window are left out of the statistics.
+        """The number of tokens at the beginning of every window that the statistics leave out.
 
-        An option of this name will do as well.
+        An option of this name may replace this property.
         """
         return 0
 
 
 @dataclass(frozen=True)
 class Scorer(Baseline):
-    """Rates weights; the host keeps the `keep` highest scores of every group (`Pattern.top`)."""
+    """Scores for weights; the host keeps the `keep` highest scores of every group (`Pattern.top`)."""
+
+    method_kind: ClassVar[str] = "scorer"
+    work_method: ClassVar[str] = "score"
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
-        """Rate `weight` `[out, in]` (larger = keep); returns finite scores of the same shape.
+        """Return finite scores of the shape of `weight` `[out, in]`; larger = keep.
 
-        If `needs` is `INPUT_NORM` alone, norms may be NaN on a GPU; what comes of it is thrown away.
+        If `needs` is `INPUT_NORM` alone, norms may be NaN on a GPU; the host discards the mask in that case.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Solver(Baseline):
-    """Chooses the mask of a layer and may repair the kept weights."""
+    """Mask and, if repaired, kept weights of one layer."""
+
+    method_kind: ClassVar[str] = "solver"
+    work_method: ClassVar[str] = "solve"
 
     mask_only: bool = option(
-        False, "apply the mask alone to the dense weights (upstream layers are still walked with repaired weights)"
+        False, "apply the mask alone to the dense weights (statistics still come from repaired weights upstream)"
     )
 
     def solve(self, weight: Tensor, stats: LayerStats, pattern: Pattern) -> Pruned:
-        """Prune `weight` `[out, in]`; the returned weight must be zero wherever the mask is False."""
+        """Return mask and weight for `weight` `[out, in]`; the returned weight is zero wherever the mask is False."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Refiner(Baseline):
-    """Improves a mask on the dense weights: that of the method named by `init`, found with the same statistics."""
+    """Improvement of a mask on the dense weights: the mask of the method named by `init`, from the same statistics."""
+
+    method_kind: ClassVar[str] = "refiner"
+    work_method: ClassVar[str] = "refine"
 
     init: str = option(START, "registered scorer or solver whose mask is refined")
 
     def refine(self, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Pruned:
-        """Improve the bool `mask` `[out, in]` of `weight` `[out, in]`; the weights stay dense."""
+        """Return a better mask than the bool `mask` `[out, in]` for `weight` `[out, in]`; the weights stay dense."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class MaskLearner(Method):
-    """Learns the masks of all layers together from the loss of the whole model.
+    """Learner of the masks of all layers together from the loss of the whole model.
 
-    It starts from the mask of the one-shot method named by `init`, on the dense weights, or from that of another
-    learner of the same run. The host computes that mask, evaluates it as a row of its own (`<label>@init`, unless it is
-    another learner's) and hands it over as `task.initial`.
+    The start is the mask of the one-shot method named by `init`, on the dense weights, or the mask of another learner
+    of the same run. The host computes that mask, passes it as `task.initial`, and evaluates it as a row of its own
+    (`<label>@init`) unless another learner made it.
     """
+
+    method_kind: ClassVar[str] = "mask learner"
+    work_method: ClassVar[str] = "learn"
 
     init: str = option(
         START,
@@ -188,8 +213,9 @@ class MaskLearner(Method):
     )
 
     def bytes_per_weight(self, itemsize: int) -> float | None:
-        """What learning holds on the device for every prunable weight, besides the model, whose weights have `itemsize`
-        bytes each: dense copies, logits, masks. None: the user is told that it is not known.
+        """Return the device memory of learning per prunable weight, in bytes: dense copies, logits, masks.
+
+        The model itself, of `itemsize` bytes per weight, is not included. None if unknown; the estimate then says so.
         """
         return None
 
@@ -200,8 +226,8 @@ class MaskLearner(Method):
 
 @dataclass(frozen=True)
 class DenseModel:
-    """What a `MaskSource` is shown: the dense weight `[out, in]` of every prunable layer, in host memory and read-only,
-    its pattern, and the names of what is left dense with the reason.
+    """The argument of a `MaskSource`: dense weight `[out, in]` of every prunable layer, in host memory and read-only,
+    and its pattern. `skipped`: parameters left dense -> reason.
     """
 
     weights: Mapping[str, Tensor]
@@ -211,7 +237,10 @@ class DenseModel:
 
 @dataclass(frozen=True)
 class MaskSource(Method):
-    """Brings the masks of all layers from elsewhere; reads no tokens."""
+    """Source of existing masks for all layers; reads no tokens."""
+
+    method_kind: ClassVar[str] = "mask source"
+    work_method: ClassVar[str] = "bring"
 
     def bring(self, model: DenseModel) -> PrunedModel:
         """Return one `Pruned` for every name in `model.weights`. Raises `NMBenchError` naming a layer that differs."""

@@ -1,4 +1,4 @@
-"""Options of a method: the fields of its frozen dataclass, read from text, described for people.
+"""Options of a method: the fields of its frozen dataclass, read from text and described for users.
 
 A method declares `steps: int = option(500, "number of updates")`; `--set maskpro.steps=900` and `nmbench methods
 maskpro` both come from that one line.
@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 from nmbench.errors import NMBenchError, unknown
 
 T = TypeVar("T")
-PRESET = "preset"  # not a field: it names a set of values that explicit options override
+PRESET = "preset"  # not a field: the name of a set of values, which explicit options override
 
 
 def option(default: Any, help: str, *, unit: str = "", choices: tuple[Any, ...] = ()) -> Any:
-    """Declare one option of a method: its default, what it does, its unit and, where few, its legal values."""
+    """Declare one option of a method: default, description, unit and, if few, its legal values."""
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "choices": choices})
 
 
 @dataclasses.dataclass(frozen=True)
 class OptionInfo:
-    """What `nmbench methods NAME` prints of one option."""
+    """One option as `nmbench methods NAME` prints it."""
 
     name: str
     type: str
@@ -52,7 +52,7 @@ def describe(cls: type) -> list[OptionInfo]:
 
 
 def build(cls: type[T], given: Mapping[str, Any], label: str) -> T:
-    """Make a method from the options `given` (text or values); explicit options beat a preset.
+    """Return the method with the options `given` (text or values); explicit options override a preset.
 
     Raises `NMBenchError` naming `label.option` for an unknown option, a value of the wrong type or an illegal choice.
     """
@@ -71,13 +71,14 @@ def build(cls: type[T], given: Mapping[str, Any], label: str) -> T:
 
 
 def resolved(method: Any) -> dict[str, Any]:
-    """Return every option of a method with the value that is used, for the record."""
+    """Return every option of a method with its value, for the record."""
     return dataclasses.asdict(method)
 
 
 def typed(cls: type, given: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The options `given` (text or values) as values, so that `yes` and `true` are the same; none stays text, which
-    TOML can hold. Raises `NMBenchError` as `build` does.
+    """Return the options `given` (text or values) as values, so that `yes` and `true` are equal.
+
+    None becomes the text `none`, since TOML has no null. Raises `NMBenchError` as `build` does.
     """
     method: Any = build(cls, given, label)
     values = {name: value if name == PRESET else getattr(method, name) for name, value in given.items()}
@@ -85,7 +86,10 @@ def typed(cls: type, given: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 
 def convert(value: Any, hint: Any, info: OptionInfo, label: str) -> Any:
-    """Read one option value as the type its field is annotated with."""
+    """Read one option value as the annotated type of its field.
+
+    Raises `NMBenchError` for a value of another type and for an illegal choice.
+    """
     try:
         result = read(value, hint)
     except ValueError:
@@ -97,7 +101,10 @@ def convert(value: Any, hint: Any, info: OptionInfo, label: str) -> Any:
 
 
 def read(value: Any, hint: Any) -> Any:
-    """Convert `value`, text or already typed, to `hint` (int, float, bool, str or an optional one)."""
+    """Convert `value`, text or already typed, to `hint` (int, float, bool, str, or a union of these and None).
+
+    Raises `ValueError` if no type of the union can read the value.
+    """
     members = alternatives(hint)
     if type(None) in members:
         if value is None or (isinstance(value, str) and value.lower() in {"none", ""}):
@@ -112,14 +119,14 @@ def read(value: Any, hint: Any) -> Any:
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint alone."""
+    """Return the members of a union, or the hint alone."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return typing.get_args(hint)
     return (hint,)
 
 
 def type_name(hint: Any) -> str:
-    """The name of a type as people write it: int, float, str or none."""
+    """Return the name of a type for users: int, float, str or none."""
     return " or ".join("none" if member is type(None) else member.__name__ for member in alternatives(hint))
 
 

@@ -1,6 +1,6 @@
-"""Base classes of what plugins bring besides methods: models, data sets, metrics and reporters.
+"""Base classes of the plugin classes besides methods: model sources, data sets, metrics and reporters.
 
-The text after the first colon of a reference (`text:novel.txt`, `ppl:wikitext2@2048`) reaches the class as `argument`.
+The text after the first colon of a reference (`text:novel.txt`, `ppl:wikitext2@2048`) is the `argument` of the class.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ SPLITS = ("calibration", "selection", "test")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Loads models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice.
+    """Loader of the models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice.
 
-    `dequantise`: the user wants quantised weights made plain numbers; without it a source refuses them.
+    `dequantise`: the user asks to convert quantised weights to floating point; otherwise a source refuses them.
     """
+
+    work_method: ClassVar[str] = "load"
 
     dtype: str | None = None
     trust_remote_code: bool = False
     dequantise: bool = False
 
     def load(self, ref: str) -> Bundle:
-        """Load the model that `ref` (the text after `scheme:`) names. Raises `NMBenchError` with a remedy."""
+        """Load the model named `ref`, the text after `scheme:`. Raises `NMBenchError` with a remedy."""
         raise NotImplementedError
 
 
@@ -40,24 +42,26 @@ class ModelSource:
 class Dataset:
     """A collection of texts in three splits that are never mixed."""
 
+    work_method: ClassVar[str] = "texts"
+
     argument: str = ""
     separator: ClassVar[str] = "\n\n"
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of one split (calibration, selection or test).
+        """Return the documents of one split (calibration, selection or test).
 
-        A data set without selection texts of its own returns none; selection windows are then held back from its
-        calibration texts.
+        A data set without selection texts returns none for that split; the host then holds selection windows back from
+        the calibration texts.
         """
         raise NotImplementedError
 
     def provenance(self) -> Mapping[str, Any]:
-        """What the manifest says of where the texts came from: a hub revision, a file digest."""
+        """Return the origin of the texts for the manifest: a hub revision, a file digest."""
         return {}
 
 
 class ValueRecord(TypedDict, total=False):
-    """A `Value` as a record holds it; the optional fields are there if they say something."""
+    """A `Value` as plain data in a record; empty optional fields are left out."""
 
     value: float
     stderr: float | None
@@ -70,11 +74,11 @@ class ValueRecord(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Value:
-    """One figure of a metric: its standard error (None: unknown), and the number `n` of items that it is made of.
+    """One figure of a metric, its standard error (None: unknown), and the number `n` of items behind it.
 
-    `unit` is for people (`nats/token`). `where` is one word that the table shows beside the value, such as the layer of
-    a maximum. `detail` (item -> figure) is kept in the record and left out of the table; `about` holds further
-    fields of the record, such as the version of a task.
+    `unit` is a text for users (`nats/token`). `where` is one word that the table shows beside the value, such as the
+    layer of a maximum. `detail` (item -> figure) is for the record only. `about` holds further fields of the record,
+    such as the version of a task.
     """
 
     value: float
@@ -87,7 +91,7 @@ class Value:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def recorded(self) -> ValueRecord:
-        """The value as plain data."""
+        """Return the value as plain data."""
         record = ValueRecord(value=self.value, stderr=self.stderr, n=self.n, lower_is_better=self.lower_is_better)
         if self.unit:
             record["unit"] = self.unit
@@ -102,6 +106,8 @@ class Value:
 class Metric:
     """One measured quantity; its whole protocol is in its name, `<registered name>:<argument>`."""
 
+    work_method: ClassVar[str] = "measure"
+
     argument: str = ""
 
     @property
@@ -111,29 +117,29 @@ class Metric:
 
     @property
     def windows(self) -> tuple[tuple[str, int], ...]:
-        """The windows it cuts test texts into, as (data set, tokens): checked before anything is computed."""
+        """The windows of the test texts as (data set, tokens), which the host checks before any computation."""
         return ()
 
     def provenance(self) -> Mapping[str, Any]:
-        """What its figures depend on besides model and test texts: a digest of other data, the version of a harness.
+        """Return what the figures depend on besides model and test texts: a digest of other data, a harness version.
 
-        It goes into the manifest and into the protocol digest, so that rows of different content are not comparable.
+        The manifest and the protocol digest include this mapping, so that rows of different content are not comparable.
         """
         return {}
 
     def measure(self, subject: Subject, dense: DenseSubject) -> Mapping[str, Value]:
         """Return metric name -> `Value`; every name begins with the metric's own.
 
-        `dense` is the dense model: its losses, and its logits batch by batch.
+        `dense` gives the losses of the dense model, and its logits batch by batch.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class WindowMetric(Metric):
-    """A metric of the windows of one test text, `<word>:<data set>@<window>`; `word` is the name it is registered by.
+    """A metric of the windows of one test text, `<word>:<data set>@<window>`; `word` is its registered name.
 
-    Raises `NMBenchError` for any other form: a figure without its window length says nothing.
+    Raises `NMBenchError` for any other form: a figure without its window length cannot be compared.
     """
 
     word: ClassVar[str]
@@ -168,7 +174,9 @@ class WindowMetric(Metric):
 
 
 class Reporter:
-    """Writes the results of one or more runs in one format."""
+    """Writer of the results of one or more runs in one format."""
+
+    work_method: ClassVar[str] = "write"
 
     def write(self, results: Results, directory: Path) -> Path:
         """Write a file into `directory` and return its path."""

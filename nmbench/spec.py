@@ -28,8 +28,9 @@ else:
     import tomli as tomllib
 
 DENSE = "dense"
-MODEL, MODEL_FOLDER = "demo", "folder"  # names that the host itself presumes; a test proves that plugins register them
-CALIBRATION, TEST_TEXT, PERPLEXITY, START = "c4", "wikitext2", "ppl", "wanda"
+# Names that the host itself presumes; a test proves that plugins register each.
+MODEL, MODEL_FOLDER = "demo", "folder"
+CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
@@ -37,7 +38,7 @@ METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One line of the comparison: a registered method under a label, with the options given for it."""
+    """One method of the comparison: a label, a registered name, and the options that the user set."""
 
     label: str
     name: str
@@ -51,14 +52,14 @@ class MethodSpec:
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
-        """Read `NAME` or `LABEL=NAME`."""
+        """Return the method of the text `NAME` or `LABEL=NAME`."""
         label, equals, name = text.partition("=")
         return cls(label, name if equals else label)
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model source suggests where the user says nothing."""
+    """The settings that a model source suggests for everything that the user leaves open."""
 
     pattern: Pattern = field(default_factory=lambda: Pattern(2, 4))
     calibration: str = CALIBRATION
@@ -72,10 +73,12 @@ class Defaults:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One comparison. Lengths are in tokens; `windows` windows of `window_tokens` tokens feed the statistics, learners
-    see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load. A model
-    that is sparse already is pruned only if `allow_sparse`, one that is quantised only if `dequantise`. `stream`:
-    decoder blocks stay on the host and come to the device one by one; None: where the model would not fit.
+    """One comparison as the user asked for it; None and () leave a choice to the model source.
+
+    Statistics are gathered from `windows` windows of `window_tokens` tokens. Learners read `pool_tokens` tokens and
+    choose by `selection_tokens` others. `plugins` are single files to load. A model that is sparse already is pruned
+    only if `allow_sparse`, a quantised model only if `dequantise`. `stream`: decoder blocks stay on the host and are
+    copied to the device one by one; None: only if the model would not fit.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -115,7 +118,7 @@ class RunSpec:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
 
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
-        """Fill in what the user left open; files of plugins get absolute paths, so that any folder finds them."""
+        """Return the spec with `defaults` for open choices, and with absolute paths of plugins, valid in any folder."""
         windows = self.windows or defaults.windows
         window_tokens = self.window_tokens or defaults.window_tokens
         dtype = self.dtype or defaults.dtype
@@ -134,13 +137,16 @@ class RunSpec:
         return ResolvedSpec(**{**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **filled})
 
     def protocol(self) -> dict[str, Any]:
-        """What two rows must share to be comparable: model, texts, windows, dtypes and metrics."""
+        """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics."""
         shared = ("model", "skip", "calibration", "windows", "window_tokens", "pool_tokens", "selection_tokens")
         content = self.to_dict()
         return {name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}
 
     def layer_patterns(self, pattern: Pattern, layers: Iterable[str]) -> dict[str, Pattern]:
-        """The pattern of every layer: the last matching `pattern_for`, else `pattern`."""
+        """Return the pattern of every layer: the last matching `pattern_for`, else `pattern`.
+
+        Raises `NMBenchError` for a `pattern_for` that matches no layer.
+        """
         chosen = dict.fromkeys(layers, pattern)
         for glob, special in self.pattern_for:
             matched = [name for name in chosen if matches(name, glob)]
@@ -152,7 +158,7 @@ class RunSpec:
         return chosen
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON and TOML; what is left open is left out."""
+        """Return plain data for JSON and TOML, without the choices that are left open."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         content["methods"] = {m.label: {"method": m.name, "options": dict(m.options)} for m in self.methods}
         content["patterns"] = [str(pattern) for pattern in self.patterns]
@@ -163,7 +169,7 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str = "spec") -> RunSpec:
-        """The inverse of `to_dict`. Raises `NMBenchError` for an unknown key or a value of the wrong kind."""
+        """Return the spec of plain data. Raises `NMBenchError` for an unknown key or a value of the wrong type."""
         check_form(content, {**typing.get_type_hints(cls), **PLAIN}, where)
         for label, method in content.get("methods", {}).items():
             check_form(method, METHOD, f"method {label!r} of {where}")
@@ -179,9 +185,9 @@ class RunSpec:
 
     @property
     def digest(self) -> str:
-        """Names the run; the order of keys does not matter, but for `pattern_for`, where the last match counts.
+        """The digest of the run, independent of the order of keys and of the folders of plugin files.
 
-        Nor does it matter in which folder a plugin's file lies.
+        The order of `pattern_for` is part of the digest, because the last match counts.
         """
         patterns = [(glob, str(pattern)) for glob, pattern in self.pattern_for]
         plugins = [Path(file).name for file in self.plugins]
@@ -189,15 +195,15 @@ class RunSpec:
 
     @property
     def protocol_digest(self) -> str:
-        """Names the protocol; rows of equal protocol digests are comparable."""
+        """The digest of the protocol settings that comparable rows share."""
         return digest(self.protocol())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSpec(RunSpec):
-    """One comparison with nothing left open, but for `stream`, which is decided by the memory of the device.
+    """One comparison with no open choice but `stream`, which the memory of the device decides.
 
-    Lengths are in tokens, dtypes are names that torch knows. `pool_tokens` is at least `windows * window_tokens`.
+    Lengths are in tokens, dtypes are names of torch. `pool_tokens` is at least `windows * window_tokens`.
     """
 
     calibration: str
@@ -210,7 +216,7 @@ class ResolvedSpec(RunSpec):
 
 
 def check_form(content: Any, form: Mapping[str, Any], where: str) -> None:
-    """Raise `NMBenchError` unless plain data has only keys of `form`, each with a value of the type given there."""
+    """Raise `NMBenchError` unless plain data has only keys of `form`, and values of the types in `form`."""
     if not isinstance(content, Mapping):
         raise NMBenchError(f"{where} must be a table, not {content!r}.")
     for name, value in content.items():
@@ -221,7 +227,7 @@ def check_form(content: Any, form: Mapping[str, Any], where: str) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether plain data is of an annotated type; a text is no list of letters and a truth value no number."""
+    """Return True if plain data is of an annotated type; a text is not a list, and a truth value is not a number."""
     inner = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
@@ -231,7 +237,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def in_words(hint: Any) -> str:
-    """An annotated type as people name it: int or none, a list of str, a table of str."""
+    """Return an annotated type in words: int or none, a list of str, a table of str."""
     inner, kind = typing.get_args(hint), typing.get_origin(hint)
     if kind is tuple:
         return f"a list of {in_words(inner[0])}"
@@ -241,7 +247,7 @@ def in_words(hint: Any) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file as plain data. Raises `NMBenchError` if it is missing or not TOML."""
+    """Return the content of a TOML file as plain data. Raises `NMBenchError` for a missing file or bad TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -251,7 +257,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tuple[MethodSpec, ...]:
-    """Give methods their `LABEL.option=value` settings. Raises `NMBenchError` for a bad form or an unknown label."""
+    """Return the methods with `LABEL.option=value` settings. Raises `NMBenchError` for a bad form or unknown label."""
     by_label = {method.label: method for method in methods}
     for text in settings:
         match = re.fullmatch(r"(.+?)\.([A-Za-z_][A-Za-z0-9_]*)=(.*)", text, re.DOTALL)
@@ -266,9 +272,10 @@ def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tup
 
 
 def matches(name: str, glob: str) -> bool:
-    """Whether a layer name, or the end of it after a dot, matches a shell pattern: 'mlp.*', 'q_proj'.
+    """Return True if a layer name, or its end after a dot, matches a shell pattern: 'mlp.*', 'q_proj'.
 
-    Without a number in brackets all fused experts of a parameter match; with one, brackets are no pattern.
+    A glob without a number in brackets matches all fused experts of a parameter. A glob with a number in brackets at
+    its end matches that expert; the brackets are not read as a set of characters.
     """
     glob = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)
     names = (name, re.sub(r"\[\d+\]$", "", name))
@@ -283,6 +290,6 @@ def refuse_duplicates(kind: str, names: Sequence[str]) -> None:
 
 
 def digest(content: Any) -> str:
-    """A short name for plain data: 16 hex digits of SHA-256 over canonical JSON."""
+    """Return the digest of plain data: 16 hex digits of SHA-256 over canonical JSON."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

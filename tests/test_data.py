@@ -44,7 +44,7 @@ def documents(lengths, first=0):
 
 @dataclass(frozen=True)
 class Texts(Dataset):
-    """Texts given by hand."""
+    """Texts as plain tuples."""
 
     calibration: tuple = ()
     selection: tuple = ()
@@ -77,7 +77,7 @@ def decks(draw_, short=True):
 @quick
 @given(decks(), seeds)
 def test_windows_never_overlap(deck, seed):
-    """No token of the texts is dealt twice, and there are never more windows than asked for."""
+    """No token of the texts is drawn twice, and at most the requested number of windows comes back."""
     lengths, window, count = deck
     windows = draw(documents(lengths), tokenizer, count, window, seed)
     assert windows.dtype == torch.int64
@@ -106,7 +106,7 @@ def test_first_crops_come_from_different_documents(deck, seed):
     for place in range(len(dealt)):
         earlier = dealt[:place].count(dealt[place])
         behind = {d for d in dealt if dealt[:place].count(d) < earlier}
-        assert not behind & set(dealt[place:])  # whoever comes later has had as many crops
+        assert not behind & set(dealt[place:])  # later documents have had as many crops
 
 
 @quick
@@ -220,11 +220,11 @@ def test_test_texts_are_joined():
     """The test texts are tokenised as one text, in their order, with the data set's separator between them."""
     seen = []
 
-    def listening(text, verbose):
+    def recording(text, verbose):
         seen.append(text)
         return tokenizer(text, verbose)
 
-    tokens = joined_tokens(Texts(test=("1 2", "3", "4 5")), listening)
+    tokens = joined_tokens(Texts(test=("1 2", "3", "4 5")), recording)
     assert tokens.tolist() == [1, 2, 3, 4, 5]
     assert tokens.dtype == torch.int64
     assert seen == ["1 2\n\n3\n\n4 5"]

@@ -89,7 +89,7 @@ def test_float_from_int(number):
 @quick
 @given(st.text())
 def test_text_is_taken_as_it_is(text):
-    """A text option keeps its text, whatever it looks like."""
+    """A text option keeps its text, even one in the form of a number."""
     assert same(one("init", text), text)
 
 
@@ -157,7 +157,7 @@ def test_message_says_type_and_help():
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
 )
 def test_any_value_is_read_or_refused(name, value):
-    """Whatever value is given, it is read as the option's type or refused with an `NMBenchError`."""
+    """Any value is read as the option's type or refused with an `NMBenchError`."""
     types = {"steps": int, "rate": float, "shuffle": bool, "init": str, "order": str, "where": (int, str)}
     try:
         got = one(name, value)

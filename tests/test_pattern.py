@@ -186,7 +186,7 @@ def test_idempotent(case):
 @quick
 @given(patterns(), st.integers(1, 4), st.sampled_from([0.0, -0.0, 1.5, -3e30]))
 def test_lower_index_wins_ties(pattern, groups, value):
-    """Where all scores are equal, also as zeros of either sign, the first N of every group are kept."""
+    """If all scores are equal, also as zeros of either sign, the first N of every group are kept."""
     score = torch.full((2, groups * pattern.group), value)
     score[1, ::2] *= -1 if value == 0 else 1  # zeros of both signs
     first = torch.arange(score.shape[1]) % pattern.group < pattern.keep

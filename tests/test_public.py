@@ -1,4 +1,4 @@
-"""What is public, and that the built-in plugins, like everybody's, use nothing else.
+"""The public names, and the rule that the built-in plugins, like all others, use no private ones.
 
 Public is a name in the `__all__` of a package. A module inside a package is private, but for those of `MODULES`.
 """
@@ -109,7 +109,7 @@ def test_modules_inside_packages_are_private():
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_public_names_are_there_and_documented(module):
-    """Every public name exists, and every public class and function says what it is."""
+    """Every public name exists, and every public class and function has a docstring."""
     home = importlib.import_module(module)
     for name in PUBLIC[module]:
         value = getattr(home, name)

@@ -106,7 +106,7 @@ def test_key_order_changes_no_digest(data, spec):
 
 
 def plain(name: str, value) -> object:
-    """What a field says, apart from the order of methods and the type in which it is kept."""
+    """The value of a field, without the order of methods and the type of the container."""
     if name == "methods":
         return sorted((m.label, m.name, sorted((key, repr(v)) for key, v in m.options.items())) for m in value)
     return value
@@ -354,7 +354,7 @@ def test_setting_with_dots_and_equals_signs(text, label, option, value):
 
 
 def matching(name: str, glob: str) -> bool:
-    """Whether the glob is the whole name or its end after one of its dots."""
+    """True if the glob is the whole name or its end after a dot."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[i:]), glob) for i in range(len(parts)))
 
@@ -401,7 +401,7 @@ defaults = st.builds(
 @quick
 @given(specs, defaults)
 def test_defaults_fill_only_what_is_open(spec, suggested):
-    """What the user said stays, all else comes from the model source; resolving again changes nothing."""
+    """Choices of the user stay, all others come from the model source; resolving again changes nothing."""
     done = spec.resolved(suggested)
     for name in ("windows", "window_tokens", "selection_tokens", "metrics", "calibration", "dtype"):
         assert getattr(done, name) == (getattr(spec, name) or getattr(suggested, name))

@@ -10,7 +10,8 @@ from typing import Any
 from nmbench.artifacts.command_line import command_of
 from nmbench.artifacts.rebuilding import Row
 from nmbench.artifacts.validation import Validation
-from nmbench.results.table import interval, pattern_of
+from nmbench.results.ranking import pattern_of
+from nmbench.results.table import interval
 from nmbench.spec import RunSpec
 
 

@@ -26,8 +26,8 @@ from nmbench.pruning.dispatch import made
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import load_masks
 from nmbench.results.format import Record
+from nmbench.results.ranking import file_name
 from nmbench.results.results import load_results
-from nmbench.results.table import file_name
 from nmbench.spec import DENSE, RunSpec, read_toml
 from nmbench.verification.strict import Proof, masks_digest
 

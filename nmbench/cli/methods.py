@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nmbench.cli.shared import plugin_option, warn_of_broken_files
+from nmbench.cli.shared import check_plugin_files, plugin_option
 
 
 @click.command("methods")
@@ -18,13 +18,13 @@ def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
     from nmbench.plugins.loading import load_plugins
 
     plugins = load_plugins(plugin_files)
-    warn_of_broken_files(plugins)
+    check_plugin_files(plugins)
     if name is None:
         for entry in plugins.registries.methods:
-            click.echo(f"{entry.name:<12} {kind_of(entry.obj):<13} {summary(entry.obj)}  ({entry.origin})")
+            click.echo(f"{entry.name:<12} {entry.obj.method_kind:<13} {summary(entry.obj)}  ({entry.origin})")
         return
     cls = plugins.lookup(plugins.registries.methods, name)
-    click.echo(f"{name}: {kind_of(cls)} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")
+    click.echo(f"{name}: {cls.method_kind} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")
     click.echo(options_text(name, cls))
 
 
@@ -45,15 +45,6 @@ def options_text(name: str, cls: Any) -> str:
     usual = [Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16), Pattern(16, 32)]
     supported = [str(pattern) for pattern in usual if cls().supports(pattern) is None]
     return "\n".join([*(lines or ["  no options"]), f"  patterns: {', '.join(supported)} and others alike"])
-
-
-def kind_of(cls: Any) -> str:
-    """The kind of a method, in the words of the documentation."""
-    from nmbench.methods import MaskLearner, MaskSource, Refiner, Scorer, Solver
-
-    kinds = {Scorer: "scorer", Solver: "solver", Refiner: "refiner", MaskLearner: "mask learner"}
-    kinds[MaskSource] = "mask source"
-    return next((word for base, word in kinds.items() if issubclass(cls, base)), "baseline")
 
 
 def summary(cls: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmbench.cli.shared import plugin_option, terminal_width, warn_of_broken_files, write_reports
+from nmbench.cli.shared import check_plugin_files, plugin_option, terminal_width, write_reports
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 
     spec = spec_from(config, flags)
     plugins = load_plugins(spec.plugins)
-    warn_of_broken_files(plugins)
+    check_plugin_files(plugins)
     if not quiet:
         plugins.add_observer(ProgressPrinter(), "progress")
     plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break

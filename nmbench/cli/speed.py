@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from nmbench.cli.shared import plugin_option
+from nmbench.spec import MODEL
 
 
 @click.command()
-@click.option("--model", metavar="REF", default="demo", show_default=True, help="As for `nmbench run`.")
+@click.option("--model", metavar="REF", default=MODEL, show_default=True, help="As for `nmbench run`.")
 @click.option("--pattern", default="2:4", metavar="N:M", show_default=True, help="Prune to N:M, by magnitude.")
 @click.option("--tokens", multiple=True, type=click.IntRange(min=1), help="Tokens in a product.  [1, 16, 2048]")
 @click.option("--dtype", metavar="DTYPE", help="float16 or bfloat16.  [bfloat16]")

@@ -10,7 +10,10 @@ from nmbench.sources import Metric, Value, ValueRecord
 
 
 def measure_all(metrics: Mapping[str, Metric], subject: Subject, dense: DenseSubject) -> dict[str, ValueRecord]:
-    """Return the values of all metrics as plain data, by full name. Raises `NMBenchError` for what is no `Value`."""
+    """Return the values of all metrics as plain data, by full name.
+
+    Raises `NMBenchError` for a result that is not a `Value`.
+    """
     found: dict[str, ValueRecord] = {}
     for metric in metrics.values():
         for name, value in metric.measure(subject, dense).items():

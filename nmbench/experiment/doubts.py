@@ -1,4 +1,4 @@
-"""What is suspicious but legal about the inputs of a run, said beside its numbers."""
+"""Doubts about the inputs of a run: suspicious but legal, and printed and recorded beside the numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Doubt:
-    """One reason to distrust a number: a sentence `text` about its `subject` (tokenizer, dense model, calibration)."""
+    """A reason to distrust a number: its `subject` (tokenizer, dense model ...) and one sentence, `text`."""
 
     subject: str
     text: str

@@ -1,4 +1,4 @@
-"""What all jobs of a run share: the dense model, the tokens, the metrics, and how the outside names are looked up."""
+"""The shared set-up of all jobs of a run: the dense model, the tokens and the metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nmbench.verification.strict import check_divides
 
 @dataclass
 class Experiment:
-    """The shared state of one run. `bundle`, `dense` and `fingerprint` are renewed if a method changed the model."""
+    """The shared state of one run. `bundle`, `dense` and `fingerprint` are replaced if a method changed the model."""
 
     plan: Plan
     spec: ResolvedSpec
@@ -55,30 +55,30 @@ class Experiment:
         return self.plan.plugins
 
     def jobs(self) -> list[Job]:
-        """Every job of the run but the dense row, in the order in which they are done."""
+        """Return every job of the run in order; the dense row is not a job."""
         return list(jobs(self.spec, self.plan.contenders, self.protocol_digest))
 
     def patterns(self, pattern: Pattern) -> dict[str, Pattern]:
-        """The pattern of every prunable layer where `pattern` is the run's."""
+        """Return the pattern of every prunable layer: `pattern`, unless `pattern_for` names another."""
         return self.spec.layer_patterns(pattern, self.bundle.layers)
 
     @cached_property
     def test_digests(self) -> dict[str, str]:
-        """Names the test tokens of every data set."""
+        """The digest of the test tokens of every data set."""
         return {name: tokens_digest(tokens) for name, tokens in self.texts.items()}
 
     @cached_property
     def protocol_digest(self) -> str:
-        """Names what two rows must share to be comparable, by content: weights and test tokens too."""
+        """The digest of everything that comparable rows share, by content: also of weights and test tokens."""
         content = {"model_digest": self.dense.digest, "test_digests": self.test_digests}
         others = {"metric_provenance": self.metric_provenance} if self.metric_provenance else {}
         return digest({**self.spec.protocol(), **content, **others})
 
     @cached_property
     def metric_provenance(self) -> dict[str, Any]:
-        """What the metrics depend on besides model and texts, of those that say so."""
-        told = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
-        return {name: content for name, content in told.items() if content}
+        """The provenance of metrics that depend on more than model and texts."""
+        found = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
+        return {name: content for name, content in found.items() if content}
 
     @cached_property
     def sliding_window(self) -> int | None:
@@ -88,35 +88,35 @@ class Experiment:
         return window if window and window < longest else None
 
     def calibration_digest(self, seed: int) -> str:
-        """Names the windows that statistics are gathered from."""
+        """Return the digest of the windows that statistics are gathered from."""
         return self.pools[seed].statistics_digest(self.spec.windows)
 
     def directory(self) -> Path:
-        """Where the run is kept unless the user says otherwise: rows in it are comparable, and can be told apart."""
+        """Return the default run directory, named by the protocol digest and, if there is any, `pattern_for`."""
         special = f"-{digest(self.spec.pattern_for)}" if self.spec.pattern_for else ""
         return Path("runs") / f"{self.protocol_digest}{special}"
 
     def reporter(self, job: str, stage: str) -> Callable[[int, int], None]:
-        """A callback that tells observers how far a stage of a job is."""
+        """Return a callback that announces the progress of a stage of a job."""
         return lambda done, total: self.plugins.announce("nmbench_progress", event=Progress(job, stage, done, total))
 
     def learner_reporter(self, job: str, method: Method) -> Callable[[str, int, int | None, Mapping[str, float]], None]:
-        """A callback for `LearnTask`; where a learner names no total, it is its `steps` option, if it has one."""
+        """Return a callback for `LearnTask`; the default of the total is the option `steps` of the learner, or 0."""
         steps = int(getattr(method, "steps", 0))
         return lambda stage, done, total, values: self.plugins.announce(
             "nmbench_progress", event=Progress(job, stage, done, steps if total is None else total, values)
         )
 
     def is_intact(self, restore: bool = True) -> bool:
-        """True if the model is what it was when the run began; unless not `restore`, its dense weights are put back."""
+        """Return True if the model has not changed since the run began; `restore`: restore the dense weights first."""
         return is_intact(self.bundle, self.dense, self.fingerprint, self.probe, restore)
 
     def check_intact(self, who: str) -> None:
-        """Raise `NMBenchError` if `who` changed the lent model in a way that is not undone."""
+        """Raise `NMBenchError` if `who` changed the model in a way that is not undone."""
         check_intact(self.bundle, self.dense, self.fingerprint, self.probe, who)
 
     def renew(self, who: str) -> None:
-        """Load the model again, which `who` changed. Raises `ModelChanged` if that is another model than before."""
+        """Load the model again after `who` changed it. Raises `ModelChanged` if the loaded model is another one."""
         bundle = load_dense(self.plan.spec, self.plugins, self.plan.methods)
         now, dense = fingerprint(bundle, self.probe), DenseWeights(bundle)
         if dense.digest != self.dense.digest or not self.fingerprint.like(now, LOOSE):
@@ -127,7 +127,7 @@ class Experiment:
         self.bundle, self.dense, self.fingerprint = bundle, dense, now
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device and dtypes: what else a number depends on."""
+        """Return versions, device, threads and dtypes, which numbers depend on as well."""
         device = self.bundle.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
         return {
@@ -141,7 +141,7 @@ class Experiment:
         }
 
     def manifest(self) -> dict[str, Any]:
-        """What the run directory says of the run besides its spec."""
+        """Return the content of `manifest.json`: digests, provenance, coverage and environment of the run."""
         return {
             "spec_digest": self.spec.digest,
             "protocol_digest": self.protocol_digest,
@@ -163,7 +163,7 @@ class Experiment:
 
 
 def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
-    """Load the dense model of `plan` (unless it is `bundle`), resolve the specification, and read all texts.
+    """Return the shared set-up of `plan`: the model (`bundle`, or loaded), the resolved specification, all texts.
 
     Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short or if two texts overlap.
     """
@@ -201,14 +201,14 @@ def check_windows(
 
 
 def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:
-    """The pool of one seed; without a mask learner, no more than statistics need."""
+    """Return the pool of one seed; without a mask learner, only the windows for statistics."""
     pool = spec.pool_tokens if learners else spec.windows * spec.window_tokens
     selection = spec.selection_tokens if learners else 0
     return calibration_pool(dataset, spec.calibration, bundle.tokenizer, spec.window_tokens, pool, selection, seed)
 
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:
-    """Raise `NMBenchError` if a window is longer than the model was made for."""
+    """Raise `NMBenchError` if a window is longer than the context of the model."""
     context = bundle.context_tokens
     if context and window > context:
         raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")

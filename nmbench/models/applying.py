@@ -1,4 +1,4 @@
-"""Pruned weights into the live model: kept weights, repaired or dense, and positive zeros elsewhere."""
+"""Writing pruned weights into the live model: kept weights, repaired or dense, and positive zeros elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nmbench.models.bundle import Bundle
 
 
 def applied(pruned: Pruned, dense: Tensor) -> Tensor:
-    """The weight `[out, in]` to evaluate, in the dtype of `dense`: kept weights, and positive zeros elsewhere."""
+    """Return the weight `[out, in]` to evaluate, in the dtype of `dense`: kept weights and positive zeros."""
     weight = dense if pruned.weight is None else pruned.weight.to(dense.dtype)
     return weight.masked_fill(~pruned.mask, 0.0)
 
@@ -25,6 +25,6 @@ def apply(bundle: Bundle, pruned: PrunedModel) -> None:
 
 
 def moved(pruned: Pruned, device: torch.device) -> Pruned:
-    """The same pruned layer on `device`."""
+    """Return the same pruned layer on `device`."""
     weight = None if pruned.weight is None else pruned.weight.to(device)
     return dataclasses.replace(pruned, mask=pruned.mask.to(device), weight=weight)

@@ -9,8 +9,8 @@ from torch import Tensor
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """True if two tensors agree in dtype, shape, device and every bit.
 
-    `==` takes -0.0 for 0.0 and a NaN for unequal to itself; here -0.0 differs from 0.0, and a NaN equals one of the
-    same bits. Tensors of the meta device have no bits to compare.
+    By `==`, -0.0 equals 0.0 and no NaN equals itself; by bits, -0.0 differs from 0.0, and a NaN equals a NaN of
+    the same bits. Tensors of the meta device have no bits and are equal.
     """
     if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
         return False
@@ -18,5 +18,5 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor in the order of its entries, uint8 `[bytes]`; a copy only where the memory has gaps."""
+    """Return the bytes of a tensor in the order of its entries, uint8 `[bytes]`; a copy only if not contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -19,7 +19,7 @@ class DenseWeights:
         self.digest = bundle.digest()
 
     def restore(self) -> None:
-        """Write the dense weights back and compare the hash of the model; a hash that differs is a bug of ours."""
+        """Write the dense weights back and assert that the model has its first hash again; else nmbench has a bug."""
         self.put_back()
         if self.bundle.digest() != self.digest:
             raise AssertionError(f"the dense weights of {self.bundle.ref} could not be restored: their hash differs.")

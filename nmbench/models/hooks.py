@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states among what a block returns; transformers 5 returns the tensor itself."""
+    """Return the hidden states from the output of a block; in transformers 5 the output is the tensor itself."""
     return output[0] if isinstance(output, tuple) else output
 
 
 @contextlib.contextmanager
 def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While the context is open, `forward` stands in for the forward of a module."""
+    """Replace the forward of a module by `forward` while the context is open."""
     table = vars(module)
     before = table.get("forward")
     table["forward"] = forward
@@ -29,14 +29,14 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """What a sub-module of a block is given, or what it returns; "" names the block itself."""
+    """The first input of a sub-module of a block, or its output; "" names the block itself."""
 
     module: str
     output: bool
 
 
 class Ear(NamedTuple):
-    """Tells `tell` what a module is given first, or the hidden states that it returns."""
+    """A hook that passes the first input of a module, or the hidden states in its output, to the callback `tell`."""
 
     module: nn.Module
     tell: Callable[[Tensor], None]
@@ -54,14 +54,14 @@ class Ear(NamedTuple):
 
 @contextlib.contextmanager
 def listening(ears: Iterable[Ear]) -> Iterator[None]:
-    """While the context is open, the ears hear."""
+    """Attach the hooks `ears` while the context is open."""
     with hooks(ear.attach() for ear in ears):
         yield
 
 
 @contextlib.contextmanager
 def hooks(handles: Iterable[Any]) -> Iterator[None]:
-    """Remove the hooks at the end, whatever happens."""
+    """Remove the hooks of `handles` when the context ends, also after an exception."""
     attached = list(handles)
     try:
         yield

@@ -7,7 +7,6 @@ that fails at the call, and lets wrappers change the result of another plugin. T
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import typing
 from typing import Any
@@ -15,21 +14,19 @@ from typing import Any
 import pluggy
 
 from nmbench.errors import PluginError, did_you_mean
+from nmbench.methods import MaskLearner, MaskSource, Method, Refiner, Scorer, Solver
 from nmbench.options import PRESET, READERS, alternatives
 from nmbench.plugins import hookspecs
+from nmbench.sources import Dataset, Metric, ModelSource, Reporter
 
 PREFIX = "nmbench_"
-BASES = {
-    "nmbench_register_baselines": ("nmbench.methods", ("Scorer", "Solver", "Refiner", "MaskSource")),
-    "nmbench_register_mask_learners": ("nmbench.methods", ("MaskLearner",)),
-    "nmbench_register_models": ("nmbench.sources", ("ModelSource",)),
-    "nmbench_register_datasets": ("nmbench.sources", ("Dataset",)),
-    "nmbench_register_metrics": ("nmbench.sources", ("Metric",)),
-    "nmbench_register_reporters": ("nmbench.sources", ("Reporter",)),
-}
-WORK = {  # base class -> the method that a derived class must override
-    **{"Scorer": "score", "Solver": "solve", "Refiner": "refine", "MaskSource": "bring", "MaskLearner": "learn"},
-    **{"ModelSource": "load", "Dataset": "texts", "Metric": "measure", "Reporter": "write"},
+BASES: dict[str, tuple[type, ...]] = {  # announcing hook -> bases of what plugins register through it
+    "nmbench_register_baselines": (Scorer, Solver, Refiner, MaskSource),
+    "nmbench_register_mask_learners": (MaskLearner,),
+    "nmbench_register_models": (ModelSource,),
+    "nmbench_register_datasets": (Dataset,),
+    "nmbench_register_metrics": (Metric,),
+    "nmbench_register_reporters": (Reporter,),
 }
 FORBIDDEN = ("hookwrapper", "wrapper", "tryfirst", "trylast")
 
@@ -86,14 +83,13 @@ def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
 
 def check_object(hook: str, name: str, obj: Any) -> None:
     """Raise `PluginError` unless `obj` is a class of the kind that `hook` registers and its options have defaults."""
-    module, names = BASES[hook]
-    bases = tuple(getattr(importlib.import_module(module), base) for base in names)
+    bases = BASES[hook]
     if not isinstance(obj, type) or not issubclass(obj, bases):
-        listed = " or ".join(f"nmbench.{base}" for base in names)
+        listed = " or ".join(f"nmbench.{base.__name__}" for base in bases)
         raise PluginError(f"{name!r} must be a class derived from {listed}; {obj!r} is not.")
     if undecorated := [key for key, value in vars(obj).items() if isinstance(value, dataclasses.Field)]:
         raise PluginError(f"{name!r} declares option {undecorated[0]!r}; put @dataclass(frozen=True) above its class.")
-    if module == "nmbench.methods":
+    if issubclass(obj, Method):
         check_options(name, obj, bases)
     required = [f.name for f in dataclass_fields(obj) if f.init and no_default(f)]
     if required:
@@ -101,9 +97,9 @@ def check_object(hook: str, name: str, obj: Any) -> None:
     check_work(name, obj, next(base for base in bases if issubclass(obj, base)))
 
 
-def check_work(name: str, cls: type, base: type) -> None:
+def check_work(name: str, cls: type, base: Any) -> None:
     """Raise `PluginError` for a class that does not override the method of its kind, such as `score` of a scorer."""
-    wanted = WORK[base.__name__]
+    wanted = base.work_method
     if getattr(cls, wanted) is not getattr(base, wanted):
         return
     own = [key for key, value in inspect.getmembers(cls, callable) if not hasattr(base, key)]

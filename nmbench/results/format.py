@@ -2,8 +2,8 @@
 
 | format | what changed |
 |---|---|
-| 1 | the first; lines without the field `format` |
-| 2 | `notes` hold what the method itself says; beside them `layer_notes`, `figures`, `experts` and `copied_from` |
+| 1 | the first format; lines without the field `format` |
+| 2 | `notes` hold only notes of the method; new fields `layer_notes`, `figures`, `experts`, `copied_from`, `curve` |
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ class Interval(TypedDict):
 
 
 class Seconds(TypedDict):
-    """Wall-clock seconds."""
+    """Wall-clock seconds; `cpu_share`: processor seconds per second of pruning, in the process that ended the job."""
 
     prune: float | None
     evaluate: float | None
     total: float | None
+    cpu_share: float | None
 
 
 class PeakBytes(TypedDict):
-    """Peak memory: resident on the host, allocated by torch on the device."""
+    """Peak memory: resident on the host, its growth over the loaded model, allocated by torch on the device."""
 
     host: int | None
+    host_growth: int | None
     device: int | None
 
 
 class CostRecord(TypedDict):
-    """Tokens read and computed (`nmbench.runtime.Cost`); None in a failed row."""
+    """Tokens read and computed (`nmbench.runtime.Cost`); None where unknown: imported masks, failures."""
 
     forward_tokens: int | None
     backward_tokens: int | None
@@ -53,7 +55,7 @@ class CostRecord(TypedDict):
 
 
 class Coverage(TypedDict):
-    """How much of the decoder is pruned."""
+    """The pruned part of the decoder: layers, weights, and their share of all parameters of the decoder."""
 
     layers: int
     weights: int
@@ -88,12 +90,13 @@ class Identity(TypedDict):
 
 
 class Said(TypedDict):
-    """What a record says of the work, besides figures.
+    """The notes of a record on the work of the job.
 
-    `notes`: JSON values as the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
+    `notes`: JSON values that the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
     `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
-    the label of the row that did the same work; `doubts`: reasons to distrust the figures, those of the run's inputs
-    first; `unranked`: texts (`demo@256`) by which rows are not ranked, in the dense row.
+    the label of the row that did the same work; `curve`: the figures that a learner reported, by `step`; `doubts`:
+    reasons to distrust the figures, those of the run's inputs first; `unranked`: texts (`demo@256`) by which rows are
+    not ranked, in the dense row.
     """
 
     notes: dict[str, Any]
@@ -101,6 +104,7 @@ class Said(TypedDict):
     figures: dict[str, float]
     experts: dict[str, Any]
     copied_from: str | None
+    curve: list[dict[str, float | None]]
     doubts: list[str]
     unranked: list[str]
 
@@ -123,8 +127,8 @@ class Figures(Said):
 class Record(Identity, Figures, total=False):
     """One row of a run.
 
-    A failed row has `error`, one line, and `traceback`, the file that holds it, relative to the run directory. Where
-    several run directories were read together, `directory` is the row's.
+    A failed row has `error`, one line, and `traceback`, the path of the traceback file relative to the run directory.
+    If several run directories were read together, `directory` is the run directory of the row.
     """
 
     error: str
@@ -133,7 +137,7 @@ class Record(Identity, Figures, total=False):
 
 
 def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
-    """A record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later one."""
+    """Return a record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later format."""
     made_in = line.get("format", 1)
     if made_in == FORMAT:
         return cast(Record, {**line, **{name: empty for name, empty in ADDED.items() if name not in line}})
@@ -151,11 +155,14 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
     added = {
         **ADDED,
         "format": FORMAT,
+        "seconds": {"cpu_share": None, **line.get("seconds", {})},
+        "peak_bytes": {"host_growth": None, **line.get("peak_bytes", {})},
         "notes": notes,
         "layer_notes": {},
         "figures": {},
         "experts": experts,
         "copied_from": copied_from,
-        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records did not say it
+        "curve": [],
+        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records have no such field
     }
     return cast(Record, {**line, **added})

@@ -13,13 +13,13 @@ import torch
 
 
 @contextlib.contextmanager
-def fenced() -> Iterator[None]:
+def isolating() -> Iterator[None]:
     """Restore all global state that a plugin may change when the context ends, so that the order of methods is free.
 
     Output printed inside the context goes to standard error: standard output is for the table.
     """
     python, numpy, folder = random.getstate(), np.random.get_state(), os.getcwd()
-    with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr), torch_settings():
+    with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr), restoring_torch_settings():
         try:
             yield
         finally:
@@ -29,7 +29,7 @@ def fenced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def torch_settings() -> Iterator[None]:
+def restoring_torch_settings() -> Iterator[None]:
     """Restore the settings of torch that affect numbers when the context ends."""
     dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
     gradients, precision = torch.is_grad_enabled(), torch.get_float32_matmul_precision()

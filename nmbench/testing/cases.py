@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.calibration.walk import full_float32
-from nmbench.errors import NMBenchError
 from nmbench.methods import LayerStats, MaskLearner, Method, Refiner, Scorer, Solver, Stat
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.learning import CheckpointStore, LearnTask
+from nmbench.pruning.one_shot import call
 from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing.planted import cycles, planted_bundle, weakest
 from nmbench.testing.values import statistics, values
@@ -99,20 +98,7 @@ class LayerCase(ShortRepr):
     def run(self, method: Method) -> Any:
         """The result of a one-shot method for this layer, called as the host calls it: scores, or a `Pruned`."""
         assert isinstance(method, (Scorer, Solver, Refiner))
-        return call(method, self.weight(), self.stats(method.needs), self.mask(), self.nm)
-
-
-@torch.no_grad()
-def call(method: Method, weight: Tensor, stats: LayerStats, mask: Tensor, pattern: Pattern) -> Any:
-    """Call a one-shot method as a run does: without gradients, with float32 products in full precision."""
-    with full_float32():
-        if isinstance(method, Scorer):
-            return method.score(weight, stats)
-        if isinstance(method, Solver):
-            return method.solve(weight, stats, pattern)
-        if isinstance(method, Refiner):
-            return method.refine(weight, stats, mask, pattern)
-    raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+        return call(method, self.weight(), self.stats(method.needs), self.nm, self.mask())
 
 
 @dataclass(frozen=True, repr=False)
@@ -163,10 +149,10 @@ class RecordingTask(LearnTask):
         super().__init__(*args, **kwargs)
         self.reported: list[Reported] = []
 
-    def report(self, step: int, *, masks: Any = None, **values: float) -> None:
+    def report(self, step: int, *, total: int | None = None, masks: Any = None, **values: float) -> None:
         copies = None if masks is None else {name: mask.clone() for name, mask in masks.items()}
         self.reported.append(Reported(step, copies, dict(values)))
-        super().report(step, masks=None, **values)
+        super().report(step, total=total, masks=None, **values)
 
     @contextlib.contextmanager
     def interrupted_at(self, event: int | None) -> Iterator[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nmbench.models.bundle import Bundle
 from nmbench.plugins.loading import load_plugins
+from nmbench.spec import TINY
 
 __all__ = ["tiny_bundle"]
 
@@ -14,5 +15,5 @@ def tiny_bundle(family: str = "llama", dtype: str = "float32") -> Bundle:
     Raises `NMBenchError` with the list of families for an unknown `family`.
     """
     plugins = load_plugins()
-    bundle: Bundle = plugins.lookup(plugins.registries.models, "tiny")(dtype=dtype).load(family)
+    bundle: Bundle = plugins.lookup(plugins.registries.models, TINY)(dtype=dtype).load(family)
     return bundle

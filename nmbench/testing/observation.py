@@ -18,9 +18,10 @@ from torch import Tensor
 
 from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, Refiner, Scorer, Solver
 from nmbench.models.bit_equality import same_bits
+from nmbench.pruning.one_shot import call
 from nmbench.results.files import FileCheckpoints
-from nmbench.runtime.isolation import fenced
-from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask, call
+from nmbench.runtime.isolation import isolating
+from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Observation:
 
     def again(self) -> Observation:
         """The same call once more, after numbers were drawn from the global random generators."""
-        with fenced():
+        with isolating():
             random.random()
             np.random.random()
             torch.rand(1)
@@ -90,7 +91,7 @@ class Observation:
 def observe(method: Method, case: Any) -> Observation:
     """Call `method` on `case` and return the observation; global state is restored afterwards."""
     observed = Observation(method, case)
-    with fenced(), noting_side_effects(observed):
+    with isolating(), noting_side_effects(observed):
         if isinstance(case, LayerCase):
             observe_layer(observed, method, case)
         elif isinstance(case, LearnCase):
@@ -105,7 +106,7 @@ def observe_layer(observed: Observation, method: Method, case: LayerCase) -> Non
         stats = case.stats(method.needs)
         inputs = {"weight": weight, "mask": mask, **tensors_of(stats)}
         with noting_changes(observed, inputs):
-            observed.output = copied(call(method, weight, stats, mask, case.nm))
+            observed.output = copied(call(method, weight, stats, case.nm, mask))
 
 
 def observe_learner(observed: Observation, method: Method, case: LearnCase) -> None:
@@ -126,7 +127,7 @@ def observe_learner(observed: Observation, method: Method, case: LearnCase) -> N
 def interrupted(observed: Observation, event: int) -> Mapping[str, Any] | None:
     """The masks of a learner that was interrupted at `event` and then started again from its checkpoint."""
     assert isinstance(observed.method, MaskLearner) and isinstance(observed.case, LearnCase)
-    with tempfile.TemporaryDirectory() as folder, fenced(), contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, isolating(), contextlib.redirect_stdout(io.StringIO()):
         store = FileCheckpoints(Path(folder) / "checkpoint.safetensors", "digest")
         first = observed.case.task(store)
         with first.interrupted_at(event):

@@ -17,7 +17,7 @@ from nmbench.errors import NMBenchError
 from nmbench.evaluation.losses import window_losses
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.runtime.isolation import fenced
+from nmbench.runtime.isolation import isolating
 
 PROBE_TOKENS = 64
 TOLERANCE = 1e-3  # relative, on devices that do not reproduce bits
@@ -50,7 +50,7 @@ def probe_of(texts: Mapping[str, Tensor], window: Tensor) -> Tensor:
 @torch.no_grad()
 def fingerprint(bundle: Bundle, probe: Tensor) -> Fingerprint:
     """Return the fingerprint of the live model."""
-    with fenced():
+    with isolating():
         return Fingerprint(tuple(bundle.layers), window_losses(bundle.model, probe.to(bundle.device)))
 
 

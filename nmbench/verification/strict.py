@@ -18,9 +18,9 @@ from nmbench.pattern import Pattern
 
 
 class Proof(TypedDict):
-    """What was proven of a row: counts of layers, groups, weights and zeros, and the digest of the masks.
+    """The proof of a row: counts of layers, groups, weights and zeros, and the digest of the masks.
 
-    `extra_zeros` are weights that the mask keeps and that are zero nevertheless.
+    `extra_zeros` counts kept weights that are zero.
     """
 
     layers: int

@@ -44,7 +44,8 @@ class Import(nmbench.MaskSource):
             mask, counts = mask_of(kept, name, dense, model.patterns[name])
             layers[name] = nmbench.Pruned(mask, self.weight(kept, name, mask, dense))
             total = {key: total.get(key, 0) + value for key, value in counts.items()}
-        return nmbench.PrunedModel(layers, {"imported": {"form": kept.form, **self.content(), **total}})
+        notes = {"imported": {"form": kept.form, **self.content(), **total}}
+        return nmbench.PrunedModel(layers, notes, origin=nmbench.row_record(self.path))
 
     def weight(self, kept: nmbench.Kept, name: str, mask: Tensor, dense: Tensor) -> Tensor | None:
         """Return the weight of the checkpoint, if the option `weights` is set, else None."""

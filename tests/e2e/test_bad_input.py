@@ -107,7 +107,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_one_clear_line(nmbench, tmp_path, name):
-    """What is wrong, where, and what was expected; no run directory is left behind."""
+    """The error says what is wrong, where, and what was expected; no run directory is left behind."""
     flags, status, pieces = CASES[name]
     model = [] if "--model" in flags else MODEL
     (tmp_path / "short.txt").write_text("Too short.")

@@ -116,7 +116,7 @@ def rows(tmp_path_factory):
 
 
 def numbers(row):
-    """What no other method may change."""
+    """The numbers of a row that no other method may change."""
     return [row[key] for key in ("status", "metrics", "proof", "against_dense", "calibration_digest", "cost")]
 
 

@@ -38,7 +38,7 @@ def in_fp8(tensors):
 
 
 def as_numbers(tensors):
-    """What the weights of `in_fp8` stand for."""
+    """The numbers that the weights of `in_fp8` represent."""
     small = in_fp8(dict(tensors))
     for name in [name for name in tensors if "proj" in name]:
         scale = small[f"{name}_scale_inv"].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
@@ -112,7 +112,7 @@ def test_a_scale_that_nobody_reads(nmbench, tmp_path):
 
 
 def test_what_cannot_be_dequantised(nmbench, tmp_path):
-    """A method that transformers cannot undo here is told on one line, flag or not."""
+    """A quantisation that transformers cannot undo is refused in one line, with and without the flag."""
     saved(tmp_path / "model", quantisation={"quant_method": "gptq", "bits": 4, "group_size": 128})
     result = run(nmbench, "--model", "model", "--dequantise")
     assert result.exit_code == 1

@@ -134,7 +134,7 @@ def test_a_run_directory_says_how_to_repeat_it(done, nmbench, records):
 
 
 def test_more_patterns_and_seeds_extend_a_run(done, nmbench, small, records):
-    """What is finished stays as it is; only the new jobs are done, and the spec grows."""
+    """Finished rows stay unchanged; only the new jobs are done, and the spec grows."""
     before = (done[1] / "records.jsonl").read_bytes()
     result = nmbench("run", *small, "--pattern", "1:4", "--pattern", "2:4", "--seed", 0, "--seed", 1)
     assert result.exit_code == 0, result.output
@@ -401,14 +401,25 @@ def test_equal_options_are_equal_jobs(nmbench, small, records, tmp_path, texts_o
     assert spec.methods[0].options == {name: True if name == "mask_only" else 0.01}
 
 
-def test_a_broken_file_is_told_at_once(nmbench, small, tmp_path):
-    """A plugin file that fails stops nobody else, but whoever named it reads of it, with stage and reason."""
+def test_a_broken_file_stops_the_command(nmbench, small, tmp_path):
+    """A plugin file that cannot be loaded is an error with its stage and reason, and nothing is run without it."""
     (tmp_path / "broken.py").write_text("def 7\n")
-    result = nmbench(
-        "run", *small[: small.index("--set")], "--method", "wanda", "--plugin", "broken.py", "--out", "out"
-    )
-    assert result.exit_code == 0, result.output
-    assert "WARNING plugin file broken.py failed at import: SyntaxError" in result.output
+    result = nmbench("run", *small[: small.index("--set")], "--method", "wanda", "--plugin", "broken.py")
+    assert result.exit_code == 1
+    assert "Error: plugin file broken.py failed at import: SyntaxError" in result.stderr
+    assert "mend the file, or leave out --plugin" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_report_filters(nmbench, small, tmp_path):
+    """`nmbench report` prints the rows of a label, pattern and seed beside dense; a choice without rows is refused."""
+    assert nmbench("run", *small, "--method", "wanda", "--seed", "0", "--seed", "1").exit_code == 0
+    text = nmbench("report", "out", "--method", "wanda", "--seed", "1", "--pattern", "2:4").output
+    rows = [line.split()[:3] for line in text.splitlines() if " yes, " in line]
+    assert rows == [["wanda", "2:4", "1"]]
+    refused = nmbench("report", "out", "--method", "acme")
+    assert refused.exit_code == 1
+    assert "Error: no row is of that pattern, label and seed; there are maskpro@init 2:4 seed 0" in refused.stderr
 
 
 def test_reports_go_where_they_are_told(nmbench, small, tmp_path):

@@ -128,7 +128,7 @@ def test_deterministic(pair, seed):
 @quick
 @given(pairs())
 def test_identical_losses_cannot_be_told_apart(pair):
-    """A model against itself differs by exactly nothing, and is not told apart from itself."""
+    """A model against itself has a difference of exactly zero, which is not significant."""
     found = paired(pair[0], pair[0].clone())
     assert figures(found) == (0, 0, 0)
     assert not found.clear
@@ -137,7 +137,7 @@ def test_identical_losses_cannot_be_told_apart(pair):
 @quick
 @given(pairs(min_size=2))
 def test_clear_means_that_zero_is_outside(pair):
-    """Two models are told apart exactly when the whole interval lies on one side of zero."""
+    """A difference is significant exactly if the whole interval lies on one side of zero."""
     ours, theirs = pair
     found = paired(ours, theirs)
     assert found.clear == (found.low > 0 or found.high < 0)
@@ -148,7 +148,7 @@ def test_clear_means_that_zero_is_outside(pair):
 @quick
 @given(st.floats(-5, 5), st.floats(-5, 5))
 def test_one_window_tells_nothing(first, second):
-    """From a single window, which cannot be resampled, no two models can be told apart."""
+    """On a single window, which cannot be resampled, no difference is significant."""
     assume(first != second)
     assert not paired(torch.tensor([first]), torch.tensor([second])).clear
 
@@ -156,7 +156,7 @@ def test_one_window_tells_nothing(first, second):
 @quick
 @given(st.integers(0, 2**31))
 def test_pairing_finds_what_the_spread_hides(seed):
-    """A small gain on every window is told apart although windows differ far more among themselves."""
+    """A small gain on every window is significant although windows differ far more among themselves."""
     hard = losses(40, seed, spread=2.0)
     gained = hard - 0.05 + 0.02 * losses(40, seed + 1) - 0.06
     assert paired(gained, hard).high < 0

@@ -173,7 +173,7 @@ def test_mask_that_keeps_everything_is_dense(family):
 
 
 def test_mask_that_drops_everything_is_not_dense():
-    """Under masks that are False everywhere the losses differ, so that the law above says something."""
+    """Under masks that are False everywhere the losses differ, so that the law above is not empty."""
     bundle = load()
     dense = losses(bundle, text())
     apply(bundle, PrunedModel({n: Pruned(torch.zeros(la.shape, dtype=torch.bool)) for n, la in bundle.layers.items()}))
@@ -217,7 +217,7 @@ def test_what_the_dense_model_was_not_measured_on():
 
 @pytest.mark.parametrize("argument", ["", "demo", "demo@", "@256", "demo@1", "demo@0", "demo@-5", "demo@2.5", "demo@x"])
 def test_perplexity_without_its_window_is_refused(argument):
-    """A perplexity must say its text and a window of two tokens or more."""
+    """A perplexity must name its text and a window of two tokens or more."""
     with pytest.raises(NMBenchError, match=rf"'ppl:{argument}' is not of the form ppl:<data set>@<window>"):
         Perplexity(argument)
 
@@ -233,7 +233,7 @@ def test_the_window_stands_after_the_last_at(argument, dataset, window):
 
 
 def test_all_metrics_by_full_name():
-    """Every metric's values come under names that say their protocol."""
+    """Every metric's values have names that hold their protocol."""
     metrics = {f"ppl:toy@{window}": Perplexity(f"toy@{window}") for window in (8, 16)}
     values = measure_all(metrics, Subject(shared(), {"toy": text()}), DenseSubject({}))
     assert {name: value["n"] for name, value in values.items()} == {"ppl:toy@8": 20, "ppl:toy@16": 10}

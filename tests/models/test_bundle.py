@@ -154,7 +154,7 @@ def test_layer_computes_with_its_canonical_weight(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_written_weights_are_live(family):
-    """Zeroing every layer through `write` changes what the model says."""
+    """Zeroing every layer through `write` changes the logits of the model."""
     bundle, tokens = load(family), torch.arange(12)[None]
     before = bundle.model(input_ids=tokens).logits
     for layer in bundle.layers.values():
@@ -194,7 +194,7 @@ def test_overlapping_globs():
 
 
 def test_glob_that_matches_nothing_is_refused():
-    """A glob without a match is an error that shows what layer names look like."""
+    """A glob without a match is an error that shows an example of a layer name."""
     with pytest.raises(NMBenchError, match=r"--skip 'w1' matches no prunable layer.*'model\.layers\.0"):
         load().without(["w1"])
 
@@ -312,7 +312,7 @@ def test_in_dtype_keeps_what_was_left_dense():
 
 
 def test_defaults_and_provenance_are_optional():
-    """A bundle made by hand needs a model only."""
+    """`Bundle.of` needs a model only."""
     bundle = Bundle.of("toy", Toy(), None)
     assert bundle.provenance == {}
     assert bundle.device == torch.device("cpu")

@@ -27,7 +27,7 @@ def logits(bundle: Bundle) -> torch.Tensor:
 
 @pytest.fixture(params=sorted(FAMILIES))
 def pair(request):
-    """A dense bundle, and the same one pruned with its dense weights at hand."""
+    """A dense bundle, and a pruned copy with a view of its dense weights."""
     pruned = TinyModel().load(request.param)
     weights = DenseWeights(pruned)
     return TinyModel().load(request.param), pruned_by_magnitude(pruned), weights
@@ -73,7 +73,7 @@ def test_a_pass_that_fails_leaves_the_model_pruned(where):
 
 
 def test_evaluation_in_another_dtype():
-    """Where the evaluation has another dtype, what is shown is the dense model cast to that dtype."""
+    """In an evaluation of another dtype, the view is the dense model cast to that dtype."""
     bundle = TinyModel("bfloat16").load("llama")
     weights = DenseWeights(bundle)
     dense = bundle.in_dtype(torch.float32)
@@ -84,7 +84,7 @@ def test_evaluation_in_another_dtype():
 
 
 def test_a_swap_within_another():
-    """Whoever moves a block's weights further out, as streaming does, gets back what it put there."""
+    """Outer hooks that exchange a block's weights, as those of offloading, find their own tensors again."""
     dense, pruned = TinyModel().load("llama"), TinyModel().load("llama")
     weights = DenseWeights(pruned)
     pruned_by_magnitude(pruned)
@@ -112,7 +112,7 @@ def test_a_swap_within_another():
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_a_streamed_model(family):
-    """Where the blocks of the pruned model wait on the host and come to the device, so do the dense ones."""
+    """The view also works for a pruned model with offloaded blocks."""
     dense, pruned = TinyModel().load(family), TinyModel().load(family)
     weights = DenseWeights(pruned)
     pruned_by_magnitude(pruned)

@@ -85,7 +85,7 @@ def test_an_anatomy_told_by_the_source():
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_experts_of_a_layout_that_no_module_tells():
-    """Llama 4 does not say how its experts are stored; a source that does makes them prunable."""
+    """Llama 4 does not declare the layout of its experts; a model source that declares it makes them prunable."""
     import transformers
 
     size = {"hidden_size": 64, "intermediate_size": 96, "intermediate_size_mlp": 96, "vocab_size": 257}
@@ -205,7 +205,7 @@ def test_blocks_in_another_order_are_refused(order, what):
 
 
 class Layered(nn.Module):
-    """Hands its blocks several hidden states at once."""
+    """A model that passes several hidden states to its blocks at once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def prune(bundle: Bundle, method: Baseline) -> PrunedModel:
 
 
 def watched(bundle: Bundle) -> list[int]:
-    """How many blocks are on the device, whenever a layer works."""
+    """Return the number of blocks on the device at each call of a layer."""
     seen: list[int] = []
     for layer in bundle.layers.values():
         layer.module.register_forward_pre_hook(lambda module, args: seen.append(len(bundle.streaming.present)))
@@ -65,7 +65,7 @@ def test_results_are_the_same(family, method):
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT(sequential=True)], ids=["wanda", "in turn"])
 def test_experts_are_streamed_as_well(method):
-    """Fused experts of a streamed model are heard and pruned as ever."""
+    """Fused experts of an offloaded model have the same statistics and masks as on one device."""
     streamed, whole = (prune(load("mixtral", streamed), method) for streamed in (True, False))
     assert all(torch.equal(streamed.masks[name], mask) for name, mask in whole.masks.items())
 
@@ -86,7 +86,7 @@ def test_one_block_at_a_time(family, method):
 
 @families
 def test_losses_are_the_same(family):
-    """A streamed model says what it says when it is all there, in another dtype, too."""
+    """An offloaded model has the same logits as one on the device, also in another dtype."""
     streamed, whole = load(family), load(family, streamed=False)
     for dtype in (torch.float32, torch.bfloat16):
         ours, theirs = streamed.in_dtype(dtype), whole.in_dtype(dtype)

@@ -81,7 +81,7 @@ def test_the_origin_excuses_no_pattern():
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8), Pattern(8, 16)], ids=str)
 def test_sparse_checkpoints_are_refused(pattern):
-    """What was found is said: how many layers, which first, how many zeros, which pattern; the flag lets it pass."""
+    """The error names the number of sparse layers, the first, its zeros and the pattern; the flag accepts it."""
     bundle = load()
     prune(bundle, list(bundle.layers), pattern)
     first = next(iter(bundle.layers)).replace(".", r"\.")

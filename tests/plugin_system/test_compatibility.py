@@ -1,4 +1,4 @@
-"""The written promise: hooks and checks are those of the version numbers; whoever changes them changes a number.
+"""The written promise: hooks and checks are those of the version numbers; a change of theirs changes a number.
 
 When one of these fails on purpose, raise the number as docs/plugins/compatibility.md says, and list what it now
 stands for.

@@ -1,4 +1,4 @@
-"""Laws of the plugin loader: what is broken is named, leaves nothing behind and stops nobody else."""
+"""Laws of the plugin loader: a broken plugin is named, registers nothing and stops no other plugin."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def load(points, *packages):
 
 
 def held(plugins: Plugins) -> dict[str, dict[str, str]]:
-    """What all registries hold: registry -> name -> origin."""
+    """Return the content of all registries: registry -> name -> origin."""
     registries = {kind: getattr(plugins.registries, kind) for kind in KINDS.values()}
     return {kind: {entry.name: entry.origin for entry in registry} for kind, registry in registries.items()}
 
@@ -77,7 +77,7 @@ def origin(package: str) -> str:
 
 
 def expected(packages) -> dict[str, dict[str, str]]:
-    """What registries hold when exactly these good packages are loaded."""
+    """Return the content of the registries when exactly these good packages are loaded."""
     content = {kind: {} for kind in KINDS.values()}
     for package in packages:
         for kind, names in zoo.GOOD[package].items():
@@ -121,7 +121,7 @@ def test_whole_zoo_at_once(points):
 
 
 def test_unknown_method_names_failed_plugins(points):
-    """Asking for a method nobody has names the nearest one, and every plugin that failed with its stage."""
+    """The error for an unknown method names the nearest one, and every failed plugin with its stage."""
     plugins = load(points, "acme", "raises")
     with pytest.raises(UnknownName, match="Did you mean 'acme'") as caught:
         plugins.lookup(plugins.registries.methods, "acmee")
@@ -286,7 +286,7 @@ def test_order_of_loading_does_not_matter(points, order):
 
 
 class Loading(RuleBasedStateMachine):
-    """Good, clashing and broken plugins are loaded and removed; `model` says which should be there."""
+    """Good, clashing and broken plugins are loaded and removed; `model` holds those that should be registered."""
 
     entry_points: dict
 
@@ -369,7 +369,7 @@ def test_registry_belongs_to_one_kind():
 
 
 def watching(hook: str, action, with_argument: bool = True):
-    """An observer of one hook that does `action` with what it is given."""
+    """Return an observer of one hook that calls `action` with the hook's argument."""
     space = {"hookimpl": hookspecs.hookimpl, "action": action}
     taken = OBSERVING[hook] if with_argument else ""
     exec(f"class P:\n @hookimpl\n def {hook}(self{', ' + taken if taken else ''}): return action({taken})", space)
@@ -525,7 +525,7 @@ def test_unknown_public_name():
 
 
 def test_deprecated_hooks_are_listed_and_warned_of(points, monkeypatch):
-    """A plugin that uses a hook which will go is told so, in the list and by a warning; it still works."""
+    """A plugin with a deprecated hook has the notice in the list and as a warning; it still works."""
     manager_of = plugin_module.manager_with_specs
 
     def with_deprecated_hook():

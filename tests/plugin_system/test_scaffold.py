@@ -97,7 +97,7 @@ def test_a_package_passes_its_own_tests(folder, environment, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_package_is_free_of_lint(folder, kind):
-    """ruff, with the settings of the package, has nothing to say about it."""
+    """ruff, with the settings of the package, finds no error."""
     pytest.importorskip("ruff")
     root = folder / f"nmbench-{NAMES[kind]}"
     for command in (["check"], ["format", "--check"]):
@@ -156,7 +156,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("there", ["folder", "file", "broken link"])
 def test_nothing_is_overwritten(nmbench, tmp_path, there):
-    """Where there is something of that name already, it stays as it is, and the message says so."""
+    """An existing path of that name stays unchanged, and the message names it."""
     target = tmp_path / "nmbench-acme"
     if there == "folder":
         target.mkdir()
@@ -195,7 +195,7 @@ def test_names_that_python_keeps_for_itself(name):
 
 @pytest.mark.parametrize(("kind", "name"), [("scorer", "wanda"), ("refiner", "maskpro"), ("metric", "ppl")])
 def test_a_taken_name(nmbench, tmp_path, kind, name):
-    """The name of a method or metric that is there already is refused, with its origin."""
+    """The name of a registered method or metric is refused, with its origin."""
     result = nmbench("new-plugin", name, "--kind", kind)
     assert result.exit_code == 1
     assert f"{KINDS[kind].registers} {name!r} is already provided by nmbench" in result.stderr
@@ -204,7 +204,7 @@ def test_a_taken_name(nmbench, tmp_path, kind, name):
 
 @pytest.mark.parametrize(("kind", "shown"), [("refiner", "nmbench methods ppl"), ("metric", "nmbench plugins")])
 def test_what_to_do_next(nmbench, kind, shown):
-    """The last line says how to install, test and look at the plugin; methods and metrics share no names."""
+    """The last line shows how to install, test and show the plugin; methods and metrics have separate names."""
     name = {"refiner": "ppl", "metric": "wanda"}[kind]
     result = nmbench("new-plugin", name, "--kind", kind)
     assert result.exit_code == 0, result.output

@@ -10,7 +10,9 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmbench.plugins.checking import WORK
+from nmbench.plugins.checking import BASES
+
+WORK = {base.__name__: base.work_method for bases in BASES.values() for base in bases}
 
 VERSION = "0.7"
 BASE = {

@@ -170,7 +170,7 @@ def test_broken_whole_line_is_an_error(folder, lines, data):
 
 
 def test_record_is_on_disk_before_anyone_is_told(directory, monkeypatch):
-    """Appending syncs the file after the whole line is in it."""
+    """Appending writes the whole line, and then syncs the file."""
     synced = []
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (real(file), synced.append(directory.records_path.read_bytes())))

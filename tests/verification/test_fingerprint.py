@@ -41,7 +41,7 @@ def experiment(texts):
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_every_change_is_undone_or_found(experiment, what):
-    """What restoring does not undo is found, named after whoever did it, and gone once the model is loaded again."""
+    """A change that restoring does not undo is found, with the name of its method, and gone after another load."""
     assert experiment.is_intact()
     CHANGES[what](experiment.bundle)
     assert experiment.is_intact() == (what in UNDONE)
@@ -55,7 +55,7 @@ def test_every_change_is_undone_or_found(experiment, what):
 
 
 def test_changed_copies_are_found(experiment):
-    """A method that writes into the dense weights it is lent is found out, though nothing is left to restore from."""
+    """A method that writes into the dense copies is found, though no intact copy is left to restore from."""
     next(iter(experiment.dense.copies.values())).mul_(2)
     assert not experiment.is_intact()
     experiment.renew("acme")

@@ -1,4 +1,4 @@
-"""Laws of the strict N:M check: what it accepts, what it refuses, and what it says."""
+"""Laws of the strict N:M check: accepted and refused masks, and the messages."""
 
 import re
 
@@ -152,7 +152,7 @@ def test_mask_of_another_shape_is_rejected(shape):
 
 
 def test_missing_and_extra_layers_are_rejected():
-    """There must be one mask for every layer, and none besides; the first wrong name is given."""
+    """Masks need exactly the names of the layers; the error names the first wrong one."""
     mask = TWO_FOUR.top(torch.randn(2, 8))
     shapes, both = {"a": (2, 8), "b": (2, 8)}, {"a": TWO_FOUR, "b": TWO_FOUR, "c": TWO_FOUR}
     check_masks({"b": mask, "a": mask}, both, shapes, "acme")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import LayerStats, Pruned, Refiner, Scorer, Solver
-from nmbench.runtime.isolation import fenced
-from nmbench.testing.cases import INPUTS, call
+from nmbench.pruning.one_shot import call
+from nmbench.runtime.isolation import isolating
+from nmbench.testing.cases import INPUTS
 from nmbench.testing.laws.base import (
     HOLDS,
     PATTERNS,
@@ -61,9 +62,9 @@ def score_of(observed: Observation, change: Change) -> Tensor | None:
     """The scores of a case's layer after `change`, None if they are malformed."""
     assert isinstance(observed.method, Scorer)
     case = observed.case
-    with fenced(), contextlib.redirect_stdout(io.StringIO()):
+    with isolating(), contextlib.redirect_stdout(io.StringIO()):
         weight, stats = change(case.weight(), case.stats(observed.method.needs))
-        score = call(observed.method, weight, stats, case.mask(), case.nm)
+        score = call(observed.method, weight, stats, case.nm, case.mask())
     return score if isinstance(score, Tensor) and score.shape == weight.shape else None
 
 
