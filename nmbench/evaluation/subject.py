@@ -43,6 +43,7 @@ class Subject:
         self.bundle = bundle
         self.texts = texts
         self.cached: dict[str, Tensor] = {}
+        self.windows: dict[str, Tensor] = {}  # of the cached losses, int64 [windows, window]
         self.per_window: dict[str, Tensor] = {}
         self._report = report
         self._logit_bytes = logit_bytes
@@ -52,7 +53,8 @@ class Subject:
         """Return the losses of the windows of a test text, float64 `[windows]` on the CPU; computed once."""
         name = key(dataset, window, bos)
         if name not in self.cached:
-            self.cached[name] = self.measure(self.test_windows(dataset, window, bos), name, bos)
+            self.windows[name] = self.test_windows(dataset, window, bos)
+            self.cached[name] = self.measure(self.windows[name], name, bos)
         return self.cached[name]
 
     def test_windows(self, dataset: str, window: int, bos: bool = False) -> Tensor:
