@@ -81,8 +81,8 @@ def calibration_pool(
     notes = f"selection windows {SELECTION[bool(own)]}{left_out(repeats)}"
     if not bos:
         return Pool(calibration, selection, notes)
-    parts = [begun(windows, tokenizer, "--bos always") for windows in (calibration, selection)]
-    return Pool(*parts, f"{notes}; BOS begins every window", bos)
+    calibration, selection = (begun(windows, tokenizer, "--bos always") for windows in (calibration, selection))
+    return Pool(calibration, selection, f"{notes}; BOS begins every window", bos)
 
 
 def enough(found: int, count: int, window_tokens: int, name: str, repeats: int = 0) -> None:
