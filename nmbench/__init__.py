@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from nmbench.methods import Stat as Stat
     from nmbench.models import Anatomy as Anatomy
     from nmbench.models import Bundle as Bundle
+    from nmbench.models import StoredNames as StoredNames
     from nmbench.models import Weight as Weight
     from nmbench.models import anatomy_of as anatomy_of
+    from nmbench.models import auto_class as auto_class
     from nmbench.options import option as option
     from nmbench.pattern import Pattern as Pattern
     from nmbench.plugins import Progress as Progress
@@ -88,8 +90,10 @@ HOMES = {
     "models": (
         "Anatomy",
         "Bundle",
+        "StoredNames",
         "Weight",
         "anatomy_of",
+        "auto_class",
     ),
     "options": ("option",),
     "pattern": ("Pattern",),

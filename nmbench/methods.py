@@ -12,7 +12,7 @@ The canonical view of a weight is `[out, in]` with groups along `in`, however th
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -158,10 +158,7 @@ class Scorer(Baseline):
     work_method: ClassVar[str] = "score"
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
-        """Return finite scores of the shape of `weight` `[out, in]`; larger = keep.
-
-        If `needs` is `INPUT_NORM` alone, norms may be NaN on a GPU; the host discards the mask in that case.
-        """
+        """Return finite scores of the shape of `weight` `[out, in]`; larger = keep."""
         raise NotImplementedError
 
 
@@ -227,12 +224,14 @@ class MaskLearner(Method):
 @dataclass(frozen=True)
 class DenseModel:
     """The argument of a `MaskSource`: dense weight `[out, in]` of every prunable layer, in host memory and read-only,
-    and its pattern. `skipped`: parameters left dense -> reason.
+    and its pattern. `skipped`: parameters left dense -> reason. `parameter_of` gives the name of the parameter that a
+    checkpoint file stores under a name of its own, and every other name back.
     """
 
     weights: Mapping[str, Tensor]
     patterns: Mapping[str, Pattern]
     skipped: Mapping[str, str]
+    parameter_of: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)

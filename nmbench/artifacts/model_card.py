@@ -15,9 +15,17 @@ from nmbench.results.table import interval
 from nmbench.spec import RunSpec
 
 
-def model_card(row: Row, found: Validation, sums: Mapping[str, str]) -> str:
-    """The card as Markdown, with the front matter that the hub reads."""
-    parts = [front_matter(row), heading(row, found), numbers(row), origin(row), use(), files(sums)]
+def model_card(row: Row, found: Validation, sums: Mapping[str, str], rounded: str = "") -> str:
+    """The card as Markdown, with the front matter that the hub reads; `rounded` is a sentence on rounded weights."""
+    parts = [
+        front_matter(row),
+        heading(row, found),
+        *([rounded] if rounded else []),
+        numbers(row),
+        origin(row),
+        use(),
+        files(sums),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,6 +13,7 @@ from nmbench.experiment.jobs import Job
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Pruned, PrunedModel
 from nmbench.models.applying import moved
+from nmbench.models.stored_names import StoredNames
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.one_shot import Made, prune_one_shot
 from nmbench.results.directory import RunDirectory
@@ -59,7 +60,7 @@ def imported(job: Job, method: MaskSource, experiment: Experiment) -> PrunedMode
     """Return the masks of a mask source, proven strict and moved to the device of the model."""
     bundle, patterns = experiment.bundle, experiment.patterns(job.pattern)
     weights = {name: experiment.dense.layer(layer) for name, layer in bundle.layers.items()}
-    pruned = method.bring(DenseModel(weights, patterns, bundle.skipped))
+    pruned = method.bring(DenseModel(weights, patterns, bundle.skipped, StoredNames.of(bundle.model).parameter))
     check_masks(pruned.masks, patterns, bundle.shapes, job.label)
     layers = {name: moved(layer, bundle.device) for name, layer in pruned.layers.items()}
     return dataclasses.replace(pruned, layers=layers)

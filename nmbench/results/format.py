@@ -16,6 +16,12 @@ from nmbench.sources import ValueRecord
 from nmbench.verification.strict import Proof
 
 FORMAT = 2
+IN_EVERY_RECORD: dict[
+    str, type | tuple[type, ...]
+] = {  # field of every format -> its type; a line without one is no record
+    **{"label": str, "status": str, "job_digest": str, "pattern": (str, type(None)), "seed": (int, type(None))},
+    **{"notes": dict, "metrics": dict, "seconds": dict, "cost": dict},
+}
 ADDED: Mapping[str, Any] = {"doubts": [], "unranked": [], "sliding_window": None}  # fields that came within format 2
 
 
@@ -134,6 +140,16 @@ class Record(Identity, Figures, total=False):
     error: str
     traceback: str
     directory: str
+
+
+def record_in(line: Mapping[str, Any], where: str) -> Record:
+    """Return the record in a line of a file, `upgraded`. Raises `NMBenchError` if the line lacks fields."""
+    odd = [name for name, kind in IN_EVERY_RECORD.items() if not isinstance(line.get(name, ...), kind)]
+    if odd and line.get("format", 1) in (1, FORMAT):
+        raise NMBenchError(
+            f"{where} is not a record: {odd[0]!r} is missing or of a wrong type; remove the line to go on without it."
+        )
+    return upgraded(line, where)
 
 
 def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.errors import NMBenchError
-from nmbench.results.format import Record, upgraded
+from nmbench.results.format import Record, record_in
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_records(path: Path) -> list[Record]:
             continue
         record = parsed(line)
         if record is not None:
-            records.append(upgraded(record, f"{path} line {number}"))
+            records.append(record_in(record, f"{path} line {number}"))
         elif number < len(lines):
             raise NMBenchError(f"{path} line {number} is not a JSON object; remove it to go on without its row.")
     return records

@@ -34,7 +34,7 @@ class Import(nmbench.MaskSource):
         return {"files_digest": nmbench.files_digest(self.path)}
 
     def bring(self, model: nmbench.DenseModel) -> nmbench.PrunedModel:
-        kept = nmbench.open_masks(self.path)
+        kept = nmbench.open_masks(self.path).named(model.parameter_of)
         refuse_others(kept, model)
         if self.weights and not kept.weights:
             raise nmbench.NMBenchError(f"{kept.path} holds masks; a checkpoint has weights to take.")

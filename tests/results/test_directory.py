@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import merged, same
 from nmbench.results.files import write_atomic
+from nmbench.results.format import upgraded
 from nmbench.results.records import newest
 from nmbench.results.results import Results, load_results
-from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml
+from nmbench.spec import Defaults, MethodSpec, RunSpec
 from nmbench.testing.strategies import patterns
 
 quick = settings(max_examples=40, deadline=None)
@@ -55,6 +57,7 @@ def records(draw):
         "seed": draw(st.sampled_from([None, 0, 1])),
         "job_digest": draw(st.sampled_from(["j1", "j2"])),
         "status": draw(st.sampled_from(["ok", "failed"])),
+        **{"metrics": {}, "seconds": {}, "cost": {}},
         "notes": draw(st.dictionaries(st.text(), values | st.lists(values), max_size=3)),
     }
 
@@ -67,6 +70,7 @@ def record(label="wanda", seed=0, **others):
         "seed": seed,
         "job_digest": f"{label}{seed}",
         "status": "ok",
+        **{"notes": {}, "metrics": {}, "seconds": {}, "cost": {}},
         **others,
     }
 
@@ -119,8 +123,8 @@ def test_records_are_read_as_they_were_written(folder, lines):
     for line in lines:
         folder.append(line)
     assert folder.records_path.read_bytes() == as_lines(lines)
-    assert folder.records() == newest(lines)
-    assert load_results(folder.path).records == newest(lines)
+    assert folder.records() == newest([upgraded(line) for line in lines])
+    assert load_results(folder.path).records == folder.records()
 
 
 @quick
