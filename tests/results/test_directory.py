@@ -210,10 +210,10 @@ def test_finished_is_what_ended_well(directory):
     assert directory.finished("magnitude0", "magnitude") == record("magnitude", strict=None)
     assert directory.finished("magnitude0", "gone") is None
     assert directory.finished("unknown", "magnitude") is None
-    directory.append(record("wanda", seconds=2, strict=True))
+    directory.append(record("wanda", seconds={"prune": 2}, strict=True))
     assert directory.finished("wanda0", "wanda") is None  # it speaks of masks
     write_atomic(directory.file("masks", "wanda", ".safetensors"), b"masks")
-    assert directory.finished("wanda0", "wanda") == record("wanda", seconds=2, strict=True)
+    assert directory.finished("wanda0", "wanda") == record("wanda", seconds={"prune": 2}, strict=True)
 
 
 # Adopting and extending
