@@ -458,7 +458,7 @@ def test_what_is_no_text_is_refused(text, said):
     with pytest.raises(NMBenchError, match=f"^{re.escape(said)}"):
         calibration_pool(Texts("", (text,)), "acme", tokenizer, 4, 4, 0, 0)
     with pytest.raises(NMBenchError, match=" acme"):
-        encode(tokenizer, joined_text(Texts(test=(text,)), "acme"))
+        encode(tokenizer, joined_text(Texts(test=(text,)), "acme"), "the test text acme")
 
 
 def test_real_panic_is_one_line():
