@@ -224,11 +224,6 @@ def begun(windows: Tensor, tokenizer: Any, what: str) -> Tensor:
     return torch.cat([torch.full_like(windows[:, :1], bos), windows], dim=1)
 
 
-def test_tokens(dataset: Dataset, tokenizer: Any, name: str) -> Tensor:
-    """Return the test texts, joined by the data set's separator and tokenised once: int64 `[n]`."""
-    return encode(tokenizer, test_text(dataset, name), f"the test text {name}")
-
-
 def test_text(dataset: Dataset, name: str) -> str:
     """Return the test texts, joined by the data set's separator. Raises `NMBenchError` for what is no text."""
     texts = list(dataset.texts("test"))

@@ -19,7 +19,6 @@ from nmbench.evaluation.subject import Subject
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.tokenizer_checks import embedding_rows
 from nmbench.results.format import Interval
-from nmbench.spec import WITH_BOS
 
 DENSE_MODEL, BETTER = "dense model", "better than dense: distrust"
 SHUFFLED = 4  # windows that are read again with their tokens in another order
@@ -47,7 +46,8 @@ def dense_doubts(subject: Subject) -> dict[str, Doubt]:
 
 def no_better_than_unigram(subject: Subject, name: str) -> list[str]:
     """Return the loss of a unigram on a text in words if the mean loss of the model is not below it."""
-    tokens = subject.windows[name][:, 1 + name.endswith(WITH_BOS) :]
+    windows, bos = subject.windows[name]
+    tokens = windows[:, 1 + bos :]  # the targets
     vocabulary = max(embedding_rows(subject.bundle) or 0, int(tokens.max()) + 1)
     unigram = unigram_loss(tokens, vocabulary)
     return [f"the {unigram:.3f} of token frequencies alone"] if float(subject.cached[name].mean()) >= unigram else []
@@ -72,20 +72,19 @@ def unigram_loss(tokens: Tensor, vocabulary: int) -> float:
 
 def no_better_than_shuffled(subject: Subject, name: str) -> list[str]:
     """Return the loss of shuffled windows in words if the windows in order are not clearly below it."""
-    windows = subject.windows[name]
+    windows, bos = subject.windows[name]
     if windows.shape[1] < LEAST_SHUFFLED:
         return []
     chosen = torch.linspace(0, len(windows) - 1, min(SHUFFLED, len(windows))).long()
     ordered = float(subject.cached[name][chosen].mean())
-    bos = name.endswith(WITH_BOS)
-    other = float(subject.measure(shuffled(windows[chosen]), f"shuffled windows of {name}", bos).mean())
+    other = float(subject.measure(shuffled(windows[chosen], 1 + bos), f"shuffled windows of {name}", bos).mean())
     return [f"the {other:.3f} of the same tokens shuffled"] if ordered > other - ORDER_NATS else []
 
 
-def shuffled(windows: Tensor) -> Tensor:
-    """Return windows `[n, window]` with their tokens in a seeded order; the first, which may be BOS, stays."""
-    order = torch.randperm(windows.shape[1] - 1, generator=torch.Generator().manual_seed(0)) + 1
-    return torch.cat([windows[:, :1], windows[:, order]], dim=1)
+def shuffled(windows: Tensor, first: int = 1) -> Tensor:
+    """Return windows `[n, window]` with their tokens in a seeded order; the `first` tokens, no targets, stay."""
+    order = torch.randperm(windows.shape[1] - first, generator=torch.Generator().manual_seed(0)) + first
+    return torch.cat([windows[:, :first], windows[:, order]], dim=1)
 
 
 def better_than_dense(against_dense: Mapping[str, Interval]) -> list[Doubt]:

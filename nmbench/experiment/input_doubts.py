@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from nmbench.data import Pool
+from nmbench.experiment.bos import bos_doubts
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.tokenizer_checks import check_ids, tokenizer_doubts
 from nmbench.models.bundle import Bundle
@@ -40,6 +41,7 @@ def input_doubts(
         *zeros(bundle),
         *longer_than_training(bundle, spec, metrics),
         *tokenizer_doubts(bundle, samples, {**tokens, **selected}),
+        *bos_doubts(bundle, metrics, texts, bundle.context_tokens),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nmbench.data import Pool, calibration_pool, cut, encode, refuse_overlap, test_text, tokens_digest
 from nmbench.errors import ModelChanged, NMBenchError
-from nmbench.experiment.bos import bos_doubts, check_bos
+from nmbench.experiment.bos import check_bos
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
 from nmbench.experiment.input_doubts import input_doubts
@@ -184,8 +184,7 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
-    doubts = input_doubts(bundle, spec, calibration, pools, metrics, written, texts)
-    doubts += bos_doubts(bundle, metrics, texts, bundle.context_tokens)
+    doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
     shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)

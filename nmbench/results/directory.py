@@ -84,7 +84,8 @@ class RunDirectory:
         for name in ("calibration_digests", "pool_digests", "calibration_notes"):
             if name in manifest or name in earlier:
                 joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
-        joined["doubts"] = list(dict.fromkeys([*earlier.get("doubts", ()), *manifest.get("doubts", ())]))
+        if "doubts" in manifest:
+            joined["doubts"] = list(dict.fromkeys([*earlier.get("doubts", ()), *manifest["doubts"]]))
         for name in ("calibration_digests", "pool_digests"):
             for seed, tokens in manifest.get(name, {}).items():
                 if joined[name][seed] != tokens:
