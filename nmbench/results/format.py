@@ -51,12 +51,18 @@ class CostRecord(TypedDict):
     selection_tokens: int | None
 
 
-class Coverage(TypedDict):
+class Extent(TypedDict):
     """How much of the decoder is pruned."""
 
     layers: int
     weights: int
     share_of_decoder: float
+
+
+class Coverage(Extent, total=False):
+    """The same with `kinds`, the weights in attention, mlp, experts and other layers, which older records lack."""
+
+    kinds: dict[str, int]
 
 
 class Identity(TypedDict):

@@ -1,0 +1,24 @@
+"""A plain forward pass of a causal language model: tokens in, logits out, no cache."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def run_model(model: nn.Module, tokens: Tensor) -> Any:
+    """Run `model` on tokens int64 `[windows, window_tokens]` without a cache; returns what the model returns."""
+    return model(input_ids=tokens, use_cache=False) if takes_use_cache(model) else model(input_ids=tokens)
+
+
+def takes_use_cache(model: nn.Module) -> bool:
+    """Whether the forward pass of a model has an argument `use_cache`."""
+    parameters = inspect.signature(model.forward).parameters
+    return "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits `[windows, window_tokens, vocabulary]` among what a model returns; the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output.logits
