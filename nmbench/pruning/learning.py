@@ -25,6 +25,7 @@ from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
 from nmbench.runtime.cost import Cost
 from nmbench.verification.strict import check_masks
 
+PROBE_TOKENS = 24  # that `LiveWeights.provided` is proven on
 DEALT, COUNTERS = "nmbench.dealt ", "nmbench.counters"  # names that the host adds to a checkpoint
 
 
@@ -128,7 +129,7 @@ class LearnTask:
     def live_weights(self) -> Iterator[LiveWeights]:
         """Open the live weights as they are, dense; whatever was done to them is undone when the context closes."""
         try:
-            yield LiveWeights(self.bundle, self.dense)
+            yield LiveWeights(self.bundle, self.dense, self.pool[:1, :PROBE_TOKENS])
         finally:
             self._weights.restore()
 
