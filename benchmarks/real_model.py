@@ -27,8 +27,9 @@ from nmbench import NMBenchError, Results, load_results
 from nmbench.evaluation.comparison import Difference, paired
 from nmbench.results.files import read_tensors
 from nmbench.results.pareto import cost_of
+from nmbench.results.ranking import file_name, grouped
 from nmbench.results.records import identity
-from nmbench.results.table import file_name, grouped, tokens
+from nmbench.results.table import tokens
 
 WORST = 3
 Record = dict[str, Any]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nmbench.artifacts import Kept as Kept
     from nmbench.artifacts import files_digest as files_digest
     from nmbench.artifacts import open_masks as open_masks
+    from nmbench.artifacts import row_record as row_record
     from nmbench.errors import NMBenchError as NMBenchError
     from nmbench.errors import NotStrict as NotStrict
     from nmbench.errors import NumericalFailure as NumericalFailure
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from nmbench.methods import Stat as Stat
     from nmbench.models import Anatomy as Anatomy
     from nmbench.models import Bundle as Bundle
+    from nmbench.models import StoredNames as StoredNames
     from nmbench.models import Weight as Weight
     from nmbench.models import anatomy_of as anatomy_of
+    from nmbench.models import auto_class as auto_class
     from nmbench.options import option as option
     from nmbench.pattern import Pattern as Pattern
     from nmbench.plugins import Progress as Progress
@@ -61,6 +64,7 @@ HOMES = {
         "Kept",
         "files_digest",
         "open_masks",
+        "row_record",
     ),
     "errors": (
         "NMBenchError",
@@ -86,8 +90,10 @@ HOMES = {
     "models": (
         "Anatomy",
         "Bundle",
+        "StoredNames",
         "Weight",
         "anatomy_of",
+        "auto_class",
     ),
     "options": ("option",),
     "pattern": ("Pattern",),

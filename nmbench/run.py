@@ -1,7 +1,7 @@
 """A comparison from beginning to end. Read this file first: it is the method section of the paper.
 
-Every method starts from the same dense weights, sees the same calibration tokens, is proven strictly N:M, and meets the
-same evaluator. A finished job is never repeated; a record is durable before anyone hears of it.
+Every method starts from the same dense weights, reads the same calibration tokens, is proven strictly N:M, and is
+measured by the same evaluator. A finished job is never repeated; a record is durable before observers receive it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["run"]
 def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
     """Do every job of `spec` that its run directory does not hold yet, and return all rows of the directory.
 
-    `out` defaults to `runs/<protocol digest>`. Raises `NMBenchError` for what the user can fix; a method that fails is
-    recorded as failed and does not stop the others.
+    `out` defaults to `runs/<protocol digest>`. Raises `NMBenchError` for errors that the user can fix; a method that
+    fails is recorded as failed, and the other methods go on.
     """
     plugins = plugins or load_plugins(spec.plugins)
     plan = checked(spec, plugins)  # names, options, patterns: nothing is loaded yet
@@ -44,7 +44,7 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
 
 
 def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory, shared: Shared) -> Record:
-    """The record of one job: finished earlier, copied from a row of the same work, or done now."""
+    """Return the record of one job: finished earlier, copied from a row of the same work, or made now."""
     record = directory.finished(job.digest, job.name)
     if record is not None:
         return record
@@ -61,7 +61,7 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
 
 
 def announce_start(experiment: Experiment) -> None:
-    """Call the hook for a run that begins, with the estimate of its device memory."""
+    """Call the hook `nmbench_run_started` with the estimate of the device memory."""
     bundle, spec = experiment.bundle, experiment.spec
     memory = planned(bundle, spec, experiment.plan.methods, bundle.device, bundle.streaming is not None)
     experiment.plugins.announce("nmbench_run_started", spec=spec, memory=memory)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import hashlib
-import json
 import re
 import sys
 import typing
@@ -19,18 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.errors import NMBenchError, unknown
-from nmbench.options import alternatives, type_name
 from nmbench.pattern import Pattern
+from nmbench.plain_data import check_form, digest, refuse_duplicates
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib
+    pass
 
 DENSE = "dense"
 # Names that the host itself presumes; a test proves that plugins register each.
 MODEL, MODEL_FOLDER = "demo", "folder"
 CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
+LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
+WITH_BOS = "+bos"  # ends the name of a metric whose windows begin with the BOS token
+BOS = ("auto", "always", "never")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
@@ -38,7 +39,7 @@ METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One line of the comparison: a registered method under a label, with the options given for it."""
+    """One method of the comparison: a label, a registered name, and the options that the user set."""
 
     label: str
     name: str
@@ -52,14 +53,14 @@ class MethodSpec:
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
-        """Read `NAME` or `LABEL=NAME`."""
+        """Return the method of the text `NAME` or `LABEL=NAME`."""
         label, equals, name = text.partition("=")
         return cls(label, name if equals else label)
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model source suggests where the user says nothing."""
+    """The settings that a model source suggests for everything that the user leaves open."""
 
     pattern: Pattern = field(default_factory=lambda: Pattern(2, 4))
     calibration: str = CALIBRATION
@@ -73,10 +74,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One comparison. Lengths are in tokens; `windows` windows of `window_tokens` tokens feed the statistics, learners
-    see `pool_tokens` tokens and choose by `selection_tokens` others. `plugins` are single files to load. A model
-    that is sparse already is pruned only if `allow_sparse`, one that is quantised only if `dequantise`. `stream`:
-    decoder blocks stay on the host and come to the device one by one; None: where the model would not fit.
+    """One comparison as the user asked for it; None and () leave a choice to the model source.
+
+    Statistics are gathered from `windows` windows of `window_tokens` tokens. Learners read `pool_tokens` tokens and
+    choose by `selection_tokens` others. `plugins` are single files to load. A model that is sparse already is pruned
+    only if `allow_sparse`, a quantised model only if `dequantise`. `stream`: decoder blocks stay on the host and are
+    copied to the device one by one; None: only if the model would not fit. `bos`:
+    whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it begins the
+    windows of the first metric.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -93,6 +98,7 @@ class RunSpec:
     metrics: tuple[str, ...] = ()
     dtype: str | None = None
     eval_dtype: str | None = None
+    bos: str | None = None
     trust_remote_code: bool = False
     allow_sparse: bool | None = None
     dequantise: bool | None = None
@@ -105,8 +111,10 @@ class RunSpec:
         refuse_duplicates("pattern", [str(pattern) for pattern in self.patterns])
         refuse_duplicates("layer pattern", [glob for glob, _ in self.pattern_for])
         refuse_duplicates("seed", [str(seed) for seed in self.seeds])
-        if not self.seeds or min(self.seeds) < 0:
-            raise NMBenchError(f"seeds must be one or more numbers of at least 0, not {list(self.seeds)}.")
+        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) > LARGEST_SEED:
+            raise NMBenchError(
+                f"seeds must be one or more numbers of at least 0 and at most {LARGEST_SEED}, not {list(self.seeds)}."
+            )
         if not self.methods:
             raise NMBenchError("a run needs at least one method; give --method NAME (see `nmbench methods`).")
         for name in ("windows", "window_tokens", "pool_tokens", "selection_tokens"):
@@ -114,10 +122,13 @@ class RunSpec:
             least = 2 if name == "window_tokens" else 1
             if value is not None and value < least:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
+        if self.bos not in (None, *BOS):
+            raise NMBenchError(f"bos must be {', '.join(BOS[:-1])} or {BOS[-1]}, not {self.bos!r}.")
 
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
-        """Fill in what the user left open; files of plugins get absolute paths, so that any folder finds them."""
+        """Return the spec with `defaults` for open choices, and with absolute paths of plugins, valid in any folder."""
         windows = self.windows or defaults.windows
+        metrics = self.metrics or defaults.metrics
         window_tokens = self.window_tokens or defaults.window_tokens
         dtype = self.dtype or defaults.dtype
         filled = {
@@ -127,21 +138,29 @@ class RunSpec:
             "window_tokens": window_tokens,
             "pool_tokens": max(self.pool_tokens or defaults.pool_tokens, windows * window_tokens),
             "selection_tokens": self.selection_tokens or defaults.selection_tokens,
-            "metrics": self.metrics or defaults.metrics,
+            "metrics": metrics,
             "dtype": dtype,
             "eval_dtype": self.eval_dtype or dtype,
+            "bos": bos_by(metrics) if self.bos in (None, "auto") else self.bos,
             "plugins": tuple(dict.fromkeys(str(Path(file).absolute()) for file in self.plugins)),
         }
         return ResolvedSpec(**{**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **filled})
 
     def protocol(self) -> dict[str, Any]:
-        """What two rows must share to be comparable: model, texts, windows, dtypes and metrics."""
+        """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics.
+
+        `bos` is one of them where BOS begins calibration windows; elsewhere it is left out.
+        """
         shared = ("model", "skip", "calibration", "windows", "window_tokens", "pool_tokens", "selection_tokens")
         content = self.to_dict()
-        return {name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}
+        begun = {"bos": self.bos} if self.bos not in (None, "never") else {}
+        return {**{name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}, **begun}
 
     def layer_patterns(self, pattern: Pattern, layers: Iterable[str]) -> dict[str, Pattern]:
-        """The pattern of every layer: the last matching `pattern_for`, else `pattern`."""
+        """Return the pattern of every layer: the last matching `pattern_for`, else `pattern`.
+
+        Raises `NMBenchError` for a `pattern_for` that matches no layer.
+        """
         chosen = dict.fromkeys(layers, pattern)
         for glob, special in self.pattern_for:
             matched = [name for name in chosen if matches(name, glob)]
@@ -153,7 +172,7 @@ class RunSpec:
         return chosen
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON and TOML; what is left open is left out."""
+        """Return plain data for JSON and TOML, without the choices that are left open."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         content["methods"] = {m.label: {"method": m.name, "options": dict(m.options)} for m in self.methods}
         content["patterns"] = [str(pattern) for pattern in self.patterns]
@@ -164,7 +183,7 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str = "spec") -> RunSpec:
-        """The inverse of `to_dict`. Raises `NMBenchError` for an unknown key or a value of the wrong kind."""
+        """Return the spec of plain data. Raises `NMBenchError` for an unknown key or a value of the wrong type."""
         check_form(content, {**typing.get_type_hints(cls), **PLAIN}, where)
         for label, method in content.get("methods", {}).items():
             check_form(method, METHOD, f"method {label!r} of {where}")
@@ -180,9 +199,9 @@ class RunSpec:
 
     @property
     def digest(self) -> str:
-        """Names the run; the order of keys does not matter, but for `pattern_for`, where the last match counts.
+        """The digest of the run, independent of the order of keys and of the folders of plugin files.
 
-        Nor does it matter in which folder a plugin's file lies.
+        The order of `pattern_for` is part of the digest, because the last match counts.
         """
         patterns = [(glob, str(pattern)) for glob, pattern in self.pattern_for]
         plugins = [Path(file).name for file in self.plugins]
@@ -190,15 +209,16 @@ class RunSpec:
 
     @property
     def protocol_digest(self) -> str:
-        """Names the protocol; rows of equal protocol digests are comparable."""
+        """The digest of the protocol settings that comparable rows share."""
         return digest(self.protocol())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSpec(RunSpec):
-    """One comparison with nothing left open, but for `stream`, which is decided by the memory of the device.
+    """One comparison with no open choice but `stream`, which the memory of the device decides.
 
-    Lengths are in tokens, dtypes are names that torch knows. `pool_tokens` is at least `windows * window_tokens`.
+    Lengths are in tokens, dtypes are names of torch. `pool_tokens` is at least `windows * window_tokens`,
+    `bos` is always or never.
     """
 
     calibration: str
@@ -208,51 +228,23 @@ class ResolvedSpec(RunSpec):
     selection_tokens: int
     dtype: str
     eval_dtype: str
+    bos: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and TOML, without what says nothing: `bos` where it is never and nobody asks for it."""
+        content = super().to_dict()
+        if self.bos == bos_by(self.metrics) == "never":
+            del content["bos"]
+        return content
 
 
-def check_form(content: Any, form: Mapping[str, Any], where: str) -> None:
-    """Raise `NMBenchError` unless plain data has only keys of `form`, each with a value of the type given there."""
-    if not isinstance(content, Mapping):
-        raise NMBenchError(f"{where} must be a table, not {content!r}.")
-    for name, value in content.items():
-        if name not in form:
-            raise unknown("key", str(name), form, f" in {where}")
-        if not fits(value, form[name]):
-            raise NMBenchError(f"{name} in {where} must be {in_words(form[name])}, not {value!r}.")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether plain data is of an annotated type; a text is no list of letters and a truth value no number."""
-    inner = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
-    if typing.get_origin(hint) is Mapping:
-        return isinstance(value, Mapping) and all(fits(item, inner[1]) for item in value.values())
-    return hint is Any or type(value) in alternatives(hint)
-
-
-def in_words(hint: Any) -> str:
-    """An annotated type as people name it: int or none, a list of str, a table of str."""
-    inner, kind = typing.get_args(hint), typing.get_origin(hint)
-    if kind is tuple:
-        return f"a list of {in_words(inner[0])}"
-    if kind is Mapping:
-        return "a table" if inner[1] is Any else f"a table of {in_words(inner[1])}"
-    return type_name(hint)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file as plain data. Raises `NMBenchError` if it is missing or not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NMBenchError(f"configuration file {path} does not exist.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise NMBenchError(f"configuration file {path} is not TOML: {error}.") from None
+def bos_by(metrics: Sequence[str]) -> str:
+    """Return the value of `bos` that auto stands for: always if BOS begins the windows of the first metric."""
+    return "always" if metrics and metrics[0].endswith(WITH_BOS) else "never"
 
 
 def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tuple[MethodSpec, ...]:
-    """Give methods their `LABEL.option=value` settings. Raises `NMBenchError` for a bad form or an unknown label."""
+    """Return the methods with `LABEL.option=value` settings. Raises `NMBenchError` for a bad form or unknown label."""
     by_label = {method.label: method for method in methods}
     for text in settings:
         match = re.fullmatch(r"(.+?)\.([A-Za-z_][A-Za-z0-9_]*)=(.*)", text, re.DOTALL)
@@ -267,23 +259,11 @@ def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tup
 
 
 def matches(name: str, glob: str) -> bool:
-    """Whether a layer name, or the end of it after a dot, matches a shell pattern: 'mlp.*', 'q_proj'.
+    """Return True if a layer name, or its end after a dot, matches a shell pattern: 'mlp.*', 'q_proj'.
 
-    Without a number in brackets all fused experts of a parameter match; with one, brackets are no pattern.
+    A glob without a number in brackets matches all fused experts of a parameter. A glob with a number in brackets at
+    its end matches that expert; the brackets are not read as a set of characters.
     """
     glob = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)
     names = (name, re.sub(r"\[\d+\]$", "", name))
     return any(fnmatch.fnmatchcase(n, g) for n in names for g in (glob, f"*.{glob}"))
-
-
-def refuse_duplicates(kind: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            remedy = "; give one of them another LABEL=NAME" if kind == "label" else ""
-            raise NMBenchError(f"{kind} {name!r} is given twice{remedy}.")
-
-
-def digest(content: Any) -> str:
-    """A short name for plain data: 16 hex digits of SHA-256 over canonical JSON."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

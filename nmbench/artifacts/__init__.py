@@ -7,5 +7,6 @@ transformers loads.
 """
 
 from nmbench.artifacts.kept_masks import Kept, files_digest, open_masks
+from nmbench.artifacts.row_origin import row_record
 
-__all__ = ["Kept", "files_digest", "open_masks"]
+__all__ = ["Kept", "files_digest", "open_masks", "row_record"]

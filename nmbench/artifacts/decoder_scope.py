@@ -1,8 +1,9 @@
 """The matrices of a checkpoint that have to be N:M: the linear layers of the decoder blocks.
 
-Tensor names alone identify the decoder stack: `model.layers.3.mlp.up_proj.weight` lies in block 3 of `model.layers`.
-The model, built from `config.json` without weights, shows which modules are linear and which weights are stored
-`[in, out]`. Without a `config.json`, every matrix of a block is taken for a linear layer stored `[out, in]`.
+The model, built from `config.json` without weights, shows its decoder blocks, which modules are linear, which weights
+are stored `[in, out]`, and which stored name is which parameter. Without a `config.json`, tensor names alone identify
+the decoder stack: `model.layers.3.mlp.up_proj.weight` lies in block 3 of `model.layers`, and every matrix of a block is
+taken for a linear layer stored `[out, in]`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nmbench.artifacts.artifact import Artifact, Matrix, layer_name, stack_size
 from nmbench.artifacts.folder import read_json
+
+if TYPE_CHECKING:
+    from nmbench.models.stored_names import StoredNames
 
 BLOCK = re.compile(r"(?:^|(?<=\.))(\d+)\.")
 
@@ -29,12 +33,20 @@ class Skeleton:
     """A model without weights.
 
     `shapes` holds the shape `[out, in]` of each linear layer, `transposed` the names of layers that are stored
-    `[in, out]`, `skipped` the other matrices with the reason why they are not pruned.
+    `[in, out]`, `skipped` the other matrices with the reason why they are not pruned, `blocks` the names of the decoder
+    blocks. `names` maps names in checkpoint files to names of parameters.
     """
 
     shapes: Mapping[str, tuple[int, int]]
     transposed: frozenset[str]
     skipped: Mapping[str, str]
+    blocks: tuple[str, ...] = ()
+    names: StoredNames | None = None
+
+    def inside(self, stored: str) -> bool:
+        """True if a stored tensor is in a decoder block."""
+        target = self.names.target(stored)[0] if self.names else stored
+        return target.startswith(tuple(f"{block}." for block in self.blocks))
 
     @cached_property
     def layers(self) -> Names:
@@ -65,10 +77,12 @@ class Scope:
 def scope_of(artifact: Artifact, skeleton: Skeleton | None = None) -> Scope:
     """The decoder layers of a checkpoint; an artifact of masks alone has none.
 
-    `skeleton` is the model of the checkpoint, by default the one that its `config.json` describes.
+    `skeleton` is the model of the checkpoint, by default the one that its `config.json` describes. Layers have the
+    names of the model's modules.
     """
-    inside = inner_tensors(artifact.tensors)
     skeleton = skeleton or skeleton_of(artifact.config, len(artifact.tensors))
+    artifact = renamed(artifact, skeleton)
+    inside = inner_tensors(artifact.tensors, skeleton)
     weights: dict[str, Matrix] = {}
     skipped: dict[str, str] = {}
     for stored, shape in artifact.tensors.items():
@@ -105,12 +119,39 @@ def matrices_of(stored: str, artifact: Artifact, skeleton: Skeleton | None) -> d
     return {n: m.transposed() if skeleton.layers.find(n) in skeleton.transposed else m for n, m in found.items()}
 
 
-def inner_tensors(tensors: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Names of the tensors inside the decoder blocks.
+def renamed(artifact: Artifact, skeleton: Skeleton | None) -> Artifact:
+    """The artifact with names of parameters, where the file has names of its own for them."""
+    if skeleton is None or skeleton.names is None:
+        return artifact
+    stored = (*artifact.tensors, *(f"{name}.weight" for name in (*artifact.weights, *artifact.masks)))
+    names = {name: skeleton.names.parameter(name) for name in stored}
+    layers = {layer_name(old): layer_name(new) for old, new in names.items()}
 
-    The decoder is the outermost numbered stack that holds the most weights in matrices. Without numbered names there is
-    no stack, and all tensors are returned.
+    def by_layer(matrices: Mapping[str, Matrix]) -> dict[str, Matrix]:
+        return {layers[name]: replace(matrix, name=layers[name]) for name, matrix in matrices.items()}
+
+    stacked = (
+        (f"{names[name.rpartition('[')[0]]}[{name.rpartition('[')[2]}", m) for name, m in artifact.stacked.items()
+    )
+    return replace(
+        artifact,
+        weights=by_layer(artifact.weights),
+        masks=by_layer(artifact.masks),
+        stacked={name: replace(matrix, name=name) for name, matrix in stacked},
+        tensors={names[name]: shape for name, shape in artifact.tensors.items()},
+        patterns={layers[name]: pattern for name, pattern in artifact.patterns.items()},
+    )
+
+
+def inner_tensors(tensors: Mapping[str, tuple[int, ...]], skeleton: Skeleton | None = None) -> set[str]:
+    """Names of the tensors inside the decoder blocks of `skeleton`.
+
+    Without a skeleton, or if the tensors have other names than its parameters, the decoder is the outermost numbered
+    stack that holds the most weights in matrices. Without numbered names there is no stack, and all tensors are
+    returned.
     """
+    if skeleton and (inside := set(filter(skeleton.inside, tensors))):
+        return inside
     sizes: dict[str, int] = {}
     for name, shape in tensors.items():
         if (stack := stack_of(name)) is not None:
@@ -154,9 +195,11 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
     if config is None or not isinstance(read_json(config), dict):
         return None
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    from nmbench.models.auto_class import auto_class
     from nmbench.models.bundle import Bundle
+    from nmbench.models.stored_names import StoredNames
 
     try:
         with silencing():
@@ -164,7 +207,7 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
             if blocks_of(settings) > tensors:
                 return None
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+                model = auto_class(settings, str(config.parent)).from_config(settings, trust_remote_code=False)
         bundle = Bundle.of(str(config.parent), model, None)
     except Exception:  # a faulty configuration can make transformers raise anything; tensor names are used then
         return None
@@ -172,6 +215,8 @@ def skeleton_of(config: Path | None, tensors: int) -> Skeleton | None:
         {name: layer.shape for name, layer in bundle.layers.items()},
         frozenset(name for name, layer in bundle.layers.items() if layer.transposed),
         bundle.skipped,
+        tuple(bundle.blocks),
+        StoredNames.of(model),
     )
 
 

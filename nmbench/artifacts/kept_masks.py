@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable
-from nmbench.artifacts.decoder_scope import Names, scope_of
+from nmbench.artifacts.artifact import Artifact, Matrix, Rows, Unreadable, layer_name
+from nmbench.artifacts.decoder_scope import Names, renamed, scope_of, skeleton_of
 from nmbench.artifacts.folder import MASKS
 from nmbench.artifacts.group_counts import nonzeros
+from nmbench.artifacts.joining import joined
 from nmbench.artifacts.reading import open_artifact, row_masks
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
@@ -41,6 +43,19 @@ class Kept:
     @cached_property
     def names(self) -> Names:
         return Names(self.matrices)
+
+    def named(self, parameter: Callable[[str], str]) -> Kept:
+        """The same masks under the names that `parameter` gives to stored names, `model.layers.0.mlp.up_proj.weight`.
+
+        For files without a configuration beside them, whose names may not be those of the model's modules.
+        """
+
+        def renamed(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {layer_name(parameter(f"{name}.weight")): value for name, value in table.items()}
+
+        return dataclasses.replace(
+            self, matrices=renamed(self.matrices), weights=renamed(self.weights), patterns=renamed(self.patterns)
+        )
 
     def of_layer(self, name: str, shape: tuple[int, int]) -> Matrix:
         """The mask of layer `name` of a model. Raises `NMBenchError` for a missing mask or one not of `shape`."""
@@ -78,7 +93,9 @@ def open_masks(ref: str) -> Kept:
 
 def kept_of(artifact: Artifact) -> Kept:
     """The masks of an artifact, or the non-zeros of its decoder layers. Raises `Unreadable` if it has neither."""
-    weights = scope_of(artifact).weights
+    skeleton = skeleton_of(artifact.config, len(artifact.tensors))
+    artifact = joined(renamed(artifact, skeleton), skeleton)
+    weights = scope_of(artifact, skeleton).weights
     matrices = artifact.masks or {name: nonzero_matrix(weight) for name, weight in weights.items()}
     if not matrices:
         raise Unreadable(f"{artifact.path} holds no mask and no matrix of decoder weights.")

@@ -10,13 +10,22 @@ from typing import Any
 from nmbench.artifacts.command_line import command_of
 from nmbench.artifacts.rebuilding import Row
 from nmbench.artifacts.validation import Validation
-from nmbench.results.table import interval, pattern_of
+from nmbench.results.ranking import pattern_of
+from nmbench.results.table import interval
 from nmbench.spec import RunSpec
 
 
-def model_card(row: Row, found: Validation, sums: Mapping[str, str]) -> str:
-    """The card as Markdown, with the front matter that the hub reads."""
-    parts = [front_matter(row), heading(row, found), numbers(row), origin(row), use(), files(sums)]
+def model_card(row: Row, found: Validation, sums: Mapping[str, str], rounded: str = "") -> str:
+    """The card as Markdown, with the front matter that the hub reads; `rounded` is a sentence on rounded weights."""
+    parts = [
+        front_matter(row),
+        heading(row, found),
+        *([rounded] if rounded else []),
+        numbers(row),
+        origin(row),
+        use(),
+        files(sums),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nmbench.artifacts.artifact import Artifact, Matrix, Unreadable
-from nmbench.artifacts.decoder_scope import Scope, scope_of
+from nmbench.artifacts.decoder_scope import Scope, renamed, scope_of, skeleton_of
 from nmbench.artifacts.layer_report import LayerReport, layer_report
 from nmbench.artifacts.pattern_inference import infer
 from nmbench.errors import NMBenchError
@@ -65,7 +65,9 @@ def validate(
     """
     if like and artifact.config is None:
         artifact = replace(artifact, config=like.config)
-    scope = scope_of(artifact)
+    skeleton = skeleton_of(artifact.config, len((like or artifact).tensors))
+    artifact = renamed(artifact, skeleton)
+    scope = scope_of(artifact, skeleton)
     reference = scope_of(like) if like else scope
     masks = dict(shaped(artifact, reference))
     weights, masks, skipped = without(scope, masks, skip)

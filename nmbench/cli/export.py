@@ -15,6 +15,7 @@ import click
 @click.option("--pattern", metavar="N:M", help="The pattern of the row, if the method has several.")
 @click.option("--seed", type=click.IntRange(min=0), help="The seed of the row, if the method has several.")
 @click.option("--device", metavar="auto|cpu|cuda", help="Device to repair weights on again.  [that of the run]")
+@click.option("--dtype", metavar="NAME", help="Dtype of the weights written.  [that of the checkpoint]")
 @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py.")
 def export(
     run_dir: Path,
@@ -23,6 +24,7 @@ def export(
     pattern: str | None,
     seed: int | None,
     device: str | None,
+    dtype: str | None,
     plugin_files: Sequence[str],
 ) -> None:
     """Write a row of a run as a transformers folder: zeros in place, packed masks, a model card.
@@ -40,5 +42,7 @@ def export(
     plugins.add_observer(ProgressPrinter(), "progress")
     from nmbench.artifacts.export import export as write
 
-    found = write(row, target, plugins, device)
-    click.echo(f"{sums(found)}\n{verdict(found)}\nwrote {target}")
+    written = write(row, target, plugins, device, dtype=dtype)
+    if written.rounded:
+        click.echo(f"WARNING {written.rounded}", err=True)
+    click.echo(f"{sums(written.validation)}\n{verdict(written.validation)}\nwrote {target}")

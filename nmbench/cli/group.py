@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import sys
 from typing import Any
 
 import click
@@ -15,13 +19,35 @@ from nmbench.cli.report import report
 from nmbench.cli.run import run
 from nmbench.cli.speed import speed
 from nmbench.cli.validate import validate
-from nmbench.errors import NMBenchError
+from nmbench.errors import NMBenchError, is_panic
 
 INTERRUPTED = 130
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
 
 class Commands(click.Group):
-    """A group that turns `NMBenchError` into one line and exit status 1, and Ctrl-C into exit status 130."""
+    """A group that turns errors into one line and an exit status.
+
+    `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130. Output that cannot be written, as on a
+    full disk, is one line and exit status 1 too; a reader that closed the pipe, as `head` does, gets no message, by
+    click's own rule.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if error.filename is not None or error.errno not in NOT_WRITTEN:
+                raise
+            discard_output()
+            click.echo(f"Error: the output cannot be written: {error.strerror}.", err=True)
+            sys.exit(1)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if odd := [text for text in args if not encodable(text)]:
+            click.echo(f"Error: {odd[0]!r} holds bytes that are not UTF-8; rename the file, or give another.", err=True)
+            ctx.exit(1)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -32,6 +58,22 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted; nothing finished is lost. The same command goes on from here.", err=True)
             ctx.exit(INTERRUPTED)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            click.echo(f"Error: a library written in Rust panicked: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+
+
+def encodable(text: str) -> bool:
+    """True if a text can be written in UTF-8; Python reads bytes of an argument that are not UTF-8 as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def discard_output() -> None:
+    """Send standard output nowhere, so that the interpreter does not fail once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nmbench.cli.shared import plugin_option, warn_of_broken_files
+from nmbench.cli.shared import check_plugin_files, plugin_option
 
 
 @click.command("methods")
@@ -18,7 +18,7 @@ def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
     from nmbench.plugins.loading import load_plugins
 
     plugins = load_plugins(plugin_files)
-    warn_of_broken_files(plugins)
+    check_plugin_files(plugins)
     if name is None:
         for entry in plugins.registries.methods:
             click.echo(f"{entry.name:<12} {entry.obj.method_kind:<13} {summary(entry.obj)}  ({entry.origin})")

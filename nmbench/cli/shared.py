@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmbench.errors import NMBenchError
+
 if TYPE_CHECKING:
     from nmbench.plugins.loading import Plugins
 
@@ -24,9 +26,11 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def warn_of_broken_files(plugins: Plugins) -> None:
-    """Print a warning for every plugin file of the user that failed to load; the command goes on without it."""
+def check_plugin_files(plugins: Plugins) -> None:
+    """Warn of installed plugins that a plugin file replaces. Raises `NMBenchError` for a file that failed to load."""
     for line in plugins.broken_files:
+        raise NMBenchError(f"{line}; mend the file, or leave out --plugin.")
+    for line in plugins.replaced:
         click.echo(f"WARNING {line}", err=True)
 
 

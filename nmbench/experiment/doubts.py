@@ -1,4 +1,4 @@
-"""What is suspicious but legal about the inputs of a run, said beside its numbers."""
+"""Doubts about the inputs of a run: suspicious but legal, and printed and recorded beside the numbers."""
 
 from __future__ import annotations
 

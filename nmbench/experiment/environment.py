@@ -10,7 +10,7 @@ VERSIONS = ("nmbench", "torch", "transformers", "tokenizers", "safetensors", "pl
 
 
 def cpu_name() -> str:
-    """The processor as it names itself where Linux tells, else the architecture."""
+    """Return the model name of the processor from `/proc/cpuinfo`, else the name or architecture from `platform`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

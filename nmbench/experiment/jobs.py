@@ -1,4 +1,4 @@
-"""The jobs of a run, in the order in which they are done: every method at every pattern and seed."""
+"""The jobs of a run in their order: every method at every pattern and seed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 from nmbench.experiment.plan import Contender
 from nmbench.methods import MaskLearner
 from nmbench.pattern import Pattern
-from nmbench.spec import DENSE, ResolvedSpec, digest
+from nmbench.plain_data import digest
+from nmbench.spec import DENSE, ResolvedSpec
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be: a contender at a pattern and a seed.
+    """The work of one row: a contender at a pattern and a seed.
 
-    `digest` names everything that decides the row, `work` everything but its label.
+    `digest` is of everything that decides the row, `work` of the same without the label.
     """
 
     contender: Contender
@@ -36,12 +37,12 @@ class Job:
         return self.files_of(self.label)
 
     def files_of(self, label: str) -> str:
-        """The name of the files of another label at the same pattern and seed."""
+        """Return the name of the files of another label at the same pattern and seed."""
         return f"{label}--{self.pattern.keep}-{self.pattern.group}--seed{self.seed}"
 
     @property
     def title(self) -> str:
-        """The job as people name it: `maskpro 2:4 seed 0`."""
+        """The job in words: `maskpro 2:4 seed 0`."""
         return f"{self.label} {self.pattern} seed {self.seed}"
 
     @property
@@ -51,17 +52,17 @@ class Job:
 
     @property
     def start(self) -> str | None:
-        """The label of the row that a learner begins with."""
+        """The label of the row that a learner starts from; None for other methods."""
         return self.contender.init.label if self.learns and self.contender.init else None
 
 
 def dense_digest(protocol: str) -> str:
-    """Digest of everything that decides the dense row."""
+    """Return the digest of everything that decides the dense row."""
     return digest({"protocol": protocol, "label": DENSE})
 
 
 def jobs(spec: ResolvedSpec, found: Sequence[Contender], protocol: str) -> Iterator[Job]:
-    """Every job of `spec` but the dense row; `protocol` digests what its numbers depend on."""
+    """Yield every job of `spec`; `protocol` is the protocol digest, and the dense row is not a job."""
     for pattern in spec.patterns:
         for seed in spec.seeds:
             for contender in found:
@@ -70,14 +71,14 @@ def jobs(spec: ResolvedSpec, found: Sequence[Contender], protocol: str) -> Itera
 
 
 def decides(spec: ResolvedSpec, contender: Contender, pattern: Pattern, seed: int, protocol: str) -> dict[str, Any]:
-    """Everything that decides a row, whatever its label: protocol, method, options, patterns, seed."""
+    """Return everything that decides a row, but the label: protocol, method, options, patterns, seed, start."""
     special = [(glob, str(chosen)) for glob, chosen in spec.pattern_for]  # in order: the last match counts
     where = {"protocol": protocol, "pattern": str(pattern), "pattern_for": special, "seed": seed}
     return {"init": None, **content_of(contender), **where}
 
 
 def content_of(contender: Contender) -> dict[str, Any]:
-    """Method and options of a contender and of what it starts from."""
+    """Return method and options of a contender and of its start."""
     content: dict[str, Any] = {"method": contender.name, "options": dict(contender.options)}
     if contender.content:
         content["content"] = dict(contender.content)

@@ -1,4 +1,4 @@
-"""Load the dense model of a run where its methods can work on it."""
+"""Loading the dense model of a run onto its device, whole or block by block."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def load_model(
     dequantise: bool = False,
     place: Callable[[Bundle, torch.device], None] = lambda bundle, device: bundle.to(device),
 ) -> Bundle:
-    """Load the model `ref` (as `--model` takes it) and place it on `device`; whole, unless `place` does otherwise.
+    """Return the model `ref`, a value of `--model`, on `device`; `place` may place it block by block instead.
 
-    `dtype` is a name of `DTYPES`; None: float32 on a CPU, else the source's own choice. Raises `NumericalFailure` for
-    weights that are not finite, and `NMBenchError` for what cannot be loaded.
+    `dtype` is a name of `DTYPES`; None: float32 on a CPU, else the choice of the model source.
+
+    Raises `NumericalFailure` for weights that are not finite, and `NMBenchError` for a model that cannot be loaded.
     """
     cls, rest = source_of(ref, plugins)
     where = device_of(device)
@@ -49,9 +50,9 @@ def load_model(
 
 
 def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) -> Bundle:
-    """Load the model of `spec` where `methods` can work on it, without the layers that `spec` skips.
+    """Return the model of `spec`, placed as `methods` need, without the layers that `spec` skips.
 
-    Raises `NMBenchError` if the weights are sparse already, unless `spec` allows it.
+    Raises `NMBenchError` if the weights are sparse already, unless `spec` allows sparse weights.
     """
     bundle = load_model(
         spec.model,
@@ -67,9 +68,9 @@ def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
 
 
 def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device) -> None:
-    """Put a model on `device`; or, by the user's choice or for lack of memory, only each block while it works.
+    """Move a model to `device`, or stream its blocks, by the choice of the user or for lack of device memory.
 
-    Raises `NMBenchError` if a mask learner, which needs the whole model, is to work on one that is streamed.
+    Raises `NMBenchError` for a streamed model with a mask learner, because a learner needs the whole model.
     """
     learners = any(isinstance(method, MaskLearner) for method in methods)
     streamed = spec.stream
@@ -86,7 +87,7 @@ def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device:
 
 @contextlib.contextmanager
 def no_loading_bar() -> Iterator[None]:
-    """Without the bar that transformers draws while it fills in weights; downloads still show theirs."""
+    """Disable the progress bar of transformers for loading weights; bars of downloads stay."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -97,7 +98,10 @@ def no_loading_bar() -> Iterator[None]:
 
 
 def source_of(model: str, plugins: Plugins) -> tuple[type, str]:
-    """The source class and the reference of `--model`: a scheme, a scheme and a reference, or a folder."""
+    """Return the source class and the reference of `--model`: a scheme, a scheme and a reference, or a folder.
+
+    Raises `NMBenchError` for anything else.
+    """
     registry = plugins.registries.models
     scheme, _, ref = model.partition(":")
     if scheme in registry:
@@ -115,14 +119,17 @@ def scheme_like(model: str) -> bool:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The dtype `name`, if models run in it. Raises `UnknownName` for another."""
+    """Return the dtype `name`. Raises `UnknownName` for a dtype that models do not run in."""
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
     return DTYPES[name]
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a run; `auto` is CUDA where there is one, else the CPU. Raises `NMBenchError` if it is missing."""
+    """Return the device of a run; `auto` is CUDA if torch sees a GPU, else the CPU.
+
+    Raises `NMBenchError` for an unknown or missing device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""One row measured: the weights are written, proven strict, evaluated, and proven unchanged by hash."""
+"""The measurement of one row: weights are written, proven strict, evaluated, and proven unchanged by hash."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def measured(
     patterns: Mapping[str, Pattern] | None = None,
     dense: DenseSubject | None = None,
 ) -> Measured:
-    """Measure `pruned` on the test texts beside the losses of `dense`; without `pruned`, the dense model.
+    """Return the figures of `pruned` on the test texts, compared with the losses of `dense`; None: the dense model.
 
-    The dense weights are back in the model afterwards. Raises `NotStrict`, and `NMBenchError` if the very tensors that
-    were measured changed meanwhile. The digest is taken before the evaluation: it tells whether a model that is made
-    again is the one that was measured.
+    The dense weights are restored afterwards. The digest of the weights is taken before the evaluation; by this digest,
+    `nmbench export` checks that a model made again is the measured model. Raises `NotStrict`, and `NMBenchError` if the
+    measured tensors changed during the evaluation.
     """
     with Meter(experiment.bundle.device) as meter:
         try:
@@ -51,8 +51,8 @@ def measured(
             bundle = experiment.bundle.in_dtype(dtype_of(experiment.spec.eval_dtype))
             proof = proven(bundle, pruned, patterns or {}, title)
             digest = bundle.digest()
-            subject = lent_subject(experiment, bundle, title)
-            reference = lent_reference(experiment, bundle, subject, dense)
+            subject = subject_of(experiment, bundle, title)
+            reference = reference_of(experiment, bundle, subject, dense)
             metrics = measure_all(experiment.metrics, subject, reference)
             if bundle.digest() != digest:
                 raise NMBenchError(f"the weights of {title} changed while they were measured; no number is recorded.")
@@ -62,23 +62,21 @@ def measured(
 
 
 def proven(bundle: Bundle, pruned: PrunedModel | None, patterns: Mapping[str, Pattern], title: str) -> Proof | None:
-    """The proof of strictness of the weights in `bundle`; None for the dense model."""
+    """Return the proof that the weights in `bundle` are strictly N:M; None for the dense model."""
     if pruned is None:
         return None
     weights = {name: layer.read() for name, layer in bundle.layers.items()}
     return check_strict(weights, pruned.masks, patterns, title.partition(" ")[0])
 
 
-def lent_subject(experiment: Experiment, bundle: Bundle, title: str) -> Subject:
-    """The subject that metrics measure; a metric gets copies of the tokens."""
+def subject_of(experiment: Experiment, bundle: Bundle, title: str) -> Subject:
+    """Return the subject of the metrics, with copies of the test tokens, so that a metric cannot change them."""
     texts = {name: tokens.clone() for name, tokens in experiment.texts.items()}
     return Subject(bundle, texts, experiment.reporter(title, "evaluate"))
 
 
-def lent_reference(
-    experiment: Experiment, bundle: Bundle, subject: Subject, dense: DenseSubject | None
-) -> DenseSubject:
-    """The dense model that metrics compare with: copies of its losses, and a view of its weights in `bundle`."""
+def reference_of(experiment: Experiment, bundle: Bundle, subject: Subject, dense: DenseSubject | None) -> DenseSubject:
+    """Return the dense model that metrics compare with: copies of its losses, a view of its weights in `bundle`."""
     view = DenseView(bundle, experiment.dense.copies)
     if dense is None:
         return DenseSubject({}, subject, view)

@@ -1,8 +1,8 @@
-"""How much device memory a walk will need at most, and a mask learner at least, estimated before they start.
+"""Estimates of the device memory that a walk needs at most and a mask learner at least, made before the run.
 
-Counted of a walk are weights, hidden states, the statistics of one block, and what the largest layer needs to be run
-and to be pruned. Attention is taken to need no memory that grows with the square of a window. Of a learner only what it
-holds all the time is known: the model's weights, and what it says of itself.
+The estimate of a walk counts weights, hidden states, the statistics of one block, and the memory for running and for
+pruning the largest layer. Memory of attention is assumed not to grow with the square of the window length. The estimate
+of a learner counts only memory held during the whole learning: the weights of the model, and the learner's own bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from nmbench.models.bundle import Bundle, Layer, hidden_width
 from nmbench.spec import ResolvedSpec
 
 FLOAT = 4  # bytes of a float32
-SQUARES = 5  # copies of the Gram matrix that a solver makes: reversed, factor, root of it, and two to spare
-COPIES = 4  # of a weight in float32 that a solver makes
+SQUARES = 5  # copies of the Gram matrix in a solver: reversed, factor, root of the factor, and two to spare
+COPIES = 4  # float32 copies of a weight in a solver
 GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
 class Learning:
-    """Bytes that a mask learner holds all the time: the model's `weights`, and its `own`, None if it does not say."""
+    """Bytes that a mask learner always holds: `weights` of the model, and its `own` bytes (None: not known)."""
 
     name: str
     weights: int
@@ -43,8 +43,9 @@ class Learning:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on the device `device`, at most, by what they are for; `streamed`: blocks come from the host. `learning`
-    is for mask learners, apart from the rest.
+    """Bytes that a walk needs on `device` at most, by purpose; `streamed`: blocks are copied from the host one by one.
+
+    `learning` holds the estimates of mask learners, which are not part of the others.
     """
 
     device: str
@@ -57,7 +58,7 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """That of a walk."""
+        """The bytes of a walk at its peak."""
         return self.weights + self.hidden + self.statistics + self.working
 
     def __str__(self) -> str:
@@ -78,9 +79,7 @@ def estimate(
     batch_tokens: int,
     learners: Sequence[MaskLearner] = (),
 ) -> Estimate:
-    """The estimate for a walk over `windows` windows, `batch_tokens` tokens at a time, on the device so called, and for
-    mask learners.
-    """
+    """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time."""
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
     outside = bytes_of(bundle.model) - inside
@@ -99,13 +98,13 @@ def estimate(
         weights=outside + (largest if streamed else inside) + beside * largest,
         hidden=0 if streamed else tokens * width * size * (1 + beside) + tokens * width * size,
         statistics=max(sum(statistics(layer, needs) for layer in layers) for layers in block_layers),
-        working=max(run, solve) + largest,  # the dense weights of the block that is pruned wait there
+        working=max(run, solve) + largest,  # copies of the dense weights of the pruned block
         learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),
     )
 
 
 def learning(method: MaskLearner, bundle: Bundle) -> Learning:
-    """The estimate for one learner."""
+    """Return the estimate for one learner."""
     each = method.bytes_per_weight(bundle.dtype.itemsize)
     count = sum(math.prod(layer.shape) for layer in bundle.layers.values())
     return Learning(type(method).__name__, bytes_of(bundle.model), None if each is None else round(each * count))
@@ -117,26 +116,26 @@ def bytes_of(module: nn.Module) -> int:
 
 
 def statistics(layer: Layer, needs: Stat) -> int:
-    """What is gathered of one layer."""
+    """Return the bytes of the statistics of one layer."""
     outputs, inputs = layer.shape
     squares = (Stat.GRAM in needs) + (Stat.DRIFT in needs)
     return FLOAT * (inputs * inputs * squares + inputs + outputs * inputs * (Stat.LAG in needs))
 
 
 def running(layers: list[Layer], tokens: int, size: int) -> int:
-    """What a batch of `tokens` needs in one block: inputs and outputs of all layers, and one input twice in float32."""
+    """Return the bytes of `tokens` tokens in a block: inputs and outputs of all layers, one input twice in float32."""
     shapes = [layer.shape for layer in layers if not layer.fused or layer.where.expert == 0]
     through = sum(outputs + inputs for outputs, inputs in shapes)
     return tokens * (size * through + 2 * FLOAT * max((inputs for _, inputs in shapes), default=0))
 
 
 def probing(block: nn.Module) -> int:
-    """How many copies of the hidden states a probe for taps makes: two of every place, and some to compare them."""
+    """Return the number of copies of the hidden states in the probe for taps: two of every module, ten to compare."""
     return 2 * sum(1 for _ in block.modules()) + 10
 
 
 def solving(layer: Layer, needs: Stat) -> int:
-    """What a solver, or a refiner, needs to prune one layer; a scorer needs less."""
+    """Return the bytes that a solver or refiner needs to prune one layer; a scorer needs less."""
     outputs, inputs = layer.shape
     squares = SQUARES * inputs * inputs if needs & (Stat.GRAM | Stat.DRIFT) else 0
     return FLOAT * (squares + COPIES * outputs * inputs)
@@ -145,7 +144,7 @@ def solving(layer: Layer, needs: Stat) -> int:
 def planned(
     bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device, streamed: bool
 ) -> Estimate:
-    """The device memory that `methods` will need."""
+    """Return the estimate of the device memory that `methods` need."""
     needs = Stat.NONE
     for method in methods:
         needs |= method.needs if isinstance(method, Baseline) else Stat.NONE

@@ -1,4 +1,4 @@
-"""A run that was checked before anything is loaded: names, options, patterns, and what each method begins with."""
+"""The plan of a run, checked before anything is loaded: names, options, patterns, and the start of each method."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nmbench.errors import NMBenchError
+from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.loading import device_of, dtype_of, source_of
 from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
 from nmbench.options import PRESET, build, resolved, typed
@@ -29,16 +30,31 @@ class Plan:
 
     @property
     def methods(self) -> list[Method]:
-        """Every method that takes part, also those whose mask another one begins with."""
+        """Every method of the run, also the methods whose masks others start from."""
         return [contender.method for contender in itertools.chain.from_iterable(map(lineage, self.contenders))]
 
     @property
     def learns(self) -> bool:
-        """True if a mask learner takes part, which reads the whole pool."""
+        """True if the run has a mask learner, which reads the whole pool."""
         return any(isinstance(method, MaskLearner) for method in self.methods)
 
+    @property
+    def doubts(self) -> Iterator[Doubt]:
+        """A doubt for every start whose label is also the name of a method: the row of the command is the start."""
+        labels = {asked.label: asked for asked in self.spec.methods}
+        for contender in self.contenders:
+            other = labels.get(getattr(contender.method, "init", ""))
+            if (
+                other
+                and other.label in self.plugins.registries.methods
+                and (other.options or other.name != other.label)
+            ):
+                options = ", ".join(f"{name}={value}" for name, value in other.options.items()) or "default options"
+                text = f"{contender.label} begins with the row of this command: {other.name}, {options}"
+                yield Doubt(f"init={other.label}", text)
+
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
-        """The specification with the defaults of the model source. Raises `NMBenchError` for defaults that fail."""
+        """Return the specification with the defaults of the model source. Raises `NMBenchError` for bad defaults."""
         spec = self.spec.resolved(defaults)
         check_names(spec, self.plugins)
         check_supported(self.contenders, spec.patterns)
@@ -46,7 +62,7 @@ class Plan:
 
 
 def checked(spec: RunSpec, plugins: Plugins) -> Plan:
-    """Check `spec` and build its methods. Raises `NMBenchError` for what is unknown or impossible."""
+    """Return the plan of `spec` with its methods built. Raises `NMBenchError` for unknown names and bad values."""
     check_names(spec, plugins)
     spec = with_typed_options(spec, plugins)
     found = tuple(contenders(spec, plugins))
@@ -69,14 +85,15 @@ def check_names(spec: RunSpec, plugins: Plugins) -> None:
 
 
 def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
-    """Make the data set or metric that `name` or `name:argument` names."""
+    """Return the data set or metric of the text `name` or `name:argument`."""
     name, _, argument = text.partition(":")
     return plugins.lookup(registry, name)(argument)
 
 
 def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
-    """`spec` with the options of its methods as values, not as the text they were given in: equal values make equal
-    runs. Raises `NMBenchError` for an unknown method or option.
+    """Return `spec` with the options of its methods as values instead of text, so that equal values make equal runs.
+
+    Raises `NMBenchError` for an unknown method or option.
     """
     methods = []
     for asked in spec.methods:
@@ -117,7 +134,7 @@ def add(
     if asked.label in above:  # the labels of those that start from it
         circle = " -> ".join((*above, asked.label))
         raise NMBenchError(f"no method can start from its own mask ({circle}); give one of them another init.")
-    contender = built(asked.label, asked.name, asked.options, plugins)
+    contender = built(asked.label, asked.name, asked.options, spec, plugins)
     if isinstance(contender.method, MaskLearner):
         start = start_of(contender.method, asked, spec, plugins, found, above)
         contender = dataclasses.replace(contender, init=start)
@@ -125,14 +142,14 @@ def add(
     return contender
 
 
-def built(label: str, name: str, given: Mapping[str, Any], plugins: Plugins) -> Contender:
+def built(label: str, name: str, given: Mapping[str, Any], spec: RunSpec, plugins: Plugins) -> Contender:
     """A method with the options `given`, and what a refiner starts from, which stays inside its row."""
     cls = plugins.lookup(plugins.registries.methods, name)
     method = build(cls, given, label)
     options = resolved(method)
     if PRESET in given:
         options = {PRESET: given[PRESET], **options}
-    init = initial(method, label, plugins) if isinstance(method, Refiner) else None
+    init = initial(method, label, spec, plugins) if isinstance(method, Refiner) else None
     return Contender(label, name, method, options, init, {**method.content(), **code_of(cls)})
 
 
@@ -144,47 +161,62 @@ def start_of(
     found: dict[str, Contender],
     above: tuple[str, ...],
 ) -> Contender:
-    """The row that a learner starts from, which is put into `found`.
+    """The row that a learner begins with, which is put into `found`.
 
-    `init` names a registered one-shot method, with its default options, or by its label another method of the run,
-    with its options there; a label does not hide a registered method. The start is then the row `<label>@init`, the
-    mask of a one-shot method on the dense weights, or the other row itself, where that is no one-shot method's. Raises
-    `NMBenchError` if `init` names neither.
+    The start of a one-shot method is the row `<label>@init`: its mask on the dense weights. The start of another kind
+    is that method's own row. Raises `NMBenchError` if `init` names neither.
     """
-    methods = plugins.registries.methods
-    others = {one.label: one for one in spec.methods if one is not asked}
-    other = others.get(learner.init)
-    if learner.init in methods and issubclass(methods.get(learner.init), Baseline):
-        other = MethodSpec(learner.init, learner.init)
-    if other is None:
-        raise NMBenchError(
-            f"option {asked.label}.init must name a one-shot method, or the label of another method in this command "
-            f"({', '.join(others) or 'there is none'}); {learner.init!r} is neither."
-        )
-    cls = plugins.lookup(methods, other.name)
-    if not issubclass(cls, Baseline):
-        return add(other, spec, plugins, found, (*above, asked.label))
-    row = one_shot(other.name, other.options, f"{asked.label}@init", plugins)
-    return found.setdefault(row.label, row)
+    start = named(learner.init, asked.label, spec, plugins)
+    if issubclass(plugins.lookup(plugins.registries.methods, start.name), Baseline):
+        row = one_shot(start, f"{asked.label}@init", spec, plugins)
+        return found.setdefault(row.label, row)
+    if start not in spec.methods:
+        raise no_start(learner.init, asked.label, spec)
+    return add(start, spec, plugins, found, (*above, asked.label))
 
 
-def initial(refiner: Refiner, label: str, plugins: Plugins) -> Contender:
-    """The one-shot method whose mask a refiner starts from; it stays inside the refiner's row.
+def named(init: str, label: str, spec: RunSpec, plugins: Plugins) -> MethodSpec:
+    """The method that the option `init` of the row `label` names.
+
+    The label of another method of this command comes first, with its options there; then a registered method, with its
+    default options. Raises `NMBenchError` if `init` names neither.
+    """
+    for other in spec.methods:
+        if other.label == init and init not in (label, label.removesuffix("@init")):
+            return other
+    if init not in plugins.registries.methods:
+        raise no_start(init, label, spec)
+    return MethodSpec(init, init)
+
+
+def no_start(init: str, label: str, spec: RunSpec) -> NMBenchError:
+    """The error for an option `init` that names no possible start."""
+    others = ", ".join(one.label for one in spec.methods if one.label != label) or "there is none"
+    return NMBenchError(
+        f"option {label}.init must name a one-shot method, or the label of another method in this command ({others}); "
+        f"{init!r} is neither."
+    )
+
+
+def initial(refiner: Refiner, label: str, spec: RunSpec, plugins: Plugins) -> Contender:
+    """The one-shot method whose mask a refiner begins with; it stays inside the refiner's row.
 
     Raises `NMBenchError` if `init` names another kind of method.
     """
-    cls = plugins.lookup(plugins.registries.methods, refiner.init)
+    start = named(refiner.init, label, spec, plugins)
+    cls = plugins.lookup(plugins.registries.methods, start.name)
     if not issubclass(cls, Baseline):
         raise NMBenchError(f"option {label}.init must name a one-shot method; {refiner.init!r} is none.")
     if issubclass(cls, Refiner):
         raise NMBenchError(f"option {label}.init must name a scorer or a solver; {refiner.init!r} is a refiner itself.")
-    return one_shot(refiner.init, {}, f"{label}@init", plugins)
+    return one_shot(start, f"{label}@init", spec, plugins)
 
 
-def one_shot(name: str, given: Mapping[str, Any], label: str, plugins: Plugins) -> Contender:
-    """A one-shot method with the options `given`, of which the mask alone counts."""
-    solver = issubclass(plugins.lookup(plugins.registries.methods, name), Solver)
-    return built(label, name, {**given, **({"mask_only": True} if solver else {})}, plugins)
+def one_shot(start: MethodSpec, label: str, spec: RunSpec, plugins: Plugins) -> Contender:
+    """The one-shot method `start` under another label, of which the mask alone counts."""
+    solver = issubclass(plugins.lookup(plugins.registries.methods, start.name), Solver)
+    options = {**start.options, **({"mask_only": True} if solver else {})}
+    return built(label, start.name, options, spec, plugins)
 
 
 def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> None:
@@ -196,7 +228,7 @@ def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> 
 
 
 def lineage(contender: Contender | None) -> Iterator[Contender]:
-    """A contender, the one it starts from, and so on."""
+    """Yield a contender, the contender it starts from, and so on."""
     while contender is not None:
         yield contender
         contender = contender.init

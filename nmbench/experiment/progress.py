@@ -1,4 +1,4 @@
-"""Shows how far a run is, on standard error: one line rewritten on a terminal, a line now and then in a file."""
+"""Progress on standard error: one line that is rewritten on a terminal, a line every 15 seconds in a file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ProgressPrinter:
         done, since = self._first
         if event.done <= done or not event.total:
             return None
-        return (now - since) / (event.done - done) * (event.total - event.done)
+        return (now - since) / (event.done - done) * max(0, event.total - event.done)
 
     def _show(self, text: str, end: str = "") -> None:
         if self.terminal:
@@ -80,7 +80,7 @@ def line_of(event: Progress, seconds_left: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Return seconds in words: `5 s`, `1 min 05 s`, `2 h 03 min`."""
     seconds = round(seconds)  # first, or 59.7 becomes 60 s
     if seconds < 60:
         return f"{seconds} s"

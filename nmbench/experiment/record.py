@@ -1,4 +1,4 @@
-"""A record made of a job and its figures: whose it is, what it was made from, what came out or what went wrong."""
+"""The record of a job: its identity, known before the work, and its figures or its error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_COST = cast(CostRecord, dict.fromkeys(asdict(Cost())))
 
 
 def identity_of(job: Job, experiment: Experiment) -> Identity:
-    """The part of a record that is known before the job is done."""
+    """Return the part of a record that is known before the work of the job."""
     spec, pool = experiment.spec, experiment.pools[job.seed]
     return {
         **dense_identity(experiment),
@@ -40,7 +40,7 @@ def identity_of(job: Job, experiment: Experiment) -> Identity:
 
 
 def dense_identity(experiment: Experiment) -> Identity:
-    """The same of the dense row, which has no method, pattern, seed or calibration."""
+    """Return this part of the dense record, which has no method, pattern, seed or calibration."""
     return {
         "format": FORMAT,
         "label": DENSE,
@@ -64,7 +64,7 @@ def dense_identity(experiment: Experiment) -> Identity:
 
 
 def dense_record(experiment: Experiment, found: Measured) -> Record:
-    """The row of the dense model."""
+    """Return the record of the dense model."""
     return cast(Record, {**dense_identity(experiment), **figures_of(found, meter=Meter(experiment.bundle.device))})
 
 
@@ -72,14 +72,15 @@ def record_of(
     job: Job,
     experiment: Experiment,
     pruned: PrunedModel,
-    cost: Cost,
+    cost: Cost | None,
     pruning: Meter,
     found: Measured,
     dense: DenseSubject,
 ) -> Record:
-    """The row of a job that ended well; `pruning` measured the work, earlier processes and the start included."""
+    """Return the record of a job that ended well; `pruning` includes interrupted processes and the start."""
     figures: Figures = {
-        **figures_of(found, pruning, cost),
+        **figures_of(found, pruning),
+        "cost": NO_COST if cost is None else cast(CostRecord, asdict(cost)),
         "strict": True,
         "weights_changed": pruned.weights_changed,
         "against_dense": against_dense(found.subject, dense),
@@ -87,11 +88,12 @@ def record_of(
         "layer_notes": dict(pruned.layer_notes),
         "figures": dict(pruned.figures),
         "experts": dict(pruned.experts),
+        "curve": [dict(point) for point in pruned.curve],
     }
     return cast(Record, {**identity_of(job, experiment), **figures})
 
 
-def figures_of(found: Measured, meter: Meter, cost: Cost | None = None) -> Figures:
+def figures_of(found: Measured, meter: Meter) -> Figures:
     """The figures of a measured row; `meter` measured the pruning, and nothing for the dense model."""
     prune, evaluate = meter.seconds, found.meter.seconds
     device = max(filter(None, (meter.device_bytes, found.meter.device_bytes)), default=None)
@@ -107,15 +109,20 @@ def figures_of(found: Measured, meter: Meter, cost: Cost | None = None) -> Figur
             "prune": round(prune, 3),
             "evaluate": round(evaluate, 3),
             "total": round(prune + evaluate, 3),
+            "cpu_share": None if meter.cpu_share is None else round(meter.cpu_share, 3),
         },
-        "peak_bytes": {"host": max(meter.host_bytes, found.meter.host_bytes), "device": device},
-        "cost": cast(CostRecord, asdict(cost or Cost())),
+        "peak_bytes": {
+            "host": max(meter.host_bytes, found.meter.host_bytes),
+            "host_growth": max(meter.host_growth, found.meter.host_growth),
+            "device": device,
+        },
+        "cost": cast(CostRecord, asdict(Cost())),
         **nothing_said(),
     }
 
 
 def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record:
-    """The row of a job that failed: the same fields as any other, without figures."""
+    """Return the record of a job that failed: the fields of any record, without figures."""
     figures: Figures = {
         "status": "failed",
         "strict": None,
@@ -124,8 +131,8 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
         "weights_changed": None,
         "metrics": {},
         "against_dense": {},
-        "seconds": {"prune": None, "evaluate": None, "total": None},
-        "peak_bytes": {"host": None, "device": None},
+        "seconds": {"prune": None, "evaluate": None, "total": None, "cpu_share": None},
+        "peak_bytes": {"host": None, "host_growth": None, "device": None},
         "cost": NO_COST,
         **nothing_said(),
     }
@@ -133,10 +140,10 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
 
 
 def nothing_said() -> Said:
-    """The fields of notes, empty."""
-    return {"notes": {}, "layer_notes": {}, "figures": {}, "experts": {}, "copied_from": None}
+    """Return the fields of the notes, empty."""
+    return {"notes": {}, "layer_notes": {}, "figures": {}, "experts": {}, "copied_from": None, "curve": []}
 
 
 def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, Interval]:
-    """Paired differences of losses to the dense model, by text and window."""
+    """Return the paired differences of losses to the dense model, by text and window length."""
     return {name: cast(Interval, asdict(paired(losses, dense.cached[name]))) for name, losses in subject.cached.items()}

@@ -1,10 +1,10 @@
-"""One-shot work that several rows have in common is done once.
+"""Reuse of one-shot rows: work that several rows have in common is done once.
 
-The mask that a learner begins with has a row of its own, `<label>@init`. Several learners may begin with the same mask,
-and the method that makes it may be in the comparison itself. All that decides such rows is the same but for the label,
-so the second row is a copy of the first, files and figures, seconds and tokens included; its field `copied_from`, and a
-line below the table, name the first. Only rows that this process made are copied: a digest names a method and its
-options, not its code, which may have changed since an earlier run.
+The start of a learner has its own row, `<label>@init`. Several learners may start from the same mask, and the method of
+this mask may be in the comparison too. Such rows differ only in their labels, so the second row is a copy of the first,
+with files, figures, seconds and tokens; the field `copied_from` of the copy, and a line below the table, name the first
+row. Only rows of this process are copied, because a digest does not cover the code of nmbench and its built-in
+methods, which may have changed since an earlier run.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ KINDS = ("masks", "losses")  # of files
 
 
 class Shared:
-    """The one-shot rows that this process made, by what decides them."""
+    """The one-shot rows that this process made, by `Job.work`."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Record] = {}
 
     def keep(self, job: Job, record: Record) -> None:
-        """Remember a row that was just made, if it may be copied."""
+        """Store a new row, if the row may be copied: a one-shot method, and no failure."""
         if isinstance(job.contender.method, Baseline) and record["status"] == "ok":
             self.rows[job.work] = record
 
     def row(self, job: Job, experiment: Experiment, directory: RunDirectory) -> Record | None:
-        """A copy of the row that does the same work under another label, its files copied too; or None."""
+        """Return a copy of the row that does the same work under another label, with copies of its files; else None."""
         record = self.rows.get(job.work)
         if record is None:
             return None
@@ -43,13 +43,13 @@ class Shared:
             copy_files(job, record, directory)
         except CannotWrite:
             raise
-        except NMBenchError:  # its files are damaged or gone
+        except NMBenchError:  # the files of the row are damaged or gone
             return None
         return cast(Record, {**record, **identity_of(job, experiment), "copied_from": record["label"]})
 
 
 def copy_files(job: Job, record: Record, directory: RunDirectory) -> None:
-    """Copy masks and losses of a row, under the name and the digest of another."""
+    """Copy the masks and losses of `record` to the files of `job`, with the label and digest of `job`."""
     for kind in KINDS:
         tensors, metadata = read_tensors(directory.file(kind, job.files_of(record["label"]), ".safetensors"))
         own = {**metadata, "label": job.label, "job_digest": job.digest}

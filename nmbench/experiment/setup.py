@@ -1,4 +1,4 @@
-"""What all jobs of a run share: the dense model, the tokens, the metrics, and how the outside names are looked up."""
+"""The shared set-up of all jobs of a run: the dense model, the tokens and the metrics."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import ModelChanged, NMBenchError
+from nmbench.experiment.bos import bos_doubts, check_bos
+from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
@@ -23,17 +25,18 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.probe import examined
 from nmbench.pattern import Pattern
+from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
 from nmbench.plugins.loading import Plugins
 from nmbench.sources import Dataset, Metric
-from nmbench.spec import ResolvedSpec, digest
+from nmbench.spec import ResolvedSpec
 from nmbench.verification.fingerprint import LOOSE, Fingerprint, check_intact, fingerprint, is_intact, probe_of
 from nmbench.verification.strict import check_divides
 
 
 @dataclass
 class Experiment:
-    """The shared state of one run. `bundle`, `dense` and `fingerprint` are renewed if a method changed the model."""
+    """The shared state of one run. `bundle`, `dense` and `fingerprint` are replaced if a method changed the model."""
 
     plan: Plan
     spec: ResolvedSpec
@@ -45,6 +48,7 @@ class Experiment:
     provenance: Mapping[str, Any]
     probe: Tensor
     fingerprint: Fingerprint
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def plugins(self) -> Plugins:
@@ -52,61 +56,61 @@ class Experiment:
         return self.plan.plugins
 
     def jobs(self) -> list[Job]:
-        """Every job of the run but the dense row, in the order in which they are done."""
+        """Return every job of the run in order; the dense row is not a job."""
         return list(jobs(self.spec, self.plan.contenders, self.protocol_digest))
 
     def patterns(self, pattern: Pattern) -> dict[str, Pattern]:
-        """The pattern of every prunable layer where `pattern` is the run's."""
+        """Return the pattern of every prunable layer: `pattern`, unless `pattern_for` names another."""
         return self.spec.layer_patterns(pattern, self.bundle.layers)
 
     @cached_property
     def test_digests(self) -> dict[str, str]:
-        """Names the test tokens of every data set."""
+        """The digest of the test tokens of every data set."""
         return {name: tokens_digest(tokens) for name, tokens in self.texts.items()}
 
     @cached_property
     def protocol_digest(self) -> str:
-        """Names what two rows must share to be comparable, by content: weights and test tokens too."""
+        """The digest of everything that comparable rows share, by content: also of weights and test tokens."""
         content = {"model_digest": self.dense.digest, "test_digests": self.test_digests}
         others = {"metric_provenance": self.metric_provenance} if self.metric_provenance else {}
         return digest({**self.spec.protocol(), **content, **others})
 
     @cached_property
     def metric_provenance(self) -> dict[str, Any]:
-        """What the metrics depend on besides model and texts, of those that say so."""
-        told = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
-        return {name: content for name, content in told.items() if content}
+        """The provenance of metrics that depend on more than model and texts."""
+        found = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
+        return {name: content for name, content in found.items() if content}
 
     def calibration_digest(self, seed: int) -> str:
-        """Names the windows that statistics are gathered from."""
+        """Return the digest of the windows that statistics are gathered from."""
         return self.pools[seed].statistics_digest(self.spec.windows)
 
     def directory(self) -> Path:
-        """Where the run is kept unless the user says otherwise: rows in it are comparable, and can be told apart."""
+        """Return the default run directory, named by the protocol digest and, if there is any, `pattern_for`."""
         special = f"-{digest(self.spec.pattern_for)}" if self.spec.pattern_for else ""
         return Path("runs") / f"{self.protocol_digest}{special}"
 
     def reporter(self, job: str, stage: str) -> Callable[[int, int], None]:
-        """A callback that tells observers how far a stage of a job is."""
+        """Return a callback that announces the progress of a stage of a job."""
         return lambda done, total: self.plugins.announce("nmbench_progress", event=Progress(job, stage, done, total))
 
     def learner_reporter(self, job: str, method: Method) -> Callable[[str, int, int | None, Mapping[str, float]], None]:
-        """A callback for `LearnTask`; where a learner names no total, it is its `steps` option, if it has one."""
+        """Return a callback for `LearnTask`; the default of the total is the option `steps` of the learner, or 0."""
         steps = int(getattr(method, "steps", 0))
         return lambda stage, done, total, values: self.plugins.announce(
             "nmbench_progress", event=Progress(job, stage, done, steps if total is None else total, values)
         )
 
     def is_intact(self, restore: bool = True) -> bool:
-        """True if the model is what it was when the run began; unless not `restore`, its dense weights are put back."""
+        """Return True if the model has not changed since the run began; `restore`: restore the dense weights first."""
         return is_intact(self.bundle, self.dense, self.fingerprint, self.probe, restore)
 
     def check_intact(self, who: str) -> None:
-        """Raise `NMBenchError` if `who` changed the lent model in a way that is not undone."""
+        """Raise `NMBenchError` if `who` changed the model in a way that is not undone."""
         check_intact(self.bundle, self.dense, self.fingerprint, self.probe, who)
 
     def renew(self, who: str) -> None:
-        """Load the model again, which `who` changed. Raises `ModelChanged` if that is another model than before."""
+        """Load the model again after `who` changed it. Raises `ModelChanged` if the loaded model is another one."""
         bundle = examined(load_dense(self.plan.spec, self.plugins, self.plan.methods), self.probe[0])
         now, dense = fingerprint(bundle, self.probe), DenseWeights(bundle)
         if dense.digest != self.dense.digest or not self.fingerprint.like(now, LOOSE):
@@ -117,7 +121,7 @@ class Experiment:
         self.bundle, self.dense, self.fingerprint = bundle, dense, now
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device and dtypes: what else a number depends on."""
+        """Return versions, device, threads and dtypes, which numbers depend on as well."""
         device = self.bundle.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
         return {
@@ -131,7 +135,7 @@ class Experiment:
         }
 
     def manifest(self) -> dict[str, Any]:
-        """What the run directory says of the run besides its spec."""
+        """Return the content of `manifest.json`: digests, provenance, coverage and environment of the run."""
         return {
             "spec_digest": self.spec.digest,
             "protocol_digest": self.protocol_digest,
@@ -151,7 +155,7 @@ class Experiment:
 
 
 def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
-    """Load the dense model of `plan` (unless it is `bundle`), resolve the specification, and read all texts.
+    """Return the shared set-up of `plan`: the model (`bundle`, or loaded), the resolved specification, all texts.
 
     Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short, if two texts overlap, or if the
     model is not one that can be pruned and measured (`nmbench.models.probe`).
@@ -161,42 +165,56 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     metrics = {name: look_up(plan.plugins, plan.plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plan.plugins, plan.plugins.registries.datasets, name) for name in names}
-    texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
+    texts = {name: test_tokens(dataset, bundle.tokenizer, name) for name, dataset in datasets.items()}
     check_windows(bundle, spec, metrics, texts)
     calibration = look_up(plan.plugins, plan.plugins.registries.datasets, spec.calibration)
     pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
-            refuse_overlap(pool, spec.calibration, tokens, name)
+            refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
     bundle = examined(bundle, probe[0])
     for pattern in spec.patterns:
         check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
-    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe))
+    doubts = bos_doubts(bundle, metrics, texts, context_of(bundle))
+    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)
     return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
 
 
 def check_windows(
     bundle: Bundle, spec: ResolvedSpec, metrics: Mapping[str, Metric], texts: Mapping[str, Tensor]
 ) -> None:
-    """Raise `NMBenchError` if a window is longer than a text, or than the context of the model."""
-    for metric in metrics.values():
+    """Raise `NMBenchError` if a window is longer than a text, or, with its BOS, than the context of the model.
+
+    It is raised for windows that should begin with BOS, too, if there is none.
+    """
+    for title, metric in metrics.items():
         for name, window in metric.windows:
-            check_context(bundle, window, f"metric {name}@{window}")
+            check_context(bundle, window + metric.bos, f"metric {title}" if metric.bos else f"metric {name}@{window}")
             cut(texts[name], window, name)
+        if metric.bos:
+            check_bos(bundle, f"metric {title}")
+    if spec.bos == "always":
+        check_bos(bundle, "--bos always")
     check_context(bundle, spec.window_tokens, "--window-tokens")
 
 
 def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:
-    """The pool of one seed; without a mask learner, no more than statistics need."""
+    """Return the pool of one seed; without a mask learner, only the windows for statistics."""
     pool = spec.pool_tokens if learners else spec.windows * spec.window_tokens
     selection = spec.selection_tokens if learners else 0
-    return calibration_pool(dataset, spec.calibration, bundle.tokenizer, spec.window_tokens, pool, selection, seed)
+    bos = spec.bos == "always"
+    return calibration_pool(dataset, spec.calibration, bundle.tokenizer, spec.window_tokens, pool, selection, seed, bos)
 
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:
-    """Raise `NMBenchError` if a window is longer than the model was made for."""
-    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)
+    """Raise `NMBenchError` if a window is longer than the context of the model."""
+    context = context_of(bundle)
     if context and window > context:
         raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")
+
+
+def context_of(bundle: Bundle) -> int | None:
+    """Return the number of tokens that the model was made to read at once, if it says so."""
+    return getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
+from nmbench.models.casting import cast_parameters
 from nmbench.models.coverage import weights_by_kind, weights_by_reason
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
 from nmbench.models.hashing import tensors_digest
@@ -205,16 +206,6 @@ class Bundle:
 def hidden_width(bundle: Bundle) -> int:
     """Return the width of the hidden states: the number of inputs of the first prunable layer."""
     return next(iter(bundle.layers.values())).shape[1]
-
-
-def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast the parameters of `model` in place, as loading the model in `dtype` would; return it.
-
-    Buffers, such as the float32 frequencies of rotary embeddings, keep their dtype.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
 
 
 def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:

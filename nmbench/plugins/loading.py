@@ -25,7 +25,7 @@ import pluggy
 from nmbench.errors import NMBenchError, UnknownName
 from nmbench.plugins import hookspecs
 from nmbench.plugins.checking import check_object, hooks_of, refuse_second
-from nmbench.plugins.registry import Registries, Registry
+from nmbench.plugins.registry import FILE, Registries, Registry
 from nmbench.plugins.source_digest import DIGEST, digest_of
 
 GROUP = "nmbench"
@@ -92,8 +92,13 @@ class Plugins:
     @property
     def broken_files(self) -> list[str]:
         """One line for every single-file plugin that failed, since the user asked for that file by name."""
-        named = (info for info in self.failures if info.name == f"file {info.package}")
-        return [f"plugin {info.name} failed at {info.failure}; nothing of it is used." for info in named]
+        named = (info for info in self.failures if info.name == f"{FILE}{info.package}")
+        return [f"plugin {info.name} failed at {info.failure}" for info in named]
+
+    @property
+    def replaced(self) -> list[str]:
+        """One line for every installed method, model ... that a plugin file replaces."""
+        return [line for registry in self.registries.all() for line in registry.replaced]
 
     def lookup(self, registry: Registry, name: str) -> Any:
         """Return the object registered as `name`. Raises `UnknownName`, which also names failed plugins."""
@@ -206,7 +211,7 @@ def single_file(text: str) -> Candidate:
     path = Path(text).resolve()
     if not path.is_file() or path.suffix != ".py":
         raise NMBenchError(f"plugin file {text} does not exist or is no .py file.")
-    return Candidate(PluginInfo(f"file {text}", text, "", path.stem), lambda: import_file(path))
+    return Candidate(PluginInfo(f"{FILE}{text}", text, "", path.stem), lambda: import_file(path))
 
 
 def import_file(path: Path) -> ModuleType:

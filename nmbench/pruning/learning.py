@@ -1,12 +1,13 @@
-"""What a mask learner is handed: the model, tokens, its starting masks, and the only door to the live weights.
+"""The task of a mask learner: the model, tokens, the masks of its start, and access to the live weights.
 
-The host owns all of it: it counts tokens, undoes every change of the weights, checks reported masks, and stores
-checkpoints together with the counters, so that a learner that is killed goes on where it was.
+The host counts tokens, undoes every change of the weights, checks reported masks, and stores checkpoints together with
+the counters, so that a learner that is killed resumes from its last checkpoint with its whole cost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -26,14 +27,15 @@ from nmbench.runtime.cost import Cost
 from nmbench.verification.strict import check_masks
 
 PROBE_TOKENS = 24  # that `LiveWeights.provided` is proven on
-DEALT, COUNTERS = "nmbench.dealt ", "nmbench.counters"  # names that the host adds to a checkpoint
+USED, COUNTERS = "nmbench.dealt ", "nmbench.counters"  # names that the host adds to a checkpoint
+CURVE_POINTS = 1000  # of a record; of a longer curve every second point is kept
 
 
 OnReport = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, figures
 
 
 class CheckpointStore(Protocol):
-    """Durable storage of one job: tensors and plain JSON values by name; writing is atomic."""
+    """Durable storage of one job: tensors and plain JSON values by name; a write is atomic."""
 
     def save(self, state: Mapping[str, Any]) -> None: ...
 
@@ -41,18 +43,19 @@ class CheckpointStore(Protocol):
 
 
 class Batch(NamedTuple):
-    """A minibatch: `chosen` int64 `[size]`, which windows these are; `tokens` int64 `[size, window_tokens]`."""
+    """A minibatch: `chosen` int64 `[size]`, indices of its windows; `tokens` int64 `[size, window_tokens]`."""
 
     chosen: Tensor
     tokens: Tensor
 
 
 class LearnTask:
-    """The task of one mask learner. Everything named `dense` or `initial` is read-only, and in host memory.
+    """The task of one mask learner. The tensors of `dense` and `initial` are read-only and in host memory.
 
-    `model`; `layers`: name -> shape `[out, in]`; `pattern`: name -> `Pattern`; `initial`: name -> bool mask;
-    `dense`: name -> dense weight; `pool`: int64 `[windows, window_tokens]` to learn from; `generator`: the only source
-    of randomness, on the model's device; `checkpoints`: where to store progress; `notes`: JSON values for the record.
+    `model`; `layers`: name -> shape `[out, in]`; `pattern`: name -> `Pattern`; `initial`: name -> bool mask
+    of the start; `dense`: name -> dense weight; `pool`: int64 `[windows, window_tokens]` to learn from; `generator`:
+    the only source of randomness, on the device of the model; `checkpoints`: storage of the learner's state; `notes`:
+    JSON values for the record.
     """
 
     def __init__(
@@ -80,22 +83,23 @@ class LearnTask:
         self.cost = Cost()
         self.notes: dict[str, Any] = {}  # JSON values that go into the record
         self.experts: Mapping[str, Any] = {}  # as `PrunedModel.experts`
+        self.curve: list[dict[str, float | None]] = []
         self.checkpoints = CountingStore(self, checkpoints)
         self._selection = selection.to(bundle.device)
         self._weights = weights
         self._on_report = on_report
-        self._dealt = UniqueTokens(self.pool)
+        self._used = UniqueTokens(self.pool)
 
     @property
     def selection(self) -> Tensor:
-        """Held-out windows int64 `[n, window_tokens]` to choose by; reading them is recorded."""
+        """Held-out windows int64 `[n, window_tokens]` to choose masks by; their tokens count from the first read on."""
         self.cost.selection_tokens = self._selection.numel()
         return self._selection
 
     def windows(self, window_tokens: int | None = None) -> Tensor:
-        """The pool as windows int64 `[n, window_tokens]`; a shorter length cuts every pool window into pieces.
+        """Return the pool as windows int64 `[n, window_tokens]`; a shorter length cuts every pool window into pieces.
 
-        Raises `NMBenchError` if the pool's windows are shorter than asked for.
+        Raises `NMBenchError` if `window_tokens` is more than the length of a pool window.
         """
         length = self.pool.shape[1]
         if window_tokens is None:
@@ -109,13 +113,15 @@ class LearnTask:
     def batches(
         self, size: int, generator: torch.Generator | None = None, windows: Tensor | None = None, start: int = 0
     ) -> Iterator[Batch]:
-        """Minibatches without end. With a generator each is drawn anew, without repeats inside it, so that nothing but
-        the generator's state is needed to go on; without one they come in fixed order, from minibatch `start`.
+        """Yield minibatches of the pool, or of `windows` int64 `[n, window_tokens]`, without end.
+
+        With a generator every minibatch is drawn anew, without repeats inside the minibatch, so that the state of the
+        generator is enough to resume. Without a generator, minibatches come in fixed order from minibatch `start` on.
         """
         windows = self.pool if windows is None else windows
         count = len(windows)
         size = min(size, count)
-        marks = self._dealt.marks(windows)
+        marks = self._used.marks(windows)
         while True:
             if generator is None:
                 index = (torch.arange(size, device=windows.device) + start * size) % count
@@ -127,7 +133,7 @@ class LearnTask:
 
     @contextlib.contextmanager
     def live_weights(self) -> Iterator[LiveWeights]:
-        """Open the live weights as they are, dense; whatever was done to them is undone when the context closes."""
+        """Open the live weights, which are dense; every change of the weights is undone when the context closes."""
         try:
             yield LiveWeights(self.bundle, self.dense, self.pool[:1, :PROBE_TOKENS])
         finally:
@@ -135,15 +141,15 @@ class LearnTask:
 
     @contextlib.contextmanager
     def masked_weights(self) -> Iterator[LiveWeights]:
-        """Open the live weights, masked by `initial`; the dense weights are back when the context closes."""
+        """Open the live weights, masked by `initial`; the dense weights are restored when the context closes."""
         with self.live_weights() as live:
             live.apply(self.initial)
             yield live
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of each window in nats, float32 `[size]`, of the model as it is now.
+        """Return the mean cross-entropy of each window in nats, float32 `[size]`, under the current weights.
 
-        Gradients flow if the caller enabled them; forward and backward tokens are counted.
+        The losses have gradients if the caller enabled gradients. Forward and backward tokens are counted.
         """
         self.count_forward(tokens.numel())
         if not torch.is_grad_enabled():
@@ -156,30 +162,44 @@ class LearnTask:
         return losses
 
     def count_forward(self, tokens: int) -> None:
-        """Count tokens that a learner sent through the model by itself, without `loss`."""
+        """Count tokens that a learner ran through the model without `loss`."""
         self.cost.forward_tokens += tokens
 
-    def report(self, step: int, *, masks: Mapping[str, Tensor] | None = None, **values: float) -> None:
-        """Tell the user of the run; `masks`, if given, are checked at once. Raises `NotStrict`."""
+    def report(
+        self, step: int, *, total: int | None = None, masks: Mapping[str, Tensor] | None = None, **values: float
+    ) -> None:
+        """Report a learning step, of `total`, and its figures to the user; the record keeps them as a curve.
+
+        Raises `NotStrict` if `masks` are not strict.
+        """
         if masks is not None:
             check_masks(masks, self.pattern, self.layers, self.who)
-        self._on_report("learn", step, None, values)
+        if values:
+            self.curve.append({"step": step, **{name: finite(value) for name, value in values.items()}})
+        if len(self.curve) > CURVE_POINTS:
+            self.curve = self.curve[::2]
+        self._on_report("learn", step, total, values)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Tell the user how far a stage besides learning is, such as measuring a reference."""
+        """Report the progress of a stage besides learning, such as the measurement of a reference."""
         self._on_report(stage, done, total, {})
 
     def settle(self) -> Cost:
-        """The cost so far, the distinct windows dealt by `batches` counted up."""
-        self.cost.unique_tokens = self._dealt.count()
+        """Return the cost so far, including the count of distinct tokens that `batches` yielded."""
+        self.cost.unique_tokens = self._used.count()
         return self.cost
 
     def _count_backward(self, tokens: int) -> None:
         self.cost.backward_tokens += tokens
 
 
+def finite(value: float) -> float | None:
+    """A figure as JSON holds it: None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
 class CountingStore:
-    """Checkpoints that carry the task's counters along, so that a resumed job reports its whole cost."""
+    """Checkpoints that also hold the counters of the task, so that a resumed job reports its whole cost."""
 
     def __init__(self, task: LearnTask, store: CheckpointStore) -> None:
         self.task = task
@@ -188,17 +208,18 @@ class CountingStore:
         self._start = time.perf_counter()
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Store tensors and JSON values; returns when they are durable."""
+        """Store tensors and JSON values; the checkpoint is durable when this returns."""
         seconds = self.earlier_seconds + time.perf_counter() - self._start
         device = self.task.bundle.device.type
         counters = {"cost": asdict(self.task.settle()), "seconds": seconds, "device": device}
-        dealt = {f"{DEALT}{key}": marks for key, marks in self.task._dealt.state().items()}
-        self.store.save({**state, **dealt, COUNTERS: counters})
+        counters["curve"] = self.task.curve
+        used = {f"{USED}{key}": marks for key, marks in self.task._used.state().items()}
+        self.store.save({**state, **used, COUNTERS: counters})
 
     def load(self) -> dict[str, Any] | None:
-        """What was stored last, or None at the first start.
+        """Return the state stored last, or None if there is no checkpoint.
 
-        Raises `NMBenchError` if it was made on another kind of device, whose random numbers are others.
+        Raises `NMBenchError` for a checkpoint of another kind of device, because random numbers differ between kinds.
         """
         state = self.store.load()
         if state is None:
@@ -212,6 +233,7 @@ class CountingStore:
         for name, value in counters["cost"].items():
             setattr(self.task.cost, name, value)
         self.earlier_seconds = counters["seconds"]
-        stored = [name for name in state if name.startswith(DEALT)]
-        self.task._dealt.restore({name.removeprefix(DEALT): state.pop(name) for name in stored})
+        self.task.curve = list(counters["curve"])
+        stored = [name for name in state if name.startswith(USED)]
+        self.task._used.restore({name.removeprefix(USED): state.pop(name) for name in stored})
         return state

@@ -1,4 +1,4 @@
-"""The only door to the live weights of a model: show it other masks, or weights made just before they are needed."""
+"""Access of a mask learner to the live weights of the model: masked weights, or weights computed at each product."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Provider = Callable[[str], Tensor]  # layer name -> the weight [out, in] to comp
 
 
 class LiveWeights:
-    """The weights of a model while a learner works on it; the host makes them dense again afterwards.
+    """The weights of a model while a learner works on the model; the host restores the dense weights afterwards.
 
-    `apply` writes masked weights into the model. `provided` leaves the model dense and lets every layer compute with
-    what a function returns for it: nothing of the size of the model is stored besides the model.
+    `apply` writes masked weights into the model. `provided` leaves the model dense; every layer computes with
+    the weight that a function returns, so that no second tensor of the size of the model is stored.
     """
 
     def __init__(self, bundle: Bundle, dense: Mapping[str, Tensor], probe: Tensor | None = None) -> None:
@@ -35,7 +35,7 @@ class LiveWeights:
         self._fetched: dict[str, Tensor] = {}  # on the model's device; where that is the CPU, no copies
 
     def __getitem__(self, name: str) -> Tensor:
-        """The live weight `[out, in]` of one layer, to be written in place."""
+        """Return the live weight `[out, in]` of one layer, to be written in place."""
         return self.bundle.layers[name].read()
 
     def apply(self, masks: Mapping[str, Tensor]) -> None:
@@ -46,10 +46,10 @@ class LiveWeights:
 
     @contextlib.contextmanager
     def provided(self, provider: Provider) -> Iterator[None]:
-        """Let every prunable layer compute with `provider(name)`, `[out, in]`, asked for just before each product.
+        """Make every prunable layer compute with `provider(name)`, `[out, in]`, called just before each product.
 
-        The live weights are neither read nor written. A provided weight may be overwritten once its layer is done.
-        Raises `NMBenchError` if provided weights cannot stand in for those of the model.
+        The live weights are neither read nor written. A provided weight may be overwritten after the product
+        of its layer. Raises `NMBenchError` if provided weights cannot stand in for those of the model.
         """
         if self.obstacle:
             raise NMBenchError(
@@ -104,11 +104,11 @@ class LiveWeights:
 
     @property
     def fused(self) -> str | None:
-        """The name of a layer that is one of several experts in one parameter, if there is one."""
+        """The name of a layer that is one of several experts in one parameter; None if there is no such layer."""
         return next((name for name, layer in self.bundle.layers.items() if layer.fused), None)
 
     def original(self, name: str) -> Tensor:
-        """The dense weight `[out, in]` of one layer on the model's device, to be read only."""
+        """Return the dense weight `[out, in]` of one layer on the device of the model; read-only."""
         if name not in self._fetched:
             self._fetched[name] = self.dense[name].to(self.bundle.device)
         return self._fetched[name]
@@ -130,10 +130,10 @@ def hidden(layers: Iterable[Layer]) -> Iterator[None]:
 
 
 def masked(weight: Tensor, mask: Tensor, out: Tensor) -> None:
-    """out = weight where kept, +0.0 elsewhere; `[out, in]` each, finite.
+    """Write `weight` into `out` where `mask` keeps, and +0.0 elsewhere; `[out, in]` each, weights finite.
 
-    On a CPU 0 + weight * mask is ten times faster than `where`, if it is done in parts that stay in cache. The sum
-    matters: it makes +0.0 of the -0.0 that a negative weight would leave.
+    On a CPU, 0 + weight * mask in parts that fit the cache is ten times faster than `where`. The sum is needed: a
+    dropped negative weight times 0 is -0.0, and 0 + -0.0 is +0.0.
     """
     zero = torch.zeros((), dtype=weight.dtype, device=weight.device)
     if weight.device.type != "cpu":
@@ -145,5 +145,5 @@ def masked(weight: Tensor, mask: Tensor, out: Tensor) -> None:
 
 
 def _call(module: nn.Module, name: str, provider: Provider, input: Tensor) -> Tensor:
-    """What a linear layer does, whichever way round it stores its weight."""
+    """Return the output of a linear layer with the provided weight; the layer may store its weight transposed."""
     return F.linear(input, provider(name), getattr(module, "bias", None))

@@ -1,8 +1,8 @@
-"""One method on one bundle: from dense weights to masks (and perhaps repaired weights).
+"""One one-shot method on one model: from dense weights to masks, and repaired weights if the method repairs.
 
-Nothing here changes the bundle for good: a walk writes pruned weights into the live blocks so that the blocks below see
-them, and puts the dense ones back as soon as it has passed a block; if something is raised, the whole model is put
-back. At the end of the job the whole model is put back in any case, and that is proven by hash.
+Every change of the model is undone. A walk writes pruned weights into the live block, so that the statistics of later
+blocks come from pruned inputs, and restores the dense weights when the walk has passed the block. After an exception,
+and at the end of the job, the dense weights of the whole model are restored; a hash proves this at the end of the job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from nmbench.calibration.finite import ONE_BY_ONE, Checks
-from nmbench.calibration.walk import FewTokens, full_float32, walk
+from nmbench.calibration.gram import full_float32
+from nmbench.calibration.step import FewTokens
+from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models.applying import applied, moved
@@ -30,10 +32,13 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Made:
-    """A pruned model and its cost; `earlier_seconds` were spent in an interrupted process, or on its start."""
+    """A pruned model and its cost (None: unknown).
+
+    `earlier_seconds` were spent in an interrupted process, or on the start.
+    """
 
     pruned: PrunedModel
-    cost: Cost
+    cost: Cost | None
     earlier_seconds: float = 0.0
 
 
@@ -48,10 +53,11 @@ def prune_one_shot(
     init: Baseline | None = None,
     deferred: bool | None = None,
 ) -> Made:
-    """Run a one-shot method over all layers; `windows` is int64 `[windows, window_tokens]`.
+    """Return the result of a one-shot method for all layers; `windows` is int64 `[windows, window_tokens]`.
 
-    `init` is the method whose masks a `Refiner` starts from. `deferred`: statistics and scores of a scorer that needs
-    input norms alone are found to be finite when the walk is through; None: where reading a value back blocks the host.
+    `init` makes the masks that a `Refiner` starts from. `deferred`: whether statistics and scores are checked to be
+    finite after the walk instead of layer by layer, for a scorer that needs input norms alone; None: deferred if
+    reading a value back blocks the host.
 
     Raises `NMBenchError` naming the layer where the method failed.
     """
@@ -88,14 +94,15 @@ def prune_one_shot(
 
 
 def reading_blocks(bundle: Bundle) -> bool:
-    """True if reading a value back blocks the host, and nothing else does: streamed blocks block it in any case."""
+    """Return True if reading a value back is the only step that blocks the host; streaming blocks does so as well."""
     return bundle.device.type == "cuda" and bundle.streaming is None
 
 
 def checked_later(walked: Callable[[Checks], Made], who: str) -> Made:
-    """What a walk returns that is checked when it is through.
+    """Return the result of a walk whose statistics and scores are checked to be finite after the walk.
 
-    If something was not finite, the walk is done again and stops there. Raises `NumericalFailure` if it does not.
+    If a value is not finite, the walk is repeated with a check of each value, which raises the error of the layer.
+    Raises `NumericalFailure` if the repeated walk finds only finite values.
     """
     checks = Checks(later=True)
     try:
@@ -114,7 +121,7 @@ def checked_later(walked: Callable[[Checks], Made], who: str) -> Made:
 
 
 def has_failed(checks: Checks) -> bool:
-    """Whether something is not finite, as far as the device can still tell after an error."""
+    """Return True if a noted value is not finite; False as well if the device cannot be read after an error."""
     try:
         return checks.failed()
     except RuntimeError:
@@ -129,7 +136,7 @@ def prune_layers(
     report: Report,
     init: Baseline | None = None,
 ) -> PrunedModel:
-    """Run a method that needs no statistics: no walk, no tokens."""
+    """Return the result of a method that needs no statistics: no walk, no tokens."""
     layers = {}
     for index, (name, layer) in enumerate(bundle.layers.items()):
         with bundle.holding(list(bundle.blocks.values())[layer.block]):
@@ -148,9 +155,10 @@ def prune_layer(
     init: Baseline | None = None,
     checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
-    """Prune one layer and check what came back, so that a broken mask never reaches the layers below.
+    """Return one pruned layer after checking the result, so that no later layer is calibrated on a broken mask.
 
-    Masks from scores are our own work; their strictness is proven with that of the weights that are measured.
+    The host makes masks from scores; such masks are proven strict together with the weights that are measured.
+    Raises `NMBenchError` with the name of the layer.
     """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     try:
@@ -171,7 +179,7 @@ def prune_layer(
 
 
 def check_pruned(pruned: object, layer: Layer) -> None:
-    """Raise `NMBenchError` unless a method returned a `Pruned` whose tensors are where the layer is."""
+    """Raise `NMBenchError` unless a method returned a `Pruned` whose tensors are on the device of the layer."""
     if not isinstance(pruned, Pruned):
         raise NMBenchError(f"it returned {type(pruned).__name__} instead of nmbench.Pruned.")
     for what, tensor in (("mask", pruned.mask), ("weight", pruned.weight)):
@@ -180,16 +188,16 @@ def check_pruned(pruned: object, layer: Layer) -> None:
 
 
 def check_device(returned: Tensor, weight: Tensor, what: str) -> None:
-    """Raise `NMBenchError` unless `returned` is where the layer is."""
+    """Raise `NMBenchError` unless `returned` is on the device of the layer."""
     if returned.device != weight.device:
         raise NMBenchError(f"it returned {what} on {returned.device}, the layer is on {weight.device}.")
 
 
 @torch.no_grad()
 def call(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, mask: Tensor | None = None) -> Any:
-    """The result of a one-shot method for one layer: scores, or what a solver or a refiner of `mask` returns.
+    """Return the result of a one-shot method for one layer: scores of a scorer, else a `Pruned`; a refiner gets `mask`.
 
-    Runs without gradients, with float32 products in full precision.
+    The method runs without gradients, with float32 products in full precision.
     """
     with full_float32():
         if isinstance(method, Scorer):
@@ -210,13 +218,13 @@ def choose(
     mask: Tensor | None = None,
     checks: Checks = ONE_BY_ONE,
 ) -> Pruned:
-    """The pruned layer: scores become a mask here. `weight` `[out, in]` is the method's own copy."""
+    """Return the pruned layer; scores become a mask. `weight` `[out, in]` is a copy that the method may change."""
     found = call(method, weight, stats, pattern, mask)
     return masked_by(found, weight, pattern, checks) if isinstance(method, Scorer) else found
 
 
 def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -> Pruned:
-    """The mask of the highest scores. Raises `NMBenchError` for scores of another shape, device or type."""
+    """Return the mask of the highest scores. Raises `NMBenchError` for scores of another shape, device or type."""
     if not isinstance(score, Tensor):
         raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
     if score.shape != weight.shape:
@@ -227,7 +235,7 @@ def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -
 
 
 def finished(layers: Mapping[str, Pruned], method: Baseline, experts: Mapping[str, Any] | None = None) -> PrunedModel:
-    """The pruned model, with notes and mean figures; repaired weights go where only the mask is wanted."""
+    """Return the pruned model with notes and mean figures, without repaired weights if `mask_only` is set."""
     layer_notes = {name: pruned.note for name, pruned in layers.items() if pruned.note}
     figures = {}
     for figure in dict.fromkeys(name for pruned in layers.values() for name in pruned.figures):

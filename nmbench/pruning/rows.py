@@ -1,11 +1,11 @@
-"""One row from beginning to end: prune, prove, measure, keep the files; or the record of what went wrong."""
+"""One row from beginning to end: prune, prove, measure, keep the files; or the record of a failure."""
 
 from __future__ import annotations
 
 import traceback
 from pathlib import Path
 
-from nmbench.errors import CannotWrite, NMBenchError
+from nmbench.errors import CannotWrite, NMBenchError, interrupts
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.experiment.jobs import Job, dense_digest
 from nmbench.experiment.measurement import measured
@@ -22,9 +22,9 @@ from nmbench.spec import DENSE
 
 
 def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, DenseSubject]:
-    """The record and the losses of the dense model, from the run directory or measured now.
+    """Return the record and the losses of the dense model, read from the run directory or measured.
 
-    Raises `NMBenchError` if the dense model cannot be measured, because nothing can be compared without it.
+    Raises `NMBenchError` if the dense model cannot be measured, because every other row is compared with it.
     """
     digest = dense_digest(experiment.protocol_digest)
     path = directory.file("losses", DENSE, ".safetensors")
@@ -36,7 +36,9 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
             found = measured(experiment, DENSE)
     except CannotWrite:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if interrupts(error):
+            raise
         message, trace = explained(error, DENSE, directory)
         raise NMBenchError(f"the dense model cannot be measured: {message} (traceback: {trace})") from error
     keep_losses(path, found.subject, about(DENSE, digest, experiment))
@@ -49,19 +51,21 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
 
 
 def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory) -> Record:
-    """Do one job; a method that raises, or calls exit, gives a failed record with the traceback in a file."""
+    """Return the record of one job; a method that raises, or calls exit, gives a failed record and a traceback file."""
     try:
         with isolating():
             return done(job, experiment, dense, directory)
     except CannotWrite:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if interrupts(error):
+            raise
         message, trace = explained(error, job.name, directory)
         return failed(job, experiment, message, str(trace.relative_to(directory.path)))
 
 
 def done(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory) -> Record:
-    """Prune, prove, measure, keep: one row. Raises whatever goes wrong."""
+    """Return the record of one job that was pruned, proven and measured, its files written. Exceptions pass through."""
     with Meter(experiment.bundle.device) as meter:
         work = made(job, experiment, directory)
     meter.seconds += work.earlier_seconds
@@ -71,7 +75,7 @@ def done(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDi
 
 
 def explained(error: BaseException, name: str, directory: RunDirectory) -> tuple[str, Path]:
-    """One line about the error that is being handled, and the file that holds its traceback."""
+    """Return one line about the error that is being handled, and the file that its traceback was written to."""
     trace = directory.file("errors", name, ".txt")
     write_atomic(trace, traceback.format_exc().encode())
     kind = "" if isinstance(error, NMBenchError) else f"{type(error).__name__}: "
@@ -81,7 +85,7 @@ def explained(error: BaseException, name: str, directory: RunDirectory) -> tuple
 def keep_files(
     job: Job, experiment: Experiment, directory: RunDirectory, pruned: PrunedModel, subject: Subject
 ) -> None:
-    """Store what the record speaks of: packed masks and per-window losses."""
+    """Write the files that belong to the record: packed masks and losses by window."""
     origin = about(job.label, job.digest, experiment)
     keep_losses(directory.file("losses", job.name, ".safetensors"), subject, origin)
     masks = directory.file("masks", job.name, ".safetensors")
@@ -89,12 +93,12 @@ def keep_files(
 
 
 def keep_losses(path: Path, subject: Subject, origin: dict[str, str]) -> None:
-    """Store the losses of every window, and the other figures of every window that metrics kept."""
+    """Write the losses of every window, and the other figures by window that metrics kept."""
     write_tensors(path, {**subject.cached, **subject.per_window}, origin)
 
 
 def about(label: str, digest: str, experiment: Experiment) -> dict[str, str]:
-    """The origin of a file, for its metadata."""
+    """Return the origin of a file as its metadata: label, job digest, model, digest of the dense weights."""
     return {
         "label": label,
         "job_digest": digest,

@@ -1,21 +1,21 @@
 """Held-out windows choose among masks, and other held-out windows confirm the choice.
 
-The lowest of many losses on the same windows is low by luck as well. So the selection windows are split in two halves:
-by the first a learner keeps the best of the masks it has seen, the second is not looked at before the end, and there
-the best one must not be worse than the initial one, within a tolerance, by the one-sided 95 % bound of their paired
-difference.
+The lowest of many losses on the same windows is partly luck. So the selection windows are split into two halves. By the
+first half a learner keeps the best of its masks. The second half is read only at the end, where the best mask must not
+be worse than the initial mask, within a tolerance, by the one-sided 95 % bound of the paired difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from nmbench.errors import NMBenchError
 from nmbench.evaluation.comparison import Confirmation, not_worse
+from nmbench.results.files import pack, unpack
 
 if TYPE_CHECKING:
     from nmbench.pruning.learning import LearnTask
@@ -26,9 +26,9 @@ M = TypeVar("M", bound=Mapping[str, Tensor])  # masks, however a learner keeps t
 class Selection(Generic[M]):
     """The best masks of one learner so far, by the selection windows of its task.
 
-    `looked_at` and `unseen`: int64 `[n, window_tokens]`. `best`: the masks that were best at look `best_at`, 0 for the
-    initial ones, with `best_losses` float64 `[n]` on the first half. `confirmation`: what the second half said of them,
-    once `verdict` has asked; None if the initial masks are the best, which need no confirmation.
+    `looked_at` and `unseen`: int64 `[n, window_tokens]`. `best`: the best masks, which were passed to `look`
+    at step `best_at` (0: the initial masks), with `best_losses` float64 `[n]` on the first half. `confirmation`: the
+    result of `verdict` on the second half; None before, and if the initial masks are best and need no confirmation.
 
     Raises `NMBenchError` unless each half has two windows.
     """
@@ -46,13 +46,13 @@ class Selection(Generic[M]):
         self.confirmation: Confirmation | None = None
 
     def start(self, losses: Tensor) -> None:
-        """Take down the losses `[n]` of the initial masks on the windows `looked_at`."""
+        """Store the losses `[n]` of the initial masks on the windows `looked_at`."""
         self.best_losses = losses.double().cpu()
 
     def look(self, at: int, masks: M, losses: Tensor) -> None:
-        """Keep `masks`, whose losses on the windows `looked_at` are `[n]`, if none had a lower mean; NaN never has.
+        """Keep `masks` if the mean of `losses` `[n]`, on the windows `looked_at`, is the lowest so far; NaN never is.
 
-        Raises `NMBenchError` before `start`, because there is no loss of the initial masks to compare with.
+        Raises `NMBenchError` before `start`, because the losses of the initial masks are still unknown.
         """
         if not len(self.best_losses):
             raise NMBenchError(f"{self.who} calls Selection.look before Selection.start; measure the start first.")
@@ -61,8 +61,9 @@ class Selection(Generic[M]):
             self.best, self.best_at, self.best_losses = masks, at, losses
 
     def verdict(self, measure: Callable[[Tensor, M], Tensor]) -> M:
-        """The best masks if the unseen half confirms them, else the initial ones; `measure(windows, masks)` gives the
-        losses `[n]` of the model with these masks.
+        """Return the best masks if the unseen half confirms them, else the initial masks.
+
+        `measure(windows, masks)` returns the losses `[n]` of the model under `masks`.
         """
         if not self.best_at:
             return self.initial
@@ -70,7 +71,23 @@ class Selection(Generic[M]):
         self.confirmation = not_worse(losses, reference, self.tolerance_nats)
         return self.best if self.confirmation.holds else self.initial
 
+    def state(self) -> dict[str, Any]:
+        """The selection so far, for a checkpoint: the best masks packed to bits, their step and their losses."""
+        best = {name: pack(mask) for name, mask in self.best.items()} if self.best_at else {}
+        return {"best": best, "best_at": self.best_at, "best_losses": self.best_losses}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state`; the best masks are bool masks `[out, in]` where the initial masks are."""
+        self.best_at, self.best_losses = state["best_at"], state["best_losses"]
+        packed = state["best"]
+        unpacked = {
+            name: unpack(packed[name].to(mask.device), tuple(mask.shape))
+            for name, mask in self.initial.items()
+            if packed
+        }
+        self.best = cast(M, unpacked) if packed else self.initial
+
     @property
     def confirmed(self) -> bool:
-        """Whether the verdict was that the learner returns other masks than the initial ones."""
+        """True if `verdict` returned other masks than the initial ones."""
         return self.confirmation is not None and self.confirmation.holds

@@ -1,4 +1,4 @@
-"""Count of the distinct tokens that a learner was dealt, whatever the lengths of its windows."""
+"""Count of the distinct tokens in the minibatches of a learner, over windows of any length."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ POOL = "pool"
 
 
 def cut_windows(pool: Tensor, window_tokens: int) -> Tensor:
-    """The pool int64 `[windows, length]` as windows int64 `[n, window_tokens]`, every pool window cut into pieces."""
+    """Return the pool int64 `[windows, length]` as windows int64 `[n, window_tokens]`, pieces of the pool windows."""
     per_window = pool.shape[1] // window_tokens
     return pool[:, : per_window * window_tokens].reshape(-1, window_tokens)  # [windows * per_window, window_tokens]
 
 
 class UniqueTokens:
-    """Marks of the windows dealt so far, by source and window length.
+    """Marks of the windows used so far, by source and window length.
 
-    A source is the pool, or, for windows that are no beginning of the pool's, their digest.
+    The source of windows is the pool, if the windows are the first of the pool, else the digest of the windows.
     """
 
     def __init__(self, pool: Tensor) -> None:
@@ -29,7 +29,7 @@ class UniqueTokens:
         self._marks: dict[str, Tensor] = {}  # "source length" -> bool [windows]
 
     def marks(self, windows: Tensor) -> Tensor:
-        """Marks bool `[n or more]` of `windows` int64 `[n, length]`, for the caller to set where windows are dealt."""
+        """Return the marks bool `[n or more]` of `windows` int64 `[n, length]`; the caller marks used windows."""
         length = windows.shape[1]
         of_pool = self._of_pool(windows)
         source, size = (POOL, of_pool) if of_pool else (tokens_digest(windows), len(windows))
@@ -37,7 +37,7 @@ class UniqueTokens:
         return self._marks.setdefault(f"{source} {length}", empty)
 
     def _of_pool(self, windows: Tensor) -> int:
-        """The number of windows of this length in the pool, if `windows` are the first of them, else 0."""
+        """Return the number of windows of this length in the pool if `windows` are the first of the pool, else 0."""
         if windows.shape[1] > self.pool.shape[1]:
             return 0
         known = cut_windows(self.pool, windows.shape[1])
@@ -45,7 +45,7 @@ class UniqueTokens:
         return len(known) if same else 0
 
     def count(self) -> int:
-        """The number of distinct tokens dealt: positions of the pool, and of other windows."""
+        """Return the number of distinct tokens used: positions of the pool, and of other windows."""
         of_pool = torch.zeros(self.pool.shape, dtype=torch.bool, device=self.pool.device)  # [windows, length]
         others = 0
         for key, marks in self._marks.items():
@@ -59,15 +59,15 @@ class UniqueTokens:
     @staticmethod
     def _mark_positions(of_pool: Tensor, marks: Tensor, length: int) -> None:
         per_window = of_pool.shape[1] // length
-        dealt = marks.nonzero().flatten().to(of_pool.device)
+        used = marks.nonzero().flatten().to(of_pool.device)
         for piece in range(per_window):
-            rows = dealt[dealt % per_window == piece] // per_window
+            rows = used[used % per_window == piece] // per_window
             of_pool[rows, piece * length : (piece + 1) * length] = True
 
     def state(self) -> dict[str, Tensor]:
-        """The marks by source and length, to be stored."""
+        """Return the marks by source and length, for a checkpoint."""
         return dict(self._marks)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from stored marks."""
+        """Replace the marks by those of a checkpoint."""
         self._marks = {key: marks.to(self.pool.device) for key, marks in state.items()}

@@ -1,7 +1,7 @@
-"""The run directory: what is finished, how to repeat it, and its rows as a pandas frame.
+"""The run directory: its lock, its specification and manifest, its records, and the files of its jobs.
 
-`records.jsonl` is the truth: one line per finished job, appended and fsynced before anyone is told. Everything else can
-be made again from it, or by running the same command.
+`records.jsonl` is the truth: one line per finished job, appended and fsynced before observers receive the record. Every
+other file can be made again from `records.jsonl`, or by the same command.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 import tomli_w
 
 from nmbench.errors import NMBenchError, RunMismatch
-from nmbench.results.files import cannot_write, write_atomic
-from nmbench.spec import RunSpec, read_toml
-
-if TYPE_CHECKING:
-    pass
+from nmbench.plain_data import read_toml
 from nmbench.results.extending import merged
+from nmbench.results.files import cannot_write, write_atomic
 from nmbench.results.format import Record
 from nmbench.results.records import newest, parsed, read_records
+from nmbench.spec import RunSpec
 
 
 class RunDirectory:
-    """One run on disk. Use as a context manager: it is locked while open, so two runs cannot mix."""
+    """One run on disk, as a context manager. The directory is locked while it is open, so that two runs cannot mix."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +49,10 @@ class RunDirectory:
         self._lock.release()
 
     def adopt(self, spec: RunSpec, manifest: Mapping[str, Any]) -> None:
-        """Make this the directory of `spec`, or extend the run it holds. Raises `RunMismatch` with the difference."""
+        """Write `spec` and `manifest`, joined with those of the run that the directory already holds.
+
+        Raises `RunMismatch` with the difference if the two runs cannot be joined.
+        """
         spec_path = self.path / "spec.toml"
         if spec_path.exists():
             earlier = RunSpec.from_dict(read_toml(spec_path), str(spec_path))
@@ -70,9 +71,9 @@ class RunDirectory:
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
     def joined_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """`manifest` with what the earlier one says of other seeds.
+        """Return `manifest` with the digests and notes of further seeds from the earlier manifest.
 
-        Raises `RunMismatch` if the same names now stand for other weights or other tokens.
+        Raises `RunMismatch` if weights or tokens of the same name have another digest than before.
         """
         path = self.path / "manifest.json"
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -93,7 +94,7 @@ class RunDirectory:
         return joined
 
     def repair(self) -> None:
-        """Cut off a torn last line, so that the next record starts on a line of its own."""
+        """Remove a torn last line of `records.jsonl`, so that the next record starts on a new line."""
         if not self.records_path.exists():
             return
         content = self.records_path.read_bytes()
@@ -118,7 +119,7 @@ class RunDirectory:
             raise cannot_write(self.records_path, error) from error
 
     def finished(self, job_digest: str, job_name: str) -> Record | None:
-        """The record of a job that ended well, if there is one and the files it speaks of are still there."""
+        """Return the record of a job that ended well and whose masks and losses are still on disk, else None."""
         matching = (r for r in self.records() if r["job_digest"] == job_digest and r["status"] == "ok")
         record = next(matching, None)
         kinds = ("losses", "masks") if record and record["strict"] else ("losses",)
@@ -130,5 +131,5 @@ class RunDirectory:
             self.file("checkpoints", job_name, ".safetensors").unlink(missing_ok=True)
 
     def file(self, kind: str, job_name: str, suffix: str) -> Path:
-        """Where a job keeps a file of a kind: masks, losses, checkpoints, errors."""
+        """Return the path of a file of a job; `kind` is masks, losses, checkpoints or errors."""
         return self.path / kind / f"{job_name}{suffix}"

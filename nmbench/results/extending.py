@@ -1,22 +1,19 @@
-"""Join the specification of a run directory with that of a new command, or refuse with the difference."""
+"""Joining the specification of a run directory with the specification of a new command, or refusing to."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nmbench.errors import RunMismatch
 from nmbench.options import read
 from nmbench.spec import MethodSpec, RunSpec
 
-if TYPE_CHECKING:
-    pass
-
 
 def merged(earlier: RunSpec, spec: RunSpec, where: Path, recorded: Collection[str]) -> RunSpec:
-    """The union of two specs of one protocol; labels in `recorded` keep their options.
+    """Return the union of two specs of one protocol; labels in `recorded` keep their options.
 
     Raises `RunMismatch` naming every difference that cannot be joined.
     """
@@ -45,18 +42,18 @@ def merged(earlier: RunSpec, spec: RunSpec, where: Path, recorded: Collection[st
 
 
 def described(method: MethodSpec) -> str:
-    """A method with its options, as people say it."""
+    """Return the name and options of a method as words for a message."""
     listed = ", ".join(f"{name}={value}" for name, value in method.options.items())
     return f"{method.name} with {listed or 'default options'}"
 
 
 def same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether options are the same, be they values or the text of them: 500 and "500", true and "yes"."""
+    """Return True if options are equal as values or as text: 500 and "500", true and "yes"."""
     return before.keys() == now.keys() and all(alike(before[name], now[name]) for name in now)
 
 
 def alike(before: Any, now: Any) -> bool:
-    """Whether an option's value, perhaps as text, is that of another time."""
+    """Return True if two values of an option are equal; either may be the text of a value."""
     if type(before) is type(now):
         return bool(before == now)
     kind = type(before) if isinstance(now, str) else type(now)

@@ -1,4 +1,4 @@
-"""Files that survive a kill: written beside, fsynced, renamed. Packed masks and learner checkpoints live here."""
+"""Files that survive a kill: written under a temporary name, fsynced, renamed. Packed masks and checkpoints."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from torch import Tensor
 
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
+from nmbench.results.nested_state import flattened, nested
 
 FORMAT = "nmbench packed masks 1"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step. Raises `CannotWrite` if the disk refuses, leaving the old file."""
+    """Replace the file `path` in one step. Raises `CannotWrite` if the disk refuses; the old file stays."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` once it is whole and on disk.
+    """Open a temporary path to write, whose file replaces `path` when the file is whole and on disk.
 
-    Raises `CannotWrite` if the disk refuses; after that, and after any other exception, the old file is there.
+    Raises `CannotWrite` if the disk refuses. After `CannotWrite` or any other exception the old file is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def cannot_write(path: Path, error: Exception) -> CannotWrite:
-    """One line for a full disk, a read-only folder, a path that is a file."""
+    """Return the error for a full disk, a read-only folder, or a path that is a file, as one line."""
     reason = getattr(error, "strerror", None) or error
     return CannotWrite(
         f"cannot write {path}: {reason}. Nothing finished is lost; mend that and give the same command again."
@@ -74,12 +75,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """A contiguous copy in host memory, which shares memory with no other tensor, as the format demands."""
+    """Return a contiguous copy in host memory; safetensors refuses tensors that share memory."""
     return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote. Raises `NMBenchError` for a file that is not such a one."""
+    """Return tensors and metadata written by `write_tensors`. Raises `NMBenchError` for any other file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
@@ -89,7 +90,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Bits of a bool mask, row by row, lowest bit first, where the mask is: uint8 `[ceil(numel / 8)]`."""
+    """Return the bits of a bool mask, row by row, lowest bit first: uint8 `[ceil(numel / 8)]` on the mask's device."""
     flat = mask.reshape(-1).view(torch.uint8)
     eights = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8)  # [bytes, 8]
     result = torch.zeros(len(eights), dtype=torch.uint8, device=mask.device)
@@ -99,9 +100,9 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `pack`, where the bits are: bool `shape`.
+    """Return the mask of packed bits, the inverse of `pack`: bool `shape` on the device of the bits.
 
-    Raises `NMBenchError` if the number of bytes does not fit.
+    Raises `NMBenchError` if the number of bytes does not fit the shape.
     """
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
@@ -115,7 +116,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 def save_masks(
     path: Path, masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], about: Mapping[str, Any]
 ) -> None:
-    """Write bit-packed masks with shapes and patterns in the metadata; `about` says whose they are."""
+    """Write bit-packed masks with shapes and patterns in the metadata; `about` holds the origin of the masks."""
     layers = {name: {"shape": list(mask.shape), "pattern": str(patterns[name])} for name, mask in masks.items()}
     write_tensors(
         path, {name: pack(mask) for name, mask in masks.items()}, {"format": FORMAT, "layers": layers, **about}
@@ -123,7 +124,7 @@ def save_masks(
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
-    """Read masks written by `save_masks`: layer name -> bool `[out, in]`."""
+    """Return masks written by `save_masks`: layer name -> bool `[out, in]`. Raises `NMBenchError` for other files."""
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise NMBenchError(f"{path} does not hold masks packed by nmbench.")
@@ -131,15 +132,15 @@ def load_masks(path: Path) -> dict[str, Tensor]:
 
 
 class FileCheckpoints:
-    """The checkpoint of one job in one file. `job_digest` keeps a checkpoint of other options from being taken up."""
+    """The checkpoint of one job in one file. A checkpoint of another `job_digest`, hence other options, is ignored."""
 
     def __init__(self, path: Path, job_digest: str) -> None:
         self.path = path
         self.job_digest = job_digest
 
     def save(self, state: Mapping[str, Any]) -> None:
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        plain = {name: value for name, value in state.items() if name not in tensors}
+        """Store tensors and JSON values, in lists and mappings of any depth; returns when they are durable."""
+        tensors, plain = flattened(state)
         write_tensors(self.path, tensors, {"job_digest": self.job_digest, "plain": plain})
 
     def load(self) -> dict[str, Any] | None:
@@ -148,20 +149,20 @@ class FileCheckpoints:
         tensors, metadata = read_tensors(self.path)
         if metadata.get("job_digest") != self.job_digest:
             return None
-        return {**tensors, **metadata["plain"]}
+        return {**tensors, **nested(metadata["plain"], tensors)}
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
 class MemoryCheckpoints:
-    """Checkpoints of a learner that is run outside a run directory; gone with the process."""
+    """Checkpoints of a learner outside a run directory, kept in memory until the process ends."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] | None = None
 
     def save(self, state: Mapping[str, Any]) -> None:
-        self.state = copy.deepcopy(dict(state))  # a snapshot: the learner goes on to change what it handed over
+        self.state = copy.deepcopy(dict(state))  # a snapshot, because the learner may change the tensors after the call
 
     def load(self) -> dict[str, Any] | None:
         return copy.deepcopy(self.state)

@@ -2,8 +2,8 @@
 
 | format | what changed |
 |---|---|
-| 1 | the first; lines without the field `format` |
-| 2 | `notes` hold what the method itself says; beside them `layer_notes`, `figures`, `experts` and `copied_from` |
+| 1 | the first format; lines without the field `format` |
+| 2 | `notes` hold only notes of the method; new fields `layer_notes`, `figures`, `experts`, `copied_from`, `curve` |
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from nmbench.sources import ValueRecord
 from nmbench.verification.strict import Proof
 
 FORMAT = 2
+IN_EVERY_RECORD: dict[
+    str, type | tuple[type, ...]
+] = {  # field of every format -> its type; a line without one is no record
+    **{"label": str, "status": str, "job_digest": str, "pattern": (str, type(None)), "seed": (int, type(None))},
+    **{"notes": dict, "metrics": dict, "seconds": dict, "cost": dict},
+}
 
 
 class Interval(TypedDict):
@@ -28,22 +34,24 @@ class Interval(TypedDict):
 
 
 class Seconds(TypedDict):
-    """Wall-clock seconds."""
+    """Wall-clock seconds; `cpu_share`: processor seconds per second of pruning, in the process that ended the job."""
 
     prune: float | None
     evaluate: float | None
     total: float | None
+    cpu_share: float | None
 
 
 class PeakBytes(TypedDict):
-    """Peak memory: resident on the host, allocated by torch on the device."""
+    """Peak memory: resident on the host, its growth over the loaded model, allocated by torch on the device."""
 
     host: int | None
+    host_growth: int | None
     device: int | None
 
 
 class CostRecord(TypedDict):
-    """Tokens read and computed (`nmbench.runtime.Cost`); None in a failed row."""
+    """Tokens read and computed (`nmbench.runtime.Cost`); None where unknown: imported masks, failures."""
 
     forward_tokens: int | None
     backward_tokens: int | None
@@ -52,7 +60,7 @@ class CostRecord(TypedDict):
 
 
 class Extent(TypedDict):
-    """How much of the decoder is pruned."""
+    """The pruned part of the decoder: layers, weights, and their share of all parameters of the decoder."""
 
     layers: int
     weights: int
@@ -89,11 +97,11 @@ class Identity(TypedDict):
 
 
 class Said(TypedDict):
-    """What a record says of the work, besides figures.
+    """The notes of a record on the work of the job.
 
-    `notes`: JSON values as the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
+    `notes`: JSON values that the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
     `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
-    the label of the row that did the same work.
+    the label of the row that did the same work; `curve`: the figures that a learner reported, by `step`.
     """
 
     notes: dict[str, Any]
@@ -101,6 +109,7 @@ class Said(TypedDict):
     figures: dict[str, float]
     experts: dict[str, Any]
     copied_from: str | None
+    curve: list[dict[str, float | None]]
 
 
 class Figures(Said):
@@ -121,8 +130,8 @@ class Figures(Said):
 class Record(Identity, Figures, total=False):
     """One row of a run.
 
-    A failed row has `error`, one line, and `traceback`, the file that holds it, relative to the run directory. Where
-    several run directories were read together, `directory` is the row's.
+    A failed row has `error`, one line, and `traceback`, the path of the traceback file relative to the run directory.
+    If several run directories were read together, `directory` is the run directory of the row.
     """
 
     error: str
@@ -130,8 +139,18 @@ class Record(Identity, Figures, total=False):
     directory: str
 
 
+def record_in(line: Mapping[str, Any], where: str) -> Record:
+    """Return the record in a line of a file, `upgraded`. Raises `NMBenchError` if the line lacks fields."""
+    odd = [name for name, kind in IN_EVERY_RECORD.items() if not isinstance(line.get(name, ...), kind)]
+    if odd and line.get("format", 1) in (1, FORMAT):
+        raise NMBenchError(
+            f"{where} is not a record: {odd[0]!r} is missing or of a wrong type; remove the line to go on without it."
+        )
+    return upgraded(line, where)
+
+
 def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
-    """A record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later one."""
+    """Return a record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later format."""
     made_in = line.get("format", 1)
     if made_in == FORMAT:
         return cast(Record, dict(line))
@@ -148,11 +167,14 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
     }
     added = {
         "format": FORMAT,
+        "seconds": {"cpu_share": None, **line.get("seconds", {})},
+        "peak_bytes": {"host_growth": None, **line.get("peak_bytes", {})},
         "notes": notes,
         "layer_notes": {},
         "figures": {},
         "experts": experts,
         "copied_from": copied_from,
-        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records did not say it
+        "curve": [],
+        "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records have no such field
     }
     return cast(Record, {**line, **added})

@@ -3,9 +3,9 @@
 results = nmbench.load_results("runs/a", "runs/b")
 results.tidy()      one row per job and metric, for grouping and plotting
 results.frame()     one row per job, every field of its record
-results.details()   one row per job, metric and item: the error of every layer, say
+results.details()   one row per job, metric and item, for example the error of every layer
 results.summary()   one row per label and pattern, as text: mean and standard deviation over seeds
-results.table()     one row per job, as text: what the terminal shows
+results.table()     one row per job, as text: the table of the terminal
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TIDY = {
     "n": "windows, layers or items that the value is the mean of",
     "lower_is_better": "direction of the metric",
     "unit": "unit of the value; none: as the metric's name defines it",
-    "where": "what the value is of: the layer of a maximum, say",
+    "where": "place of the value, for example the layer of a maximum",
     "prune_seconds": "wall-clock seconds spent pruning or learning, device synchronised",
     "evaluate_seconds": "wall-clock seconds spent on all metrics of the row together",
     "forward_tokens": "tokens run forward through the whole model by the method",
@@ -45,7 +45,7 @@ TIDY = {
     "peak_device_bytes": "peak memory allocated on the device; none on a CPU",
     "pareto_seconds": "on the front of the first metric against prune_seconds",
     "pareto_tokens": "on the front of the first metric against forward + 2 x backward tokens",
-    "pareto_bytes": "on the front of the first metric against peak device (else host) bytes",
+    "pareto_bytes": "on the front of the first metric against peak device bytes; never on a CPU",
 }
 WIDE = {
     "directory": TIDY["directory"] + ", where several were read",
@@ -66,13 +66,15 @@ WIDE = {
     "seconds.prune": TIDY["prune_seconds"],
     "seconds.evaluate": TIDY["evaluate_seconds"],
     "seconds.total": "wall-clock seconds of both",
+    "seconds.cpu_share": "processor seconds per second of pruning, in the process that ended the job",
     "peak_bytes.host": TIDY["peak_host_bytes"],
+    "peak_bytes.host_growth": "growth of resident memory over the loaded model",
     "peak_bytes.device": TIDY["peak_device_bytes"],
     **{f"cost.{name}": text for name, text in TIDY.items() if name.endswith("_tokens") and name != "pareto_tokens"},
     "calibration": "data set of the calibration",
     "*_digest": "16 hex digits that name tokens, job, run or protocol; equal digests: equal content",
     "environment.*": "versions, device, threads, dtypes",
-    "notes.*": "JSON values that the method says of its work",
+    "notes.*": "JSON values that the method notes of its work",
     "layer_notes.*": "the note of a layer, such as a raised damping",
     "figures.*": "figures of a layer, averaged over layers",
     "experts.*": "experts of a mixture that no, or few, calibration tokens were routed to",
@@ -84,7 +86,7 @@ WIDE = {
 
 
 def tidy(records: Sequence[Record]) -> pandas.DataFrame:
-    """One row per job that ended well and metric; columns and units in `TIDY`."""
+    """Return one row per job that ended well and metric; columns and units are those of `TIDY`."""
     import pandas
 
     fronts = pareto(records)
@@ -97,7 +99,7 @@ def tidy(records: Sequence[Record]) -> pandas.DataFrame:
 
 
 def with_whole_counts(frame: pandas.DataFrame, lines: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """The frame made of `lines`, its counts whole numbers, which pandas makes floats where one is missing."""
+    """Return `frame`, made of `lines`, with counts as whole numbers, which pandas makes floats if one is missing."""
     import pandas
 
     for name in frame.columns:
@@ -108,25 +110,25 @@ def with_whole_counts(frame: pandas.DataFrame, lines: Sequence[Mapping[str, Any]
 
 
 def job_fields(record: Record, fronts: Mapping[tuple[Any, ...], list[str]]) -> dict[str, Any]:
-    """The columns of `TIDY` that all metrics of a job share."""
+    """Return the columns of `TIDY` that all metrics of a job share."""
     shared = ("directory", "label", "method", "pattern", "seed", "weights_changed")
     fields = {name: record.get(name) for name in shared}
     fields.update({f"{kind}_seconds": record["seconds"][kind] for kind in ("prune", "evaluate")})
     fields.update(record["cost"])
-    fields.update({f"peak_{where}_bytes": size for where, size in record["peak_bytes"].items()})
+    fields.update({f"peak_{where}_bytes": record["peak_bytes"][where] for where in ("host", "device")})
     on = fronts.get(row_key(record))
     return {**fields, **{f"pareto_{kind}": None if on is None else kind in on for kind in COSTS}}
 
 
 def wide(records: Sequence[Record]) -> pandas.DataFrame:
-    """One row per job, nested fields as dotted columns; columns and units in `WIDE`."""
+    """Return one row per job, nested fields as dotted columns; columns and units are those of `WIDE`."""
     import pandas
 
     fronts = pareto(records)
     lines = []
     for record in records:
         on = fronts.get(row_key(record))
-        fields = {name: content for name, content in record.items() if name != "metrics"}
+        fields = {name: content for name, content in record.items() if name not in ("metrics", "curve")}
         fields |= metric_columns(record)
         fields |= {f"pareto.{kind}": None if on is None else kind in on for kind in COSTS}
         lines.append(dict(dotted(fields)))
@@ -134,7 +136,7 @@ def wide(records: Sequence[Record]) -> pandas.DataFrame:
 
 
 def dotted(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested fields under names such as `seconds.prune`; an empty table has none."""
+    """Yield nested fields under names such as `seconds.prune`; an empty mapping yields nothing."""
     for name, content in fields.items():
         if isinstance(content, Mapping):
             yield from dotted(content, f"{before}{name}.")
@@ -143,7 +145,7 @@ def dotted(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
 
 
 def metric_columns(record: Record) -> dict[str, Any]:
-    """A metric's value under its name, its other figures under `name.figure`; details have a frame of their own."""
+    """Return the value of each metric under the metric's name, other figures but details under `name.figure`."""
     return {
         name if figure == "value" else f"{name}.{figure}": content
         for name, values in (record.get("metrics") or {}).items()
@@ -153,7 +155,7 @@ def metric_columns(record: Record) -> dict[str, Any]:
 
 
 def details(records: Sequence[Record]) -> pandas.DataFrame:
-    """One row per job, metric and item of those metrics that tell details: `value` in the unit of the metric."""
+    """Return one row per job, metric and item, for metrics with details; `value` is in the unit of the metric."""
     import pandas
 
     columns = ("directory", "label", "pattern", "seed", "metric", "item", "value")
@@ -167,5 +169,5 @@ def details(records: Sequence[Record]) -> pandas.DataFrame:
 
 
 def describe(column: str) -> str | None:
-    """What a column of `frame()` holds and in which unit; None for a column that nobody documented."""
+    """Return the content and unit of a column of `frame()`; None for a column that is not documented."""
     return next((text for pattern, text in WIDE.items() if fnmatch.fnmatchcase(column, pattern)), None)

@@ -5,10 +5,11 @@ each other:
 
     seconds  wall-clock time of pruning or learning, the device synchronised
     tokens   forward tokens + 2 x backward tokens: a backward pass costs two products where a forward pass costs one
-    bytes    peak memory, of the device where there is one, else of the host process
+    bytes    peak memory of the device; on a CPU there is none, because the memory of the process says little
 
 A row is on a front if no other row of the same run and pattern is at least as good and at least as cheap, and better in
-one of the two. Seeds of one label are averaged before they are compared. The dense model takes no part: it has no cost.
+one of the two; seconds and bytes that differ by 5 % or less count as equal. Seeds of one label are averaged before they
+are compared. The dense model takes no part, because it has no cost, nor do imported masks, whose cost is unknown.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 Record = Mapping[str, Any]
 Key = TypeVar("Key", bound=Hashable)
 COSTS = ("seconds", "tokens", "bytes")
+TOLERANCES = {"seconds": 0.05, "tokens": 0.0, "bytes": 0.05}  # two runs of one job differ by so much
 
 
 class Point(NamedTuple):
@@ -30,22 +32,31 @@ class Point(NamedTuple):
 
 
 def cost_of(record: Record) -> dict[str, float]:
-    """What a row that ended well cost, by kind: seconds, tokens, bytes."""
-    memory = record["peak_bytes"]
-    return {
+    """The cost of a row that ended well, by kind: seconds, tokens, and, on a GPU, bytes; empty where it is unknown."""
+    tokens = record["cost"]["forward_tokens"]
+    if tokens is None:
+        return {}
+    found = {
         "seconds": record["seconds"]["prune"],
-        "tokens": record["cost"]["forward_tokens"] + 2 * record["cost"].get("backward_tokens", 0),
-        "bytes": memory["host"] if memory["device"] is None else memory["device"],
+        "tokens": tokens + 2 * (record["cost"].get("backward_tokens") or 0),
     }
+    device_bytes = record["peak_bytes"]["device"]
+    return found if device_bytes is None else {**found, "bytes": device_bytes}
 
 
-def front(points: Mapping[Key, Point]) -> set[Key]:
-    """The keys of the points that no other point dominates; of equal points all."""
-    return {key for key, point in points.items() if not any(dominates(other, point) for other in points.values())}
+def front(points: Mapping[Key, Point], tolerance: float = 0.0) -> set[Key]:
+    """The keys of the points that no other point dominates; of equal points all.
+
+    Costs that differ by no more than the share `tolerance` count as equal.
+    """
+    rivals = points.values()
+    return {key for key, point in points.items() if not any(dominates(other, point, tolerance) for other in rivals)}
 
 
-def dominates(a: Point, b: Point) -> bool:
-    return a.loss <= b.loss and a.cost <= b.cost and a != b
+def dominates(a: Point, b: Point, tolerance: float = 0.0) -> bool:
+    """True if `a` is as good and as cheap as `b`, and better or cheaper."""
+    as_cheap, cheaper = a.cost <= b.cost * (1 + tolerance), a.cost < b.cost * (1 - tolerance)
+    return a.loss <= b.loss and as_cheap and (a.loss < b.loss or cheaper)
 
 
 def quality(records: Iterable[Record]) -> str | None:
@@ -64,7 +75,7 @@ def pareto(records: Sequence[Record]) -> dict[tuple[Any, ...], list[str]]:
     for rows in groups.values():
         name = quality(record for seeds in rows.values() for record in seeds)
         for kind in COSTS:
-            on_front = front(points(rows, name, kind)) if name else set()
+            on_front = front(points(rows, name, kind), TOLERANCES[kind]) if name else set()
             for key in rows:
                 found.setdefault(key, []).extend([kind] if key in on_front else [])
     return found
@@ -74,7 +85,7 @@ def points(rows: Mapping[tuple[Any, ...], Sequence[Record]], name: str, kind: st
     """Mean loss and mean cost over seeds of the rows that have the metric `name`."""
     found = {}
     for key, seeds in rows.items():
-        measured = [record for record in seeds if name in record["metrics"]]
+        measured = [record for record in seeds if name in record["metrics"] and kind in cost_of(record)]
         if measured:
             loss = fmean(loss_of(record["metrics"][name]) for record in measured)
             found[key] = Point(loss, fmean(cost_of(record)[kind] for record in measured))
@@ -87,5 +98,5 @@ def loss_of(metric: Mapping[str, Any]) -> float:
 
 
 def row_key(record: Record) -> tuple[Any, ...]:
-    """What all seeds of a row share."""
+    """Return run directory, label and pattern, which all seeds of a row share."""
     return record.get("directory"), record["label"], record["pattern"]

@@ -1,4 +1,4 @@
-"""What a table says of itself, so that it can be copied elsewhere and still be understood: one line for every run."""
+"""The protocol line of every run, so that a table copied elsewhere can still be understood."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmbench.plain_data import read_toml
 from nmbench.results.format import Record
+from nmbench.results.ranking import of_run, pattern_of
 from nmbench.results.records import Rows
-from nmbench.results.table import of_run, pattern_of
-from nmbench.spec import read_toml
 
 
 def protocol_lines(results: Rows) -> list[str]:
-    """Model, patterns, metrics, calibration, seeds, device and versions of every run directory that has rows.
+    """Return model, patterns, metrics, calibration, seeds, device and versions of every run directory with rows.
 
-    Where the rows of one run differ in a version or a device, all are named.
+    If the rows of one run differ in a version or a device, the line names all of them.
     """
     several = len(results.directories) > 1
     found = ((directory, of_run(results, directory)) for directory in results.directories)
@@ -27,7 +27,7 @@ def protocol_lines(results: Rows) -> list[str]:
 
 
 def line(records: Sequence[Record], directory: Path) -> str:
-    """The line of one run."""
+    """Return the protocol line of one run."""
     parts = {
         "protocol": joined(record["protocol_digest"] for record in records),
         "model": joined(record["model"] for record in records),
@@ -49,7 +49,7 @@ def composition(records: Sequence[Record]) -> Iterator[str]:
 
 
 def sizes(directory: Path) -> Iterator[str]:
-    """How much calibration text there was, from the specification of a run, if it is there."""
+    """Yield the sizes of the calibration text and the skipped layers, from the `spec.toml` of a run if it exists."""
     path = directory / "spec.toml"
     spec = read_toml(path) if path.is_file() else {}
     if "windows" in spec and "window_tokens" in spec:
@@ -61,17 +61,17 @@ def sizes(directory: Path) -> Iterator[str]:
 
 
 def environment(records: Sequence[Record]) -> str:
-    """Versions, device and dtypes."""
+    """Return versions, device and dtypes of the rows."""
     names = dict.fromkeys(name for record in records for name in record["environment"])
     return ", ".join(f"{name} {' or '.join(values_of(records, name))}" for name in names)
 
 
 def values_of(records: Sequence[Record], name: str) -> list[str]:
-    """All that the rows say of one item of their environment."""
+    """Return the distinct values of one item in the environments of the rows."""
     found = (record["environment"][name] for record in records if name in record["environment"])
     return list(dict.fromkeys(map(str, found)))
 
 
 def joined(values: Iterable[Any]) -> str:
-    """Distinct values in their order."""
+    """Return the distinct values in their order, separated by commas."""
     return ", ".join(dict.fromkeys(map(str, values)))

@@ -1,8 +1,10 @@
-"""Results as users hold them: the rows of run directories, and the tables and frames made of them."""
+"""Results for users: the rows of run directories, and the tables and frames made of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -21,38 +23,60 @@ if TYPE_CHECKING:
 class Results(Rows):
     """The rows of one or more run directories as tables, frames and lines of text."""
 
+    def only(self, patterns: Sequence[str] = (), labels: Sequence[str] = (), seeds: Sequence[int] = ()) -> Results:
+        """The dense rows, and the rows of these patterns, labels and seeds; an empty choice takes all.
+
+        Raises `NMBenchError` if no row but the dense ones is left.
+        """
+        chosen = [
+            record
+            for record in self.records
+            if record["pattern"] is None
+            or (
+                (not patterns or record["pattern"] in patterns)
+                and (not labels or record["label"] in labels)
+                and (not seeds or record["seed"] in seeds)
+            )
+        ]
+        if all(record["pattern"] is None for record in chosen) and (patterns or labels or seeds):
+            known = "; ".join(
+                dict.fromkeys(f"{r['label']} {r['pattern']} seed {r['seed']}" for r in self.records if r["pattern"])
+            )
+            raise NMBenchError(f"no row is of that pattern, label and seed; there are {known or 'none'}.")
+        return dataclasses.replace(self, records=chosen)
+
     def tidy(self) -> pandas.DataFrame:
-        """One row per job and metric; `nmbench.results.frames.TIDY` says what the columns hold and in which units."""
+        """Return one row per job and metric; `nmbench.results.frames.TIDY` describes the columns and their units."""
         return frames.tidy([{"directory": str(self.directories[0]), **record} for record in self.records])
 
     def frame(self) -> pandas.DataFrame:
-        """One row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`.
+        """Return one row per job; nested fields become dotted columns such as `seconds.prune` or `cost.forward_tokens`.
 
-        `nmbench.results.frames.WIDE` says what the columns hold and in which units.
+        `nmbench.results.frames.WIDE` describes the columns and their units.
         """
         return frames.wide(self.records)
 
     def details(self) -> pandas.DataFrame:
-        """One row per job, metric and item, where a metric has details, such as the error of every layer."""
+        """Return one row per job, metric and item, for metrics with details, such as the error of every layer."""
         return frames.details(self.records)
 
     def protocol(self) -> list[str]:
-        """One line for every run: model, patterns, metrics, calibration, seeds, device and versions."""
+        """Return one line for every run: model, patterns, metrics, calibration, seeds, device and versions."""
         return protocol_lines(self)
 
     def table(self) -> pandas.DataFrame:
-        """One row per job, every figure as text: what the terminal shows."""
+        """Return one row per job, every figure as text: the table of the terminal."""
         return table.rows(self.records)
 
     def summary(self) -> pandas.DataFrame:
-        """One row per label and pattern, as text: every metric with its standard deviation over seeds, and the cost."""
+        """Return one row per label and pattern, as text: metrics with standard deviations over seeds, and the cost."""
         return table.summary(self)
 
 
 def load_results(*directories: str | os.PathLike[str]) -> Results:
-    """Read run directories; of several, each record says which it is from in `directory`.
+    """Return the results of run directories; of several directories, each record has its own in `directory`.
 
-    Raises `NMBenchError` if one holds no records.
+    Raises `NMBenchError` if a directory holds no records.
     """
     paths = [Path(directory) for directory in directories]
     records: list[Record] = []

@@ -1,26 +1,23 @@
-"""The table a run ends in: rows, means over seeds, and which rows can be told apart."""
+"""The table at the end of a run: rows, means over seeds, and the rankings with their significance."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nmbench.results.format import Interval, Record
-from nmbench.results.pareto import cost_of, pareto, quality, row_key
-from nmbench.results.records import Rows
+from nmbench.results.pareto import loss_of, pareto, quality, row_key
+from nmbench.results.ranking import comparisons, grouped, of_run, pattern_of
+from nmbench.results.records import Rows, identity
 from nmbench.results.table_width import fitted
 from nmbench.sources import ValueRecord
-from nmbench.spec import DENSE
 
 if TYPE_CHECKING:
     import pandas
-    from torch import Tensor
-
-    from nmbench.evaluation.comparison import Difference
 
 MEBIBYTE = 2**20
+LONG, BUSY = 5.0, 0.7  # seconds; processor seconds per second under which a machine was busy
 
 
 def render(results: Rows, width: int | None = None) -> str:
@@ -28,11 +25,34 @@ def render(results: Rows, width: int | None = None) -> str:
 
     Of tables wider than `width` columns the least important columns are left out; None: nothing is.
     """
-    parts = [fitted(rows(results.records), width)]
+    shown = asked_rows(results)
+    parts = [fitted(rows(in_order(shown)), width)]
+    if more := len(results.records) - len(shown):
+        parts.append(f"{more} more rows of other commands: nmbench report {results.directories[0]}")
     if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
         parts.append("Mean over seeds (± standard deviation)\n" + fitted(means(results), width))
-    parts += [text for text in (comparisons(results), fallbacks(results.records), failures(results.records)) if text]
+    ranked = "\n".join([*comparisons(results), *pareto_note(results.records)])
+    parts += [text for text in (ranked, fallbacks(results.records), failures(results.records)) if text]
     return "\n\n".join(parts)
+
+
+def asked_rows(results: Rows) -> Sequence[Record]:
+    """The rows that this command asked for; all rows where no command asked."""
+    wanted = {identity(record) for record in results.asked}
+    return [record for record in results.records if identity(record) in wanted] if wanted else results.records
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """Dense first, then by pattern in the order of the records, best first by the run's first metric, failures last."""
+    patterns = list(dict.fromkeys(record["pattern"] for record in records if record["pattern"]))
+    name = quality(records)
+
+    def place(record: Record) -> tuple[int, bool, float]:
+        value = record["metrics"].get(name) if name else None
+        loss = loss_of(value) if value else math.inf
+        return (patterns.index(record["pattern"]) if record["pattern"] else -1, record["status"] != "ok", loss)
+
+    return sorted(records, key=place)
 
 
 def fallbacks(records: Sequence[Record]) -> str:
@@ -49,11 +69,23 @@ def fallbacks(records: Sequence[Record]) -> str:
             f"fewer tokens than inputs were routed to {len(few)} weights of experts, as {tokens} to {name}"
             for name, tokens in sorted(few.items(), key=lambda item: item[1])[:1]
         ]
+        if waited(r):
+            parts.append(
+                f"pruning got {r['seconds']['cpu_share']:.0%} of one processor: the machine was busy, and seconds say "
+                f"little"
+            )
         if r["copied_from"]:
             parts.append(f"the same work as {r['copied_from']}, done once; all figures are copied from there")
         if parts:
             lines.append(f"NOTE {r['label']} {r['pattern']} seed {r['seed']}: {'; '.join(parts)}.")
     return "\n".join(lines)
+
+
+def waited(record: Record) -> bool:
+    """True if pruning on a CPU was long and waited for most of the time, for other processes."""
+    share, seconds = record["seconds"]["cpu_share"], record["seconds"]["prune"]
+    on_cpu = record["environment"].get("device") == "cpu"
+    return on_cpu and share is not None and seconds is not None and seconds > LONG and share < BUSY
 
 
 def rows(records: Sequence[Record]) -> pandas.DataFrame:
@@ -66,7 +98,7 @@ def rows(records: Sequence[Record]) -> pandas.DataFrame:
 
 
 def row(record: Record) -> dict[str, str]:
-    """What the table says of one record. Differences are nats per token, with their paired 95 % interval."""
+    """Return the cells of one record. Differences are nats per token, with their paired 95 % interval."""
     failed = record["status"] != "ok"
     return {
         **({"run": record["directory"]} if "directory" in record else {}),
@@ -78,8 +110,8 @@ def row(record: Record) -> dict[str, str]:
         **{f"nats over dense, {name}": interval(value) for name, value in record.get("against_dense", {}).items()},
         "in N:M": "-" if record["coverage"] is None else f"{record['coverage']['share_of_decoder']:.1%}",
         "weights": "-" if failed else "updated" if record["weights_changed"] else "dense",
-        "seconds": "-" if failed else f"{record['seconds']['total']:.1f}",
-        "peak MiB": "-" if failed else peak(record),
+        "prune s": "-" if failed or not record["pattern"] else f"{record['seconds']['prune']:.1f}",
+        "MiB grown": "-" if failed else peak(record),
         "tokens": "-" if failed else tokens(record),
     }
 
@@ -90,7 +122,9 @@ def figure(value: ValueRecord) -> str:
 
 
 def tokens(record: Record) -> str:
-    """Tokens run forward, and backward if there are any."""
+    """Tokens passed forward, and backward if there are any; imported masks without a record have unknown tokens."""
+    if record["cost"]["forward_tokens"] is None:
+        return "unknown"
     forward, backward = record["cost"]["forward_tokens"], record["cost"].get("backward_tokens", 0)
     return f"{forward} + {backward} back" if backward else str(forward)
 
@@ -103,12 +137,6 @@ def front_columns(records: Sequence[Record]) -> list[dict[str, str]]:
     return [{"pareto": " ".join(fronts.get(row_key(record), ())) or "-"} for record in records]
 
 
-def pattern_of(record: Record) -> str:
-    """The pattern of a row, with the layers that have another one: `2:4, mlp.* 4:8`."""
-    special = [f"{layers} {pattern}" for layers, pattern in record.get("pattern_for", {}).items()]
-    return ", ".join([record["pattern"] or "-", *special])
-
-
 def strictness(record: Record) -> str:
     """The proof in a few characters: how many groups were checked."""
     return f"yes, {record['proof']['groups']} groups" if record["proof"] else "-"
@@ -119,8 +147,10 @@ def interval(value: Interval) -> str:
 
 
 def peak(record: Record) -> str:
-    """Host and, where there is one, device memory at its highest."""
-    sizes = [record["peak_bytes"]["host"], record["peak_bytes"]["device"]]
+    """Growth of host memory over the loaded model and, where there is one, peak device memory."""
+    found = record["peak_bytes"]
+    growth = found["host"] if found["host_growth"] is None else found["host_growth"]
+    sizes = [growth, found["device"]]
     return " + ".join(f"{size / MEBIBYTE:.0f}" for size in sizes if size is not None)
 
 
@@ -147,11 +177,10 @@ def summary(results: Rows) -> pandas.DataFrame:
     lines = []
     groups = (group for directory in results.directories for group in grouped(of_run(results, directory)).values())
     for group in groups:
-        costs = [cost_of(record) for record in group]
         lines.append(
             {
                 "weights": "updated" if group[0]["weights_changed"] else "dense",
-                "prune seconds": f"{sum(cost['seconds'] for cost in costs) / len(costs):.1f}",
+                "prune seconds": f"{sum(r['seconds']['prune'] or 0.0 for r in group) / len(group):.1f}",
                 "tokens": tokens(group[0]),
                 "pareto": " ".join(fronts.get(row_key(group[0]), ())) or "-",
             }
@@ -159,108 +188,14 @@ def summary(results: Rows) -> pandas.DataFrame:
     return pandas.concat([means(results), pandas.DataFrame(lines)], axis=1).fillna("-")
 
 
-def of_run(results: Rows, directory: Path) -> list[Record]:
-    """The records of one run directory."""
-    return [record for record in results.records if record.get("directory", str(directory)) == str(directory)]
-
-
-def grouped(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
-    """The records that ended well, by label and pattern, over all seeds."""
-    groups: dict[tuple[str, str | None], list[Record]] = {}
-    for record in records:
-        if record["status"] == "ok":
-            groups.setdefault((record["label"], record["pattern"]), []).append(record)
-    return groups
-
-
-def comparisons(results: Rows) -> str:
-    """Rankings by pattern and text, best first: `<` where neighbours can be told apart, `~` where they cannot."""
-    several = len(results.directories) > 1
-    lines = [
-        f"  {directory} {line}" if several else f"  {line}"
-        for directory in results.directories
-        for pattern in dict.fromkeys(r["pattern"] for r in of_run(results, directory) if r["pattern"])
-        for line in ranking(of_run(results, directory), pattern, directory)
-    ]
-    if not lines:
-        return ""
-    head = "Ranking by loss, best first; '<': told apart by a paired 95 % bootstrap interval, '~': not, '=': the same"
-    return "\n".join([head, *lines, *pareto_note(results.records)])
-
-
 def pareto_note(records: Sequence[Record]) -> list[str]:
-    """What the Pareto column means, where there is one."""
+    """Return the line that explains the Pareto column, if the table has this column."""
     if not any(front_columns(records)):
         return []
     return [
-        f"Pareto: costs (seconds to prune; forward + 2 x backward tokens; peak bytes) at which no row of the same "
-        f"pattern is both better by {quality(records)} and cheaper"
+        f"Pareto: costs (seconds to prune; forward + 2 x backward tokens; peak bytes of a GPU) at which no row of the "
+        f"same pattern is both better by {quality(records)} and cheaper"
     ]
-
-
-def ranking(records: Sequence[Record], pattern: str, directory: Path) -> Iterator[str]:
-    """The ranking of one pattern on every text, and what each learner gained over its initial mask."""
-    groups = {key: group for key, group in grouped(records).items() if key[1] in (pattern, None)}
-    shown = next(pattern_of(record) for record in records if record["pattern"] == pattern)
-    figures = {label: seed_losses(group, directory) for (label, _), group in groups.items()}
-    seeds = {label: [record["seed"] for record in group] for (label, _), group in groups.items()}
-    starts = {label: group[0]["started_from"] for (label, _), group in groups.items()}
-    changed = {label for (label, _), group in groups.items() if group[0].get("weights_changed")}
-    metrics = {
-        name: value for group in groups.values() for record in group for name, value in record["metrics"].items()
-    }
-    for name in dict.fromkeys(name for found in figures.values() for name in found):
-        here = {label: found[name] for label, found in figures.items() if name in found}
-        metric = metrics.get(name, {"lower_is_better": True, "unit": "nats"})  # what is no metric is a loss
-        yield f"{shown} {name}: {chain(here, metric['lower_is_better'])}"
-        for label in here:
-            start = starts[label]
-            if start in here and start not in changed and set(seeds[label]) <= set(seeds[start]):
-                same = [seeds[start].index(seed) for seed in seeds[label]]
-                gained = difference(here[label], here[start][same])
-                unit = metric.get("unit", "")
-                yield f"{shown} {name}: {label} against its initial mask {gained} {unit} ({gained.windows} windows)"
-
-
-def seed_losses(group: Sequence[Record], directory: Path) -> dict[str, Tensor]:
-    """Per-window losses of one row by text, and other figures by metric: `[seeds, windows]`."""
-    import torch
-
-    from nmbench.results.files import read_tensors
-
-    found: dict[str, list[Tensor]] = {}
-    for record in group:
-        path = directory / "losses" / f"{file_name(record)}.safetensors"
-        if path.exists():
-            for name, losses in read_tensors(path)[0].items():
-                found.setdefault(name, []).append(losses)
-    return {name: torch.stack(tensors) for name, tensors in found.items()}
-
-
-def file_name(record: Record) -> str:
-    """The name of a job's files, from its record."""
-    if record["label"] == DENSE:
-        return DENSE
-    return f"{record['label']}--{str(record['pattern']).replace(':', '-')}--seed{record['seed']}"
-
-
-def chain(figures: dict[str, Tensor], lower_is_better: bool = True) -> str:
-    """`dense < sparsegpt < wanda ~ magnitude`, best first; `=` joins rows of the very same figures."""
-    losses = figures if lower_is_better else {label: -values for label, values in figures.items()}
-    order = sorted(losses, key=lambda label: float(losses[label].mean()))
-    text = order[0]
-    for better, worse in itertools.pairwise(order):
-        found = difference(losses[worse], losses[better])
-        sign = "<" if found.clear else "=" if found.low == found.high == 0 else "~"
-        text += f" {sign} {worse}"
-    return text
-
-
-def difference(losses: Tensor, reference: Tensor) -> Difference:
-    """Paired over windows, each row averaged over its seeds."""
-    from nmbench.evaluation.comparison import paired
-
-    return paired(losses.mean(dim=0), reference.mean(dim=0))
 
 
 def failures(records: Sequence[Record]) -> str:

@@ -1,4 +1,4 @@
-"""A table for a narrow terminal: what matters least is left out, and said to be."""
+"""A table for a narrow terminal: the least important columns are left out, and a line names them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas
 
-LEAST = ("pareto", "peak MiB", "in N:M", "tokens", "weights", "seconds")  # the first to go first
-NAMES = ("run", "label", "pattern", "seed", "seeds", "strict")  # what says which row it is, and whether to believe it
+LEAST = ("pareto", "MiB grown", "in N:M", "tokens", "weights", "prune s")  # left out first to last
+NAMES = ("run", "label", "pattern", "seed", "seeds", "strict")  # the identity of a row and its proof
 DIFFERENCE = "nats over dense, "
 
 
 def fitted(frame: pandas.DataFrame, width: int | None) -> str:
-    """The table as text in `width` columns, or as near to it as names and first metric allow; None: all of it."""
+    """Return the table as text in `width` columns, or the width of names and first metric; None: the whole table."""
     text = as_text(frame)
     return text if width is None or not too_wide(text, width) else shortened(frame, width)
 
 
 def shortened(frame: pandas.DataFrame, width: int) -> str:
-    """The widest table that fits, and a line that says what is not in it."""
+    """Return the widest table that fits, and a line that names the columns left out."""
     left_out = []
-    for name in going(frame):
+    for name in removable(frame):
         if name == "strict":
             frame, name = frame.assign(strict=frame["strict"].str.partition(",")[0]), "number of groups"
         else:
@@ -36,8 +36,8 @@ def shortened(frame: pandas.DataFrame, width: int) -> str:
     return f"{as_text(frame)}\n(left out in {width} columns: {listed}; a wider terminal, a pipe or report.csv has all)"
 
 
-def going(frame: pandas.DataFrame) -> Iterator[str]:
-    """The columns that may go, in their order; `strict`, which has two parts, stands for its second one."""
+def removable(frame: pandas.DataFrame) -> Iterator[str]:
+    """Yield the columns that may be left out, in their order; `strict` stands for its number of groups alone."""
     yield from (name for name in LEAST if name in frame.columns)
     yield from ("strict" for name in frame.columns if name == "strict")
     others = [name for name in frame.columns if name not in (*NAMES, *LEAST)]

@@ -32,22 +32,26 @@ class Cost:
 
 class Meter:
     """Meter of a `with` block. `seconds`: wall-clock time. `host_bytes`: peak resident memory of the process, sampled
-    every 20 ms. `device_bytes`: the peak that torch allocated on a CUDA device, None elsewhere.
+    every 20 ms. `device_bytes`: the peak that torch allocated on a CUDA device, None elsewhere. `host_growth`: the peak
+    over the resident memory at the beginning. `cpu_share`: processor seconds of the process per wall-clock second.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds = 0.0
         self.host_bytes = 0
+        self.host_growth = 0
         self.device_bytes: int | None = None
+        self.cpu_share: float | None = None
 
     def __enter__(self) -> Meter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._stop = threading.Event()
+        self._resident = psutil.Process().memory_info().rss
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
-        self._start = time.perf_counter()
+        self._start, self._cpu = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(
@@ -57,8 +61,10 @@ class Meter:
             torch.cuda.synchronize(self.device)
             self.device_bytes = torch.cuda.max_memory_allocated(self.device)
         self.seconds = time.perf_counter() - self._start
+        self.cpu_share = (time.process_time() - self._cpu) / max(self.seconds, 1e-9)
         self._stop.set()
         self._thread.join()
+        self.host_growth = max(0, self.host_bytes - self._resident)
 
     def _sample(self) -> None:
         process = psutil.Process()

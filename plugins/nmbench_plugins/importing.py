@@ -34,7 +34,7 @@ class Import(nmbench.MaskSource):
         return {"files_digest": nmbench.files_digest(self.path)}
 
     def bring(self, model: nmbench.DenseModel) -> nmbench.PrunedModel:
-        kept = nmbench.open_masks(self.path)
+        kept = nmbench.open_masks(self.path).named(model.parameter_of)
         refuse_others(kept, model)
         if self.weights and not kept.weights:
             raise nmbench.NMBenchError(f"{kept.path} holds masks; a checkpoint has weights to take.")
@@ -44,7 +44,8 @@ class Import(nmbench.MaskSource):
             mask, counts = mask_of(kept, name, dense, model.patterns[name])
             layers[name] = nmbench.Pruned(mask, self.weight(kept, name, mask, dense))
             total = {key: total.get(key, 0) + value for key, value in counts.items()}
-        return nmbench.PrunedModel(layers, {"imported": {"form": kept.form, **self.content(), **total}})
+        notes = {"imported": {"form": kept.form, **self.content(), **total}}
+        return nmbench.PrunedModel(layers, notes, origin=nmbench.row_record(self.path))
 
     def weight(self, kept: nmbench.Kept, name: str, mask: Tensor, dense: Tensor) -> Tensor | None:
         """Return the weight of the checkpoint, if the option `weights` is set, else None."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -107,7 +108,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_one_clear_line(nmbench, tmp_path, name):
-    """What is wrong, where, and what was expected; no run directory is left behind."""
+    """The error says what is wrong, where, and what was expected; no run directory is left behind."""
     flags, status, pieces = CASES[name]
     model = [] if "--model" in flags else MODEL
     (tmp_path / "short.txt").write_text("Too short.")
@@ -190,11 +191,11 @@ def halve(model):
         block.mlp.up_proj.weight.view(-1, 4)[:, :2] = 0
 
 
-def test_a_checkpoint_that_is_sparse_already(nmbench, tmp_path, records):
+def test_a_checkpoint_that_is_sparse_already(nmbench, small, tmp_path, records):
     """It is refused with what was found, unless the user says to go on; then the manifest tells."""
     saved_model(tmp_path / "model", halve)
-    flags = ["--model", "model", "--calibration", "demo", "--metric", "ppl:demo@64", "--windows", 2]
-    command = ["run", "--method", "magnitude", *flags, "--window-tokens", 32, "--out", "out"]
+    flags = [*small[: small.index("--set")], "--model", "model"]
+    command = ["run", "--method", "magnitude", *flags, "--out", "out"]
     result = nmbench(*command)
     assert result.exit_code == 1
     assert (
@@ -268,9 +269,9 @@ def test_calibrating_on_the_test_text_is_refused(nmbench, texts):
     assert "calibrate on another text" in result.stderr
 
 
-def test_the_directory_of_another_run_is_not_touched(nmbench, small, tmp_path):
+def test_the_directory_of_another_run_is_not_touched(nmbench, finished, small, tmp_path):
     """Another protocol in the same directory is refused with the difference, and every file stays as it was."""
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     result = nmbench("run", *small, "--windows", "3")
     assert result.exit_code == 1
@@ -279,9 +280,9 @@ def test_the_directory_of_another_run_is_not_touched(nmbench, small, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
-def test_other_options_under_a_label_are_refused(nmbench, small):
+def test_other_options_under_a_label_are_refused(nmbench, finished, small):
     """A label means one set of options for the life of a run directory."""
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     result = nmbench("run", *small, "--set", "maskpro.steps=7")
     assert result.exit_code == 1
     assert "label 'maskpro' was maskpro with steps=6" in result.stderr
@@ -341,17 +342,17 @@ def test_report_of_something_else(nmbench, tmp_path):
     assert "records.jsonl" in result.stderr
 
 
-def test_unknown_report_format(nmbench, small):
+def test_unknown_report_format(nmbench, finished, small):
     """An unknown report format names the nearest one."""
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     result = nmbench("report", "out", "--format", "jsn")
     assert result.exit_code == 1
     assert "Did you mean 'json'?" in result.stderr
 
 
-def test_a_broken_record_is_named_by_its_line(nmbench, small, tmp_path):
+def test_a_broken_record_is_named_by_its_line(nmbench, finished, small, tmp_path):
     """A damaged line in the middle of records.jsonl is an error with its number, not a lost row."""
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     path = tmp_path / "out/records.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
@@ -359,3 +360,40 @@ def test_a_broken_record_is_named_by_its_line(nmbench, small, tmp_path):
     assert result.exit_code == 1
     assert "line 2 is not a JSON object" in result.stderr
     assert json.loads(path.read_text().splitlines()[0])["label"] == "dense"
+
+
+def test_seeds_that_no_generator_takes(nmbench):
+    """A seed beyond 63 bits is refused in one line before anything is loaded; the largest one is taken."""
+    from nmbench.spec import LARGEST_SEED, MethodSpec, RunSpec
+
+    assert RunSpec((MethodSpec.parse("wanda"),), seeds=(LARGEST_SEED,)).seeds == (LARGEST_SEED,)
+    for seed in (LARGEST_SEED + 1, 2**64, 10**30):
+        result = nmbench("run", "--model", "tiny:llama", "--method", "wanda", "--seed", seed)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: seeds must be") and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "caf\udce9"),
+        ("run", "--method", "wanda", "--out", "caf\udce9"),
+        ("validate", "a", "--like", "\udcff"),
+    ],
+)
+def test_names_that_are_not_text(nmbench, arguments):
+    """An argument whose bytes are not UTF-8 is refused in one line by every command."""
+    result = nmbench(*arguments)
+    assert result.exit_code == 1
+    assert "holds bytes that are not UTF-8" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["methods"], ["--help"]])
+def test_output_that_cannot_be_written(arguments):
+    """Output to a full disk is one line and exit status 1; a pipe that was closed is silent."""
+    command = [sys.executable, "-m", "nmbench.cli", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: the output cannot be written: No space left on device.\n"

@@ -1,4 +1,4 @@
-"""What the pages say is run. The commands of all pages are looked up, and those of `docs/plugins/` are followed.
+"""The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` are run.
 
 To follow a page: programs are written to files, commands called, and outputs looked for. Runs get flags that make them
 small, unless the page gives its own: a tiny random model on short texts.
@@ -76,14 +76,14 @@ class Reader:
             assert re.search(".*".join(parts), self.output), f"{line!r} is not in {self.output}"
 
     def toml(self, text: str) -> None:
-        from nmbench.spec import tomllib
+        from nmbench.plain_data import tomllib
 
         assert tomllib.loads(text)
 
 
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_a_page_can_be_followed(page, nmbench, texts, tmp_path, monkeypatch):
-    """Whoever does what the page says, and nothing else, gets what it says."""
+    """A reader who follows the page, and does nothing else, gets the output of the page."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
     reader = Reader(nmbench, tmp_path, texts)
@@ -121,7 +121,7 @@ def generator():
 
 @pytest.mark.parametrize("page", ["hooks.md", "checks.md"])
 def test_generated_pages_are_up_to_date(page):
-    """What is made from the code is what the code says today: else run `python docs/generate.py`."""
+    """Generated pages are those of the current code: else run `python docs/generate.py`."""
     assert generator().pages()[page] == (DOCS / "plugins" / page).read_text(encoding="utf-8")
 
 

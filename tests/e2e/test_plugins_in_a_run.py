@@ -222,28 +222,30 @@ def test_a_method_leaves_no_trace_on_the_model(nmbench, small, records, tmp_path
     assert rows["careless"]["metrics"] == rows["careless@init"]["metrics"]
 
 
-def test_a_plugin_that_cannot_be_imported_stops_only_those_who_need_it(nmbench, small, tmp_path):
-    """It is listed with its failure, the built-in methods work, and asking for its method names it."""
+def test_a_file_that_cannot_be_imported_is_listed(nmbench, tmp_path):
+    """`nmbench plugins` lists the file with its failure, where other commands stop."""
     path = tmp_path / "broken.py"
     path.write_text("import no_such_module\n")
-    assert nmbench("run", *small, "--plugin", path).exit_code == 0
     listed = nmbench("plugins", "--plugin", path)
     assert listed.exit_code == 1
     assert "FAILED at import: ModuleNotFoundError: No module named 'no_such_module'" in listed.output
-    result = nmbench("run", *small[:-2], "--plugin", path, "--method", "mine", "--out", "other")
-    assert result.exit_code == 1
-    assert "unknown method 'mine'" in result.stderr
-    assert "failed at import" in result.stderr
+    assert nmbench("methods", "--plugin", path).exit_code == 1
 
 
-def test_a_plugin_with_a_taken_name_is_refused(nmbench, small, tmp_path):
-    """The name keeps its first owner, and the message names both."""
-    path = plugin(tmp_path, "class Mine(nmbench.Scorer):\n    def score(self, weight, stats):\n        return weight\n")
+def test_a_file_replaces_an_installed_method(nmbench, small, tmp_path, records):
+    """The method of the file that the user names runs instead of the installed one, and a warning says so."""
+    path = plugin(
+        tmp_path, "class Mine(nmbench.Scorer):\n    def score(self, weight, stats):\n        return -weight.abs()\n"
+    )
     path.write_text(path.read_text().replace('"mine"', '"magnitude"'))
-    listed = nmbench("plugins", "--plugin", path)
-    assert listed.exit_code == 1
-    assert "already provided by nmbench" in listed.output
-    assert "mine.py" in listed.output
+    flags = [*small[: small.index("--set")], "--method", "magnitude"]
+    result = nmbench("run", *flags, "--plugin", path, "--out", "mine")
+    assert result.exit_code == 0, result.output
+    assert f"WARNING method 'magnitude' of file {path} replaces that of nmbench" in result.stderr
+    assert nmbench("run", *flags, "--out", "theirs").exit_code == 0
+    mine, theirs = (records(tmp_path / name)[1] for name in ("mine", "theirs"))
+    assert mine["proof"]["masks_digest"] != theirs["proof"]["masks_digest"]
+    assert mine["content"]  # the digest of the file
 
 
 def test_an_observer_that_raises_is_reported_once_and_stops_nothing(nmbench, small, tmp_path, caplog):

@@ -38,7 +38,7 @@ def in_fp8(tensors):
 
 
 def as_numbers(tensors):
-    """What the weights of `in_fp8` stand for."""
+    """The numbers that the weights of `in_fp8` represent."""
     small = in_fp8(dict(tensors))
     for name in [name for name in tensors if "proj" in name]:
         scale = small[f"{name}_scale_inv"].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
@@ -102,6 +102,92 @@ def test_integer_weights(nmbench, tmp_path):
     assert f"holds 1 quantised weights, first {name} (I8)" in result.stderr.splitlines()[-1]
 
 
+def stored_as(folder, form):
+    """Store the weights of a folder in another form that transformers reads."""
+    whole = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(whole)
+    whole.unlink()
+    if form == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names = sorted(tensors)
+    files = {f"part-{i}.{form}": names[i::2] for i in range(2)}
+    for file, held in files.items():
+        part = {name: tensors[name] for name in held}
+        if form == "bin-shards":
+            torch.save(part, folder / file)
+        else:
+            safetensors.torch.save_file(part, folder / file, {"format": "pt"})
+    index = "pytorch_model.bin.index.json" if form == "bin-shards" else "model.safetensors.index.json"
+    where = {name: file for file, held in files.items() for name in held}
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+@pytest.mark.parametrize("form", ["bin", "bin-shards", "safetensors"])
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_small_weights_in_files_of_any_name(nmbench, tmp_path, form, kind):
+    """8-bit weights are found in pickled files and in shards, whatever the names of the files."""
+
+    def small(tensors):
+        for name in [name for name in tensors if "proj" in name]:
+            weight = tensors[name]
+            tensors[name] = (weight * 100).to(torch.int8) if kind == "int8" else weight.to(torch.float8_e4m3fn)
+        return tensors
+
+    saved(tmp_path / "model", small)
+    stored_as(tmp_path / "model", form)
+    result = run(nmbench, "--model", "model")
+    assert result.exit_code == 1
+    assert "holds 14 quantised weights, first model.layers.0." in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("form", ["bin", "bin-shards", "safetensors"])
+def test_plain_weights_in_files_of_any_name(nmbench, tmp_path, records, form):
+    """A checkpoint of plain numbers gives the same rows from files of every form."""
+    saved(tmp_path / "model")
+    assert run(nmbench, "--model", "model").exit_code == 0
+    before = [row["metrics"] for row in records(tmp_path / "out")]
+    stored_as(tmp_path / "model", form)
+    assert nmbench("run", "--method", "magnitude", *FLAGS[:-1], "other", "--model", "model").exit_code == 0
+    assert [row["metrics"] for row in records(tmp_path / "other")] == before
+
+
+SPARSE_ONLY = {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {}}
+
+
+@pytest.mark.parametrize("groups", [{}, None], ids=["no groups", "none"])
+def test_a_configuration_that_only_says_sparse(nmbench, tmp_path, groups):
+    """Weights in plain numbers whose configuration names zeros and no quantisation are pruned like others."""
+    about = {
+        **SPARSE_ONLY,
+        "config_groups": groups,
+        "sparsity_config": {"format": "dense", "sparsity_structure": "2:4"},
+    }
+    saved(tmp_path / "model", quantisation=about)
+    assert run(nmbench, "--model", "model").exit_code == 0
+    assert nmbench("export", "out", "magnitude", "--to", "export").exit_code == 0
+    assert "quantization_config" not in json.loads((tmp_path / "export/config.json").read_text())
+    assert nmbench("validate", "export").exit_code == 0
+
+
+def test_zeros_that_are_not_stored(nmbench, tmp_path):
+    """A format of compressed-tensors that leaves zeros out is refused by its name, with what to do."""
+    about = {**SPARSE_ONLY, "sparsity_config": {"format": "sparse-24-bitmask"}}
+    saved(tmp_path / "model", quantisation=about)
+    result = run(nmbench, "--model", "model", "--dequantise")
+    assert result.exit_code == 1
+    assert "compressed format 'sparse-24-bitmask' of compressed-tensors" in result.stderr.splitlines()[-1]
+
+
+def test_compressed_tensors_with_small_weights(nmbench, tmp_path):
+    """A configuration of compressed-tensors that names a group of small weights is one of a quantisation."""
+    about = {**SPARSE_ONLY, "format": "int-quantized", "config_groups": {"a": {"weights": {"num_bits": 8}}}}
+    saved(tmp_path / "model", quantisation=about)
+    result = run(nmbench, "--model", "model")
+    assert result.exit_code == 1
+    assert "model model is quantised (compressed-tensors)" in result.stderr.splitlines()[-1]
+
+
 def test_a_scale_that_nobody_reads(nmbench, tmp_path):
     """A number beside a weight that transformers does not know says how to read the weight."""
     name = "model.layers.1.mlp.up_proj.weight_scale"
@@ -112,7 +198,7 @@ def test_a_scale_that_nobody_reads(nmbench, tmp_path):
 
 
 def test_what_cannot_be_dequantised(nmbench, tmp_path):
-    """A method that transformers cannot undo here is told on one line, flag or not."""
+    """A quantisation that transformers cannot undo is refused in one line, with and without the flag."""
     saved(tmp_path / "model", quantisation={"quant_method": "gptq", "bits": 4, "group_size": 128})
     result = run(nmbench, "--model", "model", "--dequantise")
     assert result.exit_code == 1

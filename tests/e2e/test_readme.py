@@ -1,4 +1,4 @@
-"""What the README says is run: its plugin works, its files exist, its first command gives what it shows.
+"""The README is executed: its plugin works, its files exist, its first command prints the table shown.
 
 Its other commands are looked up with those of all pages, in `test_docs.py`.
 """

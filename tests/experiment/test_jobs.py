@@ -1,4 +1,4 @@
-"""Laws of jobs: a digest names everything that decides a row, also what a method starts from."""
+"""Laws of jobs: a digest covers everything that decides a row, also the start of a method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from nmbench.errors import NMBenchError
 from nmbench.experiment.jobs import jobs
-from nmbench.experiment.plan import Contender, contenders, lineage
+from nmbench.experiment.plan import Contender, checked, contenders, lineage
 from nmbench.methods import MaskLearner, Refiner
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import load_plugins
@@ -47,15 +47,30 @@ def test_a_learner_may_start_from_another_row():
     assert {one.label: one for one in again} == {one.label: one for one in found}
 
 
-def test_a_label_hides_no_registered_method():
-    """What `init` means does not depend on who else is in the run under the name of a one-shot method."""
-    learner = MethodSpec("a", "maskpro", {"init": "sparsegpt"})
-    (alone, _), (beside, _, _) = (
-        built(learner, *more)[1] for more in ((), (MethodSpec("sparsegpt", "sparsegpt", {"damping": 0.5}),))
+def test_a_label_of_the_command_comes_first():
+    """`init` names the row of the command, with its options, before a registered method of that name."""
+    learner, tuned = (
+        MethodSpec("a", "maskpro", {"init": "sparsegpt"}),
+        MethodSpec("sparsegpt", "sparsegpt", {"damping": 0.5}),
     )
-    assert alone == beside
+    assert built(learner)[1][0].options["damping"] != 0.5
+    assert built(learner, tuned)[1][0].options["damping"] == 0.5
+    refined = MethodSpec("swaps", "swaps", {"init": "sparsegpt"})
+    (found, _) = built(refined, tuned)[1]
+    assert found.init.options["damping"] == 0.5
     _, found = built(MethodSpec("wanda", "maskpro"), MethodSpec("maskpro", "maskpro"))
-    assert [one.name for one in found] == ["wanda", "maskpro"] * 2
+    assert [one.label for one in found] == ["wanda@init", "wanda", "maskpro"]
+    assert found[2].init is found[1] and found[0].name == "wanda"
+
+
+@pytest.mark.parametrize(("tuned", "doubts"), [({"damping": 0.5}, 1), ({}, 0)])
+def test_a_hidden_method_is_a_doubt(tuned, doubts):
+    """A start that is not the registered method with its defaults is named, with the options; an equal one is not."""
+    methods = MethodSpec("a", "maskpro", {"init": "sparsegpt"}), MethodSpec("sparsegpt", "sparsegpt", tuned)
+    found = list(checked(RunSpec(methods), load_plugins()).doubts)
+    assert len(found) == doubts
+    if doubts:
+        assert str(found[0]) == "init=sparsegpt: a begins with the row of this command: sparsegpt, damping=0.5"
 
 
 @pytest.mark.parametrize("circle", [{"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "b"}])

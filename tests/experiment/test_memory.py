@@ -100,7 +100,7 @@ class Live(TorchDispatchMode):
 )
 @pytest.mark.parametrize("size", [(256, 512), (64, 1024)], ids=["many statistics", "one large layer"])
 def test_what_is_used_stays_below(method, size):
-    """What a walk has in memory besides the model stays below the estimate, which is not far off."""
+    """The memory of a walk besides the model stays below the estimate, and the estimate is not far off."""
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=size[0],
@@ -120,11 +120,11 @@ def test_what_is_used_stays_below(method, size):
 
 
 class Silent(MaskLearner):
-    """A learner that does not say what it holds."""
+    """A learner that does not estimate its memory."""
 
 
 def test_learners_are_in_it():
-    """A learner needs the whole model and what it says of itself for every prunable weight; silence is told."""
+    """A learner needs the model and its own bytes per prunable weight; the estimate says if these are unknown."""
     bundle = TinyModel().load("llama")
     count = sum(layer.read().numel() for layer in bundle.layers.values())
     learners = [MaskPro(), MaskPro(steps=3), MaskPro(engine="torch"), SwapsJudged(), Silent()]
@@ -137,7 +137,7 @@ def test_learners_are_in_it():
 
 
 def test_what_a_learner_holds_is_not_less():
-    """What MaskPro and judged swaps have in memory at their peak is more than they say: activations come on top."""
+    """The peak memory of MaskPro and judged swaps exceeds their own estimates, which leave out activations."""
     bundle = TinyModel().load("llama")
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     initial = {name: Pattern(2, 4).top(layer.read().abs()) for name, layer in bundle.layers.items()}

@@ -1,4 +1,4 @@
-"""Laws of the progress lines: what is seen on a terminal, what a file gets, and how long it will take."""
+"""Laws of the progress lines: on a terminal, in a file, and their estimate of the time left."""
 
 import io
 import re

@@ -67,6 +67,19 @@ def test_taken_name_keeps_its_owner(origin):
     assert registry.get("wanda") == "first"
 
 
+def test_a_file_replaces_what_is_installed():
+    """A plugin file comes before an installed plugin, once; when the file goes, the installed entry is back."""
+    registry = Registry("method")
+    registry.register("wanda", "installed", "acme 1.0 [acme]")
+    registry.register("wanda", "mine", "file mine.py")
+    assert registry.get("wanda") == "mine"
+    assert registry.replaced == ["method 'wanda' of file mine.py replaces that of acme 1.0 [acme]"]
+    with pytest.raises(NMBenchError, match=r"of file other.py is already provided by file mine.py"):
+        registry.register("wanda", "another", "file other.py")
+    registry.forget("file mine.py")
+    assert registry.get("wanda") == "installed" and registry.replaced == []
+
+
 @quick
 @given(st.dictionaries(NAMES, ORIGINS), ORIGINS)
 def test_forget_removes_one_origin(content, gone):

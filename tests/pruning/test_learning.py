@@ -1,4 +1,4 @@
-"""Laws of what a mask learner is handed: changes are undone, tokens counted, masks checked, counters resumed."""
+"""Laws of the task of a mask learner: changes are undone, tokens counted, masks checked, counters resumed."""
 
 import functools
 import itertools
@@ -66,7 +66,7 @@ def assert_masked(task: LearnTask, masks: dict[str, Tensor]) -> None:
 
 @families
 def test_masked_weights(family):
-    """Inside the context the model wears the initial masks, then any others applied; afterwards it is dense."""
+    """Inside the context the weights have the initial masks, then any others applied; afterwards they are dense."""
     task, dense = make(family), load(family)[1]
     with task.masked_weights() as live:
         assert_masked(task, task.initial)
@@ -273,7 +273,7 @@ def test_shorter_windows(pool, length, asked):
 @quick
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 12))
 def test_unique_tokens(pool, size, steps):
-    """Unique tokens are those of the distinct windows dealt, however often each was."""
+    """Unique tokens are the tokens of the distinct windows used, however often each window was used."""
     task = make(pool=pool)
     dealt = [i for batch in itertools.islice(task.batches(size), steps) for i in batch.chosen.tolist()]
     assert task.settle().unique_tokens == 8 * len(set(dealt))
@@ -335,7 +335,7 @@ def test_tokens_computed_elsewhere_are_counted():
 
 
 def test_reading_the_selection_is_recorded():
-    """Who reads the held-out windows has it in the record, once however often."""
+    """The held-out windows count as selection tokens once they are read, once for any number of reads."""
     task = make()
     assert task.cost.selection_tokens == 0
     assert torch.equal(task.selection, task.selection)
@@ -368,7 +368,7 @@ def test_counters_resume_with_the_checkpoint():
 
 
 def test_reports_reach_the_host():
-    """What a learner reports, and what it says of other stages, reaches the host with its figures."""
+    """Reports of learning steps and of other stages reach the host with their figures."""
     told = []
     task = make(on_report=lambda *event: told.append(event))
     task.report(3, loss=1.5)

@@ -1,4 +1,4 @@
-"""Laws of one-shot pruning: methods are handed copies, checked layer by layer, and leave the dense weights behind."""
+"""Laws of one-shot pruning: methods get copies, results are checked layer by layer, dense weights are restored."""
 
 import functools
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def prune_here(bundle: Bundle, method: Baseline, deferred: bool | None = None) -
 
 
 def broken_embeddings() -> Bundle:
-    """A model that is given NaN with a token of the fourth window."""
+    """A model whose embedding of a token of the fourth window is NaN."""
     bundle = TinyModel().load("llama")
     bundle.model.get_input_embeddings().weight[windows()[3, 5]] = torch.nan
     return bundle
@@ -98,7 +98,7 @@ def same_masks(a: PrunedModel, b: PrunedModel) -> bool:
 
 
 def scorer(score: Callable[[Tensor, LayerStats], Tensor], wants: Stat = Stat.INPUT_NORM) -> Scorer:
-    """A scorer that does as told."""
+    """A scorer that calls the function of the test."""
 
     @dataclass(frozen=True)
     class Acme(Scorer):
@@ -111,7 +111,7 @@ def scorer(score: Callable[[Tensor, LayerStats], Tensor], wants: Stat = Stat.INP
 
 
 def solver(solve: Callable[[Tensor, LayerStats, Pattern], Pruned], wants: Stat = Stat.INPUT_NORM) -> Solver:
-    """A solver that does as told."""
+    """A solver that calls the function of the test."""
 
     @dataclass(frozen=True)
     class Acme(Solver):
@@ -126,7 +126,7 @@ def solver(solve: Callable[[Tensor, LayerStats, Pattern], Pruned], wants: Stat =
 def refiner(
     refine: Callable[[Tensor, Tensor], Pruned], wants: Stat = Stat.INPUT_NORM, in_turn: bool = False
 ) -> Refiner:
-    """A refiner that does as told with weight and mask."""
+    """A refiner that calls the function of the test with weight and mask."""
 
     @dataclass(frozen=True)
     class Acme(Refiner):
@@ -183,7 +183,7 @@ def test_pruning_is_repeatable(method):
 
 
 def test_patterns_by_layer():
-    """Each layer is pruned to the pattern it is given."""
+    """Each layer is pruned to its own pattern."""
     bundle, dense = load()
     choices = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 32)]
     patterns = {name: choices[index % 4] for index, name in enumerate(bundle.layers)}
@@ -193,7 +193,7 @@ def test_patterns_by_layer():
 
 
 def test_lower_layers_see_pruned_ones():
-    """What one block loses changes the statistics of the next, and not its own."""
+    """Pruning a block changes the statistics of the next block, and not its own."""
     seen: list[list[float]] = []
 
     def solve(keep_first: bool) -> list[float]:
@@ -251,12 +251,12 @@ def test_progress_ends_at_its_total(method):
     assert told == [(done, total) for done in range(1, total + 1)]
 
 
-# Methods are handed copies
+# Methods get copies
 
 
 @both_needs
 def test_scorer_that_spoils_its_input(needs):
-    """A scorer that writes into the weight it is handed changes no mask but its own, and no weight."""
+    """A scorer that writes into its weight argument changes no mask but its own, and no weight."""
 
     def spoil(weight: Tensor, stats: LayerStats) -> Tensor:
         score = weight.abs()
@@ -268,7 +268,7 @@ def test_scorer_that_spoils_its_input(needs):
 
 @both_needs
 def test_solver_that_spoils_its_input(needs):
-    """A solver that writes into the weight it is handed changes nothing but what it returns."""
+    """A solver that writes into its weight argument changes only its own result."""
 
     def spoil(weight: Tensor, *_: object) -> Pruned:
         pruned = good(weight)
@@ -295,7 +295,7 @@ def test_method_sees_detached_weights():
 
 @pytest.mark.parametrize("init", [Magnitude(), Wanda(), SparseGPT(), SparseGPT(mask_only=True)], ids=repr)
 def test_a_refiner_is_handed_the_initial_mask(init):
-    """What the initial method finds with the same statistics, on dense weights, is what a refiner starts from."""
+    """A refiner starts from the mask that the initial method makes of the same statistics and dense weights."""
     bundle, _ = load()
     handed = []
 
@@ -362,7 +362,7 @@ def test_figures_are_averaged_over_layers():
 
 @waiting
 def test_scores_become_masks_whenever_they_are_looked_at(later):
-    """Looking at statistics and scores when all is done changes no mask, and nothing is done twice."""
+    """Checking statistics and scores after the walk changes no mask, and no work is done twice."""
     at_once, made = make(Wanda(), deferred=False), make(Wanda(), deferred=later)
     assert same_masks(made.pruned, at_once.pruned)
     assert made.cost == at_once.cost
@@ -372,12 +372,12 @@ def test_scores_become_masks_whenever_they_are_looked_at(later):
 
 
 def test_broken_statistics_go_before_what_they_lead_to():
-    """Where nothing is looked at before the end, inputs that are NaN are named, not the method that falls over them."""
+    """If checks are deferred, the error names the NaN inputs, not the method that fails because of them."""
     bundle = broken_embeddings()
 
     def particular(weight: Tensor, stats: LayerStats) -> Tensor:
-        if stats.input_norm.isnan().any():
-            raise ValueError("I do not like NaN")
+        if not stats.input_norm.all():
+            raise ValueError("I do not like zeros")
         return weight.abs()
 
     for method in (Wanda(), scorer(particular)):
@@ -386,7 +386,7 @@ def test_broken_statistics_go_before_what_they_lead_to():
 
 
 def test_whatever_falls_over_broken_numbers_does_not_hide_them():
-    """Where nothing is looked at before the end, a block that refuses NaN is not what is told of."""
+    """If checks are deferred, the error names the NaN values, not a block that raises because of them."""
     bundle = broken_embeddings()
 
     def refuse(module: object, args: tuple[Tensor, ...]) -> None:
@@ -405,9 +405,23 @@ def test_what_is_broken_once_only_is_not_relied_on():
         prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)), deferred=True)
 
 
+def test_scorers_are_given_finite_norms():
+    """If checks are deferred, a scorer is given finite norms nevertheless, and broken inputs are named."""
+    finite = []
+
+    def noting(weight: Tensor, stats: LayerStats) -> Tensor:
+        finite.append(bool(stats.input_norm.isfinite().all()))
+        return weight.abs() * stats.input_norm
+
+    with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
+        prune_here(broken_embeddings(), scorer(noting), deferred=True)
+    assert finite
+    assert all(finite)
+
+
 @waiting
 def test_scores_elsewhere(later):
-    """Scores that are not where the layer is are refused with the method, the layer and both places."""
+    """Scores on another device than the layer are refused with the method, the layer and both devices."""
     wrong = in_bad_layer(torch.abs, lambda weight: weight.to("meta"))
     with pytest.raises(NMBenchError, match=rf"acme failed in {BAD}: it returned scores on meta, the layer is on cpu"):
         prune(scorer(wrong), deferred=later)
@@ -415,7 +429,7 @@ def test_scores_elsewhere(later):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_wanda_on_a_gpu():
-    """On a GPU, where numbers are looked at later, masks are as good as those of the CPU, and NaN is named as there."""
+    """On a GPU, where checks are deferred, masks are as good as on the CPU, and NaN gives the same error."""
     there = Bundle.of("it", TinyModel().load("llama").model.cuda(), None)
     pruned, expected = prune_here(there, Wanda()), prune(Wanda())
     for name, mask in pruned.masks.items():
@@ -426,7 +440,7 @@ def test_wanda_on_a_gpu():
 
 
 def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame():
-    """Any other failure is told as it comes."""
+    """Any other exception of a scorer is reported after its first call."""
     calls = []
 
     def fails(weight: Tensor, stats: LayerStats) -> Tensor:
@@ -443,7 +457,7 @@ def test_a_scorer_that_fails_is_called_once_more_only_if_numbers_are_to_blame():
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_scores_that_are_not_numbers(needs, value, later):
-    """A NaN or infinite score is a numerical failure of that method in that layer, whenever it is looked at."""
+    """A NaN or infinite score is a numerical failure of that method in that layer, with deferred checks or not."""
 
     def broken(weight: Tensor) -> Tensor:
         return weight.abs().index_fill(0, torch.tensor([3]), value)
@@ -498,7 +512,7 @@ def test_dense_weights_after_any_exception(error):
 
 
 def test_a_statistic_that_was_not_asked_for():
-    """Who reads a statistic without asking for it is told of `needs`."""
+    """A method that reads a statistic missing from its `needs` fails with an error that names `needs`."""
 
     @dataclass(frozen=True)
     class Forgetful(Scorer):

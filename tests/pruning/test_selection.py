@@ -1,4 +1,4 @@
-"""Laws of the choice by held-out windows: what is kept, what is confirmed, and that the other half is not looked at."""
+"""Laws of the choice by held-out windows: the best mask is kept, the unread half confirms the choice."""
 
 import pytest
 import torch
@@ -46,6 +46,20 @@ def test_the_best_is_kept_and_returned_if_confirmed(looks, rise):
     assert (selection.confirmation is None) == (asked == []) == (selection.best_at == 0)
     if asked:
         assert selection.confirmation.nats == pytest.approx(rise)
+
+
+@pytest.mark.parametrize("looks", [[], [2.5], [2.5, 4.0], [4.0, 2.0, 5.0]])
+def test_a_stored_selection_goes_on(looks):
+    """A selection restored from its state has the same best masks, step and losses, also if later looks were worse."""
+    task, initial = make(selection=cycles(16)), {"a": torch.tensor([[True, False]])}
+    first = Selection(task, initial, 0.01)
+    first.start(torch.full((8,), 3.0))
+    for at, level in enumerate(looks, start=1):
+        first.look(at, {"a": torch.tensor([[at % 2 == 0, at % 2 == 1]])}, torch.full((8,), level))
+    again = Selection(task, initial, 0.01)
+    again.restore(first.state())
+    assert again.best_at == first.best_at and torch.equal(again.best_losses, first.best_losses)
+    assert torch.equal(again.best["a"], first.best["a"])
 
 
 def test_no_look_before_the_start():

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import merged, same
 from nmbench.results.files import write_atomic
 from nmbench.results.records import newest
 from nmbench.results.results import Results, load_results
-from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml
+from nmbench.spec import Defaults, MethodSpec, RunSpec
 from nmbench.testing.strategies import patterns
 
 quick = settings(max_examples=40, deadline=None)
@@ -55,6 +56,7 @@ def records(draw):
         "seed": draw(st.sampled_from([None, 0, 1])),
         "job_digest": draw(st.sampled_from(["j1", "j2"])),
         "status": draw(st.sampled_from(["ok", "failed"])),
+        **{"metrics": {}, "seconds": {}, "cost": {}},
         "notes": draw(st.dictionaries(st.text(), values | st.lists(values), max_size=3)),
     }
 
@@ -67,6 +69,7 @@ def record(label="wanda", seed=0, **others):
         "seed": seed,
         "job_digest": f"{label}{seed}",
         "status": "ok",
+        **{"notes": {}, "metrics": {}, "seconds": {}, "cost": {}},
         **others,
     }
 
@@ -170,7 +173,7 @@ def test_broken_whole_line_is_an_error(folder, lines, data):
 
 
 def test_record_is_on_disk_before_anyone_is_told(directory, monkeypatch):
-    """Appending syncs the file after the whole line is in it."""
+    """Appending writes the whole line, and then syncs the file."""
     synced = []
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (real(file), synced.append(directory.records_path.read_bytes())))

@@ -299,7 +299,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
 
 def test_files_are_for_others_to_read(tmp_path):
-    """What is written has the permissions of any new file, whatever the library that wrote it thinks."""
+    """Every written file has the permissions of a new file, whichever library wrote it."""
     path = tmp_path / "masks.safetensors"
     write_tensors(path, {"a": torch.ones(2)}, {})
     (tmp_path / "plain").touch()

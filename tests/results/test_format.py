@@ -67,3 +67,14 @@ def test_today_is_left_alone():
     """A record of today's format comes back as it was."""
     record = Record(format=FORMAT, label="acme", notes={"same_as": "my own word"})
     assert upgraded(record) == record
+
+
+@pytest.mark.parametrize("line", ["{}", '{"label": "x"}', '{"label": 3, "status": "ok"}', '{"format": 2, "notes": []}'])
+def test_a_line_that_is_no_record(first, nmbench, line):
+    """A JSON object without the fields of a record is named with its file and line, and with what to do."""
+    with (first / "records.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    result = nmbench("report", first)
+    assert result.exit_code == 1
+    assert "records.jsonl line 5 is not a record: " in result.stderr and "remove the line" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

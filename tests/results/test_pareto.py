@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nmbench.results.pareto import Point, cost_of, front, pareto
 
-axis = st.integers(0, 6).map(float) | st.floats(allow_nan=False, allow_infinity=False)
+axis = st.integers(0, 6).map(float) | st.floats(0, allow_nan=False, allow_infinity=False)
 clouds = st.lists(st.builds(Point, axis, axis), min_size=1, max_size=12).map(lambda found: dict(enumerate(found)))
 
 
@@ -47,15 +47,31 @@ def record(label, value, seed=0, prune=1.0, lower=True, device=None, backward=0)
 
 
 def test_costs():
-    """A backward token counts twice; memory is the device's where there is one."""
-    assert cost_of(record("a", 1.0, prune=3.5, backward=7)) == {"seconds": 3.5, "tokens": 114, "bytes": 10}
+    """A backward token counts twice; memory is the device's, and no cost without one."""
+    assert cost_of(record("a", 1.0, prune=3.5, backward=7)) == {"seconds": 3.5, "tokens": 114}
     assert cost_of(record("a", 1.0, device=4))["bytes"] == 4
+
+
+def test_unknown_costs_are_on_no_front():
+    """Masks whose cost nobody knows are on no front, and keep nobody off one."""
+    unknown = {**record("imported", 0.5), "cost": {"forward_tokens": None, "backward_tokens": None}}
+    assert pareto([unknown, record("a", 1.0)]) == {
+        (None, "imported", "2:4"): [],
+        (None, "a", "2:4"): ["seconds", "tokens"],
+    }
+
+
+@pytest.mark.parametrize(("slower", "on"), [(1.02, ["seconds", "tokens"]), (1.2, ["tokens"])])
+def test_noise_of_seconds_is_no_cost(slower, on):
+    """Seconds that differ by a few per cent are equal; a row that is clearly slower is off the front of seconds."""
+    found = pareto([record("a", 1.0, prune=100.0), record("b", 1.0, prune=100.0 * slower)])
+    assert found[None, "b", "2:4"] == on
 
 
 def test_seeds_are_averaged_first():
     """A lucky seed puts no row on a front on which its mean is not."""
     rows = [record("lucky", 1.0), record("lucky", 9.0, seed=1), record("steady", 4.0), record("steady", 4.0, seed=1)]
-    assert pareto(rows) == {(None, "lucky", "2:4"): [], (None, "steady", "2:4"): ["seconds", "tokens", "bytes"]}
+    assert pareto(rows) == {(None, "lucky", "2:4"): [], (None, "steady", "2:4"): ["seconds", "tokens"]}
 
 
 @pytest.mark.parametrize(("lower", "winner"), [(True, "small"), (False, "large")])

@@ -1,6 +1,7 @@
 """Laws of the table a run ends in: its rows, the means over seeds, the rankings and the failures."""
 
 import itertools
+import math
 import re
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from nmbench.experiment.jobs import Job
 from nmbench.experiment.plan import Contender
 from nmbench.methods import Scorer
 from nmbench.results.files import write_tensors
+from nmbench.results.ranking import chain, file_name
 from nmbench.results.results import Results
-from nmbench.results.table import chain, file_name, means, render, row
+from nmbench.results.table import means, render, row
 from nmbench.spec import DENSE
 from nmbench.testing.strategies import patterns
 
@@ -35,6 +37,7 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
         "figures": {},
         "experts": {},
         "copied_from": None,
+        "curve": [],
         "label": label,
         "pattern": None if dense else pattern,
         "seed": None if dense else seed,
@@ -47,15 +50,16 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
         "coverage": None if dense else {"share_of_decoder": 0.9876},
         "metrics": {"ppl:demo@8": {"value": value, "stderr": 0.5, "n": 12, "lower_is_better": True}},
         "against_dense": {} if dense else {TEXT: {"mean": 0.25, "low": -0.125, "high": 0.5, "windows": 12}},
-        "seconds": {"prune": 1.0, "evaluate": 2.0, "total": 3.0},
-        "peak_bytes": {"host": 300 * 2**20, "device": None},
+        "seconds": {"prune": 1.0, "evaluate": 2.0, "total": 3.0, "cpu_share": 1.0},
+        "environment": {"device": "cpu"},
+        "peak_bytes": {"host": 300 * 2**20, "host_growth": 30 * 2**20, "device": None},
         "cost": {"forward_tokens": 4096},
         **others,
     }
 
 
 def failed(label, error="no such luck", seed=0):
-    figures = ("proof", "weights_changed", "against_dense", "seconds", "peak_bytes", "cost")
+    figures = ("proof", "weights_changed", "against_dense", "peak_bytes", "cost")
     content = {name: value for name, value in record(label, 0.0, seed=seed).items() if name not in figures}
     return {**content, "status": "failed", "strict": None, "metrics": {}, "error": error, "traceback": "errors/x.txt"}
 
@@ -92,10 +96,12 @@ def lines_with(text, *words):
 
 
 def test_every_job_has_a_row(two_seeds):
-    """The table has one line for each record, in their order, with label, pattern and seed."""
+    """The table has one line for each record with label, pattern and seed: dense, best first, failures last."""
     table = render(two_seeds).split("\n\n")[0].splitlines()
-    assert len(table) == 1 + len(two_seeds.records)
-    for line, done in zip(table[1:], two_seeds.records, strict=True):
+    values = {id(done): done["metrics"].get("ppl:demo@8", {}).get("value", math.inf) for done in two_seeds.records}
+    rows = sorted(two_seeds.records, key=lambda done: values[id(done)])
+    assert len(table) == 1 + len(rows)
+    for line, done in zip(table[1:], rows, strict=True):
         assert line.split()[:3] == [
             done["label"],
             done["pattern"] or "-",
@@ -114,12 +120,15 @@ def test_a_number_never_travels_alone():
         "nats over dense, demo@8": "+0.2500 [-0.1250, +0.5000]",
         "in N:M": "98.8%",
         "weights": "dense",
-        "seconds": "3.0",
-        "peak MiB": "300",
+        "prune s": "1.0",
+        "MiB grown": "30",
         "tokens": "4096",
     }
     assert row(record("sparsegpt", 31.2))["weights"] == "updated"
-    assert row(record("acme", 31.2, peak_bytes={"host": 2**20, "device": 5 * 2**20}))["peak MiB"] == "1 + 5"
+    assert (
+        row(record("acme", 31.2, peak_bytes={"host": 9, "host_growth": 2**20, "device": 5 * 2**20}))["MiB grown"]
+        == "1 + 5"
+    )
 
 
 def test_backward_tokens_are_told_apart():
@@ -149,7 +158,7 @@ def test_failed_row_shows_no_number():
     shown = row(failed("acme"))
     assert shown["strict"] == "FAILED"
     assert not {"ppl:demo@8", "nats over dense, demo@8"} & set(shown)
-    assert {shown[name] for name in ("weights", "seconds", "peak MiB", "tokens")} == {"-"}
+    assert {shown[name] for name in ("weights", "prune s", "MiB grown", "tokens")} == {"-"}
 
 
 def test_failures_are_one_line_each(two_seeds):
@@ -250,7 +259,7 @@ def test_pareto_column(tmp_path):
         (failed("broken"), None),
     ]
     found = results(tmp_path, *rows)
-    expected = ["-", "seconds tokens bytes", "seconds", "-", "seconds tokens bytes", "-"]
+    expected = ["-", "seconds tokens", "seconds", "-", "seconds tokens", "-"]
     assert found.table()["pareto"].tolist() == expected
     summary = found.summary().set_index("label")
     assert summary["pareto"].to_dict() == dict(zip(["dense", "good", "quick", "bad", "alone"], expected, strict=False))
@@ -319,22 +328,57 @@ def test_learner_against_the_same_seeds_of_its_start(tmp_path):
     assert "second against its initial mask -0.1000" in line
 
 
-def test_rows_of_unequal_seeds_are_compared_by_their_means(two_seeds):
-    """A row with one seed is ranked among rows with two."""
+def test_rows_are_compared_on_common_seeds(two_seeds, tmp_path):
+    """A ranking counts the seeds that all rows have and says which; rows without a common seed are not ranked."""
     (line,) = lines_with(render(two_seeds), "dense <")
-    assert line.strip() == "2:4 demo@8: dense < acme < sparsegpt < acme@init"
+    assert line.strip() == "2:4 demo@8: dense < acme < sparsegpt < acme@init (seed 0, which all rows have)"
+    apart = [(record("a", 30.0), HARD + 0.1), (record("b", 40.0, seed=1), HARD + 0.2)]
+    (line,) = lines_with(render(results(tmp_path, (record("dense", 20.0), HARD), *apart)), "demo@8:")
+    assert line.strip() == "2:4 demo@8: no ranking, because the rows have no seed in common (a: 0; b: 1)"
 
 
-def test_other_directories_change_no_ranking(tmp_path):
-    """A run's ranking is the same alone and beside another one with rows of the same names, where it names its run."""
+def test_equal_masks_of_unequal_seeds_are_equal(tmp_path):
+    """A learner that keeps its start is not told apart from it because the start has another seed as well."""
+    same = HARD + 0.3
+    rows = [(record("acme@init", 40.0), same), (record("wanda", 40.0), same), (record("wanda", 50.0, seed=1), same + 1)]
+    (line,) = lines_with(render(results(tmp_path, (record("dense", 20.0), HARD), *rows)), "dense <")
+    assert "acme@init = wanda (seed 0, which all rows have)" in line
+
+
+def test_directories_of_one_protocol_have_one_ranking(tmp_path):
+    """Rows of one protocol are ranked together, named by their directory where labels repeat; others apart."""
     dense, early, late = record("dense", 20.0), record("acme", 30.0), record("acme", 30.0, seed=1)
-    rows = [(dense, HARD), (early, HARD + 0.2), (late, HARD + 0.8), (record("wanda", 25.0), HARD + 0.45)]
-    alone = results(tmp_path / "a", *rows)
-    beside = results(tmp_path / "b", (dense, HARD), (early, HARD + 0.2), (record("new", 1.0), HARD + 3))
-    joined = [{**r, "directory": str(of.directories[0])} for of in (alone, beside) for r in of.records]
-    lines = [line.strip() for line in lines_with(render(Results(joined, [tmp_path / "a", tmp_path / "b"])), "demo@8:")]
-    assert lines == [f"{tmp_path}/a 2:4 demo@8: dense < wanda < acme", f"{tmp_path}/b 2:4 demo@8: dense < acme < new"]
-    assert lines[0].endswith(lines_with(render(alone), "2:4 demo@8:")[0].strip())
+    one = results(
+        tmp_path / "a", (dense, HARD), (early, HARD + 0.2), (late, HARD + 0.8), (record("wanda", 25.0), HARD + 0.45)
+    )
+    two = results(tmp_path / "b", (dense, HARD), (early, HARD + 0.3), (record("new", 1.0), HARD + 3))
+    joined = [{**r, "directory": str(of.directories[0])} for of in (one, two) for r in of.records]
+    (line,) = lines_with(render(Results(joined, [tmp_path / "a", tmp_path / "b"])), "demo@8:")
+    order = "dense < a:acme < b:acme < wanda < new (seed 0, which all rows have)"
+    assert line.strip() == f"2:4 demo@8: {order}"
+    other = [{**r, "protocol_digest": "q"} if r["directory"].endswith("b") else r for r in joined]
+    lines = lines_with(render(Results(other, [tmp_path / "a", tmp_path / "b"])), "demo@8:")
+    assert [line.split()[0] for line in lines] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_rows_of_other_commands_are_counted(tmp_path):
+    """The table of a command holds the rows that the command asked for, and says how many more there are."""
+    rows = [(record("dense", 20.0), HARD), (record("acme", 30.0), HARD + 0.2), (record("wanda", 25.0), HARD + 0.4)]
+    found = results(tmp_path, *rows)
+    text = render(Results(found.records, found.directories, found.records[:2]))
+    table, more, *_ = text.split("\n\n")
+    assert "wanda" not in table and "acme" in table
+    assert more == f"1 more rows of other commands: nmbench report {tmp_path}"
+
+
+def test_a_busy_machine_is_named(tmp_path):
+    """Seconds of a job that waited for the processor are doubted beside the table; those of others are not."""
+    slow = {"prune": 60.0, "evaluate": 1.0, "total": 61.0}
+    busy, idle = (
+        record(name, 30.0, seconds={**slow, "cpu_share": share}) for name, share in (("busy", 0.2), ("idle", 0.98))
+    )
+    (line,) = lines_with(render(results(tmp_path, (busy, HARD), (idle, HARD))), "NOTE")
+    assert "busy" in line and "20% of one processor" in line
 
 
 def test_without_losses_there_is_no_ranking(tmp_path):

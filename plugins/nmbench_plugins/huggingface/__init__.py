@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import nmbench
+from nmbench_plugins.huggingface.adapters import refuse_adapter
 from nmbench_plugins.huggingface.quantised import (
     check_stored,
     dequantised_model,
+    forget_quantisation,
     kind_of,
+    plain_model,
     quantisation,
     refuse,
     request_dequantised,
 )
+from nmbench_plugins.huggingface.weight_files import stored_tensors, usual_dtype, weight_files
 
 WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.1) is not a usable default
 DIGIT_BY_DIGIT = ("codeshell", "command-r", "refact", "smollm", "starcoder")  # values of tokenizer.ggml.pre
@@ -45,6 +50,8 @@ class Folder(nmbench.ModelSource):
                 f"model folder {ref} does not exist or is not a folder; for a GGUF file write gguf:{ref}."
             )
         if not (folder / "config.json").is_file():
+            with offline():
+                refuse_adapter(ref, str(folder), {"local_files_only": True})
             raise nmbench.NMBenchError(f"model folder {ref} has no config.json; it is not a transformers model.")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise nmbench.NMBenchError(f"model folder {ref} has no weights (no *.safetensors, no *.bin).")
@@ -71,51 +78,83 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
 
     trust = {"trust_remote_code": source.trust_remote_code}
     try:
-        model, about = load(ref, name, source, where, trust)
-        tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
+        with offline() if where.get("local_files_only") else nullcontext():
+            loaded = load(ref, name, source, where, trust)
+            tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
     except nmbench.NMBenchError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
         raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
-    return nmbench.Bundle.of(ref, model, tokenizer, defaults_of(model), provenance_of(model, where, about))
+    return nmbench.Bundle.of(ref, loaded.model, tokenizer, defaults_of(loaded.model), provenance_of(loaded, where))
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Forbid requests to the hub: files that lie here need none, and a proxy that does not answer costs minutes."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with plain numbers, the configuration of an undone quantisation, and the dtype of the files' weights."""
+
+    model: Any
+    about: Mapping[str, Any] = field(default_factory=dict)
+    stored_dtype: str | None = None
 
 
 def load(
     ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any], trust: Mapping[str, bool]
-) -> tuple[Any, dict[str, Any]]:
-    """Return a model whose weights are complete and plain numbers, and the configuration of an undone quantisation.
+) -> Loaded:
+    """Return a model whose weights are complete and plain numbers.
 
-    Raises `NMBenchError` for missing weights, and for quantised weights unless the source has `dequantise`.
+    Raises `NMBenchError` for an adapter, for a model that is no causal language model, for missing weights, and for
+    quantised weights unless the source has `dequantise`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": chosen_dtype(source.dtype), "output_loading_info": True, **where, **trust}
-    about: dict[str, Any] = {}
-    if "gguf_file" not in where:
-        config = AutoConfig.from_pretrained(name, **where, **trust)
-        about = quantisation(config) or {}
-        if about and not source.dequantise:
-            refuse(about, ref)
-        if about:
-            request_dequantised(config, about)
-            options["config"] = config
-    model, report = AutoModelForCausalLM.from_pretrained(name, **options)
+    if "gguf_file" in where:
+        return Loaded(plain_model(complete(AutoModelForCausalLM.from_pretrained(name, **options), ref)[0]))
+    refuse_adapter(ref, name, where)
+    config = AutoConfig.from_pretrained(name, **where, **trust)
+    about = quantisation(config, ref) or {}
+    if about and not source.dequantise:
+        refuse(about, ref)
+    if about:
+        request_dequantised(config, about)
+    else:
+        forget_quantisation(config)
+    model, unused = complete(nmbench.auto_class(config, ref).from_pretrained(name, config=config, **options), ref)
+    model = dequantised_model(model, about, ref)
+    tensors = list(stored_tensors(files_of(name, config, where)))
+    check_stored(model, tensors, unused, about, ref)
+    return Loaded(model, about, None if about else usual_dtype(tensors))
+
+
+def complete(loaded: tuple[Any, Mapping[str, Any]], ref: str) -> tuple[Any, list[str]]:
+    """Return a loaded model and the stored names that it does not use. Raises `NMBenchError` for missing weights."""
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise nmbench.NMBenchError(
             f"model {ref} has no weights for {missing[0]} ({len(missing)} missing); transformers would make them up."
         )
-    if "gguf_file" not in where:
-        model = dequantised_model(model, about, ref)
-        check_stored(model, weight_files(name, where), report["unexpected_keys"], about, ref)
-    return model, about
+    return model, list(report["unexpected_keys"])
 
 
-def weight_files(name: str, where: Mapping[str, Any]) -> list[Path]:
-    """Return the safetensors files of a model that has been loaded."""
+def files_of(name: str, config: Any, where: Mapping[str, Any]) -> list[Path]:
+    """Return the files that transformers has loaded the weights of a model from."""
     from transformers.utils import cached_file
 
-    config = cached_file(name, "config.json", **where)
-    return sorted(Path(config).parent.glob("model*.safetensors")) if config else []
+    file = cached_file(name, "config.json", **where)
+    return weight_files(Path(file).parent, getattr(config, "transformers_weights", None)) if file else []
 
 
 def split_digits(tokenizer: Any, file: Path) -> None:
@@ -150,12 +189,17 @@ def defaults_of(model: Any) -> nmbench.Defaults:
     )
 
 
-def provenance_of(model: Any, where: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the origin of a model for the record: architecture, hub commit, and the quantisation that was undone."""
-    commit = getattr(model.config, "_commit_hash", None)
-    origin = where.get("gguf_file") or (kind_of(about) if about else None)
-    quantised = {"dequantised_from": origin} if origin else {}
-    return {"architecture": type(model).__name__, "revision": where.get("revision"), "commit": commit, **quantised}
+def provenance_of(loaded: Loaded, where: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the origin of a model for the record: architecture, commit, dtype of the files, quantisation undone."""
+    commit = getattr(loaded.model.config, "_commit_hash", None)
+    origin = where.get("gguf_file") or (kind_of(loaded.about) if loaded.about else None)
+    return {
+        "architecture": type(loaded.model).__name__,
+        "revision": where.get("revision"),
+        "commit": commit,
+        **({"stored_dtype": loaded.stored_dtype} if loaded.stored_dtype else {}),
+        **({"dequantised_from": origin} if origin else {}),
+    }
 
 
 def one_line(error: Exception) -> str:
