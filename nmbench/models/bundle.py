@@ -21,6 +21,7 @@ from nmbench.models.coverage import weights_by_kind, weights_by_reason
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
 from nmbench.models.hashing import tensors_digest
 from nmbench.models.offload import Streaming, unhooked
+from nmbench.models.routers import list_of
 from nmbench.spec import Defaults, matches
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -30,12 +31,14 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Layer:
     """One prunable weight: its place `where` in the model, the `module` that holds it, and the index of its `block`.
 
-    `read` and `write` use the canonical view `[out, in]`, groups along `in`.
+    `listed`: it is in a list of modules inside its block, as experts that are modules of their own. `read` and `write`
+    use the canonical view `[out, in]`, groups along `in`.
     """
 
     where: Weight
     module: nn.Module
     block: int
+    listed: bool = False
 
     @property
     def name(self) -> str:
@@ -220,7 +223,9 @@ def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:
             raise NMBenchError(
                 f"layer {weight.name} of {ref} is in none of its decoder blocks, {anatomy.blocks[0]} ..."
             )
-        layers[weight.name] = Layer(weight, model.get_submodule(weight.module), block[0])
+        place = anatomy.blocks[block[0]]
+        listed = list_of(model.get_submodule(place), weight.module.removeprefix(place).removeprefix(".")) is not None
+        layers[weight.name] = Layer(weight, model.get_submodule(weight.module), block[0], listed)
     for layer in layers.values():
         check_dtype(layer, ref)
     return layers

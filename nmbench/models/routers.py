@@ -104,6 +104,13 @@ def has_bare_router(level: nn.Module, below: nn.Module, count: int) -> bool:
     return any(value.dim() == 2 and len(value) == count for m in bare for value in m.parameters(recurse=False))
 
 
+def list_of(block: nn.Module, layer: str) -> str | None:
+    """Return the path of the outermost list of modules around a layer of `block`, None for a layer outside lists."""
+    parts = layer.split(".")
+    paths = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return next((path for path in paths if isinstance(block.get_submodule(path), LISTS)), None)
+
+
 def linear_layers(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, LINEAR)]
 
