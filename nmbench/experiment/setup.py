@@ -25,6 +25,7 @@ from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.context import sliding_window
 from nmbench.models.dense_weights import DenseWeights
+from nmbench.models.probe import examined
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
@@ -119,7 +120,7 @@ class Experiment:
 
     def renew(self, who: str) -> None:
         """Load the model again after `who` changed it. Raises `ModelChanged` if the loaded model is another one."""
-        bundle = load_dense(self.plan.spec, self.plugins, self.plan.methods)
+        bundle = examined(load_dense(self.plan.spec, self.plugins, self.plan.methods), self.probe[0])
         now, dense = fingerprint(bundle, self.probe), DenseWeights(bundle)
         if dense.digest != self.dense.digest or not self.fingerprint.like(now, LOOSE):
             raise ModelChanged(
@@ -151,7 +152,7 @@ class Experiment:
             "model": self.bundle.ref,
             "model_provenance": dict(self.bundle.provenance),
             "model_digest": self.dense.digest,
-            "coverage": self.bundle.coverage(),
+            "coverage": {**self.bundle.coverage(), "left_dense": self.bundle.left_dense()},
             "skipped": self.bundle.skipped,
             "data_provenance": dict(self.provenance),
             "metric_provenance": self.metric_provenance,
@@ -167,12 +168,11 @@ class Experiment:
 def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     """Return the shared set-up of `plan`: the model (`bundle`, or loaded), the resolved specification, all texts.
 
-    Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short or if two texts overlap.
+    Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short, if two texts overlap, or if the
+    model is not one that can be pruned and measured (`nmbench.models.probe`).
     """
     bundle = bundle or load_dense(plan.spec, plan.plugins, plan.methods)
     spec = plan.resolved(bundle.defaults)
-    for pattern in spec.patterns:
-        check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
     metrics = {name: look_up(plan.plugins, plan.plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plan.plugins, plan.plugins.registries.datasets, name) for name in names}
@@ -187,6 +187,9 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
+    bundle = examined(bundle, probe[0])
+    for pattern in spec.patterns:
+        check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
     shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)
     return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
 

@@ -60,12 +60,18 @@ class CostRecord(TypedDict):
     selection_tokens: int | None
 
 
-class Coverage(TypedDict):
+class Extent(TypedDict):
     """The pruned part of the decoder: layers, weights, and their share of all parameters of the decoder."""
 
     layers: int
     weights: int
     share_of_decoder: float
+
+
+class Coverage(Extent, total=False):
+    """The same with `kinds`, the weights in attention, mlp, experts and other layers, which older records lack."""
+
+    kinds: dict[str, int]
 
 
 class Identity(TypedDict):

@@ -61,7 +61,7 @@ WIDE = {
     "proof": "none for dense",
     "proof.*": "what was checked: groups and zeros counted, digest of the masks",
     "coverage": "none for dense",
-    "coverage.*": "how much of the decoder is pruned: layers, weights, share of its parameters",
+    "coverage.*": "how much of the decoder is pruned: layers, weights, share of its parameters, weights by kind",
     "against_dense.*": "paired difference to dense of the mean loss in nats per token, 95 % interval, windows",
     "seconds.prune": TIDY["prune_seconds"],
     "seconds.evaluate": TIDY["evaluate_seconds"],
