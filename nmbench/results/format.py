@@ -133,7 +133,7 @@ class Record(Identity, Figures, total=False):
 
 
 def record_in(line: Mapping[str, Any], where: str) -> Record:
-    """Return the record in a line of a file, `upgraded`. Raises `NMBenchError` if the line has not a record's fields."""
+    """Return the record in a line of a file, `upgraded`. Raises `NMBenchError` for a line without its fields."""
     odd = [name for name, kind in IN_EVERY_RECORD.items() if not isinstance(line.get(name, ...), kind)]
     if odd and line.get("format", 1) in (1, FORMAT):
         raise NMBenchError(
