@@ -9,6 +9,7 @@ Documents shorter than a window are joined, and used if the long documents do no
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import NMBenchError, failing_as
 from nmbench.sources import Dataset
 
 SHINGLE = 64  # two texts overlap if they share this many consecutive tokens
+QUOTED = 80  # characters of a shared text that a message shows
+SELECTION = {False: "held back from the calibration texts", True: "from the data set's own selection texts"}
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,13 @@ class Pool:
     """The tokens that a run may read besides the test text: int64 `[windows, window_tokens]` each.
 
     Statistics use the first windows of `calibration`, learners all of them. Learners may select masks by `selection`.
-    `notes` describes the origin of the selection windows.
+    `notes` describes the origin of the selection windows. `bos`: the first token of every window is BOS.
     """
 
     calibration: Tensor
     selection: Tensor
     notes: str
+    bos: bool = False
 
     @property
     def digest(self) -> str:
@@ -45,48 +49,103 @@ class Pool:
 
 
 def calibration_pool(
-    dataset: Dataset, name: str, tokenizer: Any, window_tokens: int, pool_tokens: int, selection_tokens: int, seed: int
+    dataset: Dataset,
+    name: str,
+    tokenizer: Any,
+    window_tokens: int,
+    pool_tokens: int,
+    selection_tokens: int,
+    seed: int,
+    bos: bool = False,
 ) -> Pool:
     """Draw the pool of `dataset` for one seed; with `selection_tokens` 0 it has no selection windows.
 
-    The first windows do not depend on the sizes. Raises `NMBenchError` if the text is too short.
+    The first windows do not depend on the sizes. With `bos` every window begins with the BOS token and has one token
+    less of the text. Selection windows that repeat text of a calibration window are left out, and the next ones take
+    their place. Raises `NMBenchError` if the text is too short.
     """
     wanted = max(1, pool_tokens // window_tokens)
     held_back = max(1, selection_tokens // window_tokens) if selection_tokens else 0
     own = list(dataset.texts("selection")) if held_back else []
-    windows = draw_exactly(
-        dataset.texts("calibration"), tokenizer, wanted + (0 if own else held_back), window_tokens, seed, name
-    )
-    if not own:
-        return Pool(windows[:wanted], windows[wanted:], "selection windows held back from the calibration texts")
-    selection = draw_exactly(own, tokenizer, held_back, window_tokens, seed, f"{name} (its selection texts)")
-    return Pool(windows, selection, "selection windows from the data set's own selection texts")
+    length = window_tokens - bos
+    dealt = windows_of(dataset.texts("calibration"), tokenizer, length, seed, name, bos)
+    calibration = stacked(itertools.islice(dealt, wanted), length)
+    if own:
+        enough(len(calibration), wanted, window_tokens, name)
+        dealt = windows_of(own, tokenizer, length, seed, f"{name} (its selection texts)", bos)
+    selection, repeats = without_repeats(dealt, held_back, calibration)
+    if own:
+        enough(len(selection), held_back, window_tokens, f"{name} (its selection texts)", repeats)
+    else:
+        enough(len(calibration) + len(selection), wanted + held_back, window_tokens, name, repeats)
+    notes = f"selection windows {SELECTION[bool(own)]}{left_out(repeats)}"
+    if not bos:
+        return Pool(calibration, selection, notes)
+    calibration, selection = (begun(windows, tokenizer, "--bos always") for windows in (calibration, selection))
+    return Pool(calibration, selection, f"{notes}; BOS begins every window", bos)
 
 
-def draw_exactly(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int, name: str) -> Tensor:
-    """Draw exactly `count` windows. Raises `NMBenchError` if the texts are too short."""
-    windows = draw(texts, tokenizer, count, window_tokens, seed)
-    if len(windows) < count:
+def enough(found: int, count: int, window_tokens: int, name: str, repeats: int = 0) -> None:
+    """Raise `NMBenchError` if the texts give fewer than `count` windows."""
+    if found < count:
         raise NMBenchError(
-            f"calibration text {name} gives {len(windows)} windows of {window_tokens} tokens, {count} are needed; "
-            f"lower --windows, --window-tokens or, for a mask learner, --pool-tokens and --selection-tokens, or bring "
-            f"more text."
+            f"calibration text {name} gives {found} windows of {window_tokens} tokens{left_out(repeats)}, {count} "
+            f"are needed; lower --windows, --window-tokens or, for a mask learner, --pool-tokens and "
+            f"--selection-tokens, or bring more text."
         )
-    return windows
+
+
+def left_out(repeats: int) -> str:
+    """Return the clause on selection windows that were left out, or nothing if none was."""
+    return f"; {repeats} left out that repeat text of calibration windows" if repeats else ""
+
+
+def without_repeats(dealt: Iterator[Tensor], count: int, calibration: Tensor) -> tuple[Tensor, int]:
+    """Return the first `count` windows that share no run of `SHINGLE` tokens with calibration windows `[n, length]`.
+
+    They are `[count or fewer, length]`; beside them stands the number of windows that were left out.
+    """
+    length = calibration.shape[1]
+    width = min(SHINGLE, length)
+    seen = shingles(calibration, width).unique() if count else calibration
+    kept: list[Tensor] = []
+    repeats = 0
+    while len(kept) < count and (window := next(dealt, None)) is not None:
+        if among(shingles(window, width), seen).any():
+            repeats += 1
+        else:
+            kept.append(window)
+    return stacked(kept, length), repeats
+
+
+def among(values: Tensor, known: Tensor) -> Tensor:
+    """Return for each of `values` whether it is one of `known`, which are sorted: bool of the same shape."""
+    if not len(known):
+        return torch.zeros_like(values, dtype=torch.bool)
+    return known[torch.searchsorted(known, values).clamp(max=len(known) - 1)] == values
 
 
 def draw(texts: Iterable[str], tokenizer: Any, count: int, window_tokens: int, seed: int) -> Tensor:
     """Draw up to `count` non-overlapping windows int64 `[n, window_tokens]` from documents in seeded order."""
+    return stacked(itertools.islice(windows_of(texts, tokenizer, window_tokens, seed), count), window_tokens)
+
+
+def windows_of(
+    texts: Iterable[str], tokenizer: Any, window_tokens: int, seed: int, name: str = "the text", bos: bool = False
+) -> Iterator[Tensor]:
+    """Yield windows int64 `[window_tokens]` of documents in seeded order; with `bos`, without their own BOS."""
     generator = torch.Generator().manual_seed(seed)
     documents = list(texts)
     order = torch.randperm(len(documents), generator=generator).tolist()
-    encoded = (encode(tokenizer, documents[index]) for index in order)
-    windows = []
-    for window in crops_in_rounds(encoded, window_tokens, generator):
-        windows.append(window)
-        if len(windows) == count:
-            break
-    return torch.stack(windows) if windows else torch.empty(0, window_tokens, dtype=torch.int64)
+    encoded = (encode(tokenizer, documents[index], f"document {index} of {name}") for index in order)
+    if bos:
+        encoded = (tokens[1:] if begins_with_bos(tokens, tokenizer) else tokens for tokens in encoded)
+    return crops_in_rounds(encoded, window_tokens, generator)
+
+
+def stacked(windows: Iterable[Tensor], window_tokens: int) -> Tensor:
+    """Return windows `[window_tokens]`, or none, as one tensor int64 `[n, window_tokens]`."""
+    return torch.stack([torch.empty(window_tokens, dtype=torch.int64), *windows])[1:]
 
 
 def crops_in_rounds(documents: Iterable[Tensor], window_tokens: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -116,14 +175,67 @@ def crops(document: Tensor, window_tokens: int, generator: torch.Generator) -> l
     return [grid[index] for index in others if index != first] + [grid[first]]
 
 
-def encode(tokenizer: Any, text: str) -> Tensor:
-    """Return the tokens of a text, with the special tokens that the tokenizer adds: int64 `[n]`."""
-    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+def encode(tokenizer: Any, text: str, where: str = "a text") -> Tensor:
+    """Return the tokens of a text, with the special tokens that the tokenizer adds: int64 `[n]`.
+
+    Raises `NMBenchError`, naming `where` the text is from, for what is no text, and if the tokenizer fails.
+    """
+    check_text(text, where)
+    with failing_as(f"the tokenizer failed on {where}"):
+        return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
 
-def test_tokens(dataset: Dataset, tokenizer: Any) -> Tensor:
+def check_text(text: object, where: str) -> None:
+    """Raise `NMBenchError` for what is no text: another type, or a character that is half of a pair."""
+    if not isinstance(text, str):
+        raise NMBenchError(f"{where} is {text!r:.60} of type {type(text).__name__}, not text; leave it out.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise NMBenchError(
+            f"{where} holds a lone surrogate, U+{ord(text[error.start]):04X} at character {error.start}, which is no "
+            f"text; mend or drop it."
+        ) from None
+
+
+def bos_of(tokenizer: Any) -> int | None:
+    """Return the BOS token of a tokenizer, if it has one."""
+    token = getattr(tokenizer, "bos_token_id", None)
+    return token if isinstance(token, int) else None
+
+
+def begins_with_bos(tokens: Tensor, tokenizer: Any) -> bool:
+    """Return True if tokens `[n]` begin with the BOS token."""
+    return len(tokens) > 0 and int(tokens[0]) == bos_of(tokenizer)
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Return True if the tokenizer by itself puts BOS before every text."""
+    return bos_of(tokenizer) is not None and any(begins_with_bos(encode(tokenizer, t), tokenizer) for t in ("", "a"))
+
+
+def begun(windows: Tensor, tokenizer: Any, what: str) -> Tensor:
+    """Return windows with the BOS token before each: `[n, window]` -> `[n, 1 + window]`.
+
+    Raises `NMBenchError` if the tokenizer has no BOS token; `what` asks for it.
+    """
+    bos = bos_of(tokenizer)
+    if bos is None:
+        raise NMBenchError(f"{what} asks for windows that begin with BOS, and the tokenizer has no BOS token.")
+    return torch.cat([torch.full_like(windows[:, :1], bos), windows], dim=1)
+
+
+def test_tokens(dataset: Dataset, tokenizer: Any, name: str) -> Tensor:
     """Return the test texts, joined by the data set's separator and tokenised once: int64 `[n]`."""
-    return encode(tokenizer, dataset.separator.join(dataset.texts("test")))
+    return encode(tokenizer, test_text(dataset, name), f"the test text {name}")
+
+
+def test_text(dataset: Dataset, name: str) -> str:
+    """Return the test texts, joined by the data set's separator. Raises `NMBenchError` for what is no text."""
+    texts = list(dataset.texts("test"))
+    for index, text in enumerate(texts):
+        check_text(text, f"test document {index} of {name}")
+    return dataset.separator.join(texts)
 
 
 def cut(tokens: Tensor, window_tokens: int, name: str) -> Tensor:
@@ -139,23 +251,33 @@ def cut(tokens: Tensor, window_tokens: int, name: str) -> Tensor:
     return tokens[: len(tokens) // window_tokens * window_tokens].reshape(-1, window_tokens)
 
 
-def refuse_overlap(pool: Pool, calibration: str, test: Tensor, name: str) -> None:
-    """Raise `NMBenchError` if a calibration or selection window shares `SHINGLE` consecutive tokens with a test text,
-    or if a calibration and a selection window share as many.
+def refuse_overlap(pool: Pool, calibration: str, test: Tensor, name: str, tokenizer: Any) -> None:
+    """Raise `NMBenchError` if a calibration or selection window shares `SHINGLE` consecutive tokens with a test text.
+
+    The message quotes the first shared text, by the tokenizer, and says where it is.
     """
-    width = min(SHINGLE, pool.calibration.shape[1], len(test))
-    seen = shingles(test, width).unique()
     for split, windows in (("calibration", pool.calibration), ("selection", pool.selection)):
-        shared = int(torch.isin(shingles(windows, width), seen).any(dim=-1).sum())
-        if shared:
-            raise NMBenchError(
-                f"{shared} of {len(windows)} {split} windows of {calibration} share {width} or more consecutive "
-                f"tokens with the test text {name}; calibrate on another text."
-            )
-    if torch.isin(shingles(pool.selection, width), shingles(pool.calibration, width)).any():
+        windows = windows[:, pool.bos :]
+        width = min(SHINGLE, windows.shape[1], len(test))
+        runs, theirs = shingles(windows, width), shingles(test, width)
+        shared = torch.isin(runs, theirs.unique())  # [windows, places]
+        if not shared.any():
+            continue
+        row, place = shared.nonzero()[0].tolist()
+        there = int((theirs == runs[row, place]).nonzero()[0])
         raise NMBenchError(
-            f"the calibration and selection windows of {calibration} overlap; use a text without repeats."
+            f"{int(shared.any(dim=-1).sum())} of {len(windows)} {split} windows of {calibration} share {width} or more "
+            f"consecutive tokens with the test text {name}, first window {row} from its token {place} and the test "
+            f"text from its token {there}, both {quoted(test[there : there + width], tokenizer)}; calibrate on another "
+            f"text."
         )
+
+
+def quoted(tokens: Tensor, tokenizer: Any) -> str:
+    """Return the first `QUOTED` characters of the text of tokens `[n]`, in quotes on one line."""
+    with failing_as("the tokenizer failed to decode tokens"):
+        text = " ".join(str(tokenizer.decode(tokens.tolist())).split())
+    return repr(text if len(text) <= QUOTED else f"{text[:QUOTED]}...")
 
 
 def shingles(tokens: Tensor, width: int) -> Tensor:

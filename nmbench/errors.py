@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+PANIC = ("pyo3_runtime", "PanicException")  # a class that no module exports
 
 
 class NMBenchError(Exception):
@@ -53,3 +56,27 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Unkn
     known = sorted(known)
     listed = ", ".join(known) or "none"
     return UnknownName(f"unknown {kind} {name!r}{where}.{did_you_mean(name, known)} Known: {listed}")
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return True for the panic of a library written in Rust, such as tokenizers: it is no `Exception`."""
+    return (type(error).__module__, type(error).__name__) == PANIC
+
+
+def interrupts(error: BaseException) -> bool:
+    """Return True for what goes through every guard, as Ctrl-C does: no error, no exit that code calls, no panic."""
+    return not isinstance(error, (Exception, SystemExit)) and not is_panic(error)
+
+
+@contextlib.contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Raise `NMBenchError` in place of any error inside the context, panics included; `what` says what failed."""
+    try:
+        yield
+    except NMBenchError:
+        raise
+    except BaseException as error:
+        if interrupts(error):
+            raise
+        said = " ".join(str(error).split())
+        raise NMBenchError(f"{what}: {type(error).__name__}: {said}") from error

@@ -12,7 +12,7 @@ The canonical view of a weight is `[out, in]` with groups along `in`, however th
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -77,7 +77,8 @@ class PrunedModel:
     `notes`: JSON values of the method's choice. `layer_notes`: layer -> note. `figures`: name -> mean over layers.
     `experts`: under `never_reached`, the names of fused experts without routed calibration tokens; under
     `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs. `origin`: the record of the row
-    that imported masks come from, whose cost is theirs; without it the cost of imported masks is unknown.
+    that imported masks come from, whose cost is theirs; without it the cost of imported masks is unknown. `curve`: the
+    figures that a learner reported, by `step`.
     """
 
     layers: Mapping[str, Pruned]
@@ -86,6 +87,7 @@ class PrunedModel:
     figures: Mapping[str, float] = field(default_factory=dict)
     experts: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] | None = None
+    curve: Sequence[Mapping[str, float | None]] = ()
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -156,10 +158,7 @@ class Scorer(Baseline):
     work_method: ClassVar[str] = "score"
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
-        """Return finite scores of the shape of `weight` `[out, in]`; larger = keep.
-
-        If `needs` is `INPUT_NORM` alone, norms may be NaN on a GPU; the host discards the mask in that case.
-        """
+        """Return finite scores of the shape of `weight` `[out, in]`; larger = keep."""
         raise NotImplementedError
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from nmbench.errors import NMBenchError
+from nmbench.spec import WITH_BOS
 
 if TYPE_CHECKING:
     from nmbench.evaluation.subject import DenseSubject, Subject
@@ -120,6 +121,11 @@ class Metric:
         """The windows of the test texts as (data set, tokens), which the host checks before any computation."""
         return ()
 
+    @property
+    def bos(self) -> bool:
+        """True if a BOS token begins every window, beside the tokens of the window."""
+        return False
+
     def provenance(self) -> Mapping[str, Any]:
         """Return what the figures depend on besides model and test texts: a digest of other data, a harness version.
 
@@ -139,17 +145,27 @@ class Metric:
 class WindowMetric(Metric):
     """A metric of the windows of one test text, `<word>:<data set>@<window>`; `word` is its registered name.
 
-    Raises `NMBenchError` for any other form: a figure without its window length cannot be compared.
+    With `+bos` behind the window a BOS token begins every window: the window keeps its tokens and its targets, only the
+    context differs. A metric that hands `self.bos` to the subject sets `takes_bos`.
+
+    Raises `NMBenchError` for any other form, since a figure without its window length cannot be compared, and
+    for `+bos` where the metric does not take it.
     """
 
     word: ClassVar[str]
+    takes_bos: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        dataset, at, window = self.argument.rpartition("@")
-        if not at or not dataset or not window.isdigit() or int(window) < 2:
+        dataset, at, window = self.without_bos.rpartition("@")
+        if not at or not dataset or not (window.isascii() and window.isdigit()) or int(window) < 2:
             raise NMBenchError(
                 f"metric '{self.full_name}' is not of the form {self.word}:<data set>@<window>, for example "
                 f"{self.word}:wikitext2@2048: without its window length a figure says nothing."
+            )
+        if self.bos and not self.takes_bos:
+            raise NMBenchError(
+                f"metric '{self.full_name}' cannot begin windows with BOS: {self.word} does not take {WITH_BOS}; write "
+                f"{self.word}:{self.without_bos}."
             )
 
     @property
@@ -157,12 +173,21 @@ class WindowMetric(Metric):
         return f"{self.word}:{self.argument}"
 
     @property
+    def without_bos(self) -> str:
+        """The argument of the same metric with windows as they are in the text."""
+        return self.argument.removesuffix(WITH_BOS)
+
+    @property
+    def bos(self) -> bool:
+        return self.argument.endswith(WITH_BOS)
+
+    @property
     def dataset(self) -> str:
-        return self.argument.rpartition("@")[0]
+        return self.without_bos.rpartition("@")[0]
 
     @property
     def window(self) -> int:
-        return int(self.argument.rpartition("@")[2])
+        return int(self.without_bos.rpartition("@")[2])
 
     @property
     def datasets(self) -> tuple[str, ...]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import hashlib
-import json
 import re
 import sys
 import typing
@@ -19,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.errors import NMBenchError, unknown
-from nmbench.options import alternatives, type_name
 from nmbench.pattern import Pattern
+from nmbench.plain_data import check_form, digest, refuse_duplicates
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib
+    pass
 
 DENSE = "dense"
 # Names that the host itself presumes; a test proves that plugins register each.
 MODEL, MODEL_FOLDER = "demo", "folder"
 CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
 LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
+WITH_BOS = "+bos"  # ends the name of a metric whose windows begin with the BOS token
+BOS = ("auto", "always", "never")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
@@ -79,7 +79,9 @@ class RunSpec:
     Statistics are gathered from `windows` windows of `window_tokens` tokens. Learners read `pool_tokens` tokens and
     choose by `selection_tokens` others. `plugins` are single files to load. A model that is sparse already is pruned
     only if `allow_sparse`, a quantised model only if `dequantise`. `stream`: decoder blocks stay on the host and are
-    copied to the device one by one; None: only if the model would not fit.
+    copied to the device one by one; None: only if the model would not fit. `bos`:
+    whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it begins the
+    windows of the first metric.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -96,6 +98,7 @@ class RunSpec:
     metrics: tuple[str, ...] = ()
     dtype: str | None = None
     eval_dtype: str | None = None
+    bos: str | None = None
     trust_remote_code: bool = False
     allow_sparse: bool | None = None
     dequantise: bool | None = None
@@ -119,10 +122,13 @@ class RunSpec:
             least = 2 if name == "window_tokens" else 1
             if value is not None and value < least:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
+        if self.bos not in (None, *BOS):
+            raise NMBenchError(f"bos must be {', '.join(BOS[:-1])} or {BOS[-1]}, not {self.bos!r}.")
 
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
         """Return the spec with `defaults` for open choices, and with absolute paths of plugins, valid in any folder."""
         windows = self.windows or defaults.windows
+        metrics = self.metrics or defaults.metrics
         window_tokens = self.window_tokens or defaults.window_tokens
         dtype = self.dtype or defaults.dtype
         filled = {
@@ -132,18 +138,23 @@ class RunSpec:
             "window_tokens": window_tokens,
             "pool_tokens": max(self.pool_tokens or defaults.pool_tokens, windows * window_tokens),
             "selection_tokens": self.selection_tokens or defaults.selection_tokens,
-            "metrics": self.metrics or defaults.metrics,
+            "metrics": metrics,
             "dtype": dtype,
             "eval_dtype": self.eval_dtype or dtype,
+            "bos": bos_by(metrics) if self.bos in (None, "auto") else self.bos,
             "plugins": tuple(dict.fromkeys(str(Path(file).absolute()) for file in self.plugins)),
         }
         return ResolvedSpec(**{**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **filled})
 
     def protocol(self) -> dict[str, Any]:
-        """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics."""
+        """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics.
+
+        `bos` is one of them where BOS begins calibration windows; elsewhere it is left out.
+        """
         shared = ("model", "skip", "calibration", "windows", "window_tokens", "pool_tokens", "selection_tokens")
         content = self.to_dict()
-        return {name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}
+        begun = {"bos": self.bos} if self.bos not in (None, "never") else {}
+        return {**{name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}, **begun}
 
     def layer_patterns(self, pattern: Pattern, layers: Iterable[str]) -> dict[str, Pattern]:
         """Return the pattern of every layer: the last matching `pattern_for`, else `pattern`.
@@ -206,7 +217,8 @@ class RunSpec:
 class ResolvedSpec(RunSpec):
     """One comparison with no open choice but `stream`, which the memory of the device decides.
 
-    Lengths are in tokens, dtypes are names of torch. `pool_tokens` is at least `windows * window_tokens`.
+    Lengths are in tokens, dtypes are names of torch. `pool_tokens` is at least `windows * window_tokens`,
+    `bos` is always or never.
     """
 
     calibration: str
@@ -216,47 +228,19 @@ class ResolvedSpec(RunSpec):
     selection_tokens: int
     dtype: str
     eval_dtype: str
+    bos: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and TOML, without what says nothing: `bos` where it is never and nobody asks for it."""
+        content = super().to_dict()
+        if self.bos == bos_by(self.metrics) == "never":
+            del content["bos"]
+        return content
 
 
-def check_form(content: Any, form: Mapping[str, Any], where: str) -> None:
-    """Raise `NMBenchError` unless plain data has only keys of `form`, and values of the types in `form`."""
-    if not isinstance(content, Mapping):
-        raise NMBenchError(f"{where} must be a table, not {content!r}.")
-    for name, value in content.items():
-        if name not in form:
-            raise unknown("key", str(name), form, f" in {where}")
-        if not fits(value, form[name]):
-            raise NMBenchError(f"{name} in {where} must be {in_words(form[name])}, not {value!r}.")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Return True if plain data is of an annotated type; a text is not a list, and a truth value is not a number."""
-    inner = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
-    if typing.get_origin(hint) is Mapping:
-        return isinstance(value, Mapping) and all(fits(item, inner[1]) for item in value.values())
-    return hint is Any or type(value) in alternatives(hint)
-
-
-def in_words(hint: Any) -> str:
-    """Return an annotated type in words: int or none, a list of str, a table of str."""
-    inner, kind = typing.get_args(hint), typing.get_origin(hint)
-    if kind is tuple:
-        return f"a list of {in_words(inner[0])}"
-    if kind is Mapping:
-        return "a table" if inner[1] is Any else f"a table of {in_words(inner[1])}"
-    return type_name(hint)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the content of a TOML file as plain data. Raises `NMBenchError` for a missing file or bad TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NMBenchError(f"configuration file {path} does not exist.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise NMBenchError(f"configuration file {path} is not TOML: {error}.") from None
+def bos_by(metrics: Sequence[str]) -> str:
+    """Return the value of `bos` that auto stands for: always if BOS begins the windows of the first metric."""
+    return "always" if metrics and metrics[0].endswith(WITH_BOS) else "never"
 
 
 def with_settings(methods: Sequence[MethodSpec], settings: Iterable[str]) -> tuple[MethodSpec, ...]:
@@ -283,16 +267,3 @@ def matches(name: str, glob: str) -> bool:
     glob = re.sub(r"\[(\d+)\]$", r"[[]\1]", glob)
     names = (name, re.sub(r"\[\d+\]$", "", name))
     return any(fnmatch.fnmatchcase(n, g) for n in names for g in (glob, f"*.{glob}"))
-
-
-def refuse_duplicates(kind: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            remedy = "; give one of them another LABEL=NAME" if kind == "label" else ""
-            raise NMBenchError(f"{kind} {name!r} is given twice{remedy}.")
-
-
-def digest(content: Any) -> str:
-    """Return the digest of plain data: 16 hex digits of SHA-256 over canonical JSON."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ import pytest
 pytest.register_assert_rewrite("reference")
 
 
-@pytest.fixture
-def texts(tmp_path: Path) -> Path:
-    """A folder with cal.txt, sel.txt and test.txt: pieces of three of the demo's plays, about 20 kB each."""
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pieces of two of the demo's plays, cal.txt of 20 kB and test.txt of 6 kB; nobody writes to it."""
     from nmbench_plugins.demo import DemoPlays
 
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for name, split in (("cal", "calibration"), ("sel", "selection"), ("test", "test")):
-        (folder / f"{name}.txt").write_text(next(iter(DemoPlays().texts(split)))[4000:24000], encoding="utf-8")
+    folder = tmp_path_factory.mktemp("texts")
+    for name, split, length in (("cal", "calibration", 20_000), ("test", "test", 6_000)):
+        text = next(iter(DemoPlays().texts(split)))[4000 : 4000 + length]
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -35,22 +36,50 @@ def nmbench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., An
     return lambda *args: CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small(texts: Path) -> list[str]:
     """Flags of a run that takes a second: a tiny random model on real text."""
+    text = ["--calibration", f"text:{texts}/cal.txt", "--metric", f"ppl:text:{texts}/test.txt@64"]
     return [
-        *(
-            "--model",
-            "tiny:llama",
-            "--calibration",
-            f"text:{texts}/cal.txt",
-            "--metric",
-            f"ppl:text:{texts}/test.txt@64",
-        ),
+        *("--model", "tiny:llama", *text),
         *("--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024"),
         *("--set", "maskpro.steps=6", "--set", "maskpro.check_every=3", "--set", "maskpro.checkpoint_every=2"),
         *("--method", "maskpro", "--out", "out"),
     ]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, Path]]:
+    """Do a run unless the same flags were given before; returns click's result and the folder that it was done in."""
+    known: dict[tuple[str, ...], tuple[Any, Path]] = {}
+
+    def make(nmbench: Callable[..., Any], flags: tuple[str, ...]) -> tuple[Any, Path]:
+        if flags not in known:
+            folder = tmp_path_factory.mktemp("made")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                known[flags] = nmbench("run", *flags), folder
+        return known[flags]
+
+    return make
+
+
+@pytest.fixture
+def finished(nmbench: Callable[..., Any], made: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Like `nmbench("run", ...)` for a run that must succeed and needs no file of the test, into a new `--out`.
+
+    A run that another test has asked for is not done again: this one gets a copy of its directory, and its output.
+    """
+
+    def finish(*args: Any) -> Any:
+        flags = tuple(map(str, args))
+        result, folder = made(nmbench, flags)
+        assert result.exit_code == 0, result.output
+        out = flags[flags.index("--out") + 1]
+        shutil.copytree(folder / out, tmp_path / out)
+        return result
+
+    return finish
 
 
 def records_of(directory: Path) -> list[dict[str, Any]]:

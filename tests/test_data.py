@@ -3,19 +3,25 @@
 Every document is written in words that are numbers, each used once in a test, so that a token says where it is from.
 """
 
+import re
 from dataclasses import dataclass
 
 import pytest
+import tokenizers
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.data import (
     SHINGLE,
     Pool,
+    adds_bos,
+    begun,
     calibration_pool,
     cut,
     draw,
+    encode,
     refuse_overlap,
     shingles,
     tokens_digest,
@@ -28,9 +34,22 @@ quick = settings(max_examples=50, deadline=None)
 seeds = st.integers(0, 2**31)
 
 
-def tokenizer(text, verbose):
-    """Read words as numbers."""
-    return {"input_ids": [int(word) for word in text.split()]}
+@dataclass(frozen=True)
+class Numbers:
+    """A tokenizer that reads words as numbers; `adds` says whether it begins a text with BOS."""
+
+    bos_token_id: int | None = None
+    adds: bool = False
+
+    def __call__(self, text, verbose):
+        return {"input_ids": [self.bos_token_id] * self.adds + [int(word) for word in text.split()]}
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
+
+
+tokenizer = Numbers()
+BOS = 9_999_999
 
 
 def document(index, length):
@@ -224,7 +243,7 @@ def test_test_texts_are_joined():
         seen.append(text)
         return tokenizer(text, verbose)
 
-    tokens = joined_tokens(Texts(test=("1 2", "3", "4 5")), recording)
+    tokens = joined_tokens(Texts(test=("1 2", "3", "4 5")), recording, "acme")
     assert tokens.tolist() == [1, 2, 3, 4, 5]
     assert tokens.dtype == torch.int64
     assert seen == ["1 2\n\n3\n\n4 5"]
@@ -274,11 +293,19 @@ def test_any_shared_run_of_64_is_found(case):
     """A window that shares 64 tokens with the test text, wherever in either, is refused, naming split and texts."""
     made, test, which = case
     with pytest.raises(NMBenchError) as caught:
-        refuse_overlap(made, "mine", test, "theirs")
+        refuse_overlap(made, "mine", test, "theirs", tokenizer)
     text = str(caught.value)
     assert text.startswith(f"1 of {3 if which == 'calibration' else 2} {which} windows of mine share 64 or more")
-    assert text.endswith("tokens with the test text theirs; calibrate on another text.")
+    assert text.endswith("...'; calibrate on another text.")
     assert "\n" not in text
+    row, here, there, quote = re.search(
+        r"tokens with the test text theirs, first window (\d+) from its token (\d+) and the test text from its token "
+        r"(\d+), both '(.{80})\.\.\.'",
+        text,
+    ).groups()
+    run = test[int(there) : int(there) + SHINGLE]
+    assert torch.equal(getattr(made, which)[int(row), int(here) : int(here) + SHINGLE], run)
+    assert tokenizer.decode(run.tolist()).startswith(quote)
 
 
 @quick
@@ -286,7 +313,7 @@ def test_any_shared_run_of_64_is_found(case):
 def test_shorter_runs_are_no_overlap(case):
     """Sharing 63 tokens in a row is accepted: phrases repeat in any language."""
     made, test, _ = case
-    refuse_overlap(made, "mine", test, "theirs")
+    refuse_overlap(made, "mine", test, "theirs", tokenizer)
 
 
 @quick
@@ -296,7 +323,7 @@ def test_unrelated_texts_are_accepted(window, length, seed):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randperm(50_000, generator=generator)
     made = split(tokens[: 6 * window].view(6, window), tokens[6 * window : 8 * window].view(2, window))
-    refuse_overlap(made, "mine", tokens[-length:], "theirs")
+    refuse_overlap(made, "mine", tokens[-length:], "theirs", tokenizer)
 
 
 @quick
@@ -308,18 +335,156 @@ def test_short_windows_overlap_as_a_whole(window, data):
     calibration = unique_windows(2, window, 1000)
     calibration[1] = test[at : at + window]
     with pytest.raises(NMBenchError, match=f"1 of 2 calibration windows of mine share {window} or more"):
-        refuse_overlap(split(calibration, unique_windows(1, window, 9000)), "mine", test, "theirs")
+        refuse_overlap(split(calibration, unique_windows(1, window, 9000)), "mine", test, "theirs", tokenizer)
+
+
+@st.composite
+def repeating(draw_):
+    """Documents of two windows or so, some of which hold one and the same boilerplate."""
+    window = draw_(st.integers(4, 2 * SHINGLE))
+    width = min(SHINGLE, window)
+    boilerplate = " ".join(str(5_000_000 + word) for word in range(width))
+    texts = []
+    for index in range(draw_(st.integers(8, 20))):
+        plain = document(index, 3 * window)
+        texts.append(f"{boilerplate} {plain}" if draw_(st.booleans()) else plain)
+    return texts, window, width
 
 
 @quick
-@given(st.integers(SHINGLE, 2 * SHINGLE), st.data())
-def test_calibration_and_selection_must_not_overlap(window, data):
-    """A run of 64 tokens that calibration and selection windows share is refused, at any offset in either."""
-    calibration, selection = unique_windows(2, window, 0), unique_windows(2, window, 9000)
-    here, there = (data.draw(st.integers(0, window - SHINGLE)) for _ in range(2))
-    selection[1, here : here + SHINGLE] = calibration[0, there : there + SHINGLE]
-    with pytest.raises(NMBenchError, match="the calibration and selection windows of mine overlap"):
-        refuse_overlap(split(calibration, selection), "mine", torch.arange(300) + 50_000, "theirs")
+@given(repeating(), st.integers(1, 4), st.integers(1, 4), seeds, st.booleans(), st.booleans())
+def test_selection_never_repeats_calibration(case, wanted, held_back, seed, own, bos):
+    """Calibration and selection windows share no run of 64 tokens, whatever the texts repeat; the pool has its size."""
+    texts, window, width = case
+    dataset = Texts("", tuple(texts), tuple(texts[::-1]) if own else ())
+    made = calibration_pool(
+        dataset, "acme", Numbers(BOS), window + bos, wanted * (window + bos), held_back * (window + bos), seed, bos
+    )
+    calibration, selection = made.calibration[:, bos:], made.selection[:, bos:]
+    assert (len(calibration), len(selection)) == (wanted, held_back)
+    assert not torch.isin(shingles(selection, width), shingles(calibration, width)).any()
+
+
+@quick
+@given(repeating(), st.integers(1, 4), st.integers(1, 4), seeds)
+def test_windows_that_repeat_nothing_are_dealt_as_ever(case, wanted, held_back, seed):
+    """The pool is what is dealt, in its order, without the windows left out; the notes count these."""
+    texts, window, width = case
+    made = calibration_pool(
+        Texts("", tuple(texts)), "acme", tokenizer, window, wanted * window, held_back * window, seed
+    )
+    dealt = draw(texts, tokenizer, 1000, window, seed)
+    assert torch.equal(made.calibration, dealt[:wanted])
+    fresh = [
+        row for row in dealt[wanted:] if not torch.isin(shingles(row, width), shingles(dealt[:wanted], width)).any()
+    ]
+    assert torch.equal(made.selection, torch.stack(fresh[:held_back]))
+    places = [next(i for i, row in enumerate(dealt) if torch.equal(row, last)) for last in made.selection[-1:]]
+    passed = places[0] + 1 - wanted - held_back
+    note = f"; {passed} left out that repeat text of calibration windows" if passed else ""
+    assert made.notes == f"selection windows held back from the calibration texts{note}"
+
+
+def test_text_of_repeats_alone_is_refused():
+    """A text whose windows all repeat each other is refused, with the number of windows left out."""
+    texts = (document(0, 64),) * 9
+    with pytest.raises(NMBenchError) as caught:
+        calibration_pool(Texts("", texts), "acme", tokenizer, 64, 2 * 64, 64, seed=0)
+    assert "gives 2 windows of 64 tokens; 7 left out that repeat text of calibration windows, 3 are needed" in str(
+        caught.value
+    )
+
+
+# BOS
+
+
+@quick
+@given(decks(short=False), seeds, st.booleans())
+def test_bos_takes_the_room_of_one_token(deck, seed, adds):
+    """With BOS every window has its length, BOS in front once, and the tokens of a shorter window behind it."""
+    lengths, window, _ = deck
+    dataset = Texts("", tuple(documents([length + window for length in lengths])))
+    made = calibration_pool(dataset, "acme", Numbers(BOS, adds), window + 1, window + 1, 0, seed, bos=True)
+    plain = calibration_pool(dataset, "acme", tokenizer, window, window, 0, seed)
+    assert made.calibration.shape == (1, window + 1)
+    assert (made.calibration == BOS).sum() == 1
+    assert torch.equal(made.calibration[:, 1:], plain.calibration)
+    assert made.notes.endswith("; BOS begins every window")
+
+
+def test_bos_is_no_part_of_a_shared_run():
+    """Short windows that begin with BOS still overlap with the test text when all their text occurs there."""
+    test = torch.arange(300)
+    pool_ = Pool(begun(test[None, 10:20], Numbers(BOS), "acme"), test[:0, None].expand(0, 11), "by hand", bos=True)
+    with pytest.raises(NMBenchError, match="1 of 1 calibration windows of mine share 10 or more"):
+        refuse_overlap(pool_, "mine", test, "theirs", tokenizer)
+
+
+def test_bos_needs_a_token():
+    """A tokenizer without BOS cannot begin windows with it."""
+    with pytest.raises(NMBenchError, match=r"ppl:x@8.bos asks for windows that begin with BOS, .* has no BOS token"):
+        begun(torch.zeros(2, 3, dtype=torch.int64), tokenizer, "ppl:x@8+bos")
+
+
+@pytest.mark.parametrize(("bos", "adds"), [(None, False), (BOS, False), (BOS, True)])
+def test_added_bos_is_noticed(bos, adds):
+    """A tokenizer adds BOS if it begins a text with the token that it calls so."""
+
+    def digits(text, verbose):
+        return Numbers(bos, adds)(text.replace("a", "1"), verbose)
+
+    digits.bos_token_id = bos
+    assert adds_bos(digits) == adds
+
+
+# Texts that are none
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "document 0 of acme is None of type NoneType, not text; leave it out."),
+        (["1 2"], "document 0 of acme is ['1 2'] of type list, not text; leave it out."),
+        (float("nan"), "document 0 of acme is nan of type float, not text; leave it out."),
+        (
+            "1 \ud83d",
+            "document 0 of acme holds a lone surrogate, U+D83D at character 2, which is no text; mend or drop",
+        ),
+        ("one", "the tokenizer failed on document 0 of acme: ValueError: invalid literal for int"),
+    ],
+)
+def test_what_is_no_text_is_refused(text, said):
+    """A document that is no text is one line that names it, in whatever split it is."""
+    with pytest.raises(NMBenchError, match=f"^{re.escape(said)}"):
+        calibration_pool(Texts("", (text,)), "acme", tokenizer, 4, 4, 0, 0)
+    with pytest.raises(NMBenchError, match=" acme"):
+        joined_tokens(Texts(test=(text,)), tokenizer, "acme")
+
+
+def test_real_panic_is_one_line():
+    """A damaged normaliser makes the library tokenizers panic; the text that it was given is named."""
+    model = tokenizers.models.WordLevel({"a": 0}, unk_token="a")
+    damaged = tokenizers.Tokenizer(model)
+    damaged.normalizer = tokenizers.normalizers.Precompiled(b"\x04\x00\x00\x00\xff\xff\xff\xff")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=damaged)
+    with pytest.raises(NMBenchError, match=r"the tokenizer failed on document 0 of acme: PanicException: index out of"):
+        calibration_pool(Texts("", ("abc",)), "acme", fast, 4, 4, 0, 0)
+
+
+def test_panic_of_the_tokenizer_is_one_line():
+    """A panic of a library in Rust, which is no `Exception`, is an error like others; an interrupt stays one."""
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+    def broken(error):
+        def call(text, verbose):
+            raise error
+
+        return call
+
+    with pytest.raises(NMBenchError, match="the tokenizer failed on a text: PanicException: no such entry"):
+        encode(broken(panic("no such\nentry")), "1")
+    with pytest.raises(KeyboardInterrupt):
+        encode(broken(KeyboardInterrupt()), "1")
 
 
 @quick

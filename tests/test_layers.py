@@ -18,6 +18,7 @@ ROOT = Path(nmbench.__file__).parent
 LAYERS = [
     {"errors", "runtime"},
     {"pattern", "options"},
+    {"plain_data"},
     {"spec"},
     {"methods", "sources"},
     {"data"},

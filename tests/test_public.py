@@ -6,6 +6,7 @@ Public is a name in the `__all__` of a package. A module inside a package is pri
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -64,16 +65,17 @@ def test_plugins_use_public_names_only(name):
 @pytest.mark.parametrize("name", SOURCES)
 def test_plugins_touch_no_private_attribute(name):
     """A built-in plugin reads no attribute with a leading underscore that is not its own."""
-    own = {
-        node.name
-        for source in SOURCES.values()
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    }
     for node in ast.walk(ast.parse(SOURCES[name])):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            assert mine or node.attr in own, (name, node.lineno, node.attr)
+            assert mine or node.attr in defined(), (name, node.lineno, node.attr)
+
+
+@functools.cache
+def defined() -> set[str]:
+    """Return the names of all functions and classes of the built-in plugins."""
+    nodes = [node for source in SOURCES.values() for node in ast.walk(ast.parse(source))]
+    return {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 @pytest.mark.parametrize("name", SOURCES)

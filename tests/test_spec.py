@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, UnknownName
 from nmbench.pattern import Pattern
-from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml, with_settings
+from nmbench.plain_data import read_toml
+from nmbench.spec import Defaults, MethodSpec, RunSpec, with_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 LAYERS = [
     f"model.layers.{block}.{part}"
     for block in range(3)
@@ -150,6 +151,34 @@ def test_protocol_is_what_rows_share(spec):
         assert value == ((list(kept) or None) if isinstance(kept, tuple) else kept)
 
 
+# BOS
+
+BEGUN, PLAIN = ("ppl:x@8+bos", "ppl:x@8"), ("ppl:x@8", "kl:x@8+bos")
+
+
+@quick
+@given(specs, st.sampled_from([None, "auto", "always", "never"]), st.sampled_from([BEGUN, PLAIN, ()]))
+def test_bos_is_resolved_by_the_first_metric(spec, bos, metrics):
+    """Unless it is always or never, BOS begins calibration windows if the first metric asks for it.
+
+    A resolved spec survives TOML; where BOS begins nothing, protocol and digests are those of a spec without the field.
+    """
+    asked = dataclasses.replace(spec, bos=bos, metrics=metrics)
+    found = asked.resolved(Defaults())
+    assert found.bos == (bos if bos in ("always", "never") else "always" if metrics == BEGUN else "never")
+    again = RunSpec.from_dict(tomllib.loads(tomli_w.dumps(found.to_dict())))
+    assert again.resolved(Defaults()) == found
+    assert (again.protocol(), again.digest) == (found.protocol(), found.digest)
+    assert ("bos" in found.protocol()) == (found.bos == "always")
+    assert ("bos" in found.to_dict()) == (found.bos == "always" or metrics == BEGUN)
+
+
+def test_digests_of_runs_without_bos_stay():
+    """The digests of a run without BOS are those of runs made before there was the option."""
+    spec = RunSpec((MethodSpec.parse("wanda"),), metrics=("ppl:wikitext2@2048",)).resolved(Defaults())
+    assert (spec.digest, spec.protocol_digest) == ("ab2d21ca60977866", "f1c71a71458a5bbc")
+
+
 # What is refused
 
 GOOD = {"methods": {"wanda": {}}}
@@ -188,6 +217,8 @@ def test_wrong_type_is_one_line(name, value):
         ({"methods": []}, "methods in run.toml must be a table, not []."),
         ({"pattern_for": {"a": 1}}, "pattern_for in run.toml must be a table of str, not {'a': 1}."),
         ({"methods": {"w": 1}}, "method 'w' of run.toml must be a table, not 1."),
+        ({"bos": "yes"}, "bos must be auto, always or never, not 'yes'."),
+        ({"bos": True}, "bos in run.toml must be str or none, not True."),
         ({"windows": 0}, "windows must be at least 1, not 0."),
         ({"seeds": [-1]}, "seeds must be one or more numbers of at least 0, not [-1]."),
         ({"seeds": [7, 7]}, "seed '7' is given twice."),

@@ -21,6 +21,7 @@ from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.plugins.loading import Plugins
 from nmbench.pruning.dispatch import made
 from nmbench.results.directory import RunDirectory
@@ -28,7 +29,7 @@ from nmbench.results.files import load_masks
 from nmbench.results.format import Record
 from nmbench.results.ranking import file_name
 from nmbench.results.results import load_results
-from nmbench.spec import DENSE, RunSpec, read_toml
+from nmbench.spec import DENSE, RunSpec
 from nmbench.verification.strict import Proof, masks_digest
 
 REASON = "the machine, the device or a version may differ from the environment in its record"

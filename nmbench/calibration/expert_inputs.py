@@ -1,12 +1,13 @@
-"""What fused experts are given: heard at the matrix products themselves.
+"""The inputs of fused experts, observed at the matrix products themselves.
 
 transformers 5 stores the experts of a mixture as one parameter `[experts, out, in]` and computes with it in a loop over
-experts, in grouped or in batched products, as its configuration says. No module hook can see what one expert is given,
-least of all what its down projection is given. But each of those ways ends in one of a few products of PyTorch, one
-factor of which is a view of the parameter, or rows picked from it; the other factor is what the experts are given.
+experts, in grouped or in batched products, as its configuration says. No module hook can see the inputs of one expert,
+least of all those of its down projection. But each of these ways ends in one of a few products of PyTorch. One factor
+is a view of the parameter, or rows picked from the parameter; the other factor is the inputs of the experts.
 
-Where the first tokens of windows are left out, the module is run a second time, without them, and that is listened to.
-What an expert is given in the dense model is what it would be given there for the tokens that are routed to it here.
+Where the first tokens of windows are left out, the module runs a second time without these tokens, and the second run
+is observed. The dense inputs of an expert are those of the dense model for the tokens that are routed to the expert in
+the pruned model.
 """
 
 from __future__ import annotations
@@ -34,120 +35,126 @@ FACTORS = {  # the positions of both factors of a product
     "aten::_grouped_mm": (0, 1),
     "transformers::grouped_mm_fallback": (0, 1),
 }
-Tell = Callable[[Tensor], None]
+Callback = Callable[[Tensor], None]
 
 
-class ExpertEar(NamedTuple):
-    """Tells `tell` the inputs `[tokens, in]` of one fused expert, `weight`, which `module` holds; and, just before,
-    `tell_dense` the same of the dense `twin` of the module, which is run on the same windows first.
+class ExpertObserver(NamedTuple):
+    """Calls `callback` with the inputs `[tokens, in]` of one fused expert, `weight` of `module`.
+
+    Just before, `dense_callback` is called with the inputs of the same expert of `dense_module`, the dense copy of the
+    module, which runs on the same windows first.
     """
 
     module: nn.Module
     weight: Weight
-    tell: Tell
-    twin: nn.Module | None = None
-    tell_dense: Tell | None = None
+    callback: Callback
+    dense_module: nn.Module | None = None
+    dense_callback: Callback | None = None
 
 
 class Fused(NamedTuple):
-    """One parameter `[experts, ...]` of fused experts and who is told of which expert."""
+    """One parameter `[experts, ...]` of fused experts, and callbacks by number of the expert."""
 
     name: str
     parameter: Tensor
     transposed: bool
-    tells: Mapping[int, Tell]
+    callbacks: Mapping[int, Callback]
 
 
 class Picked(NamedTuple):
-    """Where a factor comes from: the `experts` of `fused` that it holds one after the other."""
+    """The origin of a factor: the `experts` of `fused` that it holds one after the other."""
 
     fused: Fused
     experts: Sequence[int]
 
 
 @contextlib.contextmanager
-def hearing(ears: Iterable[ExpertEar], skip: Skip | None = None, rerouted: bool = False) -> Iterator[None]:
-    """While the context is open, the ears hear what the experts are given; `skip` leaves out first tokens.
+def observing_experts(
+    observers: Iterable[ExpertObserver], skip: Skip | None = None, rerouted: bool = False
+) -> Iterator[None]:
+    """While the context is open, the inputs of experts are passed to the observers; `skip` leaves out first tokens.
 
-    If `rerouted`, they hear instead what their experts would be given if every token were routed to them. What modules
-    return is as ever. Raises `NMBenchError` in the forward pass if a module computes with its experts, or is told of
-    their routing, in a way that is not understood.
+    If `rerouted`, these are the inputs that an expert would have if every token were routed to the expert. The outputs
+    of modules do not change. Raises `NMBenchError` in the forward pass if the products with the experts, or the
+    arguments that route tokens, are of an unknown form.
     """
     with contextlib.ExitStack() as stack:
-        for listener in listeners(ears, skip or Skip()):
-            if listener.twin is not None:
-                stack.enter_context(instead(listener.twin, listener.remember))
-            stack.enter_context(instead(listener.module, listener.reroute if rerouted else listener.listen))
+        for forward in forwards_of(observers, skip or Skip()):
+            if forward.dense_module is not None:
+                stack.enter_context(instead(forward.dense_module, forward.remember))
+            stack.enter_context(instead(forward.module, forward.reroute if rerouted else forward.observe))
         yield
 
 
-def listeners(ears: Iterable[ExpertEar], skip: Skip) -> list[Listener]:
-    """The ears gathered by module."""
-    by_module: dict[int, list[ExpertEar]] = {}
-    for ear in ears:
-        by_module.setdefault(id(ear.module), []).append(ear)
-    return [Listener(group, skip) for group in by_module.values()]
+def forwards_of(observers: Iterable[ExpertObserver], skip: Skip) -> list[ExpertForward]:
+    """The observers gathered by module."""
+    by_module: dict[int, list[ExpertObserver]] = {}
+    for observer in observers:
+        by_module.setdefault(id(observer.module), []).append(observer)
+    return [ExpertForward(group, skip) for group in by_module.values()]
 
 
-def fused_of(module: nn.Module, tells: Iterable[tuple[Weight, Tell]]) -> list[Fused]:
-    """Who is told of which experts of a module, by parameter."""
-    by_parameter: dict[tuple[str, str, bool], dict[int, Tell]] = {}
-    for weight, tell in tells:
+def fused_of(module: nn.Module, callbacks: Iterable[tuple[Weight, Callback]]) -> list[Fused]:
+    """Callbacks for the experts of a module, by parameter."""
+    by_parameter: dict[tuple[str, str, bool], dict[int, Callback]] = {}
+    for weight, callback in callbacks:
         assert weight.expert is not None
-        by_parameter.setdefault((weight.stored, weight.parameter, weight.transposed), {})[weight.expert] = tell
+        by_parameter.setdefault((weight.stored, weight.parameter, weight.transposed), {})[weight.expert] = callback
     return [Fused(name, module.get_parameter(p), t, who) for (name, p, t), who in by_parameter.items()]
 
 
-class Listener:
-    """Stands in for the forward of one module with fused experts, and that of its dense twin, and listens."""
+class ExpertForward:
+    """Replaces the forward of one module with fused experts, and that of its dense copy, to observe inputs."""
 
-    def __init__(self, ears: Sequence[ExpertEar], skip: Skip) -> None:
-        self.module, self.twin, self.skip = ears[0].module, ears[0].twin, skip
+    def __init__(self, observers: Sequence[ExpertObserver], skip: Skip) -> None:
+        self.module, self.dense_module, self.skip = observers[0].module, observers[0].dense_module, skip
         self.forward = self.module.forward
-        self.dense_forward = self.twin.forward if self.twin is not None else None
-        self.fused = fused_of(self.module, [(ear.weight, ear.tell) for ear in ears])
-        both = [(ear.weight, ear.tell_dense) for ear in ears if ear.tell_dense is not None]
-        self.dense_fused = fused_of(self.twin, both) if self.twin is not None else []
-        self.dense: list[Arguments] = []  # what the twin was called with, until its counterpart comes
+        self.dense_forward = self.dense_module.forward if self.dense_module is not None else None
+        self.fused = fused_of(self.module, [(observer.weight, observer.callback) for observer in observers])
+        both = [
+            (observer.weight, observer.dense_callback) for observer in observers if observer.dense_callback is not None
+        ]
+        self.dense_fused = fused_of(self.dense_module, both) if self.dense_module is not None else []
+        self.dense: list[Arguments] = []  # arguments of the dense module, until the live module is called
 
     def remember(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward of the twin."""
+        """The forward of the dense module."""
         assert self.dense_forward is not None
         self.dense.append(Arguments(args, kwargs))
         return self.dense_forward(*args, **kwargs)
 
-    def listen(self, *args: Any, **kwargs: Any) -> Any:
+    def observe(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module."""
         arguments = Arguments(args, kwargs)
-        if not self.skip.tokens and self.twin is None:
-            return self._hear(self.forward, self.fused, arguments)
+        if not self.skip.tokens and self.dense_module is None:
+            return self._observed(self.forward, self.fused, arguments)
         result = self.forward(*args, **kwargs)
-        dense = routed_alike(self.dense.pop(0), arguments) if self.twin is not None else None
-        if self.twin is not None and dense is None:
+        dense = routed_alike(self.dense.pop(0), arguments) if self.dense_module is not None else None
+        if self.dense_module is not None and dense is None:
             raise no_counterpart()
-        self._hear_both(self.fused, self.dense_fused, arguments, dense)
+        self._observe_both(self.fused, self.dense_fused, arguments, dense)
         return result
 
     def reroute(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward of the module, which is then run again for every expert listened to, on all tokens."""
+        """The forward of the module, which then runs again on all tokens for every observed expert."""
         result = self.forward(*args, **kwargs)
-        arguments, beside = Arguments(args, kwargs), self.dense.pop(0) if self.twin is not None else None
-        for expert in sorted({expert for one in self.fused for expert in one.tells}):
+        arguments, beside = Arguments(args, kwargs), self.dense.pop(0) if self.dense_module is not None else None
+        for expert in sorted({expert for one in self.fused for expert in one.callbacks}):
             forced = to_expert(arguments, expert)
             if forced is None:
                 raise unreachable(self.fused[0].name)
             dense = routed_alike(beside, forced) if beside is not None else None
-            self._hear_both(only(expert, self.fused), only(expert, self.dense_fused), forced, dense)
+            self._observe_both(only(expert, self.fused), only(expert, self.dense_fused), forced, dense)
         return result
 
-    def _hear_both(
+    def _observe_both(
         self, fused: Sequence[Fused], dense_fused: Sequence[Fused], arguments: Arguments, dense: Arguments | None
     ) -> None:
         if dense is not None and self.dense_forward is not None:
-            self._hear(self.dense_forward, dense_fused, without_first(dense, self.skip))
-        self._hear(self.forward, fused, without_first(arguments, self.skip))
+            self._observed(self.dense_forward, dense_fused, without_first(dense, self.skip))
+        self._observed(self.forward, fused, without_first(arguments, self.skip))
 
-    def _hear(self, forward: Callable[..., Any], fused: Sequence[Fused], arguments: Arguments) -> Any:
+    def _observed(self, forward: Callable[..., Any], fused: Sequence[Fused], arguments: Arguments) -> Any:
         with Products(fused) as products:
             result = forward(*arguments.args, **arguments.kwargs)
         tokens = sum(value.numel() for value in arguments.values if isinstance(value, Tensor))
@@ -162,7 +169,7 @@ class Listener:
 
 
 def only(expert: int, fused: Iterable[Fused]) -> list[Fused]:
-    return [one._replace(tells={expert: one.tells[expert]}) for one in fused if expert in one.tells]
+    return [one._replace(callbacks={expert: one.callbacks[expert]}) for one in fused if expert in one.callbacks]
 
 
 def unreachable(name: str) -> NMBenchError:
@@ -180,8 +187,8 @@ def no_counterpart() -> NMBenchError:
 
 
 class Products(TorchDispatchMode):
-    """Hears all matrix products with fused experts: `met` those parameters that took part in one, `strange` the other
-    operations on them.
+    """Observes all matrix products with fused experts. `met`: parameters that took part in a product; `strange`: other
+    operations on these parameters.
     """
 
     def __init__(self, fused: Iterable[Fused]) -> None:
@@ -209,10 +216,10 @@ class Products(TorchDispatchMode):
             if picked is not None and starts_with_a_row(weight, picked):
                 check_layout(weight, picked.fused)
                 self.met.add(picked.fused.name)
-                tell(picked, inputs, offsets)
+                pass_on(picked, inputs, offsets)
 
     def _found(self, weight: Tensor) -> Picked | None:
-        """Which experts a factor `[..., in, out]` holds, or None if it is something else."""
+        """The experts that a factor `[..., in, out]` holds, or None if the factor is something else."""
         address = weight.untyped_storage().data_ptr()
         if address in self.picked:
             return self.picked[address][1]
@@ -223,7 +230,7 @@ class Products(TorchDispatchMode):
         return Picked(fused, range(first, first + (len(weight) if weight.dim() == 3 else 1)))
 
     def _other(self, name: str, args: Any, result: Any) -> None:
-        """Note copies of some experts, and anything else that is done to them."""
+        """Note copies of some experts, and every other operation on experts."""
         sources = [a for a in args if isinstance(a, Tensor) and a.untyped_storage().data_ptr() in self.fused]
         if not sources or not isinstance(result, Tensor):
             return
@@ -240,7 +247,7 @@ class Products(TorchDispatchMode):
 
 
 def picked_experts(name: str, args: Sequence[Any]) -> list[int] | None:
-    """Which experts an operation copies out of their parameter one after the other, or None if it does not."""
+    """The experts that an operation copies out of their parameter one after the other, or None if there are none."""
     indices: Any = None
     if name == "aten::index" and len(args[1]) == 1:
         indices = args[1][0]
@@ -251,7 +258,7 @@ def picked_experts(name: str, args: Sequence[Any]) -> list[int] | None:
 
 
 def starts_with_a_row(weight: Tensor, picked: Picked) -> bool:
-    """Whether a factor begins where an expert does: other rows of it in other products are given the same inputs."""
+    """True if a factor begins with the first row of an expert; other rows of the expert have the same inputs."""
     stored = picked.fused.parameter
     if weight.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
         return weight.storage_offset() == 0
@@ -259,29 +266,29 @@ def starts_with_a_row(weight: Tensor, picked: Picked) -> bool:
 
 
 def check_layout(weight: Tensor, fused: Fused) -> None:
-    """Raise `NMBenchError` unless a factor `[..., in, out]` runs along the inputs where they are said to be."""
+    """Raise `NMBenchError` unless the inputs of a factor `[..., in, out]` run along the dimension that was declared."""
     inputs, outputs = (1, 2) if fused.transposed else (2, 1)
     long = min(fused.parameter.shape[1:]) > 1
     along = weight.stride()[-2:] == (fused.parameter.stride(inputs), fused.parameter.stride(outputs))
     if weight.shape[-2] != fused.parameter.shape[inputs] or (long and not along):
         raise NMBenchError(
             f"the experts of {fused.name} {tuple(fused.parameter.shape)} are not stored as [experts, "
-            f"{'in, out' if fused.transposed else 'out, in'}]; the model source must tell by an Anatomy of its own."
+            f"{'in, out' if fused.transposed else 'out, in'}]; the model source must give an Anatomy of its own."
         )
 
 
-def tell(picked: Picked, inputs: Tensor, offsets: Tensor | None) -> None:
-    """Hand every expert its inputs `[tokens, in]` out of those of a product."""
-    tells = picked.fused.tells
+def pass_on(picked: Picked, inputs: Tensor, offsets: Tensor | None) -> None:
+    """Call the callback of every expert with its inputs `[tokens, in]` out of those of a product."""
+    callbacks = picked.fused.callbacks
     if offsets is not None:  # rows of one expert after the other, up to its offset
         for expert, (start, stop) in zip(picked.experts, itertools.pairwise([0, *offsets.tolist()]), strict=True):
-            if expert in tells and stop > start:
-                tells[expert](inputs[start:stop])
+            if expert in callbacks and stop > start:
+                callbacks[expert](inputs[start:stop])
     elif inputs.dim() == 2:
-        if picked.experts[0] in tells and len(inputs):
-            tells[picked.experts[0]](inputs)
+        if picked.experts[0] in callbacks and len(inputs):
+            callbacks[picked.experts[0]](inputs)
     else:
         chosen = torch.tensor(picked.experts)
         for expert in chosen.unique().tolist():
-            if expert in tells:
-                tells[expert](inputs[(chosen == expert).to(inputs.device)].flatten(0, 1))
+            if expert in callbacks:
+                callbacks[expert](inputs[(chosen == expert).to(inputs.device)].flatten(0, 1))

@@ -1,7 +1,7 @@
-"""The arguments of a module of fused experts, and what becomes of them: other tokens, another routing, another model.
+"""The arguments of a module of fused experts, changed to other tokens, another routing or another model.
 
-A module is given hidden states `[tokens, width]` and, for every token, the experts chosen for it, integers `[tokens,
-choices]`, and their weights of the same shape; in any order.
+The arguments are hidden states `[tokens, width]`, the experts chosen for every token, integers `[tokens, choices]`, and
+the weights of these experts, of the same shape; in any order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INTEGERS = (torch.int64, torch.int32)
 
 
 class Arguments(NamedTuple):
-    """What a module is called with."""
+    """The arguments of one call of a module."""
 
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Arguments(NamedTuple):
 
 
 def to_expert(arguments: Arguments, expert: int) -> Arguments | None:
-    """The arguments that send every token to one expert, once; None if how to do that is unknown."""
+    """The arguments that send every token to one expert, once; None if there is no clear routing to change."""
     routing = arguments.routing
     if routing is None:
         return None
@@ -52,7 +52,7 @@ def to_expert(arguments: Arguments, expert: int) -> Arguments | None:
 
 
 def without_first(arguments: Arguments, skip: Skip) -> Arguments:
-    """The arguments less the first tokens of every window. Raises `NMBenchError` if that is not clear."""
+    """The arguments less the first tokens of every window. Raises `NMBenchError` if there is no clear routing."""
     if not skip.tokens:
         return arguments
     routing = arguments.routing
@@ -64,7 +64,7 @@ def without_first(arguments: Arguments, skip: Skip) -> Arguments:
 
 
 def routed_alike(dense: Arguments, arguments: Arguments) -> Arguments | None:
-    """The hidden states of `dense` with the routing of `arguments`; None if what is what is unknown."""
+    """The hidden states of `dense` with the routing of `arguments`; None if there is no clear routing."""
     routing = arguments.routing
     if routing is None or [type(v) for v in dense.values] != [type(v) for v in arguments.values]:
         return None

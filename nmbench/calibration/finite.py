@@ -1,6 +1,6 @@
 """Checks that numbers are finite: one by one, or all together at the end.
 
-To look at a number that a GPU computes is to wait for it, and then the GPU waits for what it is told next.
+Reading a value back from a GPU blocks the host, and the GPU then waits for its next kernel.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 class Checks:
-    """Checks tensors at once, or, if `later`, notes what `failed` looks at."""
+    """Checks tensors at once, or, if `later`, notes extremes on the device, which `failed` reads back."""
 
     def __init__(self, later: bool = False) -> None:
         self.later = later
         self._extremes: list[Tensor] = []
 
     def finite(self, values: Tensor, problem: Callable[[], Exception]) -> None:
-        """Raise what `problem` returns if one of the values is NaN or infinite, unless they are checked later."""
+        """Raise the error that `problem` returns if a value is NaN or infinite, unless the check is made later."""
         if not values.numel() or not (values.is_floating_point() or values.is_complex()):
             return
         if self.later and not values.is_complex():
@@ -27,8 +27,13 @@ class Checks:
         elif not values.isfinite().all():
             raise problem()
 
+    def made_finite(self, values: Tensor, problem: Callable[[], Exception]) -> Tensor:
+        """The same, and the values; if the check is made later, zeros in place of NaN and infinite values."""
+        self.finite(values, problem)
+        return values.nan_to_num(0.0, 0.0, 0.0) if self.later else values
+
     def failed(self) -> bool:
-        """Whether something noted until now is NaN or infinite."""
+        """True if a value noted until now is NaN or infinite; reading the extremes back blocks the host."""
         return bool(self._extremes) and not bool(torch.stack(self._extremes).isfinite().all())
 
 

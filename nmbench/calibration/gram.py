@@ -1,15 +1,16 @@
 """Sums over tokens of squares and products of inputs, in float32, by the fastest way that the device has.
 
 A product of two bfloat16 or two float16 numbers is exact in float32. The tensor cores of NVIDIA GPUs multiply such
-numbers and add the products up in float32, so that inputs of those types are not turned to float32 first, which would
-leave the product to the much slower float32 units. Sums are in float32 all the while: the flags of torch that allow
-reduced-precision reductions speak of results in bfloat16 or float16, and TF32 is about float32 inputs.
+numbers and add the products up in float32. So inputs of these types are not converted to float32 first; the much slower
+float32 units would do the product then. Sums are always in float32: the flags of torch for reduced-precision reductions
+concern results in bfloat16 or float16, and TF32 concerns float32 inputs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -35,13 +36,13 @@ def add_gram(gram: Tensor, x: Tensor) -> None:
 
 @functools.cache
 def halves_rule(device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
-    """The first rule that gives the right sum there; releases of torch differ in what they take."""
+    """The first rule that gives the right sum on a device; releases of torch differ in the rules they accept."""
     x = torch.ones(32, 32, dtype=dtype, device=device)
     for rule in (in_place, by_sum):
         gram = torch.ones(32, 32, device=device)
         try:
             rule(gram, x)
-        except (RuntimeError, TypeError):  # that is how torch says that it cannot
+        except (RuntimeError, TypeError):  # raised by torch for an unsupported product
             continue
         if bool((gram == 33).all()):
             return rule
@@ -62,3 +63,14 @@ def by_conversion(gram: Tensor, x: Tensor) -> None:
     """A float32 product."""
     x = x.float()
     gram.addmm_(x.t(), x)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """While the context is open, TF32 is off: a Cholesky factorisation fails on a Gram matrix of 10-bit products."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -3,7 +3,7 @@
 A layer writes into the residual stream if its output is added to the hidden state as it is. The tap of the layer is the
 first place where this sum can be seen. To find it, a block is run once as it is and once with random numbers added to
 the layer's output: the tap is the first place after the layer whose values change by just these numbers, other than
-places where the output itself is handed on, to a dropout say, before it is added.
+places that hold the output itself, the input of a dropout say, before it is added.
 
 In a Llama the tap of `o_proj` is the input of the second norm, and that of `down_proj` is the output of the block.
 Where attention and MLP are added at once (GPT-NeoX), both have the latter. Where a norm lies between the layer and the
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmbench.calibration.block_calls import Run
-from nmbench.models.hooks import Ear, Place, hooks, listening
+from nmbench.models.hooks import Observer, Place, hooks, observing
 
 MOST_ERROR = 0.05  # of a change, relative: rounding to half precision stays far below it, another function far above
 
 
-def find_taps(run: Run, block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[str, Place]:
+def find_taps(run: Callable[[], object], block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[str, Place]:
     """The taps of those layers of a block that have one; `layers` and places are named within the block.
 
-    `hidden` `[batch, window_tokens, width]` runs through the block once, and again for every layer of `width` outputs.
+    `run` runs the block on hidden states of the form of `hidden` `[batch, window_tokens, width]`: once, and again for
+    every layer of `width` outputs.
     """
     usual = trace(run, block, hidden, layers)
     noise = noise_for(usual.values(), hidden)
@@ -55,27 +55,27 @@ def first_moved(
     return None
 
 
-def trace(run: Run, block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[Place, Tensor]:
-    """What the sub-modules of a block are given, and what `layers` and the block return, in the order of execution.
+def trace(run: Callable[[], object], block: nn.Module, hidden: Tensor, layers: Sequence[str]) -> dict[Place, Tensor]:
+    """The inputs of the sub-modules of a block and the outputs of `layers` and of the block, in the order of execution.
 
-    Copies, as a block may work in place, in the shape of `hidden`; without what has another size and without what is
-    called more than once.
+    Copies in the shape of `hidden`, because a block may work in place; without tensors of another size, and without
+    modules that are called more than once.
     """
     seen: dict[Place, Tensor] = {}
     times: Counter[Place] = Counter()
 
     def note(place: Place) -> Callable[[Any], None]:
-        def tell(values: Any) -> None:
+        def keep(values: Any) -> None:
             times[place] += 1
             if isinstance(values, Tensor) and values.shape[-1] == hidden.shape[-1] and values.numel() == hidden.numel():
                 seen[place] = values.reshape(hidden.shape).clone()
 
-        return tell
+        return keep
 
     inputs = [Place(name, output=False) for name, _ in block.named_modules() if name]
     outputs = [Place(name, output=True) for name in (*layers, "")]
-    with listening(Ear.at(place, block, note(place)) for place in (*inputs, *outputs)):
-        run(block, hidden)
+    with observing(Observer.at(place, block, note(place)) for place in (*inputs, *outputs)):
+        run()
     return {place: values for place, values in seen.items() if times[place] == 1}
 
 
@@ -99,6 +99,6 @@ def adding(noise: Tensor, layer: nn.Module) -> Iterator[None]:
 
 
 def differ_by(noise: Tensor, before: Tensor, after: Tensor) -> bool:
-    """Whether `after - before` is `noise`, to rounding."""
+    """True if `after - before` is `noise`, to rounding."""
     noise = noise.float()
     return bool((after.float() - before.float() - noise).norm() < MOST_ERROR * noise.norm())

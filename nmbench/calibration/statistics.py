@@ -38,10 +38,10 @@ def unplaced() -> NMBenchError:
 
 
 class Gatherer:
-    """Statistics of one layer `shape` `[out, in]`; it is told what the layer is given in every batch.
+    """Statistics of one layer `shape` `[out, in]`, summed up over the inputs of every batch.
 
-    Where `needs` ask for the dense model, what happens there is told first. If the layer is `tapped`, the residual
-    stream is told after the inputs.
+    Where `needs` ask for the dense model, `add_dense` comes before `add`. If the layer is `tapped`, `add_stream` comes
+    after `add`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Gatherer:
         self.drift = torch.zeros(inputs, inputs, device=device) if Stat.DRIFT in needs else None
         self.lag = torch.zeros(outputs, inputs, device=device) if Stat.LAG in needs and tapped else None
         self.latest = torch.zeros(0, inputs)  # inputs
-        self.dense: list[Tensor] = []  # what the layer was given in the dense model, until its counterpart comes
+        self.dense: list[Tensor] = []  # inputs in the dense model, until their counterpart comes
         self.dense_stream: list[Tensor] = []
 
     def add(self, inputs: Tensor) -> None:
@@ -71,7 +71,7 @@ class Gatherer:
             self.latest = inputs.detach()
 
     def add_dense(self, inputs: Tensor) -> None:
-        """Note what the layer is given in the dense model; the next `add` brings the counterpart."""
+        """Note the inputs of the layer in the dense model; the next `add` brings the counterpart."""
         if self.drift is not None:
             self.dense.append(inputs.detach())
 
@@ -107,7 +107,8 @@ class Gatherer:
         message = f"the inputs of layer {name} hold NaN or infinite values during calibration."
         norm = None if self.squares is None else (self.squares / windows).sqrt()
         gram, drift, lag = (None if s is None else s.mul_(2.0 / windows) for s in (self.gram, self.drift, self.lag))
-        for statistic in (norm, gram, drift, lag):
-            if statistic is not None:
-                checks.finite(statistic, lambda: NumericalFailure(message))
-        return LayerStats(windows, self.tokens, norm, gram, drift, lag)
+        checked = [
+            None if statistic is None else checks.made_finite(statistic, lambda: NumericalFailure(message))
+            for statistic in (norm, gram, drift, lag)
+        ]
+        return LayerStats(windows, self.tokens, *checked)

@@ -19,17 +19,18 @@ from nmbench.cli.report import report
 from nmbench.cli.run import run
 from nmbench.cli.speed import speed
 from nmbench.cli.validate import validate
-from nmbench.errors import NMBenchError
+from nmbench.errors import NMBenchError, is_panic
 
 INTERRUPTED = 130
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
 
 class Commands(click.Group):
-    """A group that turns `NMBenchError` into one line and exit status 1, and Ctrl-C into exit status 130.
+    """A group that turns errors into one line and an exit status.
 
-    Output that cannot be written, as on a full disk, is one line and exit status 1 too; a reader that closed the pipe,
-    as `head` does, is told nothing (click's own rule).
+    `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130. Output that cannot be written, as on a
+    full disk, is one line and exit status 1 too; a reader that closed the pipe, as `head` does, gets no message, by
+    click's own rule.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,6 +58,11 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted; nothing finished is lost. The same command goes on from here.", err=True)
             ctx.exit(INTERRUPTED)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            click.echo(f"Error: a library written in Rust panicked: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
 
 
 def encodable(text: str) -> bool:

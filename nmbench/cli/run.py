@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 @click.option("--window-tokens", type=click.IntRange(min=2), help="Tokens in a calibration window.")
 @click.option("--pool-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may learn from.")
 @click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may choose by.")
-@click.option("--metric", "metrics", multiple=True, metavar="METRIC", help="As ppl:wikitext2@2048; repeatable.")
+@click.option("--bos", metavar="auto|always|never", help="BOS begins calibration windows.  [auto: as the first metric]")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="METRIC",
+    help="As ppl:wikitext2@2048, ppl:wikitext2@2048+bos; repeatable.",
+)
 @click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU if torch finds one.  [auto]")
 @click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
@@ -67,7 +74,8 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 
 def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
     """The specification in a TOML file and the flags; a flag overrides the file."""
-    from nmbench.spec import MethodSpec, RunSpec, read_toml, refuse_duplicates, with_settings
+    from nmbench.plain_data import read_toml, refuse_duplicates
+    from nmbench.spec import MethodSpec, RunSpec, with_settings
 
     content = read_toml(config) if config else {}
     methods = [MethodSpec.parse(text) for text in flags.pop("methods")]

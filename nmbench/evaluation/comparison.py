@@ -40,13 +40,20 @@ def paired(losses: Tensor, reference: Tensor) -> Difference:
     several seeds `[seeds, windows]` are averaged first: the interval is then that of the mean over these seeds.
     """
     difference = (losses.double() - reference.double()).reshape(-1, losses.shape[-1]).mean(dim=0)  # [windows]
-    count = len(difference)
-    generator = torch.Generator().manual_seed(0)
-    means = torch.stack(
-        [difference[torch.randint(count, (count,), generator=generator)].mean() for _ in range(RESAMPLES)]
-    )
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Difference(float(difference.mean()), low, high, count)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(resampled_means(difference), ends).tolist()
+    return Difference(float(difference.mean()), low, high, len(difference))
+
+
+def resampled_means(values: Tensor, drawn_at_once: int = 2**17) -> Tensor:
+    """The means of the resamples of values `[n]`, float64 `[2000]`.
+
+    As many resamples are computed together as have at most `drawn_at_once` values; the means are bit for bit the same.
+    """
+    count, generator = len(values), torch.Generator().manual_seed(0)
+    at_once = max(1, drawn_at_once // count)
+    sizes = [min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)]
+    return torch.cat([values[torch.randint(count, (n, count), generator=generator)].mean(dim=1) for n in sizes])
 
 
 @dataclass(frozen=True)

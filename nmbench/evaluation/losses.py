@@ -1,7 +1,8 @@
 """Losses of the live model by window, from which metrics are computed.
 
 All losses are mean cross-entropies in nats over the `window - 1` targets of a window, computed in float32. Windows do
-not attend to each other, so the batch size affects only the speed.
+not attend to each other, so the batch size affects only the speed. A BOS token in front of a window is no part of it:
+the targets stay the same.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nmbench.models.forward import logits_of, run_model
+
 LOGIT_BYTES = 64 * 2**20  # of float32 logits at once, and of those of a batch on a CPU, where more is slower
 GPU_LOGIT_BYTES = 2**30  # of the float32 logits of a batch on a GPU, where small batches are slow
 LARGE_VOCABULARY = 2**17  # assumed of a model without output embeddings
 
 
-def window_losses(model: nn.Module, tokens: Tensor, logit_bytes: int = LOGIT_BYTES) -> Tensor:
+def window_losses(model: nn.Module, tokens: Tensor, logit_bytes: int = LOGIT_BYTES, bos: bool = False) -> Tensor:
     """Return the mean cross-entropy of each window in nats: int64 `[n, window]` -> float32 `[n]`.
 
-    At most `logit_bytes` of logits, but at least one window, exist in float32 at a time. Never blocks on the device.
+    With `bos`, `tokens` `[n, 1 + window]` begin with a BOS token. At most `logit_bytes` of logits, but at least one
+    window, exist in float32 at a time. Never blocks on the device.
     """
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]  # [n, window - 1, vocabulary]
+    logits = logits_of(run_model(model, tokens))[:, bos:-1]  # [n, window - 1, vocabulary]
     size = max(1, logit_bytes // (4 * logits[:1].numel()))
-    parts = zip(logits.split(size), tokens[:, 1:].split(size), strict=True)
+    parts = zip(logits.split(size), tokens[:, 1 + bos :].split(size), strict=True)
     losses = [F.cross_entropy(part.flatten(0, 1).float(), to.flatten(), reduction="none") for part, to in parts]
     return torch.cat(losses).view(len(tokens), -1).mean(dim=1)
 
@@ -60,6 +64,9 @@ def batch_size(model: nn.Module, window_tokens: int, logit_bytes: int | None = N
 
 
 @torch.no_grad()
-def next_token_logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the logits of every token but the first: int64 `[n, window]` -> `[n, window - 1, vocabulary]`."""
-    return model(input_ids=tokens, use_cache=False).logits[:, :-1]
+def next_token_logits(model: nn.Module, tokens: Tensor, bos: bool = False) -> Tensor:
+    """Return the logits of every token but the first: int64 `[n, window]` -> `[n, window - 1, vocabulary]`.
+
+    With `bos`, `tokens` `[n, 1 + window]` begin with a BOS token.
+    """
+    return logits_of(run_model(model, tokens))[:, bos:-1]

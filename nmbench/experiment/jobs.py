@@ -9,7 +9,8 @@ from typing import Any
 from nmbench.experiment.plan import Contender
 from nmbench.methods import MaskLearner
 from nmbench.pattern import Pattern
-from nmbench.spec import DENSE, ResolvedSpec, digest
+from nmbench.plain_data import digest
+from nmbench.spec import DENSE, ResolvedSpec
 
 
 @dataclass(frozen=True)

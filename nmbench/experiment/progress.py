@@ -60,7 +60,7 @@ class ProgressPrinter:
         done, since = self._first
         if event.done <= done or not event.total:
             return None
-        return (now - since) / (event.done - done) * (event.total - event.done)
+        return (now - since) / (event.done - done) * max(0, event.total - event.done)
 
     def _show(self, text: str, end: str = "") -> None:
         if self.terminal:

@@ -88,6 +88,7 @@ def record_of(
         "layer_notes": dict(pruned.layer_notes),
         "figures": dict(pruned.figures),
         "experts": dict(pruned.experts),
+        "curve": [dict(point) for point in pruned.curve],
     }
     return cast(Record, {**identity_of(job, experiment), **figures})
 
@@ -140,7 +141,7 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
 
 def nothing_said() -> Said:
     """Return the fields of the notes, empty."""
-    return {"notes": {}, "layer_notes": {}, "figures": {}, "experts": {}, "copied_from": None}
+    return {"notes": {}, "layer_notes": {}, "figures": {}, "experts": {}, "copied_from": None, "curve": []}
 
 
 def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, Interval]:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
 from nmbench.errors import ModelChanged, NMBenchError
+from nmbench.experiment.bos import bos_doubts, check_bos
+from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
@@ -22,10 +24,11 @@ from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
+from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
 from nmbench.plugins.loading import Plugins
 from nmbench.sources import Dataset, Metric
-from nmbench.spec import ResolvedSpec, digest
+from nmbench.spec import ResolvedSpec
 from nmbench.verification.fingerprint import LOOSE, Fingerprint, check_intact, fingerprint, is_intact, probe_of
 from nmbench.verification.strict import check_divides
 
@@ -44,6 +47,7 @@ class Experiment:
     provenance: Mapping[str, Any]
     probe: Tensor
     fingerprint: Fingerprint
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def plugins(self) -> Plugins:
@@ -161,27 +165,35 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     metrics = {name: look_up(plan.plugins, plan.plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plan.plugins, plan.plugins.registries.datasets, name) for name in names}
-    texts = {name: test_tokens(dataset, bundle.tokenizer) for name, dataset in datasets.items()}
+    texts = {name: test_tokens(dataset, bundle.tokenizer, name) for name, dataset in datasets.items()}
     check_windows(bundle, spec, metrics, texts)
     calibration = look_up(plan.plugins, plan.plugins.registries.datasets, spec.calibration)
     pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
-            refuse_overlap(pool, spec.calibration, tokens, name)
+            refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
-    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe))
+    doubts = bos_doubts(bundle, metrics, texts, context_of(bundle))
+    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)
     return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
 
 
 def check_windows(
     bundle: Bundle, spec: ResolvedSpec, metrics: Mapping[str, Metric], texts: Mapping[str, Tensor]
 ) -> None:
-    """Raise `NMBenchError` if a window is longer than a text, or than the context of the model."""
-    for metric in metrics.values():
+    """Raise `NMBenchError` if a window is longer than a text, or, with its BOS, than the context of the model.
+
+    It is raised for windows that should begin with BOS, too, if there is none.
+    """
+    for title, metric in metrics.items():
         for name, window in metric.windows:
-            check_context(bundle, window, f"metric {name}@{window}")
+            check_context(bundle, window + metric.bos, f"metric {title}" if metric.bos else f"metric {name}@{window}")
             cut(texts[name], window, name)
+        if metric.bos:
+            check_bos(bundle, f"metric {title}")
+    if spec.bos == "always":
+        check_bos(bundle, "--bos always")
     check_context(bundle, spec.window_tokens, "--window-tokens")
 
 
@@ -189,11 +201,17 @@ def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, lea
     """Return the pool of one seed; without a mask learner, only the windows for statistics."""
     pool = spec.pool_tokens if learners else spec.windows * spec.window_tokens
     selection = spec.selection_tokens if learners else 0
-    return calibration_pool(dataset, spec.calibration, bundle.tokenizer, spec.window_tokens, pool, selection, seed)
+    bos = spec.bos == "always"
+    return calibration_pool(dataset, spec.calibration, bundle.tokenizer, spec.window_tokens, pool, selection, seed, bos)
 
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:
     """Raise `NMBenchError` if a window is longer than the context of the model."""
-    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)
+    context = context_of(bundle)
     if context and window > context:
         raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")
+
+
+def context_of(bundle: Bundle) -> int | None:
+    """Return the number of tokens that the model was made to read at once, if it says so."""
+    return getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 
-def hidden_of(output: Any) -> Tensor:
-    """Return the hidden states from the output of a block; in transformers 5 the output is the tensor itself."""
-    return output[0] if isinstance(output, tuple) else output
+def hidden_of(values: Any) -> Any:
+    """The hidden states among the values that a module returns: the first tensor of a tuple, list or dict."""
+    parts = values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ()
+    return next((part for part in parts if isinstance(part, Tensor)), None if parts else values)
 
 
 @contextlib.contextmanager
@@ -29,33 +30,37 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """The first input of a sub-module of a block, or its output; "" names the block itself."""
+    """The inputs of a sub-module of a block, or its output; "" names the block itself."""
 
     module: str
     output: bool
 
 
-class Ear(NamedTuple):
-    """A hook that passes the first input of a module, or the hidden states in its output, to the callback `tell`."""
+class Observer(NamedTuple):
+    """Calls `callback` with the first argument of a module, or with the hidden states that the module returns."""
 
     module: nn.Module
-    tell: Callable[[Tensor], None]
+    callback: Callable[[Tensor], None]
     output: bool = False
 
     @classmethod
-    def at(cls, place: Place, block: nn.Module, tell: Callable[[Tensor], None]) -> Ear:
-        return cls(block.get_submodule(place.module), tell, place.output)
+    def at(cls, place: Place, block: nn.Module, callback: Callable[[Tensor], None]) -> Observer:
+        return cls(block.get_submodule(place.module), callback, place.output)
 
     def attach(self) -> Any:
         if self.output:
-            return self.module.register_forward_hook(lambda module, args, output: self.tell(hidden_of(output)))
-        return self.module.register_forward_pre_hook(lambda module, args: self.tell(args[0]) if args else None)
+            return self.module.register_forward_hook(lambda module, args, output: self.callback(hidden_of(output)))
+        return self.module.register_forward_pre_hook(self._given, with_kwargs=True)
+
+    def _given(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if args or kwargs:
+            self.callback(args[0] if args else next(iter(kwargs.values())))
 
 
 @contextlib.contextmanager
-def listening(ears: Iterable[Ear]) -> Iterator[None]:
-    """Attach the hooks `ears` while the context is open."""
-    with hooks(ear.attach() for ear in ears):
+def observing(observers: Iterable[Observer]) -> Iterator[None]:
+    """While the context is open, the hooks of the observers are attached."""
+    with hooks(observer.attach() for observer in observers):
         yield
 
 

@@ -88,7 +88,9 @@ def learnt(job: Job, method: MaskLearner, experiment: Experiment, directory: Run
         cost.include(start_cost)
     seconds = task.checkpoints.earlier_seconds + start_seconds
     pruned = {name: Pruned(mask.to(experiment.bundle.device)) for name, mask in masks.items()}
-    return Made(PrunedModel(pruned, task.notes, experts=task.experts), cost if start_cost else None, seconds)
+    return Made(
+        PrunedModel(pruned, task.notes, experts=task.experts, curve=task.curve), cost if start_cost else None, seconds
+    )
 
 
 def task_of(job: Job, method: MaskLearner, experiment: Experiment, directory: RunDirectory, start: Record) -> LearnTask:

@@ -7,6 +7,7 @@ the counters, so that a learner that is killed resumes from its last checkpoint 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from nmbench.runtime.cost import Cost
 from nmbench.verification.strict import check_masks
 
 USED, COUNTERS = "nmbench.dealt ", "nmbench.counters"  # names that the host adds to a checkpoint
+CURVE_POINTS = 1000  # of a record; of a longer curve every second point is kept
 
 
 OnReport = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, figures
@@ -80,6 +82,7 @@ class LearnTask:
         self.cost = Cost()
         self.notes: dict[str, Any] = {}  # JSON values that go into the record
         self.experts: Mapping[str, Any] = {}  # as `PrunedModel.experts`
+        self.curve: list[dict[str, float | None]] = []
         self.checkpoints = CountingStore(self, checkpoints)
         self._selection = selection.to(bundle.device)
         self._weights = weights
@@ -161,11 +164,20 @@ class LearnTask:
         """Count tokens that a learner ran through the model without `loss`."""
         self.cost.forward_tokens += tokens
 
-    def report(self, step: int, *, masks: Mapping[str, Tensor] | None = None, **values: float) -> None:
-        """Report a learning step and its figures to the user. Raises `NotStrict` if `masks` are not strict."""
+    def report(
+        self, step: int, *, total: int | None = None, masks: Mapping[str, Tensor] | None = None, **values: float
+    ) -> None:
+        """Report a learning step, of `total`, and its figures to the user; the record keeps them as a curve.
+
+        Raises `NotStrict` if `masks` are not strict.
+        """
         if masks is not None:
             check_masks(masks, self.pattern, self.layers, self.who)
-        self._on_report("learn", step, None, values)
+        if values:
+            self.curve.append({"step": step, **{name: finite(value) for name, value in values.items()}})
+        if len(self.curve) > CURVE_POINTS:
+            self.curve = self.curve[::2]
+        self._on_report("learn", step, total, values)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Report the progress of a stage besides learning, such as the measurement of a reference."""
@@ -178,6 +190,11 @@ class LearnTask:
 
     def _count_backward(self, tokens: int) -> None:
         self.cost.backward_tokens += tokens
+
+
+def finite(value: float) -> float | None:
+    """A figure as JSON holds it: None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None
 
 
 class CountingStore:
@@ -194,6 +211,7 @@ class CountingStore:
         seconds = self.earlier_seconds + time.perf_counter() - self._start
         device = self.task.bundle.device.type
         counters = {"cost": asdict(self.task.settle()), "seconds": seconds, "device": device}
+        counters["curve"] = self.task.curve
         used = {f"{USED}{key}": marks for key, marks in self.task._used.state().items()}
         self.store.save({**state, **used, COUNTERS: counters})
 
@@ -214,6 +232,7 @@ class CountingStore:
         for name, value in counters["cost"].items():
             setattr(self.task.cost, name, value)
         self.earlier_seconds = counters["seconds"]
+        self.task.curve = list(counters["curve"])
         stored = [name for name in state if name.startswith(USED)]
         self.task._used.restore({name.removeprefix(USED): state.pop(name) for name in stored})
         return state

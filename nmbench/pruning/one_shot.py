@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from nmbench.calibration.finite import ONE_BY_ONE, Checks
-from nmbench.calibration.walk import FewTokens, full_float32, walk
+from nmbench.calibration.gram import full_float32
+from nmbench.calibration.step import FewTokens
+from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models.applying import applied, moved

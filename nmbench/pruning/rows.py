@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from nmbench.errors import CannotWrite, NMBenchError
+from nmbench.errors import CannotWrite, NMBenchError, interrupts
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.experiment.jobs import Job, dense_digest
 from nmbench.experiment.measurement import measured
@@ -36,7 +36,9 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
             found = measured(experiment, DENSE)
     except CannotWrite:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if interrupts(error):
+            raise
         message, trace = explained(error, DENSE, directory)
         raise NMBenchError(f"the dense model cannot be measured: {message} (traceback: {trace})") from error
     keep_losses(path, found.subject, about(DENSE, digest, experiment))
@@ -55,7 +57,9 @@ def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: 
             return done(job, experiment, dense, directory)
     except CannotWrite:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if interrupts(error):
+            raise
         message, trace = explained(error, job.name, directory)
         return failed(job, experiment, message, str(trace.relative_to(directory.path)))
 

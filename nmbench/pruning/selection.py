@@ -8,13 +8,14 @@ be worse than the initial mask, within a tolerance, by the one-sided 95 % bound 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from nmbench.errors import NMBenchError
 from nmbench.evaluation.comparison import Confirmation, not_worse
+from nmbench.results.files import pack, unpack
 
 if TYPE_CHECKING:
     from nmbench.pruning.learning import LearnTask
@@ -69,6 +70,22 @@ class Selection(Generic[M]):
         losses, reference = measure(self.unseen, self.best), measure(self.unseen, self.initial)
         self.confirmation = not_worse(losses, reference, self.tolerance_nats)
         return self.best if self.confirmation.holds else self.initial
+
+    def state(self) -> dict[str, Any]:
+        """The selection so far, for a checkpoint: the best masks packed to bits, their step and their losses."""
+        best = {name: pack(mask) for name, mask in self.best.items()} if self.best_at else {}
+        return {"best": best, "best_at": self.best_at, "best_losses": self.best_losses}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state`; the best masks are bool masks `[out, in]` where the initial masks are."""
+        self.best_at, self.best_losses = state["best_at"], state["best_losses"]
+        packed = state["best"]
+        unpacked = {
+            name: unpack(packed[name].to(mask.device), tuple(mask.shape))
+            for name, mask in self.initial.items()
+            if packed
+        }
+        self.best = cast(M, unpacked) if packed else self.initial
 
     @property
     def confirmed(self) -> bool:

@@ -17,11 +17,12 @@ import filelock
 import tomli_w
 
 from nmbench.errors import NMBenchError, RunMismatch
+from nmbench.plain_data import read_toml
 from nmbench.results.extending import merged
 from nmbench.results.files import cannot_write, write_atomic
 from nmbench.results.format import Record
 from nmbench.results.records import newest, parsed, read_records
-from nmbench.spec import RunSpec, read_toml
+from nmbench.spec import RunSpec
 
 
 class RunDirectory:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
+from nmbench.results.nested_state import flattened, nested
 
 FORMAT = "nmbench packed masks 1"
 
@@ -138,8 +139,8 @@ class FileCheckpoints:
         self.job_digest = job_digest
 
     def save(self, state: Mapping[str, Any]) -> None:
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        plain = {name: value for name, value in state.items() if name not in tensors}
+        """Store tensors and JSON values, in lists and mappings of any depth; returns when they are durable."""
+        tensors, plain = flattened(state)
         write_tensors(self.path, tensors, {"job_digest": self.job_digest, "plain": plain})
 
     def load(self) -> dict[str, Any] | None:
@@ -148,7 +149,7 @@ class FileCheckpoints:
         tensors, metadata = read_tensors(self.path)
         if metadata.get("job_digest") != self.job_digest:
             return None
-        return {**tensors, **metadata["plain"]}
+        return {**tensors, **nested(metadata["plain"], tensors)}
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)

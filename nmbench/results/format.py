@@ -3,7 +3,7 @@
 | format | what changed |
 |---|---|
 | 1 | the first format; lines without the field `format` |
-| 2 | `notes` hold only notes of the method; new fields `layer_notes`, `figures`, `experts` and `copied_from` |
+| 2 | `notes` hold only notes of the method; new fields `layer_notes`, `figures`, `experts`, `copied_from`, `curve` |
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Said(TypedDict):
 
     `notes`: JSON values that the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
     `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
-    the label of the row that did the same work.
+    the label of the row that did the same work; `curve`: the figures that a learner reported, by `step`.
     """
 
     notes: dict[str, Any]
@@ -103,6 +103,7 @@ class Said(TypedDict):
     figures: dict[str, float]
     experts: dict[str, Any]
     copied_from: str | None
+    curve: list[dict[str, float | None]]
 
 
 class Figures(Said):
@@ -133,7 +134,7 @@ class Record(Identity, Figures, total=False):
 
 
 def record_in(line: Mapping[str, Any], where: str) -> Record:
-    """Return the record in a line of a file, `upgraded`. Raises `NMBenchError` for a line without its fields."""
+    """Return the record in a line of a file, `upgraded`. Raises `NMBenchError` if the line lacks fields."""
     odd = [name for name, kind in IN_EVERY_RECORD.items() if not isinstance(line.get(name, ...), kind)]
     if odd and line.get("format", 1) in (1, FORMAT):
         raise NMBenchError(
@@ -167,6 +168,7 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
         "figures": {},
         "experts": experts,
         "copied_from": copied_from,
+        "curve": [],
         "started_from": line.get("started_from", f"{line.get('label')}@init"),  # the first records have no such field
     }
     return cast(Record, {**line, **added})

@@ -128,7 +128,7 @@ def wide(records: Sequence[Record]) -> pandas.DataFrame:
     lines = []
     for record in records:
         on = fronts.get(row_key(record))
-        fields = {name: content for name, content in record.items() if name != "metrics"}
+        fields = {name: content for name, content in record.items() if name not in ("metrics", "curve")}
         fields |= metric_columns(record)
         fields |= {f"pareto.{kind}": None if on is None else kind in on for kind in COSTS}
         lines.append(dict(dotted(fields)))

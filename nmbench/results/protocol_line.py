@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmbench.plain_data import read_toml
 from nmbench.results.format import Record
 from nmbench.results.ranking import of_run, pattern_of
 from nmbench.results.records import Rows
-from nmbench.spec import read_toml
 
 
 def protocol_lines(results: Rows) -> list[str]:

@@ -149,10 +149,10 @@ class RecordingTask(LearnTask):
         super().__init__(*args, **kwargs)
         self.reported: list[Reported] = []
 
-    def report(self, step: int, *, masks: Any = None, **values: float) -> None:
+    def report(self, step: int, *, total: int | None = None, masks: Any = None, **values: float) -> None:
         copies = None if masks is None else {name: mask.clone() for name, mask in masks.items()}
         self.reported.append(Reported(step, copies, dict(values)))
-        super().report(step, masks=None, **values)
+        super().report(step, total=total, masks=None, **values)
 
     @contextlib.contextmanager
     def interrupted_at(self, event: int | None) -> Iterator[list[int]]:

@@ -1,7 +1,7 @@
 """The distance of next-token distributions, pruned from dense model: `kl:` and `top1:<data set>@<window>`.
 
-Windows as in `ppl:`. For every position t of a window that has a next token, with p the distribution of the dense model
-and q the distribution of the pruned model, both softmaxes of float32 logits:
+Windows as in `ppl:`, with `+bos` too. For every position t of a window that has a next token in it, with p the
+distribution of the dense model and q the distribution of the pruned model, both softmaxes of float32 logits:
 
     kl    KL(p || q) = sum_v p(v) (log p(v) - log q(v)), mean over all positions, in nats per token
     top1  share of positions at which argmax p = argmax q
@@ -30,18 +30,31 @@ PART_BYTES = 32 * 2**20  # of float32 logits at once
 class Divergence(nmbench.WindowMetric):
     """The shared base of both metrics: one pass over the text, and figures by window."""
 
+    takes_bos: ClassVar[bool] = True
     column: ClassVar[int]
     unit: ClassVar[str]
     lower_is_better: ClassVar[bool]
 
     def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
-        name = f"divergence of {self.dataset}@{self.window}"
-        found = subject.once(name, lambda: divergences(subject, dense, self.dataset, self.window))
+        found = subject.once(f"divergence of {self.argument}", lambda: self.divergences(subject, dense))
         values = found[:, self.column]  # [windows]
         subject.per_window[self.full_name] = values
         stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
         mean = float(values.mean())
         return {self.full_name: nmbench.Value(mean, len(values), stderr, self.lower_is_better, self.unit)}
+
+    def divergences(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Tensor:
+        """Return KL and agreement, each the mean over a window: float64 `[windows, 2]` on the CPU.
+
+        Raises `NumericalFailure` if a logit is NaN or infinite.
+        """
+        batches = subject.batches(self.dataset, self.window, self.bos)
+        logits = ((dense.logits(tokens, self.bos), subject.logits(tokens, self.bos)) for tokens in batches)
+        found = torch.cat([compared(*both) for both in logits])
+        if not found.isfinite().all():
+            first = int((~found.isfinite().all(dim=1)).nonzero()[0])
+            raise nmbench.NumericalFailure(f"logits on {self.argument} are NaN or infinite, first in window {first}.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -62,19 +75,6 @@ class Top1(Divergence):
     column: ClassVar[int] = 1
     unit: ClassVar[str] = "share of tokens"
     lower_is_better: ClassVar[bool] = False
-
-
-def divergences(subject: nmbench.Subject, dense: nmbench.DenseSubject, dataset: str, window: int) -> Tensor:
-    """Return KL and agreement, each the mean over a window: float64 `[windows, 2]` on the CPU.
-
-    Raises `NumericalFailure` if a logit is NaN or infinite.
-    """
-    batches = subject.batches(dataset, window)
-    found = torch.cat([compared(dense.logits(tokens), subject.logits(tokens)) for tokens in batches])
-    if not found.isfinite().all():
-        first = int((~found.isfinite().all(dim=1)).nonzero()[0])
-        raise nmbench.NumericalFailure(f"logits on {dataset}@{window} are NaN or infinite, first in window {first}.")
-    return found
 
 
 def compared(dense: Tensor, pruned: Tensor) -> Tensor:

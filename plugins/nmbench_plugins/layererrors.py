@@ -1,7 +1,7 @@
 """The relative output error of every pruned layer by itself: `layers:<data set>@<window>`.
 
-Windows as in `ppl:`. X are the inputs of a layer in the dense model, over all tokens of all windows, W its dense and V
-its pruned weight, bias left out:
+Windows as in `ppl:`, with `+bos` too. X are the inputs of a layer in the dense model, over all tokens of all windows,
+BOS tokens too, W its dense and V its pruned weight, bias left out:
 
     error of a layer = || X V^T - X W^T ||_F / || X W^T ||_F
 
@@ -32,9 +32,10 @@ class LayerErrors(nmbench.WindowMetric):
     """Relative output error of each layer on the dense model's inputs: the mean over layers, and the worst layer."""
 
     word: ClassVar[str] = "layers"
+    takes_bos: ClassVar[bool] = True
 
     def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
-        errors = layer_errors(subject, dense, self.dataset, self.window)
+        errors = self.errors(subject, dense)
         worst = max(errors, key=lambda name: errors[name])
         where = worst if errors[worst] else ""  # no layer of the dense model is the worst
         mean = sum(errors.values()) / len(errors)
@@ -43,27 +44,35 @@ class LayerErrors(nmbench.WindowMetric):
             f"{self.full_name} worst": nmbench.Value(errors[worst], len(errors), unit=UNIT, where=where),
         }
 
+    def errors(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> dict[str, float]:
+        """Return the relative output error of every layer that is a separate linear module, by layer name.
 
-def layer_errors(subject: nmbench.Subject, dense: nmbench.DenseSubject, dataset: str, window: int) -> dict[str, float]:
-    """Return the relative output error of every layer that is a separate linear module, by layer name.
+        Raises `NumericalFailure` naming the first layer whose error is NaN or infinite.
+        """
+        layers = separate_layers(subject.bundle)
+        sums = {name: Sums(layer.read()) for name, layer in layers.items()}
+        for tokens in subject.batches(self.dataset, self.window, self.bos):
+            with counting_inputs(layers, sums), dense.shown() as model, torch.no_grad():
+                model(input_ids=tokens, use_cache=False)
+        errors = {name: total.relative() for name, total in sums.items()}
+        if broken := [name for name, error in errors.items() if not 0 <= error < math.inf]:
+            raise nmbench.NumericalFailure(f"the output error of {broken[0]} on {self.argument} is NaN or infinite.")
+        return errors
+
+
+def separate_layers(bundle: nmbench.Bundle) -> dict[str, Any]:
+    """Return the layers that are separate linear modules, by name.
 
     Experts that share one parameter are not separate modules and are left out. Raises `NMBenchError` if no layer
-    remains, and `NumericalFailure` naming the first layer whose error is NaN or infinite.
+    remains.
     """
-    modules = dict(subject.bundle.model.named_modules())
-    layers = {name: layer for name, layer in subject.bundle.layers.items() if modules.get(name) is layer.module}
+    modules = dict(bundle.model.named_modules())
+    layers = {name: layer for name, layer in bundle.layers.items() if modules.get(name) is layer.module}
     if not layers:
         raise nmbench.NMBenchError(
-            f"{subject.bundle.ref} has no pruned layer that is a separate module, whose inputs a hook can read."
+            f"{bundle.ref} has no pruned layer that is a separate module, whose inputs a hook can read."
         )
-    sums = {name: Sums(layer.read()) for name, layer in layers.items()}
-    for tokens in subject.batches(dataset, window):
-        with counting_inputs(layers, sums), dense.shown() as model, torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
-    errors = {name: total.relative() for name, total in sums.items()}
-    if broken := [name for name, error in errors.items() if not 0 <= error < math.inf]:
-        raise nmbench.NumericalFailure(f"the output error of {broken[0]} on {dataset}@{window} is NaN or infinite.")
-    return errors
+    return layers
 
 
 class Sums:

@@ -2,7 +2,8 @@
 
 The test texts are joined and tokenised once with special tokens, cut into non-overlapping windows, the tail dropped;
 perplexity is exp of the mean cross-entropy over the window - 1 targets of every window. (The protocol of the GPTQ and
-SparseGPT papers. The word perplexity of lm-evaluation-harness is another figure.)
+SparseGPT papers. The word perplexity of lm-evaluation-harness is another figure.) With `+bos` in its name a BOS token
+begins every window: `ppl:<data set>@<window>+bos`, of the same targets.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ class Perplexity(nmbench.WindowMetric):
     """exp of the mean token cross-entropy on the test text of a data set."""
 
     word: ClassVar[str] = "ppl"
+    takes_bos: ClassVar[bool] = True
 
     def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
-        losses = subject.losses(self.dataset, self.window)
+        losses = subject.losses(self.dataset, self.window, self.bos)
         value = math.exp(float(losses.mean()))
         stderr = float(losses.std() / math.sqrt(len(losses))) * value if len(losses) > 1 else None
         return {f"ppl:{self.argument}": nmbench.Value(value, len(losses), stderr)}

@@ -32,6 +32,7 @@ def specs(draw):
         calibration=draw(st.sampled_from([None, "text:a b.txt"])),
         metrics=draw(st.sampled_from([(), ("ppl:demo@256",)])),
         dtype=draw(st.sampled_from([None, "bfloat16"])),
+        bos=draw(st.sampled_from([None, "auto", "always", "never"])),
         trust_remote_code=draw(st.booleans()),
         stream=draw(st.sampled_from([None, True, False])),
         **{name: draw(st.sampled_from([None, True])) for name in ("allow_sparse", "dequantise")},

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nmbench.calibration.expert_inputs import ExpertEar, hearing
+from nmbench.calibration.expert_inputs import ExpertObserver, observing_experts
 from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError
 from nmbench.methods import PrunedModel, Solver, Stat
@@ -80,8 +80,8 @@ def test_inputs_are_those_of_a_plain_loop(family, way, dtype):
     plain = one_shot.inputs(bundle.model, fused(bundle), windows)
     logits = bundle.model(input_ids=windows).logits
     heard: dict[str, list[Tensor]] = {name: [] for name in fused(bundle)}
-    ears = [ExpertEar(bundle.layers[n].module, bundle.layers[n].where, heard[n].append) for n in heard]
-    with hearing(ears):
+    observers = [ExpertObserver(bundle.layers[n].module, bundle.layers[n].where, heard[n].append) for n in heard]
+    with observing_experts(observers):
         assert torch.equal(bundle.model(input_ids=windows).logits, logits)
     assert not any("forward" in vars(module) for module in bundle.model.modules())
     tolerance = 1e-5 if dtype == "float32" else 0.01

@@ -1,11 +1,13 @@
 """Laws of taps: where layers write into the residual stream is found by a probe, and the lag is measured there."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nmbench.calibration import residual_stream as taps
-from nmbench.calibration.block_calls import Call, Run, embed
+from nmbench.calibration.paused_forward import go_on, paused_forwards
 from nmbench.calibration.residual_stream import find_taps
 from nmbench.calibration.walk import walk
 from nmbench.methods import Stat
@@ -42,13 +44,16 @@ def places(family: str) -> dict[str, Place]:
 @torch.no_grad()
 def probe(bundle: Bundle, outlier: float = 0.0) -> list[dict[str, Place]]:
     """The taps of every block, all of which are given the same hidden state, in one channel of it an outlier."""
-    (hidden,), calls = embed(bundle, [random_windows()])
-    hidden = hidden.clone()
-    hidden[:, 0, 3] += outlier
     found = []
-    for index, (name, block) in enumerate(bundle.blocks.items()):
-        layers = [layer.name.removeprefix(f"{name}.") for layer in bundle.block_layers(index)]
-        found.append(find_taps(Run({6: calls[6][index]}), block, hidden, layers))
+    with paused_forwards(bundle, [random_windows()]) as (forward,):
+        hidden = forward.args[0].clone()
+        hidden[:, 0, 3] += outlier
+        for index, (name, block) in enumerate(bundle.blocks.items()):
+            layers = [layer.name.removeprefix(f"{name}.") for layer in bundle.block_layers(index)]
+            forward.args = (hidden, *forward.args[1:])
+            found.append(find_taps(functools.partial(forward.again, block), block, hidden, layers))
+            if not index:
+                go_on(bundle, [forward])
     return found
 
 
@@ -85,7 +90,7 @@ def test_no_trace_after_an_exception(runs):
     block, hidden = Block(fail), torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
     usual = hidden + block.one(hidden) + block.two(hidden)
     with pytest.raises(OSError, match="out of luck"):
-        find_taps(Run({3: Call((), {})}), block, hidden, ["one", "two"])
+        find_taps(lambda: block(hidden), block, hidden, ["one", "two"])
     assert torch.equal(hidden + block.one(hidden) + block.two(hidden), usual)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())
 
@@ -131,15 +136,15 @@ INSIDE, BEHIND = Place("norm", output=False), Place("", output=True)
 def test_what_is_a_tap(add, found):
     """A tap is where the sum of something and the output as it is can be seen first; else there is none."""
     block, hidden = Block(add), torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
-    assert find_taps(Run({3: Call((), {})}), block, hidden, ["one", "two"]) == found
+    assert find_taps(lambda: block(hidden), block, hidden, ["one", "two"]) == found
 
 
 @torch.no_grad()
-def test_tokens_of_a_probe():
-    """One run, and another for every layer as wide as the residual stream, are counted."""
-    run, hidden = Run({3: Call((), {})}), torch.zeros(3, 5, 8)
-    find_taps(run, Block(lambda b, h: h + b.one(h) + b.two(h)), hidden, ["one", "two"])
-    assert run.tokens == 3 * hidden[..., 0].numel()
+def test_runs_of_a_probe():
+    """One run, and another for every layer as wide as the residual stream, are enough."""
+    block, hidden, runs = Block(lambda b, h: h + b.one(h) + b.two(h)), torch.zeros(3, 5, 8), []
+    find_taps(lambda: runs.append(block(hidden)), block, hidden, ["one", "two"])
+    assert len(runs) == 3
 
 
 @families

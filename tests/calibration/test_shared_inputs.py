@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from nmbench.calibration import walk as calibrate
 from nmbench.calibration.shared_inputs import CommonInputs
 from nmbench.calibration.statistics import Gatherer
 from nmbench.calibration.walk import walk
@@ -21,10 +20,10 @@ def gathered(bundle, monkeypatch, shared=True):
     """The statistics of a walk by layer name; with common inputs, or every layer alone."""
     everything = {name.split(".", 3)[-1] for name in bundle.layers}
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "BATCH_TOKENS", 3 * 24)
         if not shared:
-            patch.setattr(calibrate, "CommonInputs", lambda alone: CommonInputs(everything))
-        return {name: stats for step in walk(bundle, windows(), BOTH) for name, stats in step.stats.items()}
+            patch.setattr("nmbench.calibration.block_visit.CommonInputs", lambda alone: CommonInputs(everything))
+        steps = walk(bundle, windows(), BOTH, tokens_at_once=3 * 24)
+        return {name: stats for step in steps for name, stats in step.stats.items()}
 
 
 def assert_equal(some, others):

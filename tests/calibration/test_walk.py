@@ -1,12 +1,15 @@
 """Laws of the walk: every block sees what a plain forward pass of the partly pruned model would show it."""
 
+import gc
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nmbench.calibration import walk as calibrate
-from nmbench.calibration.block_calls import embed, same
-from nmbench.calibration.walk import walk
+from nmbench.calibration.paused_forward import PausedForward
+from nmbench.calibration.trial import writing_blocks
+from nmbench.calibration.walk import BATCH_TOKENS, GPU_BATCH_NUMBERS, batch_tokens, walk
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
 from nmbench.models.bundle import Bundle, Layer
@@ -79,7 +82,13 @@ def surroundings(bundle: Bundle) -> tuple:
         torch.get_rng_state().tolist(),
         torch.is_grad_enabled(),
         torch.backends.cuda.matmul.allow_tf32,
+        [name for name, module in bundle.model.named_modules() if "forward" in vars(module)],
     )
+
+
+def alive() -> int:
+    """The number of forward passes that are paused somewhere."""
+    return sum(issubclass(type(it), PausedForward) and bool(it) for it in gc.get_objects())
 
 
 class Eavesdropper:
@@ -104,9 +113,9 @@ def test_block_inputs_of_the_walk(family):
     """Walking without pruning, every block is given, bit for bit, the inputs of a plain forward pass."""
     bundle, windows = load(family), random_windows()
     plain = one_shot.inputs(bundle.model, bundle.blocks, windows)
-    ear = Eavesdropper(bundle)
+    observer = Eavesdropper(bundle)
     for step, name in zip(walk(bundle, windows, Stat.INPUT_NORM), bundle.blocks, strict=True):
-        assert torch.equal(ear.heard[name][-1], plain[name]), step.index
+        assert torch.equal(observer.heard[name][-1], plain[name]), step.index
 
 
 @families
@@ -181,20 +190,6 @@ def test_walking_a_pruned_model(family, sequential):
         for name, got in step.stats.items():
             assert_close(got, expected(plain[name], len(windows), dense[name]))
     assert bundle.digest() == digest
-
-
-def test_blocks_that_tell_each_other_something_are_refused():
-    """A container that all blocks are given, and fill, would hold what another pass put there: no walk, no drift."""
-    bundle, box = load(), {}
-
-    def hand_on(block: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        box[id(block)] = 1
-        return args, {**kwargs, "shared": box}
-
-    for block in bundle.blocks.values():
-        block.register_forward_pre_hook(hand_on, with_kwargs=True)
-    with pytest.raises(NMBenchError, match="hand results to each other in 'shared'; it cannot be walked"):
-        next(walk(bundle, random_windows(), BOTH))
 
 
 @families
@@ -273,7 +268,7 @@ def test_blocks_without_layers_are_walked_as_well():
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("needs", [BOTH, ALL])
 def test_tokens_are_counted(needs, sequential):
-    """The tokens of all steps are those that went through the blocks, those kept dense included, after embedding.
+    """The tokens of all steps are those that went through the blocks, those kept dense included.
 
     What the last block makes of its pruned weights nobody needs: it is neither run nor counted.
     """
@@ -282,33 +277,31 @@ def test_tokens_are_counted(needs, sequential):
         block.register_forward_pre_hook(
             lambda module, args, kwargs: told.append(args[0].shape[:2].numel()), with_kwargs=True
         )
-    embed(bundle, calibrate.batches_of(bundle, windows))
-    embedding = sum(told)
+    writing_blocks(bundle, windows)
     told.clear()
     steps = list(walk(bundle, windows, needs, sequential))
-    assert sum(step.block_tokens for step in steps) == sum(told) - embedding
+    known = windows.numel() if needs is ALL else 0  # the dense pass goes on with the output that it had before
+    assert sum(step.block_tokens for step in steps) == sum(told) - known
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_batches_are_larger_on_a_gpu(family):
     """Where the model is narrow a GPU is given more tokens at once than a CPU, but not without limit."""
     bundle, gpu = load(family), torch.device("cuda")
-    assert calibrate.batch_tokens(bundle, torch.device("cpu")) == calibrate.BATCH_TOKENS
-    assert calibrate.BATCH_TOKENS < calibrate.batch_tokens(bundle, gpu) <= calibrate.GPU_BATCH_NUMBERS // 64
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "hidden_width", lambda bundle: 8192)
-        assert calibrate.batch_tokens(bundle, gpu) == calibrate.BATCH_TOKENS
+    assert batch_tokens(bundle, torch.device("cpu")) == BATCH_TOKENS
+    assert BATCH_TOKENS < batch_tokens(bundle, gpu) <= GPU_BATCH_NUMBERS // 64
+    wide = SimpleNamespace(layers={"a": SimpleNamespace(shape=(8, 8192))})
+    assert batch_tokens(wide, gpu) == BATCH_TOKENS
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_batches_do_not_matter(family, monkeypatch):
+def test_batches_do_not_matter(family):
     """Statistics are the same to rounding whether windows are walked one by one, in odd batches or all together."""
     bundle, windows = load(family), random_windows(7)
     dense, results = DenseWeights(bundle), []
     for batch in (1, 3, 7):
-        monkeypatch.setattr(calibrate, "BATCH_TOKENS", batch * WINDOW)
         stats: dict[str, LayerStats] = {}
-        for step in walk(bundle, windows, BOTH):
+        for step in walk(bundle, windows, BOTH, tokens_at_once=batch * WINDOW):
             stats.update(step.stats)
             for layer in step.layers:
                 halve(layer)
@@ -358,18 +351,22 @@ def test_walk_leaves_no_trace(family, sequential):
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("needs", [BOTH, ALL])
 @pytest.mark.parametrize("block", [0, 1])
-def test_no_trace_after_an_exception_in_a_block(block, needs, sequential):
+@pytest.mark.parametrize("tried", [True, False])
+def test_no_trace_after_an_exception_in_a_block(tried, block, needs, sequential):
     """When a block raises in the middle of a walk, hooks, flags and random state are restored all the same."""
     bundle = load()
 
     def fail(module: nn.Module, args: tuple) -> None:
         raise OSError("out of luck")
 
+    if tried:
+        writing_blocks(bundle, random_windows())
     bundle.layers[f"model.layers.{block}.mlp.down_proj"].module.register_forward_pre_hook(fail)
     before = surroundings(bundle)
     with pytest.raises(OSError, match="out of luck"):
-        list(walk(bundle, random_windows(), needs, sequential))
+        list(walk(bundle, random_windows(), needs, sequential, tokens_at_once=2 * WINDOW))
     assert surroundings(bundle) == before
+    assert alive() == 0
 
 
 def test_no_trace_when_the_walk_is_abandoned():
@@ -378,8 +375,10 @@ def test_no_trace_when_the_walk_is_abandoned():
     before = surroundings(bundle)
     steps = walk(bundle, random_windows(), BOTH)
     next(steps)
+    assert alive() > 0
     steps.close()
     assert surroundings(bundle) == before
+    assert alive() == 0
 
 
 # What is refused
@@ -410,89 +409,6 @@ def test_inputs_broken_half_way_are_named(needs):
     with pytest.raises(NumericalFailure, match=r"inputs of layer model\.layers\.1\.mlp\.down_proj hold NaN or inf"):
         seen.extend(step.index for step in walk(bundle, random_windows(), needs))
     assert seen == [0]
-
-
-class Stack(nn.Module):
-    """Two linear blocks that are told which tokens they work on, or of which the last is never called."""
-
-    def __init__(self, tells: bool, calls: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(256, 8)
-        self.blocks = nn.ModuleList([Told(), Told()])
-        self.tells, self.calls = tells, calls
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
-        hidden = self.embedding(input_ids)
-        for block in self.blocks[: self.calls]:
-            hidden = block(hidden, tokens=input_ids if self.tells else None)
-        return hidden
-
-
-class Told(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Linear(8, 8)
-
-    def forward(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
-        return self.proj(hidden)
-
-
-def test_arguments_that_depend_on_tokens_are_refused(monkeypatch):
-    """A model that shows its blocks the tokens cannot be replayed, and is refused; the same model without is not."""
-    monkeypatch.setattr(calibrate, "BATCH_TOKENS", 2 * WINDOW)
-    windows = random_windows()
-    assert len(list(walk(Bundle.of("toy", Stack(False, 2), None), windows, BOTH))) == 2
-    with pytest.raises(NMBenchError, match="blocks of toy are called with arguments that depend on the tokens"):
-        list(walk(Bundle.of("toy", Stack(True, 2), None), windows, BOTH))
-
-
-class Telling(Stack):
-    """A stack whose blocks are told how large the hidden states are that the block above made, in several ways."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__(False, 2)
-        self.how = how
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
-        hidden, size = self.embedding(input_ids), None
-        for block in self.blocks:
-            if self.how != "nothing":
-                size = hidden.abs().mean()
-            if self.how == "number":
-                size = float(size)
-            if self.how == "what was left":
-                size = getattr(self.blocks[0].proj, "left", 0.0)
-            hidden = block(hidden, tokens=size)
-        return hidden
-
-
-@pytest.mark.parametrize("how", ["nothing", "tensor", "number", "what was left"])
-def test_blocks_compute_nothing_where_that_shows_how_they_are_called(how):
-    """Arguments are those of a plain forward pass, also where they come from the blocks above; only then are the blocks
-    run on more than two windows to find out.
-    """
-    bundle, windows, seen, computed = Bundle.of("toy", Telling(how), None), random_windows(), [], []
-
-    def note(module, args, output):
-        computed.append(len(args[0]))
-        module.left = float(output.abs().mean())
-
-    for block in bundle.blocks.values():
-        block.register_forward_hook(lambda m, args, kwargs, output: seen.append(kwargs["tokens"]), with_kwargs=True)
-        block.proj.register_forward_hook(note)
-    bundle.model(windows)
-    bundle.model(windows)
-    plain = seen[2:]
-    computed.clear()
-    _, calls = embed(bundle, [windows])
-    assert same([call.kwargs["tokens"] for call in calls[len(windows)]][1:], plain[1:], strict=True)
-    assert computed == [1] * 4 + [len(windows)] * (0 if how == "nothing" else 2)
-
-
-def test_blocks_that_are_not_called_are_refused():
-    """A model that does not call all its blocks is refused with the counts."""
-    with pytest.raises(NMBenchError, match="toy calls 1 of its 2 blocks"):
-        list(walk(Bundle.of("toy", Stack(False, 1), None), random_windows(), BOTH))
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -76,7 +76,7 @@ class Reader:
             assert re.search(".*".join(parts), self.output), f"{line!r} is not in {self.output}"
 
     def toml(self, text: str) -> None:
-        from nmbench.spec import tomllib
+        from nmbench.plain_data import tomllib
 
         assert tomllib.loads(text)
 

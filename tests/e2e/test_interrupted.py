@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nmbench.pruning.learning import COUNTERS
+from nmbench.results.directory import RunDirectory
+from nmbench.results.files import FileCheckpoints
 from reference.processes import listening
 
 SLOWLY = ["--set", "maskpro.steps=60", "--set", "maskpro.checkpoint_every=5", "--set", "maskpro.check_every=20"]
@@ -35,7 +38,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_ends_like_one_that_was_not(nmbench, small, records, tmp_path, how):
+def test_a_killed_run_ends_like_one_that_was_not(nmbench, finished, small, records, tmp_path, how):
     """Killed, or interrupted by Ctrl-C, in the middle of learning: the resumed run has the same masks and costs."""
     flags = [*small, *SLOWLY]
     process = start(flags)
@@ -50,8 +53,7 @@ def test_a_killed_run_ends_like_one_that_was_not(nmbench, small, records, tmp_pa
     assert [row["label"] for row in done] == ["dense", "maskpro@init"]
 
     assert nmbench("run", *flags).exit_code == 0
-    whole = [flag if flag != "out" else "whole" for flag in flags]
-    assert nmbench("run", *whole).exit_code == 0
+    finished(*(flag if flag != "out" else "whole" for flag in flags))
     resumed, straight = records(tmp_path / "out"), records(tmp_path / "whole")
     assert resumed[:2] == done
     assert [row["proof"] for row in resumed] == [row["proof"] for row in straight]
@@ -59,9 +61,9 @@ def test_a_killed_run_ends_like_one_that_was_not(nmbench, small, records, tmp_pa
     assert resumed[2]["cost"]["unique_tokens"] == straight[2]["cost"]["unique_tokens"]
 
 
-def test_a_torn_last_record_is_done_again(nmbench, small, records, tmp_path):
+def test_a_torn_last_record_is_done_again(nmbench, finished, small, records, tmp_path):
     """A line that was cut in the middle of writing is dropped, and its job done again with the same result."""
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     path = tmp_path / "out/records.jsonl"
     content = path.read_bytes()
     whole = records(tmp_path / "out")
@@ -72,39 +74,29 @@ def test_a_torn_last_record_is_done_again(nmbench, small, records, tmp_path):
     assert again[:-1] == whole[:-1]
 
 
-def test_a_checkpoint_is_not_needed_once_its_job_is_done(nmbench, small, tmp_path):
+def test_a_checkpoint_is_not_needed_once_its_job_is_done(finished, small, tmp_path):
     """Finished jobs leave no checkpoint behind."""
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     assert not list((tmp_path / "out").glob("checkpoints/*.safetensors"))
 
 
 def test_two_runs_cannot_write_to_one_directory(nmbench, small, tmp_path):
     """While one run is at work a second one in the same directory is refused at once."""
-    process = start([*small, *SLOWLY])
-    wait_for(tmp_path / "out/records.jsonl", process)
-    try:
-        result = nmbench("run", *small, *SLOWLY)
-        assert result.exit_code == 1
-        assert "another nmbench run is writing to out" in result.stderr
-    finally:
-        process.kill()
-        process.communicate()
+    with RunDirectory(tmp_path / "out"):
+        result = nmbench("run", *small)
+    assert result.exit_code == 1
+    assert "another nmbench run is writing to out" in result.stderr
 
 
-def test_a_checkpoint_of_another_device_is_refused(nmbench, small, tmp_path):
+def test_a_checkpoint_of_another_device_is_refused(nmbench, small, monkeypatch):
     """Random numbers differ between devices, so a checkpoint from another one is refused with one line."""
-    import json
 
-    from nmbench.results.files import read_tensors, write_tensors
+    def save_as_on_a_gpu(store, state, save=FileCheckpoints.save):
+        save(store, {**state, COUNTERS: {**state[COUNTERS], "device": "cuda"}})
+        raise KeyboardInterrupt
 
-    process = start([*small, *SLOWLY])
-    path = tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors"
-    wait_for(path, process)
-    process.kill()
-    process.communicate()
-    tensors, metadata = read_tensors(path)
-    plain = json.loads(json.dumps(metadata["plain"]).replace('"device": "cpu"', '"device": "cuda"'))
-    write_tensors(path, tensors, {**metadata, "plain": plain})
-    result = nmbench("run", *small, *SLOWLY)
+    monkeypatch.setattr(FileCheckpoints, "save", save_as_on_a_gpu)
+    assert nmbench("run", *small).exit_code == 130
+    result = nmbench("run", *small)
     assert result.exit_code == 1
     assert "go on with --device cuda" in result.stdout

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nmbench.experiment.plan import checked
+from nmbench.plain_data import read_toml
 from nmbench.plugins.loading import load_plugins
-from nmbench.spec import RunSpec, read_toml
+from nmbench.spec import RunSpec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.results.files import load_masks, read_tensors
-from nmbench.spec import RunSpec, read_toml
+from nmbench.spec import RunSpec
 
 METHODS = ["--method", "magnitude", "--method", "wanda", "--method", "sparsegpt"]
 LABELS = ["dense", "maskpro@init", "maskpro", "magnitude", "wanda", "sparsegpt"]
@@ -21,11 +22,9 @@ FIELDS = {
 
 
 @pytest.fixture
-def done(nmbench, small, tmp_path):
+def done(finished, small, tmp_path):
     """A finished run of all built-in methods, its output and its directory."""
-    result = nmbench("run", *small, *METHODS)
-    assert result.exit_code == 0, result.output
-    return result, tmp_path / "out"
+    return finished(*small, *METHODS), tmp_path / "out"
 
 
 def test_every_job_has_a_row_with_all_fields(done, records):
@@ -112,15 +111,17 @@ def test_the_report_command_prints_the_table_again(done, nmbench, tmp_path):
     assert "against its initial mask" in result.output
 
 
-def test_the_same_command_repeats_nothing(done, nmbench, small):
+def test_the_same_command_repeats_nothing(nmbench, small, tmp_path):
     """A second run adds no record, prints the same table, and leaves every finished file as it was."""
-    before = {path: path.read_bytes() for path in done[1].rglob("*.safetensors")} | {
-        path: path.read_bytes() for path in (done[1] / "records.jsonl", done[1] / "spec.toml")
-    }
-    again = nmbench("run", *small, *METHODS)
+    first = nmbench("run", *small, "--method", "sparsegpt")
+    assert first.exit_code == 0, first.output
+    out = tmp_path / "out"
+    finished_files = [*out.rglob("*.safetensors"), out / "records.jsonl", out / "spec.toml"]
+    before = {path: path.read_bytes() for path in finished_files}
+    again = nmbench("run", *small, "--method", "sparsegpt")
     assert again.exit_code == 0
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert again.stdout == done[0].stdout
+    assert again.stdout == first.stdout
 
 
 def test_a_run_directory_says_how_to_repeat_it(done, nmbench, records):
@@ -146,10 +147,10 @@ def test_more_patterns_and_seeds_extend_a_run(done, nmbench, small, records):
     assert spec.seeds == (0, 1)
 
 
-def test_a_second_method_joins_the_table_of_the_first(nmbench, small, records, tmp_path):
+def test_a_second_method_joins_the_table_of_the_first(nmbench, finished, small, records, tmp_path):
     """Two commands of one protocol make one table: output and report hold the rows of both."""
     flags = small[: small.index("--set")]
-    assert nmbench("run", *flags, "--method", "wanda", "--out", "out").exit_code == 0
+    finished(*flags, "--method", "wanda", "--out", "out")
     result = nmbench("run", *flags, "--method", "magnitude", "--out", "out")
     assert result.exit_code == 0, result.output
     assert list(pandas.read_csv(tmp_path / "out/report.csv")["label"]) == ["dense", "wanda", "magnitude"]
@@ -171,9 +172,9 @@ def test_a_label_without_a_row_may_change_its_options(nmbench, small, tmp_path):
     assert nmbench("run", *small).exit_code == 0
 
 
-def test_missing_files_are_made_again(nmbench, small, records, tmp_path):
+def test_missing_files_are_made_again(nmbench, finished, small, records, tmp_path):
     """A job whose masks or losses were deleted is not finished: the same command makes them again, the same."""
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     first = records(tmp_path / "out")
     (tmp_path / "out/masks/maskpro@init--2-4--seed0.safetensors").unlink()
     (tmp_path / "out/losses/dense.safetensors").unlink()
@@ -216,14 +217,14 @@ def test_patterns_may_differ_by_layer(nmbench, small, records, tmp_path):
     assert "2:4, mlp.* 4:8" in result.stdout
 
 
-def test_a_folder_of_transformers_gives_the_same_numbers(nmbench, small, records, tmp_path):
+def test_a_folder_of_transformers_gives_the_same_numbers(nmbench, finished, small, records, tmp_path):
     """A model saved by save_pretrained and named by its path is the same model."""
     from nmbench_plugins.tiny import TinyModel
 
     bundle = TinyModel().load("llama")
     bundle.model.save_pretrained(tmp_path / "model")
     bundle.tokenizer.save_pretrained(tmp_path / "model")
-    assert nmbench("run", *small).exit_code == 0
+    finished(*small)
     folder = [flag if flag != "tiny:llama" else "model" for flag in small[:-1]]
     result = nmbench("run", *folder, "folder")
     assert result.exit_code == 0, result.output
@@ -235,8 +236,8 @@ def test_json_lines_can_calibrate(nmbench, small, texts, records, tmp_path):
     """A JSON lines file with a "text" field is calibration text like any other."""
     paragraphs = (texts / "cal.txt").read_text(encoding="utf-8").split("\n\n")
     lines = [json.dumps({"text": f"\u2028{text}"}, ensure_ascii=False) for text in paragraphs]  # no line end in JSON
-    (texts / "cal.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    flags = [flag.replace(f"text:{texts}/cal.txt", f"jsonl:{texts}/cal.jsonl") for flag in small]
+    (tmp_path / "cal.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    flags = [flag.replace(f"text:{texts}/cal.txt", f"jsonl:{tmp_path}/cal.jsonl") for flag in small]
     result = nmbench("run", *flags)
     assert result.exit_code == 0, result.output
     assert records(tmp_path / "out")[1]["calibration"].startswith("jsonl:")
@@ -422,9 +423,9 @@ def test_report_filters(nmbench, small, tmp_path):
     assert "Error: no row is of that pattern, label and seed; there are maskpro@init 2:4 seed 0" in refused.stderr
 
 
-def test_reports_go_where_they_are_told(nmbench, small, tmp_path):
+def test_reports_go_where_they_are_told(nmbench, finished, small, tmp_path):
     """A report is written to a folder that does not exist yet; an unknown format writes nothing."""
-    assert nmbench("run", *small[: small.index("--set")], "--method", "wanda", "--out", "out").exit_code == 0
+    finished(*small[: small.index("--set")], "--method", "wanda", "--out", "out")
     result = nmbench("report", "out", "--format", "json", "--out", "new/folder")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "new/folder/report.json").exists()

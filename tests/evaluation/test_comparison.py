@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nmbench.evaluation.comparison import not_worse, paired
+from nmbench.evaluation.comparison import not_worse, paired, resampled_means
 from reference import bootstrap as reference
 
 quick = settings(max_examples=12, deadline=None)
@@ -53,6 +53,14 @@ def test_interval_is_that_of_all_resamples(values):
         end = found.high if side > 0 else found.low
         assert (side * means > side * end + 1e-9).mean() <= 0.025 + 0.015
         assert (side * means >= side * end - 1e-9).mean() >= 0.025 - 0.015
+
+
+@pytest.mark.parametrize("windows", [1, 2, 31, 64, 335])
+@pytest.mark.parametrize("at_once", [1, 1000, 2**17])
+def test_resamples_drawn_together_are_those_drawn_one_by_one(windows, at_once):
+    """However many resamples are drawn at once, their means are bit for bit those of resamples drawn in turn."""
+    values = losses(windows, 0)
+    assert torch.equal(resampled_means(values, at_once), reference.means_one_by_one(values))
 
 
 @quick

@@ -18,7 +18,7 @@ from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench_plugins.perplexity import Perplexity
-from nmbench_plugins.tiny import TinyModel
+from nmbench_plugins.tiny import BOS, TinyModel
 
 VOCABULARY = 257
 WINDOW = 16
@@ -77,6 +77,39 @@ def test_float32_logits_come_in_parts(size):
     whole = window_losses(model, windows)
     parts = window_losses(model, windows, logit_bytes=4 * size * (WINDOW - 1) * VOCABULARY)
     assert torch.equal(parts, whole)
+
+
+@quick
+@given(st.integers(2, 40), st.integers(0, 200), st.integers(0, 2**31))
+def test_bos_changes_the_context_alone(window, extra, seed):
+    """With BOS every window has one token more in front, the same targets, and the losses that float64 gives."""
+    tokens = text(window + extra, seed)
+    subject = Subject(shared(), {"toy": tokens})
+    plain, begun = subject.test_windows("toy", window), subject.test_windows("toy", window, bos=True)
+    assert (begun[:, 0] == BOS).all()
+    assert torch.equal(begun[:, 1:], plain)
+    assert torch.equal(torch.cat(list(subject.batches("toy", window, bos=True))), begun)
+    logits = subject.logits(begun, bos=True)  # of the targets, of which the first is the second token of the window
+    assert logits.shape[1] == window - 1
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).double(), plain[:, 1:].flatten(), reduction="none"
+    )
+    got = subject.losses("toy", window, bos=True)
+    torch.testing.assert_close(got, expected.view(len(plain), -1).mean(dim=1), rtol=1e-5, atol=1e-5)
+    assert set(subject.cached) == {f"toy@{window}+bos"}
+
+
+def test_bos_has_a_name_of_its_own():
+    """Losses with BOS and without are measured and recorded apart, those of the dense model too."""
+    metric = Perplexity(f"toy@{WINDOW}+bos")
+    subject = Subject(shared(), {"toy": text()})
+    found = metric.measure(subject, DenseSubject({}))[f"ppl:toy@{WINDOW}+bos"].value
+    assert found == pytest.approx(math.exp(float(subject.losses("toy", WINDOW, bos=True).mean())))
+    assert found != pytest.approx(math.exp(float(losses(shared(), text()).mean())), rel=1e-6)
+    dense = DenseSubject(subject.cached)
+    assert torch.equal(dense.losses("toy", WINDOW, bos=True), subject.losses("toy", WINDOW, bos=True))
+    with pytest.raises(NMBenchError, match="was not measured on toy@16"):
+        dense.losses("toy", WINDOW)
 
 
 @quick

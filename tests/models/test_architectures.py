@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from nmbench.calibration.block_calls import Call, same
+from nmbench.calibration.arguments import tensors_of
 from nmbench.calibration.walk import walk
 from nmbench.methods import Baseline, Stat
 from nmbench.models.applying import apply
@@ -72,9 +72,7 @@ def test_arguments_of_blocks(family):
     bundle, plain, walked = TinyModel().load(family), {}, {}
 
     def listener(found: dict, name: str):
-        return lambda module, args, kwargs: found.update(
-            {name: Call(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})}
-        )
+        return lambda module, args, kwargs: found.update({name: list(tensors_of((args[1:], without_hidden(kwargs))))})
 
     for found in (plain, walked):
         handles = [
@@ -90,3 +88,11 @@ def test_arguments_of_blocks(family):
     assert all(same(plain[name], walked[name]) for name in bundle.blocks)
     if family == "gemma3":
         assert not same(*plain.values())  # its blocks alternate between masks and between rotary tables
+
+
+def without_hidden(kwargs: dict) -> dict:
+    return {name: value for name, value in kwargs.items() if name != "hidden_states"}
+
+
+def same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))

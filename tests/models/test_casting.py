@@ -1,5 +1,7 @@
 """Casting a loaded model gives the dtypes, and the bits, of loading it in that dtype."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import transformers
@@ -18,8 +20,8 @@ SIZES = {
 class Careful(transformers.LlamaForCausalLM):
     """A model whose output norm is kept in float32 by name, and whose gain is made in float32."""
 
-    _keep_in_fp32_modules_strict = {"model.norm"}
-    _keep_in_fp32_modules = {"input_layernorm"}
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"model.norm"}
+    _keep_in_fp32_modules: ClassVar[set[str]] = {"input_layernorm"}
 
     def __init__(self, config):
         super().__init__(config)

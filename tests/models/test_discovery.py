@@ -216,7 +216,11 @@ class Layered(nn.Module):
         return self.blocks[0](self.embedding(input_ids).expand(2, -1, -1, -1))
 
 
-def test_hidden_states_of_another_shape_are_refused():
-    """Blocks that are not given [windows, tokens, width] cannot be walked, and the shape is named."""
-    with pytest.raises(NMBenchError, match=r"given hidden states \(2, 4, 12, 8\) for tokens \(4, 12\)"):
-        list(walk(Bundle.of("toy", Layered(), None), random_windows(), BOTH))
+@torch.no_grad()
+def test_hidden_states_of_another_shape():
+    """Blocks that are not given [windows, tokens, width] are walked as the model calls them."""
+    bundle, windows = Bundle.of("toy", Layered(), None), random_windows()
+    (step,) = walk(bundle, windows, BOTH | Stat.DRIFT | Stat.LAG)
+    x = bundle.model.embedding(windows).flatten(0, 1).repeat(2, 1)
+    assert step.stats["blocks.0.one"].tokens == len(x)
+    torch.testing.assert_close(step.stats["blocks.0.one"].gram, 2 / 4 * x.T @ x)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.plugins.scaffold import KINDS, check_name, new_plugin
-from nmbench.spec import read_toml
 from nmbench.testing.strategies import layers
 
 NAMES = {"scorer": "acme", "solver": "acme-2", "refiner": "acme-3", "learner": "my-own-method", "metric": "acme-4"}

@@ -20,7 +20,7 @@ METHODS = (
     SparseGPT(),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
-    MaskPro(steps=200, **QUICK),
+    MaskPro(steps=140, **QUICK),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
 )

@@ -15,7 +15,7 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench_plugins import divergence as plugin
 from nmbench_plugins.divergence import Kl, Top1, compared
-from nmbench_plugins.tiny import TinyModel
+from nmbench_plugins.tiny import BOS, TinyModel
 from reference.dense import divergence
 
 WINDOW, VOCABULARY = 16, 257
@@ -44,22 +44,22 @@ def test_both_are_their_definition(family):
     kl, top1, _ = measured(*pruned(family))
     windows = TEXT[: 6 * WINDOW].view(6, WINDOW)
     expected = divergence(TinyModel().load(family).model, pruned(family)[0].model, windows)
-    assert kl["value"] == pytest.approx(expected[0], rel=1e-4)
-    assert top1["value"] == pytest.approx(expected[1], abs=1e-9)
-    assert kl["value"] > 1e-4
-    assert top1["value"] < 1
+    assert kl.value == pytest.approx(expected[0], rel=1e-4)
+    assert top1.value == pytest.approx(expected[1], abs=1e-9)
+    assert kl.value > 1e-4
+    assert top1.value < 1
 
 
 def test_the_dense_model_agrees_with_itself():
     """Of the dense model the divergence is exactly zero and the agreement exactly one, without spread."""
     bundle = TinyModel().load("llama")
     kl, top1, _ = measured(bundle, DenseView(bundle, DenseWeights(bundle).copies))
-    assert (kl["value"], kl["stderr"], top1["value"], top1["stderr"]) == (0, 0, 1, 0)
+    assert (kl.value, kl.stderr, top1.value, top1.stderr) == (0, 0, 1, 0)
 
 
 def test_fewer_weights_diverge_further():
     """1:4 is further from dense than 2:4, and that further than 3:4."""
-    values = [measured(*pruned(keep=keep))[0]["value"] for keep in (1, 2, 3)]
+    values = [measured(*pruned(keep=keep))[0].value for keep in (1, 2, 3)]
     assert values == sorted(values, reverse=True)
 
 
@@ -71,8 +71,8 @@ def test_sizes_of_parts_do_not_matter(batch, part):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plugin, "PART_BYTES", part * 4 * VOCABULARY)
         parts = measured(*pruned(), logit_bytes=batch * 4 * VOCABULARY * WINDOW)
-    assert parts[0]["value"] == pytest.approx(whole[0]["value"], rel=1e-5)
-    assert parts[1]["value"] == whole[1]["value"]
+    assert parts[0].value == pytest.approx(whole[0].value, rel=1e-5)
+    assert parts[1].value == whole[1].value
 
 
 @quick
@@ -97,16 +97,29 @@ def test_hand_made_distributions():
     assert compared(p[:, 1:], q[:, 1:])[0].tolist() == [0, 1]
 
 
+def test_bos_begins_the_windows_of_both_models():
+    """With BOS both models read it before every window, and the positions compared are those without it."""
+    bundle, view = pruned()
+    dense = DenseSubject({}, model=view)
+    begun = torch.cat([torch.full((6, 1), BOS), TEXT[: 6 * WINDOW].view(6, WINDOW)], dim=1)
+    p, q = dense.logits(begun)[:, 1:], bundle.model(input_ids=begun).logits[:, 1:-1]
+    subject = Subject(bundle, {"toy": TEXT})
+    for metric, column in ((Kl, 0), (Top1, 1)):
+        name = f"toy@{WINDOW}+bos"
+        found = metric(name).measure(subject, dense)[f"{metric.word}:{name}"]
+        assert found.value == pytest.approx(float(compared(p, q)[:, column].mean()), rel=1e-4)
+
+
 def test_windows_make_the_standard_error():
     """Value, standard error and count follow from the figures of the windows, which are kept under the full name."""
     kl, top1, subject = measured(*pruned())
     for name, figures in ((f"kl:toy@{WINDOW}", kl), (f"top1:toy@{WINDOW}", top1)):
         values = subject.per_window[name]
         assert values.shape == (6,) and values.dtype == torch.float64
-        assert figures["value"] == pytest.approx(float(values.mean()))
-        assert figures["stderr"] == pytest.approx(float(values.std()) / math.sqrt(6))
-        assert figures["n"] == 6
-    assert (kl["lower_is_better"], top1["lower_is_better"]) == (True, False)
+        assert figures.value == pytest.approx(float(values.mean()))
+        assert figures.stderr == pytest.approx(float(values.std()) / math.sqrt(6))
+        assert figures.n == 6
+    assert (kl.lower_is_better, top1.lower_is_better) == (True, False)
 
 
 def test_one_pass_serves_both(monkeypatch):

@@ -40,8 +40,8 @@ class Page(HTMLParser):
 @pytest.fixture
 def done(nmbench, small, texts, tmp_path):
     """A run of two methods, one under a label that is full of special characters, and of one that fails."""
-    shutil.copy(texts / "test.txt", texts / "a_b&c%.txt")
-    text = f"text:{texts}/a_b&c%.txt@64"
+    shutil.copy(texts / "test.txt", tmp_path / "a_b&c%.txt")
+    text = f"text:{tmp_path}/a_b&c%.txt@64"
     flags = [flag for flag in small[: small.index("--set")] if not flag.startswith("ppl:") and flag != "--metric"]
     metrics = ["--metric", f"ppl:{text}", "--metric", f"layers:{text}"]
     methods = [

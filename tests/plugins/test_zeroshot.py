@@ -81,10 +81,11 @@ def test_scores_are_those_of_an_independent_script(items):
     name = f"zeroshot:{items}/arc_easy@5"
     assert subject.per_window[f"{name} acc"].tolist() == right
     assert subject.per_window[f"{name} acc_norm"].tolist() == right_by_length
-    assert found[f"{name} acc"]["value"] == sum(right) / 5
-    assert (found[f"{name} acc"]["n"], found[f"{name} acc"]["lower_is_better"]) == (5, False)
-    assert found[f"{name} acc"]["task_version"] == 1.0
-    assert found[f"{name} acc"]["lm_eval"].startswith("0.")
+    accuracy = found[f"{name} acc"]
+    assert accuracy.value == sum(right) / 5
+    assert (accuracy.n, accuracy.lower_is_better) == (5, False)
+    assert accuracy.about["task_version"] == 1.0
+    assert accuracy.about["lm_eval"].startswith("0.")
 
 
 @harness
@@ -96,8 +97,8 @@ def test_every_task_runs_offline(items, task, monkeypatch):
     found, _ = measured(ZeroShot(f"{items}/{task}"))
     assert next(iter(found)) == f"zeroshot:{items}/{task} acc"
     for value in found.values():
-        assert value["n"] == 6
-        assert (value["value"] * 6) == pytest.approx(round(value["value"] * 6))
+        assert value.n == 6
+        assert (value.value * 6) == pytest.approx(round(value.value * 6))
 
 
 @harness

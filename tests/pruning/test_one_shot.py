@@ -376,8 +376,8 @@ def test_broken_statistics_go_before_what_they_lead_to():
     bundle = broken_embeddings()
 
     def particular(weight: Tensor, stats: LayerStats) -> Tensor:
-        if stats.input_norm.isnan().any():
-            raise ValueError("I do not like NaN")
+        if not stats.input_norm.all():
+            raise ValueError("I do not like zeros")
         return weight.abs()
 
     for method in (Wanda(), scorer(particular)):
@@ -403,6 +403,20 @@ def test_what_is_broken_once_only_is_not_relied_on():
     turns = iter([torch.nan])
     with pytest.raises(NumericalFailure, match=r"acme met NaN or infinite .* and did not when it was repeated"):
         prune(scorer(lambda weight, stats: weight.abs() * next(turns, 1.0)), deferred=True)
+
+
+def test_scorers_are_given_finite_norms():
+    """If checks are deferred, a scorer is given finite norms nevertheless, and broken inputs are named."""
+    finite = []
+
+    def noting(weight: Tensor, stats: LayerStats) -> Tensor:
+        finite.append(bool(stats.input_norm.isfinite().all()))
+        return weight.abs() * stats.input_norm
+
+    with pytest.raises(NumericalFailure, match=BROKEN_INPUTS):
+        prune_here(broken_embeddings(), scorer(noting), deferred=True)
+    assert finite
+    assert all(finite)
 
 
 @waiting

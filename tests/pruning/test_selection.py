@@ -48,6 +48,20 @@ def test_the_best_is_kept_and_returned_if_confirmed(looks, rise):
         assert selection.confirmation.nats == pytest.approx(rise)
 
 
+@pytest.mark.parametrize("looks", [[], [2.5], [2.5, 4.0], [4.0, 2.0, 5.0]])
+def test_a_stored_selection_goes_on(looks):
+    """A selection restored from its state has the same best masks, step and losses, also if later looks were worse."""
+    task, initial = make(selection=cycles(16)), {"a": torch.tensor([[True, False]])}
+    first = Selection(task, initial, 0.01)
+    first.start(torch.full((8,), 3.0))
+    for at, level in enumerate(looks, start=1):
+        first.look(at, {"a": torch.tensor([[at % 2 == 0, at % 2 == 1]])}, torch.full((8,), level))
+    again = Selection(task, initial, 0.01)
+    again.restore(first.state())
+    assert again.best_at == first.best_at and torch.equal(again.best_losses, first.best_losses)
+    assert torch.equal(again.best["a"], first.best["a"])
+
+
 def test_no_look_before_the_start():
     """Masks have nothing to be compared with before the losses of the initial masks are known."""
     selection = Selection(make(selection=cycles(16)), MASKS[0], 0.01)

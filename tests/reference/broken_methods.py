@@ -81,7 +81,7 @@ class GoodRefiner(nmbench.Refiner):
 class GoodLearner(nmbench.MaskLearner):
     """Random search: shuffles the masks of eight groups of a layer, and keeps what does not raise the loss."""
 
-    steps: int = nmbench.option(100, "shuffles tried", unit="steps")
+    steps: int = nmbench.option(40, "shuffles tried", unit="steps")
 
     @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:

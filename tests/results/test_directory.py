@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.pattern import Pattern
+from nmbench.plain_data import read_toml
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import merged, same
 from nmbench.results.files import write_atomic
 from nmbench.results.records import newest
 from nmbench.results.results import Results, load_results
-from nmbench.spec import Defaults, MethodSpec, RunSpec, read_toml
+from nmbench.spec import Defaults, MethodSpec, RunSpec
 from nmbench.testing.strategies import patterns
 
 quick = settings(max_examples=40, deadline=None)

@@ -37,6 +37,7 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
         "figures": {},
         "experts": {},
         "copied_from": None,
+        "curve": [],
         "label": label,
         "pattern": None if dense else pattern,
         "seed": None if dense else seed,

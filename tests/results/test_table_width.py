@@ -2,7 +2,6 @@
 
 import os
 import pty
-import subprocess
 import sys
 
 import pandas
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nmbench.cli import main
 from nmbench.results.table_width import NAMES, fitted
 
 COLUMNS = {
@@ -68,15 +68,15 @@ def test_where_there_is_room_nothing_goes(width):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_only_terminals_are_narrow(nmbench, small, tmp_path, terminal):
+def test_only_terminals_are_narrow(finished, small, monkeypatch, terminal):
     """On a terminal of 80 columns the report says what it left out; in a pipe nothing is, however narrow COLUMNS."""
-    assert nmbench("run", *small, "--method", "wanda").exit_code == 0
-    command = [sys.executable, "-m", "nmbench.cli", "report", str(tmp_path / "out")]
-    master, slave = pty.openpty()
-    output = slave if terminal else subprocess.PIPE
-    done = subprocess.run(command, stdout=output, env={**os.environ, "COLUMNS": "80"}, check=True)
-    os.close(slave)
-    text = os.read(master, 2**16).decode() if terminal else done.stdout.decode()
-    os.close(master)
+    finished(*small, "--method", "wanda")
+    read, write = pty.openpty() if terminal else os.pipe()
+    monkeypatch.setenv("COLUMNS", "80")
+    with monkeypatch.context() as patch, open(write, "w", encoding="utf-8") as output:
+        patch.setattr(sys, "stdout", output)
+        main(["report", "out"], standalone_mode=False)
+    text = os.read(read, 2**16).decode()
+    os.close(read)
     assert ("left out in 80 columns" in text) == terminal
     assert ("pareto" in text.splitlines()[0]) != terminal

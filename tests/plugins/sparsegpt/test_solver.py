@@ -315,7 +315,7 @@ def wide() -> Bundle:
         vocab_size=256,
         hidden_size=240,
         intermediate_size=480,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         bos_token_id=0,
@@ -398,28 +398,25 @@ def near_ties(weight: Tensor, x: Tensor, ours: Tensor, theirs: Tensor, pattern: 
 
 
 @methods
-@pytest.mark.parametrize("pattern", [Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16)], ids=str)
-def test_agreement_on_the_demo(pattern, name):
+def test_agreement_on_the_demo(name):
     """On the demo model and its text, masks and weights are those of an independent implementation."""
-    agree(demo, text(), name, pattern)
+    agree(demo, text(), name, Pattern(2, 4))
 
 
-@methods
-@pytest.mark.parametrize(
-    "pattern", [Pattern(1, 3), Pattern(3, 6), Pattern(5, 10), Pattern(1, 4), Pattern(8, 16)], ids=str
-)
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("pattern", ["1:3", "3:6", "5:10", "1:4", "4:8", "8:16"])
 def test_agreement_on_long_rows(pattern, name):
     """With more columns than a block holds, also where M does not divide it, masks and weights are the same, too."""
-    agree(wide, noise(), name, pattern)
+    agree(wide, noise(), name, Pattern.parse(pattern))
 
 
 def test_mask_only_is_the_mask_of_the_sweep():
     """`mask_only` and the full method have one mask, sequential or not; the option takes the weights alone away."""
-    bundle = demo()
+    bundle = wide()
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     for sequential in (False, True):
         full, alone = (
-            prune_one_shot(bundle, DenseWeights(bundle), method, patterns, text(), "it").pruned
+            prune_one_shot(bundle, DenseWeights(bundle), method, patterns, noise(), "it").pruned
             for method in (SparseGPT(sequential=sequential), SparseGPT(sequential=sequential, mask_only=True))
         )
         assert all(torch.equal(full.masks[layer], alone.masks[layer]) for layer in bundle.layers)

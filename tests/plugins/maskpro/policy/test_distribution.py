@@ -142,7 +142,7 @@ def test_8_of_16_against_many_digits(kind):
     check_exact((8, 16), kind)
 
 
-@pytest.mark.parametrize(("keep", "kind"), [(16, "normal"), (16, "prior"), (31, "12"), (24, "ties"), (31, "17")])
+@pytest.mark.parametrize(("keep", "kind"), [(16, "normal"), (24, "ties"), (31, "17")])
 def test_wide_groups_against_many_digits(keep, kind):
     """In groups of 32, log P and gradient equal inclusion-exclusion in many digits to one part in a million of N."""
     check_exact((keep, 32), kind)
@@ -168,10 +168,10 @@ def test_many_digits_agree_with_the_enumeration(pattern, kind):
 
 
 @quick
-@given(st.sampled_from(PATTERNS), st.integers(0, 2**32), st.integers(1, 39), st.integers(1, 64))
+@given(st.sampled_from(PATTERNS), st.integers(0, 2**32), st.integers(1, 11), st.integers(1, 64))
 def test_chunks_do_not_change_draws(pattern, seed, cut, size):
     """On the CPU, drawing in two parts, or with another chunk size, gives the draws of one call; so do the values."""
-    logits = torch.randn(40, pattern[1], generator=rng(seed))
+    logits = torch.randn(12, pattern[1], generator=rng(seed))
     whole = policy.sample(logits, pattern[0], rng(seed))
     generator = rng(seed)
     parts = [policy.sample(part, pattern[0], generator) for part in (logits[:cut], logits[cut:])]

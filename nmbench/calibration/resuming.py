@@ -1,0 +1,40 @@
+"""A forward pass in two halves: up to a block, and from its known output on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from nmbench.models.bundle import Bundle
+from nmbench.models.forward import run_model
+from nmbench.models.hooks import hooks, instead
+
+
+class Reached(Exception):
+    """Stops a forward pass whose remaining blocks are of no interest."""
+
+
+def until(bundle: Bundle, index: int, batch: Tensor) -> Any:
+    """The output of block `index` when the model runs on `batch`; the blocks after it are not run."""
+    returned: list[Any] = []
+
+    def note(block: nn.Module, args: Any, output: Any) -> None:
+        returned.append(output)
+        raise Reached
+
+    block = list(bundle.blocks.values())[index]
+    with hooks([block.register_forward_hook(note)]), contextlib.suppress(Reached):
+        run_model(bundle.model, batch)
+    return returned[0]
+
+
+@contextlib.contextmanager
+def resumed(bundle: Bundle, index: int, output: Any) -> Iterator[None]:
+    """While the context is open, the model does not compute its blocks up to `index`, which returns `output`."""
+    with contextlib.ExitStack() as stack:
+        for block in list(bundle.blocks.values())[: index + 1]:
+            stack.enter_context(instead(block, lambda *args, **kwargs: output))
+        yield
