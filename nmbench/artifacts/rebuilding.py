@@ -103,7 +103,7 @@ def make_again(row: Row, plugins: Plugins, device: str | None = None) -> tuple[B
     are not.
     """
     spec = row.spec if device is None else dataclasses.replace(row.spec, device=device)
-    bundle = load_dense(spec, plugins)
+    bundle = load_dense(spec, plugins).leaving(row.manifest["skipped"])
     if bundle.digest() != row.manifest["model_digest"]:
         raise ModelChanged(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
     pruned = repeated(row, spec, bundle, plugins) if row.record["weights_changed"] else stored(row, bundle)

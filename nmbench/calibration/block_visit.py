@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nmbench.calibration.arguments import tensors_of
 from nmbench.calibration.expert_inputs import ExpertObserver, observing_experts
+from nmbench.calibration.expert_modules import calling_experts
 from nmbench.calibration.finite import Checks
 from nmbench.calibration.gram import full_float32
 from nmbench.calibration.paused_forward import PausedForward
@@ -72,9 +73,7 @@ class BlockVisit:
 
     def _step(self, part: Sequence[str], taps: Mapping[str, Place], last: bool) -> Step:
         gatherers, leaders = self._gathered(part, taps, keep=last)
-        unreached = [name for name in part if self.layers[name].fused and not gatherers[name].tokens]
-        if unreached:
-            self._gather({name: gatherers[name] for name in unreached}, rerouted=True)
+        unreached = self._unreached({n: g for n, g in gatherers.items() if not g.tokens and n not in leaders})
         tokens, self.tokens = self.tokens, 0
         if last and self.index + 1 < len(self.bundle.blocks):
             tokens += sum(forward.batch.numel() for forward in self.live)
@@ -86,6 +85,21 @@ class BlockVisit:
             tokens,
             [self.layers[name].name for name in unreached],
         )
+
+    def _unreached(self, gatherers: Mapping[str, Gatherer]) -> list[str]:
+        """Gather all tokens of the block for experts without tokens; return the names of these experts."""
+        fused = {name: gatherer for name, gatherer in gatherers.items() if self.layers[name].fused}
+        modules = {name: gatherer for name, gatherer in gatherers.items() if self.layers[name].listed}
+        if fused:
+            self._gather(fused, rerouted=True)
+        if modules:
+            alone = CommonInputs(self.layers)
+            with contextlib.ExitStack() as stack:
+                for block in filter(None, (self.block, self.dense_block)):
+                    stack.enter_context(calling_experts(block, modules))
+                stack.enter_context(observing(observers(modules, self.layers, {}, self.block, self.dense_block, alone)))
+                self._gather(modules)
+        return [name for name in (*fused, *modules) if gatherers[name].tokens]
 
     def _gathered(
         self, part: Sequence[str], taps: Mapping[str, Place], keep: bool

@@ -43,7 +43,7 @@ class FewTokens:
         self.never_reached += [name for name in step.fallbacks if name not in self.never_reached]
         for layer in step.layers:
             tokens = step.stats[layer.name].tokens
-            if layer.fused and layer.name not in step.fallbacks and tokens < layer.shape[1]:
+            if (layer.fused or layer.listed) and layer.name not in step.fallbacks and tokens < layer.shape[1]:
                 self.under_calibrated[layer.name] = tokens
 
     @property

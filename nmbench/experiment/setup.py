@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
+from nmbench.data import Pool, calibration_pool, cut, encode, refuse_overlap, test_text, tokens_digest
 from nmbench.errors import ModelChanged, NMBenchError
-from nmbench.experiment.bos import bos_doubts, check_bos
+from nmbench.experiment.bos import check_bos
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
+from nmbench.experiment.input_doubts import input_doubts
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
 from nmbench.experiment.plan import Plan, look_up
 from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
+from nmbench.models.context import sliding_window
 from nmbench.models.dense_weights import DenseWeights
+from nmbench.models.probe import examined
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
@@ -80,6 +83,13 @@ class Experiment:
         found = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
         return {name: content for name, content in found.items() if content}
 
+    @cached_property
+    def sliding_window(self) -> int | None:
+        """The tokens that attention sees in some or all blocks, if that is less than a test window."""
+        longest = max((tokens for metric in self.metrics.values() for _, tokens in metric.windows), default=0)
+        window = sliding_window(self.bundle.model)
+        return window if window and window < longest else None
+
     def calibration_digest(self, seed: int) -> str:
         """Return the digest of the windows that statistics are gathered from."""
         return self.pools[seed].statistics_digest(self.spec.windows)
@@ -110,7 +120,7 @@ class Experiment:
 
     def renew(self, who: str) -> None:
         """Load the model again after `who` changed it. Raises `ModelChanged` if the loaded model is another one."""
-        bundle = load_dense(self.plan.spec, self.plugins, self.plan.methods)
+        bundle = examined(load_dense(self.plan.spec, self.plugins, self.plan.methods), self.probe[0])
         now, dense = fingerprint(bundle, self.probe), DenseWeights(bundle)
         if dense.digest != self.dense.digest or not self.fingerprint.like(now, LOOSE):
             raise ModelChanged(
@@ -142,7 +152,7 @@ class Experiment:
             "model": self.bundle.ref,
             "model_provenance": dict(self.bundle.provenance),
             "model_digest": self.dense.digest,
-            "coverage": self.bundle.coverage(),
+            "coverage": {**self.bundle.coverage(), "left_dense": self.bundle.left_dense()},
             "skipped": self.bundle.skipped,
             "data_provenance": dict(self.provenance),
             "metric_provenance": self.metric_provenance,
@@ -150,31 +160,36 @@ class Experiment:
             "calibration_digests": {str(seed): self.calibration_digest(seed) for seed in self.pools},
             "pool_digests": {str(seed): pool.digest for seed, pool in self.pools.items() if len(pool.selection)},
             "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
+            "sliding_window": self.sliding_window,
+            "doubts": list(map(str, self.doubts)),
         }
 
 
 def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     """Return the shared set-up of `plan`: the model (`bundle`, or loaded), the resolved specification, all texts.
 
-    Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short or if two texts overlap.
+    Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short, if two texts overlap, or if the
+    model is not one that can be pruned and measured (`nmbench.models.probe`).
     """
     bundle = bundle or load_dense(plan.spec, plan.plugins, plan.methods)
     spec = plan.resolved(bundle.defaults)
-    for pattern in spec.patterns:
-        check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
     metrics = {name: look_up(plan.plugins, plan.plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plan.plugins, plan.plugins.registries.datasets, name) for name in names}
-    texts = {name: test_tokens(dataset, bundle.tokenizer, name) for name, dataset in datasets.items()}
+    written = {name: test_text(dataset, name) for name, dataset in datasets.items()}
+    texts = {name: encode(bundle.tokenizer, text, f"the test text {name}") for name, text in written.items()}
     check_windows(bundle, spec, metrics, texts)
     calibration = look_up(plan.plugins, plan.plugins.registries.datasets, spec.calibration)
     pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
+    doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
-    doubts = bos_doubts(bundle, metrics, texts, context_of(bundle))
+    bundle = examined(bundle, probe[0])
+    for pattern in spec.patterns:
+        check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
     shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)
     return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
 
@@ -207,11 +222,6 @@ def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, lea
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:
     """Raise `NMBenchError` if a window is longer than the context of the model."""
-    context = context_of(bundle)
+    context = bundle.context_tokens
     if context and window > context:
         raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")
-
-
-def context_of(bundle: Bundle) -> int | None:
-    """Return the number of tokens that the model was made to read at once, if it says so."""
-    return getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)

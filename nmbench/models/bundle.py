@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.models.casting import cast_parameters
+from nmbench.models.context import context_tokens
+from nmbench.models.coverage import weights_by_kind, weights_by_reason
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
 from nmbench.models.hashing import tensors_digest
 from nmbench.models.offload import Streaming, unhooked
+from nmbench.models.routers import list_of
 from nmbench.spec import Defaults, matches
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -29,12 +32,14 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Layer:
     """One prunable weight: its place `where` in the model, the `module` that holds it, and the index of its `block`.
 
-    `read` and `write` use the canonical view `[out, in]`, groups along `in`.
+    `listed`: it is in a list of modules inside its block, as experts that are modules of their own. `read` and `write`
+    use the canonical view `[out, in]`, groups along `in`.
     """
 
     where: Weight
     module: nn.Module
     block: int
+    listed: bool = False
 
     @property
     def name(self) -> str:
@@ -88,8 +93,8 @@ class Bundle:
     ) -> Bundle:
         """Return the bundle of `model`; without an `anatomy` of the model source, derive it from the module tree.
 
-        Raises `NMBenchError` if the model has no decoder stack, or if a prunable weight is shared, quantised or outside
-        the decoder blocks.
+        Raises `NMBenchError` if the model has no decoder stack, or if a prunable weight is quantised or outside the
+        decoder blocks.
         """
         model.eval().requires_grad_(False)
         anatomy = anatomy or anatomy_of(model, ref)
@@ -103,17 +108,22 @@ class Bundle:
 
         Raises `NMBenchError` for a glob without a match, and if no layer remains to be pruned.
         """
-        skipped = dict(self.skipped)
+        left: dict[str, str] = {}
         for glob in globs:
             matched = [name for name in self.layers if matches(name, glob)]
             if not matched:
                 example = next(iter(self.layers))
                 raise NMBenchError(f"--skip {glob!r} matches no prunable layer; layer names look like {example!r}.")
-            skipped.update(dict.fromkeys(matched, f"left dense by --skip {glob}"))
-        layers = {name: layer for name, layer in self.layers.items() if name not in skipped}
-        if not layers:
+            left.update(dict.fromkeys(matched, f"left dense by --skip {glob}"))
+        if len(left) == len(self.layers):
             raise NMBenchError(f"--skip leaves no layer of {self.ref} to prune.")
-        return dataclasses.replace(self, layers=layers, skipped=skipped)
+        return self.leaving(left)
+
+    def leaving(self, reasons: Mapping[str, str]) -> Bundle:
+        """Return a bundle of the same model that leaves layers dense: layer name -> reason. Other names are ignored."""
+        left = {name: reason for name, reason in reasons.items() if name in self.layers}
+        layers = {name: layer for name, layer in self.layers.items() if name not in left}
+        return dataclasses.replace(self, layers=layers, skipped={**self.skipped, **left})
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +153,11 @@ class Bundle:
         return self.streaming.holding(block) if self.streaming else nullcontext()
 
     @property
+    def context_tokens(self) -> int | None:
+        """The most tokens that the model can read at once; None if nothing limits it."""
+        return context_tokens(self.model)
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(iter(self.layers.values())).read().dtype
 
@@ -166,10 +181,23 @@ class Bundle:
         return [layer for layer in self.layers.values() if layer.block == index]
 
     def coverage(self) -> dict[str, Any]:
-        """Return the numbers of prunable layers and weights, and the share of these in all decoder parameters."""
-        weights = sum(layer.read().numel() for layer in self.layers.values())
+        """Return the numbers of prunable layers and weights, their share in all decoder parameters, and their kinds.
+
+        `kinds`: attention, mlp, experts or other -> number of weights.
+        """
+        sizes = {name: layer.read().numel() for name, layer in self.layers.items()}
+        weights = sum(sizes.values())
         decoder = sum(p.numel() for block in self.blocks.values() for p in block.parameters())
-        return {"layers": len(self.layers), "weights": weights, "share_of_decoder": weights / decoder}
+        return {
+            "layers": len(self.layers),
+            "weights": weights,
+            "share_of_decoder": weights / decoder,
+            "kinds": weights_by_kind(sizes.items()),
+        }
+
+    def left_dense(self) -> dict[str, int]:
+        """Return the numbers of weights in other matrices of the decoder blocks, by the reason why they stay dense."""
+        return weights_by_reason(self.blocks, self.skipped)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all parameters and buffers of the live model by name, non-persistent buffers included."""
@@ -192,7 +220,7 @@ def hidden_width(bundle: Bundle) -> int:
 def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:
     """Return the layers of an anatomy by name.
 
-    Raises `NMBenchError` for a weight outside the decoder blocks, and for one that is quantised or shared.
+    Raises `NMBenchError` for a weight outside the decoder blocks, and for one that is quantised.
     """
     layers = {}
     for weight in anatomy.weights:
@@ -201,10 +229,11 @@ def layers_of(model: nn.Module, anatomy: Anatomy, ref: str) -> dict[str, Layer]:
             raise NMBenchError(
                 f"layer {weight.name} of {ref} is in none of its decoder blocks, {anatomy.blocks[0]} ..."
             )
-        layers[weight.name] = Layer(weight, model.get_submodule(weight.module), block[0])
+        place = anatomy.blocks[block[0]]
+        listed = list_of(model.get_submodule(place), weight.module.removeprefix(place).removeprefix(".")) is not None
+        layers[weight.name] = Layer(weight, model.get_submodule(weight.module), block[0], listed)
     for layer in layers.values():
         check_dtype(layer, ref)
-    check_shared(model, layers)
     return layers
 
 
@@ -215,19 +244,3 @@ def check_dtype(layer: Layer, ref: str) -> None:
             f"layer {layer.name} of {ref} holds quantised weights ({dtype}); prune the checkpoint that they were made "
             f"from, in float32, bfloat16 or float16."
         )
-
-
-def check_shared(model: nn.Module, layers: Mapping[str, Layer]) -> None:
-    """Raise `NMBenchError` if a prunable weight shares its memory with another parameter of the model."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.numel() and not parameter.is_meta:
-            names.setdefault(parameter.data_ptr(), []).append(name)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    stored = {layer.where.stored for layer in layers.values()}
-    for layer in layers.values():
-        for other in names.get(layer.module.get_parameter(layer.where.parameter).data_ptr(), ()):
-            owner = other.rpartition(".")[0]
-            alias = modules[owner] is layer.module and other not in stored  # one module under two names
-            if other != layer.where.stored and not alias:
-                raise NMBenchError(f"layers {layer.where.module} and {owner} share one weight, which cannot be pruned.")

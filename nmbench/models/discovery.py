@@ -1,9 +1,10 @@
 """The decoder blocks and prunable weights of a model, derived from its module tree or supplied by the model source.
 
-No architecture is known by name. The decoder stack is the outermost `ModuleList` that holds the most prunable weights.
-Prunable are linear layers, `nn.Linear` `[out, in]` and `Conv1D` `[in, out]`, and fused experts: parameters `[experts,
-out, in]`, or `[experts, in, out]` if the boolean attribute `is_transposed` of their module is true, as in transformers
-5. A model source may pass another `Anatomy` to `Bundle.of`, for example
+No architecture is known by name. The decoder stack is the outermost `ModuleList` that holds the most prunable weights,
+in the part of the model that transformers names as the decoder if it names one. Prunable are linear layers, `nn.Linear`
+`[out, in]` and `Conv1D` `[in, out]`, and fused experts: parameters `[experts, out, in]`, or `[experts, in, out]` if the
+boolean attribute `is_transposed` of their module is true, as in transformers 5. Routers stay dense
+(`nmbench.models.routers`). A model source may pass another `Anatomy` to `Bundle.of`, for example
 `dataclasses.replace(nmbench.anatomy_of(model, ref), blocks=...)`.
 """
 
@@ -13,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nmbench.errors import NMBenchError
-
-LINEAR = (nn.Linear, Conv1D)
+from nmbench.models.routers import LINEAR as LINEAR
+from nmbench.models.routers import routers_of
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,28 @@ def anatomy_of(model: nn.Module, ref: str) -> Anatomy:
 
 
 def find_blocks(model: nn.Module, ref: str) -> tuple[str, ...]:
-    """Return the names of the decoder blocks: the outermost `ModuleList` with the most prunable weights.
+    """Return the names of the decoder blocks: the outermost `ModuleList` of the text decoder with the most weights.
 
     Raises `NMBenchError` if no `ModuleList` has any.
     """
-    stacks = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    inside = {id(module) for module in text_decoder(model).modules()}
+    every = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    stacks = {name: module for name, module in every.items() if id(module) in inside and prunable_weights(module)}
+    stacks = stacks or every
     sizes = {name: prunable_weights(module) for name, module in stacks.items()}
     if not any(sizes.values()):
         raise NMBenchError(f"model {ref} has no stack of decoder blocks with linear layers: nothing to prune.")
     best = max(sizes, key=lambda name: sizes[name])  # of two nested lists with equal counts, the outer one comes first
     return tuple(f"{best}.{index}" if best else str(index) for index in range(len(stacks[best])))
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """Return the part of a model that transformers names as its decoder, else the model.
+
+    A model of images and text may have more weights in the stack that reads the images.
+    """
+    named = model.get_decoder() if isinstance(model, PreTrainedModel) else None
+    return named if isinstance(named, nn.Module) else model
 
 
 def prunable_weights(stack: nn.Module) -> int:
@@ -134,16 +148,6 @@ def fused_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
         return {}
     own = module.named_parameters(recurse=False)
     return {name: value for name, value in own if value.dim() == 3 and value.numel()}
-
-
-def routers_of(block: nn.Module) -> set[int]:
-    """Return the ids of the linear layers with as many outputs as their sibling has fused experts: the routers."""
-    found = set()
-    for parent in block.modules():
-        children = list(parent.children())
-        experts = {len(value) for child in children for value in fused_parameters(child).values()}
-        found |= {id(c) for c in children if isinstance(c, nn.Linear) and c.out_features in experts}
-    return found
 
 
 def named_below(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

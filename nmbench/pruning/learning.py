@@ -26,6 +26,7 @@ from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
 from nmbench.runtime.cost import Cost
 from nmbench.verification.strict import check_masks
 
+PROBE_TOKENS = 24  # that `LiveWeights.provided` is proven on
 USED, COUNTERS = "nmbench.dealt ", "nmbench.counters"  # names that the host adds to a checkpoint
 CURVE_POINTS = 1000  # of a record; of a longer curve every second point is kept
 
@@ -134,7 +135,7 @@ class LearnTask:
     def live_weights(self) -> Iterator[LiveWeights]:
         """Open the live weights, which are dense; every change of the weights is undone when the context closes."""
         try:
-            yield LiveWeights(self.bundle, self.dense)
+            yield LiveWeights(self.bundle, self.dense, self.pool[:1, :PROBE_TOKENS])
         finally:
             self._weights.restore()
 

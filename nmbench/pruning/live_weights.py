@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
-from nmbench.models.bundle import Bundle
+from nmbench.models.bundle import Bundle, Layer
+from nmbench.models.forward import logits_of, run_model
 from nmbench.models.hooks import instead
 
 PART_WEIGHTS = 2**15  # more would wake other threads, which costs more than it gains
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative, of logits
+TOLERANCE_OF_HALVES = 0.02
 Provider = Callable[[str], Tensor]  # layer name -> the weight [out, in] to compute with
 
 
@@ -25,9 +28,10 @@ class LiveWeights:
     the weight that a function returns, so that no second tensor of the size of the model is stored.
     """
 
-    def __init__(self, bundle: Bundle, dense: Mapping[str, Tensor]) -> None:
+    def __init__(self, bundle: Bundle, dense: Mapping[str, Tensor], probe: Tensor | None = None) -> None:
         self.bundle = bundle
         self.dense = dense
+        self._probe = probe
         self._fetched: dict[str, Tensor] = {}  # on the model's device; where that is the CPU, no copies
 
     def __getitem__(self, name: str) -> Tensor:
@@ -45,24 +49,62 @@ class LiveWeights:
         """Make every prunable layer compute with `provider(name)`, `[out, in]`, called just before each product.
 
         The live weights are neither read nor written. A provided weight may be overwritten after the product
-        of its layer. Raises `NMBenchError` if fused experts are among the layers.
+        of its layer. Raises `NMBenchError` if provided weights cannot stand in for those of the model.
+        """
+        if self.obstacle:
+            raise NMBenchError(
+                f"{self.obstacle}; choose a learner that writes its masks into the model, or leave it dense with "
+                f"--skip."
+            )
+        with self._instead(self.bundle.layers, provider):
+            yield
+
+    @functools.cached_property
+    def obstacle(self) -> str | None:
+        """The reason why `provided` is impossible, or None. `apply` is possible all the same.
+
+        Nothing can stand in for the product of fused experts. Other layers are proven on the tokens `probe`, if they
+        were given: the model gives the same logits if its own weights are NaN and those provided are its own.
         """
         if self.fused:
-            raise NMBenchError(
-                f"{self.fused} is one of several experts in one parameter, whose product nothing can stand in for; "
-                f"choose a learner that writes its masks into the model, or leave them dense with --skip."
-            )
+            return f"{self.fused} is one of several experts in one parameter, whose product nothing can stand in for"
+        if self._probe is None:
+            return None
+        wanted = self._logits()
+        if self._replaceable(list(self.bundle.layers), wanted):
+            return None
+        culprits = (name for name in self.bundle.layers if not self._replaceable([name], wanted))
+        return (
+            f"{next(culprits, next(iter(self.bundle.layers)))} does more than multiply by its weight, or its weight is "
+            f"read elsewhere too, so that no provided weight can stand in for it"
+        )
+
+    @torch.no_grad()
+    def _logits(self) -> Tensor:
+        assert self._probe is not None
+        return logits_of(run_model(self.bundle.model, self._probe)).float()
+
+    def _replaceable(self, names: Iterable[str], wanted: Tensor) -> bool:
+        """Whether the logits are `wanted`, to rounding, where layers compute with their weights provided."""
+        names = list(names)
+        weights = {name: self[name] for name in names}
+        layers = [self.bundle.layers[name] for name in names]
+        with hidden(layers), self._instead(names, lambda name: weights[name].to(self.bundle.device)):
+            found = self._logits()
+        tolerance = TOLERANCE.get(self.bundle.dtype, TOLERANCE_OF_HALVES)
+        return bool((found - wanted).norm() <= tolerance * wanted.norm())
+
+    @contextlib.contextmanager
+    def _instead(self, names: Iterable[str], provider: Provider) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for name, layer in self.bundle.layers.items():
-                stack.enter_context(instead(layer.module, functools.partial(_call, layer.module, name, provider)))
+            for name in names:
+                module = self.bundle.layers[name].module
+                stack.enter_context(instead(module, functools.partial(_call, module, name, provider)))
             yield
 
     @property
     def fused(self) -> str | None:
-        """The name of a layer that is one of several experts in one parameter; None if there is no such layer.
-
-        The product of one expert cannot be replaced: `provided` is impossible, `apply` is possible.
-        """
+        """The name of a layer that is one of several experts in one parameter; None if there is no such layer."""
         return next((name for name, layer in self.bundle.layers.items() if layer.fused), None)
 
     def original(self, name: str) -> Tensor:
@@ -70,6 +112,21 @@ class LiveWeights:
         if name not in self._fetched:
             self._fetched[name] = self.dense[name].to(self.bundle.device)
         return self._fetched[name]
+
+
+@contextlib.contextmanager
+def hidden(layers: Iterable[Layer]) -> Iterator[None]:
+    """Show NaN instead of the weights of `layers`, without memory of their size, while the context is open."""
+    saved = []
+    try:
+        for layer in layers:
+            parameter = layer.module.get_parameter(layer.where.parameter)
+            saved.append((parameter, parameter.data))
+            parameter.data = parameter.data.new_full((), torch.nan).expand(parameter.shape)
+        yield
+    finally:
+        for parameter, weight in saved:
+            parameter.data = weight
 
 
 def masked(weight: Tensor, mask: Tensor, out: Tensor) -> None:

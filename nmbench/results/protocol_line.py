@@ -34,10 +34,19 @@ def line(records: Sequence[Record], directory: Path) -> str:
         "patterns": joined(pattern_of(record) for record in records if record["pattern"]),
         "metrics": joined(name for record in records for name in record["metrics"]),
         "calibration": joined(record["calibration"] for record in records if record["calibration"]),
+        "sliding window": joined(f"{window} tokens" for record in records if (window := record.get("sliding_window"))),
         "seeds": joined(record["seed"] for record in records if record["seed"] is not None),
     }
     stated = [f"{name} {text}" for name, text in parts.items() if text]
-    return "; ".join([*stated, *sizes(directory), environment(records)]) + "."
+    return "; ".join([*stated, *composition(records), *sizes(directory), environment(records)]) + "."
+
+
+def composition(records: Sequence[Record]) -> Iterator[str]:
+    """The kinds of layers that are pruned, by their shares of the pruned weights."""
+    coverage = next((record["coverage"] for record in records if record["coverage"]), None)
+    if coverage and (kinds := coverage.get("kinds")):
+        shares = (f"{kind} {count / coverage['weights']:.1%}" for kind, count in kinds.items())
+        yield f"pruned: {', '.join(shares)}"
 
 
 def sizes(directory: Path) -> Iterator[str]:

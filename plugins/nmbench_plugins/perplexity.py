@@ -9,11 +9,14 @@ begins every window: `ppl:<data set>@<window>+bos`, of the same targets.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import nmbench
+
+MOST_NATS = math.log(sys.float_info.max)  # 709.8
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,19 @@ class Perplexity(nmbench.WindowMetric):
 
     def measure(self, subject: nmbench.Subject, dense: nmbench.DenseSubject) -> Mapping[str, nmbench.Value]:
         losses = subject.losses(self.dataset, self.window, self.bos)
-        value = math.exp(float(losses.mean()))
+        value = perplexity(float(losses.mean()), self.argument)
         stderr = float(losses.std() / math.sqrt(len(losses))) * value if len(losses) > 1 else None
         return {f"ppl:{self.argument}": nmbench.Value(value, len(losses), stderr)}
+
+
+def perplexity(nats: float, text: str) -> float:
+    """Return exp of a mean loss in nats. Raises `NumericalFailure` for a loss whose exponential no float64 holds."""
+    if nats > MOST_NATS:
+        raise nmbench.NumericalFailure(
+            f"the mean loss on {text} is {nats:.1f} nats per token, so its perplexity exceeds the largest float64 "
+            f"(a loss of {MOST_NATS:.0f} nats); such a model predicts nothing."
+        )
+    return math.exp(nats)
 
 
 @nmbench.hookimpl

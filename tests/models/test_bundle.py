@@ -93,7 +93,9 @@ def test_coverage(family):
         "layers": len(bundle.layers),
         "weights": weights,
         "share_of_decoder": pytest.approx(weights / inside),
+        "kinds": bundle.coverage()["kinds"],
     }
+    assert sum(bundle.coverage()["kinds"].values()) == weights
     assert 0.9 < weights / inside < 1
 
 
@@ -116,14 +118,6 @@ def test_model_without_decoder_is_refused(model):
     """A model without a list of blocks that hold linear layers is refused by name."""
     with pytest.raises(NMBenchError, match="model odd has no stack of decoder blocks"):
         Bundle.of("odd", model, None)
-
-
-def test_shared_weights_are_refused():
-    """Two layers that share one weight are refused, both named."""
-    toy = Toy()
-    toy.stack[1].proj.weight = toy.stack[0].proj.weight
-    with pytest.raises(NMBenchError, match=r"stack\.0\.proj and stack\.1\.proj share one weight"):
-        Bundle.of("toy", toy, None)
 
 
 # Reading and writing

@@ -152,22 +152,6 @@ def test_a_layer_used_twice(sequential):
     assert not got.drift.any()
 
 
-def test_a_block_in_two_places_is_refused():
-    """One block registered twice cannot be pruned twice."""
-    block = Block()
-    with pytest.raises(NMBenchError, match=r"layers blocks\.0\.one and blocks\.1\.one share one weight"):
-        bundle_of(block, block)
-
-
-def test_a_weight_tied_to_something_else_is_refused():
-    """A layer that shares its weight with the embedding cannot be pruned without changing that."""
-    model = Stack(Block())
-    model.blocks[0].one.weight = nn.Parameter(torch.randn(64, 8))
-    model.embedding.weight = model.blocks[0].one.weight
-    with pytest.raises(NMBenchError, match=r"layers blocks\.0\.one and embedding share one weight"):
-        Bundle.of("toy", model, None)
-
-
 def test_tied_embeddings_are_no_obstacle():
     """Input and output embeddings that share a weight stay dense, both listed."""
     model = TinyModel().load("llama").model

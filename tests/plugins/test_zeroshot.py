@@ -54,7 +54,8 @@ def items(tmp_path):
 
 def measured(metric, family="llama"):
     subject = Subject(TinyModel().load(family), {})
-    return metric.measure(subject, DenseSubject({})), subject
+    found = metric.measure(subject, DenseSubject({}))
+    return {name: value.recorded() for name, value in found.items()}, subject
 
 
 def log_likelihood(bundle, context, continuation):
@@ -192,3 +193,76 @@ def test_without_the_harness(monkeypatch, nmbench):
     assert result.exit_code == 1
     assert result.stderr == f"Error: {plugin.MISSING}\n"
     assert "pip install 'nmbench[zeroshot]'" in plugin.MISSING
+
+
+GOLD = {
+    "arc_easy": {"gold": -1},
+    "openbookqa": {"gold": 4},
+    "hellaswag": {"label": "-1"},
+    "piqa": {"label": -1},
+    "winogrande": {"answer": ""},
+    "boolq": {"label": -1},
+    "lambada_openai": {"text": ""},
+}
+
+
+@pytest.mark.parametrize("task", sorted(GOLD))
+def test_items_without_a_gold_answer(items, task):
+    """A gold answer that is none of the choices is named with its line, and never counts as right."""
+    path = items / task / f"{TASKS[task][0]}.jsonl"
+    path.write_text(path.read_text() + json.dumps({**ITEMS[task], **GOLD[task]}) + "\n", encoding="utf-8")
+    with pytest.raises(NMBenchError, match=rf"{task}/\w+\.jsonl line 7 is not an item of {task}: .* gold answer"):
+        read(items / task)
+
+
+def test_items_of_the_hub_need_one_too(items):
+    """An answer key that labels no choice is refused; one that does is kept."""
+    hub = {"question": "x", "choices": {"text": ["a", "b"], "label": ["1", "2"]}}
+    path = items / "arc_easy" / "test.jsonl"
+    path.write_text(json.dumps({**hub, "answerKey": "2"}), encoding="utf-8")
+    assert read(items / "arc_easy")[0]["answerKey"] == "2"
+    path.write_text(json.dumps({**hub, "answerKey": ""}), encoding="utf-8")
+    with pytest.raises(NMBenchError, match="gold answer '' is none of its choices"):
+        read(items / "arc_easy")
+
+
+def test_a_folder_does_not_shadow_a_task(items, monkeypatch):
+    """A name is a task of the harness though a folder of that name exists; only a path names a folder."""
+    monkeypatch.setattr(plugin.importlib.util, "find_spec", lambda name: "there")
+    monkeypatch.chdir(items)
+    assert ZeroShot("arc_easy").folder is None
+    assert ZeroShot("./arc_easy@3").folder == plugin.Path("arc_easy")
+    assert ZeroShot("../items/arc_easy").folder == plugin.Path("../items/arc_easy")
+    monkeypatch.setenv("HOME", str(items))
+    assert ZeroShot("~/arc_easy").folder == items / "arc_easy"
+    monkeypatch.chdir(items.parent)
+    with pytest.raises(NMBenchError, match=r"a folder begins with \./ or /, for example zeroshot:\./items/arc_easy"):
+        ZeroShot("items/arc_easy")
+
+
+@harness
+@loud
+def test_items_longer_than_the_context(items):
+    """Items that lose their beginning are counted in the record and beside the figure; others are not."""
+    path = items / "arc_easy" / "test.jsonl"
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].replace("wet?", "wet? " * 300)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found, _ = measured(ZeroShot(f"{items}/arc_easy"))
+    for value in found.values():
+        assert value["cut_items"] == 1
+        assert value["where"] == "1 items cut to the context of 512 tokens"
+    found, _ = measured(ZeroShot(f"{items}/arc_easy@2"))
+    assert all(not {"cut_items", "where"} & value.keys() for value in found.values())
+
+
+@harness
+@loud
+def test_a_tokenizer_without_an_end_of_text(items):
+    """A tokenizer that has no token to pad with gives the same answers."""
+    wanted, _ = measured(ZeroShot(f"{items}/arc_easy"))
+    bundle = TinyModel().load("llama")
+    bundle.tokenizer.eos_token = None
+    assert not any((bundle.tokenizer.pad_token, bundle.tokenizer.unk_token, bundle.tokenizer.eos_token))
+    found = ZeroShot(f"{items}/arc_easy").measure(Subject(bundle, {}), DenseSubject({}))
+    assert {name: value.value for name, value in found.items()} == {n: v["value"] for n, v in wanted.items()}

@@ -396,3 +396,44 @@ def test_reported_masks_are_checked(spoil):
 def test_generator_is_seeded():
     """The task's generator depends on the seed only."""
     assert torch.equal(make().generator.get_state(), make("gpt2").generator.get_state())
+
+
+# Layers that no provided weight can stand in for
+
+
+class Scaled(torch.nn.Linear):
+    """A layer that does more than multiply by its weight."""
+
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def read_elsewhere(module):
+    """Let the block of a layer read the layer's weight besides calling the layer."""
+    module.register_forward_hook(lambda layer, args, output: output + args[0] @ layer.weight.t())
+
+
+def scaled(module):
+    module.__class__ = Scaled
+
+
+@pytest.mark.parametrize("change", [read_elsewhere, scaled])
+def test_provided_weights_are_proven(change):
+    """A layer that a provided weight cannot stand in for is named, and its weight is as before."""
+    bundle = TinyModel().load("llama")
+    digest, name = bundle.digest(), "model.layers.1.self_attn.o_proj"
+    change(bundle.layers[name].module)
+    probe = random_windows(1)[:, :16]
+    live = LiveWeights(bundle, {}, probe)
+    assert live.obstacle.startswith(f"{name} does more than multiply by its weight, or its weight is read elsewhere")
+    with pytest.raises(NMBenchError, match="choose a learner that writes its masks"):
+        live.provided(lambda name: live[name]).__enter__()
+    assert bundle.digest() == digest
+
+
+@families
+def test_provided_weights_of_every_family(family):
+    """Layers that only multiply by their weights pass the proof, which changes nothing."""
+    bundle, dense = load(family)
+    assert LiveWeights(bundle, {}, random_windows(1)[:, :16]).obstacle is None
+    assert bundle.digest() == dense.digest

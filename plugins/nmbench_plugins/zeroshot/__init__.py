@@ -1,9 +1,11 @@
 """Zero-shot accuracy through the stock lm-evaluation-harness: `zeroshot:<task>[@limit]`.
 
 `<task>` is a task of the harness, whose items then come from the hub, or a folder of items named after the task, as
-`zeroshot:./items/arc_easy@200`, which needs no network. In both cases prompts, choices and scoring are those of the
-harness. A limit takes the first items only and is part of the metric's name. `acc` is the share of items whose gold
-choice is the most likely choice; `acc_norm` is the same share with log-likelihoods divided by the bytes of a choice.
+`zeroshot:./items/arc_easy@200`, which needs no network. A folder is a path that begins with `./`, `../`, `/` or `~`. In
+both cases prompts, choices and scoring are those of the harness. A limit takes the first items only and is part of the
+metric's name. `acc` is the share of items whose gold choice is the most likely choice; `acc_norm` is the same share
+with log-likelihoods divided by the bytes of a choice. Items longer than the context of the model lose their beginning,
+as the harness does it; their number stands beside the figure and in the record.
 """
 
 from __future__ import annotations
@@ -33,6 +35,11 @@ class ZeroShot(nmbench.Metric):
                 f"metric 'zeroshot:{self.argument}' is not of the form zeroshot:<task or folder>[@limit], for example "
                 f"zeroshot:arc_easy or zeroshot:./items/arc_easy@200; folders may be named {', '.join(TASKS)}."
             )
+        if "/" in self.where and not self.folder:
+            raise nmbench.NMBenchError(
+                f"metric 'zeroshot:{self.argument}' is neither a task nor a folder of items; a folder begins with ./ "
+                f"or /, for example zeroshot:./{self.argument}."
+            )
         if self.folder:
             check(self.folder)
 
@@ -55,7 +62,7 @@ class ZeroShot(nmbench.Metric):
     @property
     def folder(self) -> Path | None:
         """The folder of local items; None: the harness loads the items from the hub."""
-        return Path(self.where) if "/" in self.where or Path(self.where).is_dir() else None
+        return Path(self.where).expanduser() if self.where.startswith(("./", "../", "/", "~")) else None
 
     def provenance(self) -> Mapping[str, Any]:
         """Return the version of the harness and the digest of local items, on which the answers depend."""
@@ -66,13 +73,15 @@ class ZeroShot(nmbench.Metric):
         from nmbench_plugins.zeroshot.harness import evaluate
 
         answers = evaluate(subject.bundle, self.task, self.folder, self.limit)
+        cut = f"{answers.cut} items cut to the context of {answers.context} tokens" if answers.cut else ""
+        about = {**answers.versions, **({"cut_items": answers.cut} if answers.cut else {})}
         found = {}
         for figure, scores in answers.scores.items():  # float64 [items], 1 where right
             name = f"zeroshot:{self.argument} {figure}"
             subject.per_window[name] = scores
             stderr = float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else None
             mean = float(scores.mean())
-            found[name] = nmbench.Value(mean, len(scores), stderr, False, "share of items", about=answers.versions)
+            found[name] = nmbench.Value(mean, len(scores), stderr, False, "share of items", where=cut, about=about)
         return found
 
 

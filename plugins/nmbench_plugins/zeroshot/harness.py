@@ -29,10 +29,15 @@ FIGURES = ("acc", "acc_norm")
 
 @dataclass(frozen=True)
 class Answers:
-    """Scores by figure, float64 `[items]` of 1 and 0, in the order of the items; versions of task and harness."""
+    """Scores by figure, float64 `[items]` of 1 and 0, in the order of the items; versions of task and harness.
+
+    `cut`: the number of items that were longer than the `context` of the model, in tokens, and lost their beginning.
+    """
 
     scores: Mapping[str, Tensor]
     versions: Mapping[str, Any]
+    cut: int
+    context: int
 
 
 def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | None) -> Answers:
@@ -41,11 +46,10 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
     Raises `NMBenchError` if the harness does not know the task, has no accuracy for the task, or cannot load its items.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     with restoring_random_states(), tempfile.TemporaryDirectory() as scratch:
         try:
-            model = HFLM(pretrained=bundle.model, tokenizer=copy.deepcopy(bundle.tokenizer), batch_size=BATCH)
+            model = noting_model(bundle)
             found = simple_evaluate(
                 model,
                 tasks=[task],
@@ -61,7 +65,8 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
             raise
         except Exception as error:  # the harness, datasets and transformers raise many kinds
             message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise nmbench.NMBenchError(f"lm-evaluation-harness cannot evaluate {task}: {message}") from error
+            shadow = f"; for the items in the folder {task} write zeroshot:./{task}" if Path(task).is_dir() else ""
+            raise nmbench.NMBenchError(f"lm-evaluation-harness cannot evaluate {task}: {message}{shadow}") from error
     assert found is not None
     samples = sorted(found["samples"].get(task, []), key=lambda sample: sample["doc_id"])
     figures = [name for name in FIGURES if samples and name in samples[0]]
@@ -70,7 +75,33 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
             f"task {task} of lm-evaluation-harness has no accuracy; give one of {', '.join(TASKS)}."
         )
     scores = {name: torch.tensor([float(sample[name]) for sample in samples]).double() for name in figures}
-    return Answers(scores, versions(found, task))
+    cut = sum(any(tuple(asked) in model.too_long for asked in sample["arguments"]) for sample in samples)
+    return Answers(scores, versions(found, task), cut, model.max_length)
+
+
+def noting_model(bundle: nmbench.Bundle) -> Any:
+    """Return the harness's view of the live model, which notes in `too_long` the requests that exceed the context.
+
+    A request is a pair of context and continuation. Without a token for padding, unknown words or the end of text, the
+    harness would add one that the model has no embedding for; token 0 pads instead. Padding stands behind the text, so
+    that a causal model computes the same with any token.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    class Noting(HFLM):
+        def __init__(self, **settings: Any) -> None:
+            self.too_long: set[tuple[str, str]] = set()
+            super().__init__(**settings)
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
+            long = (pair for pair, context, asked in requests if len(context) + len(asked) > self.max_length + 1)
+            self.too_long.update(long)
+            return super()._loglikelihood_tokens(requests, *args, **settings)
+
+    tokenizer = copy.deepcopy(bundle.tokenizer)
+    if not any(getattr(tokenizer, f"{name}_token", None) for name in ("pad", "unk", "eos")):
+        tokenizer.pad_token_id = 0
+    return Noting(pretrained=bundle.model, tokenizer=tokenizer, batch_size=BATCH)
 
 
 def local(task: str, folder: Path, scratch: Path) -> Any:

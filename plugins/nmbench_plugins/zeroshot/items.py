@@ -2,14 +2,15 @@
 
 A folder `<task>/` holds `test.jsonl` or `validation.jsonl`, whichever the harness evaluates on, one item a line: with
 the fields of the data set on the hub, or for ARC and OpenBookQA with "question", a list "choices" and the index "gold",
-and for BoolQ with a truth value "answer" instead of a "label".
+and for BoolQ with a truth value "answer" instead of a "label". Every item has a gold answer: the test splits of some
+data sets have -1 instead, which would count as the last choice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ Item = dict[str, Any]
 def lettered(item: Item) -> Item:
     """Return an item with labelled choices and the label of the gold choice, as on the hub for ARC and OpenBookQA."""
     if "answerKey" in item:
-        return item
+        return among(item["answerKey"], item["choices"]["label"], item)
     labels = [chr(ord("A") + index) for index in range(len(item["choices"]))]
+    among(item["gold"], range(len(labels)), item)
     stem = item["question"]
     choices = {"text": item["choices"], "label": labels}
     return {"question": stem, "question_stem": stem, "choices": choices, "answerKey": labels[item["gold"]]}
@@ -30,11 +32,34 @@ def lettered(item: Item) -> Item:
 
 def labelled(item: Item) -> Item:
     """Return an item whose truth value is the label 0 or 1, as in SuperGLUE."""
-    return item if "label" in item else {**item, "label": int(item["answer"])}
+    found = item if "label" in item else {**item, "label": int(item["answer"])}
+    return among(found["label"], (0, 1), found)
+
+
+def ended(item: Item) -> Item:
+    """Return an item of HellaSwag, whose label is the number of an ending, as text."""
+    return among(int(item["label"]), range(len(item["endings"])), item)
+
+
+def solved(item: Item) -> Item:
+    """Return an item of PIQA, whose label 0 or 1 names one of two solutions."""
+    return among(item["label"], (0, 1), item)
+
+
+def filled(item: Item) -> Item:
+    """Return an item of Winogrande, whose answer 1 or 2 names one of two options, as text."""
+    return among(item["answer"], ("1", "2"), item)
 
 
 def unchanged(item: Item) -> Item:
-    """Return the item itself."""
+    """Return the item itself: its gold answer is a part of its text."""
+    return item if item["text"] else among("", (), item)
+
+
+def among(gold: Any, known: Container[Any], item: Item) -> Item:
+    """Return `item` if its `gold` answer is one of the `known` ones. Raises `ValueError` for one without an answer."""
+    if isinstance(gold, bool) or gold not in known:
+        raise ValueError(f"its gold answer {gold!r} is none of its choices")
     return item
 
 
@@ -42,9 +67,9 @@ TASKS: dict[str, tuple[str, Callable[[Item], Item]]] = {
     "arc_easy": ("test", lettered),
     "arc_challenge": ("test", lettered),
     "openbookqa": ("test", lettered),
-    "hellaswag": ("validation", unchanged),
-    "piqa": ("validation", unchanged),
-    "winogrande": ("validation", unchanged),
+    "hellaswag": ("validation", ended),
+    "piqa": ("validation", solved),
+    "winogrande": ("validation", filled),
     "boolq": ("validation", labelled),
     "lambada_openai": ("test", unchanged),
 }

@@ -49,8 +49,8 @@ def obstacle(task: nmbench.LearnTask, live: LiveWeights) -> str | None:
     for name in task.layers:
         if not live[name].is_contiguous():
             return f"{name} stores its weight the other way round"
-    if live.fused:
-        return f"{live.fused} is one of several experts in one parameter"
+    if live.obstacle:
+        return live.obstacle
     return not_computed_once(task, live)
 
 
