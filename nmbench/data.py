@@ -67,15 +67,15 @@ def calibration_pool(
     wanted = max(1, pool_tokens // window_tokens)
     held_back = max(1, selection_tokens // window_tokens) if selection_tokens else 0
     own = list(dataset.texts("selection")) if held_back else []
-    length = window_tokens - bos
+    length, chosen_by = window_tokens - bos, f"{name} (its selection texts)"
     dealt = windows_of(dataset.texts("calibration"), tokenizer, length, seed, name, bos)
     calibration = stacked(itertools.islice(dealt, wanted), length)
     if own:
         enough(len(calibration), wanted, window_tokens, name)
-        dealt = windows_of(own, tokenizer, length, seed, f"{name} (its selection texts)", bos)
+        dealt = windows_of(own, tokenizer, length, seed, chosen_by, bos)
     selection, repeats = without_repeats(dealt, held_back, calibration)
     if own:
-        enough(len(selection), held_back, window_tokens, f"{name} (its selection texts)", repeats)
+        enough(len(selection), held_back, window_tokens, chosen_by, repeats)
     else:
         enough(len(calibration) + len(selection), wanted + held_back, window_tokens, name, repeats)
     notes = f"selection windows {SELECTION[bool(own)]}{left_out(repeats)}"
@@ -105,8 +105,7 @@ def without_repeats(dealt: Iterator[Tensor], count: int, calibration: Tensor) ->
 
     They are `[count or fewer, length]`; beside them stands the number of windows that were left out.
     """
-    length = calibration.shape[1]
-    width = min(SHINGLE, length)
+    width = min(SHINGLE, calibration.shape[1])
     seen = shingles(calibration, width).unique() if count else calibration
     kept: list[Tensor] = []
     repeats = 0
@@ -115,7 +114,7 @@ def without_repeats(dealt: Iterator[Tensor], count: int, calibration: Tensor) ->
             repeats += 1
         else:
             kept.append(window)
-    return stacked(kept, length), repeats
+    return stacked(kept, calibration.shape[1]), repeats
 
 
 def among(values: Tensor, known: Tensor) -> Tensor:
@@ -225,11 +224,6 @@ def begun(windows: Tensor, tokenizer: Any, what: str) -> Tensor:
     return torch.cat([torch.full_like(windows[:, :1], bos), windows], dim=1)
 
 
-def test_tokens(dataset: Dataset, tokenizer: Any, name: str) -> Tensor:
-    """Return the test texts, joined by the data set's separator and tokenised once: int64 `[n]`."""
-    return encode(tokenizer, test_text(dataset, name), f"the test text {name}")
-
-
 def test_text(dataset: Dataset, name: str) -> str:
     """Return the test texts, joined by the data set's separator. Raises `NMBenchError` for what is no text."""
     texts = list(dataset.texts("test"))
@@ -265,11 +259,11 @@ def refuse_overlap(pool: Pool, calibration: str, test: Tensor, name: str, tokeni
             continue
         row, place = shared.nonzero()[0].tolist()
         there = int((theirs == runs[row, place]).nonzero()[0])
+        said = quoted(test[there : there + width], tokenizer)
         raise NMBenchError(
             f"{int(shared.any(dim=-1).sum())} of {len(windows)} {split} windows of {calibration} share {width} or more "
             f"consecutive tokens with the test text {name}, first window {row} from its token {place} and the test "
-            f"text from its token {there}, both {quoted(test[there : there + width], tokenizer)}; calibrate on another "
-            f"text."
+            f"text from its token {there}, both {said}; calibrate on another text."
         )
 
 

@@ -61,7 +61,8 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
 
 
 def announce_start(experiment: Experiment) -> None:
-    """Call the hook `nmbench_run_started` with the estimate of the device memory."""
+    """Call the hook `nmbench_run_started` with the estimate of the device memory and the doubts."""
     bundle, spec = experiment.bundle, experiment.spec
     memory = planned(bundle, spec, experiment.plan.methods, bundle.device, bundle.streaming is not None)
-    experiment.plugins.announce("nmbench_run_started", spec=spec, memory=memory)
+    doubts = list(map(str, experiment.doubts))
+    experiment.plugins.announce("nmbench_run_started", spec=spec, memory=memory, doubts=doubts)

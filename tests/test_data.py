@@ -26,7 +26,7 @@ from nmbench.data import (
     shingles,
     tokens_digest,
 )
-from nmbench.data import test_tokens as joined_tokens  # pytest takes what is named test_ for a test
+from nmbench.data import test_text as joined_text  # pytest takes what is named test_ for a test
 from nmbench.errors import NMBenchError
 from nmbench.sources import Dataset
 
@@ -243,7 +243,7 @@ def test_test_texts_are_joined():
         seen.append(text)
         return tokenizer(text, verbose)
 
-    tokens = joined_tokens(Texts(test=("1 2", "3", "4 5")), recording, "acme")
+    tokens = encode(recording, joined_text(Texts(test=("1 2", "3", "4 5")), "acme"))
     assert tokens.tolist() == [1, 2, 3, 4, 5]
     assert tokens.dtype == torch.int64
     assert seen == ["1 2\n\n3\n\n4 5"]
@@ -458,7 +458,7 @@ def test_what_is_no_text_is_refused(text, said):
     with pytest.raises(NMBenchError, match=f"^{re.escape(said)}"):
         calibration_pool(Texts("", (text,)), "acme", tokenizer, 4, 4, 0, 0)
     with pytest.raises(NMBenchError, match=" acme"):
-        joined_tokens(Texts(test=(text,)), tokenizer, "acme")
+        encode(tokenizer, joined_text(Texts(test=(text,)), "acme"), "the test text acme")
 
 
 def test_real_panic_is_one_line():

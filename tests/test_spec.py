@@ -220,7 +220,7 @@ def test_wrong_type_is_one_line(name, value):
         ({"bos": "yes"}, "bos must be auto, always or never, not 'yes'."),
         ({"bos": True}, "bos in run.toml must be str or none, not True."),
         ({"windows": 0}, "windows must be at least 1, not 0."),
-        ({"seeds": [-1]}, "seeds must be one or more numbers of at least 0, not [-1]."),
+        ({"seeds": [-1]}, "seeds must be one or more numbers of at least 0 and at most 9223372036854775807, not [-1]."),
         ({"seeds": [7, 7]}, "seed '7' is given twice."),
         ({"patterns": ["2:4", "1:4", "2:4"]}, "pattern '2:4' is given twice."),
         ({"methods": {}}, "a run needs at least one method; give --method NAME (see `nmbench methods`)."),

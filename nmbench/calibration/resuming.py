@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
+from nmbench.calibration.trial import alike
 from nmbench.models.bundle import Bundle
-from nmbench.models.forward import run_model
+from nmbench.models.forward import logits_of, run_model
 from nmbench.models.hooks import hooks, instead
 
 
@@ -38,3 +41,24 @@ def resumed(bundle: Bundle, index: int, output: Any) -> Iterator[None]:
         for block in list(bundle.blocks.values())[: index + 1]:
             stack.enter_context(instead(block, lambda *args, **kwargs: output))
         yield
+
+
+RESUMABLE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def resumable(bundle: Bundle, window: Tensor) -> bool:
+    """Whether a pass resumed at the last block has the logits of a whole pass, on `window` int64 `[1, window_tokens]`.
+
+    It has not where blocks also leave something for later blocks elsewhere than in their outputs. A model is tried
+    once.
+    """
+    if bundle.model not in RESUMABLE:
+        whole = logits_of(run_model(bundle.model, window))
+        above = len(bundle.blocks) - 2
+        try:
+            with resumed(bundle, above, until(bundle, above, window)):
+                RESUMABLE[bundle.model] = above < 0 or alike(logits_of(run_model(bundle.model, window)), whole)
+        except Exception:  # of the model, which lacks what a block would have left
+            RESUMABLE[bundle.model] = False
+    return RESUMABLE[bundle.model]

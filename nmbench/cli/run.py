@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 @click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
-@click.option("--quiet", is_flag=True, help="No progress, only the table.")
+@click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
 @plugin_option
 def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
-    from nmbench.experiment.progress import ProgressPrinter
+    from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
     from nmbench.plugins.loading import load_plugins
 
     spec = spec_from(config, flags)
@@ -60,6 +60,7 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
     check_plugin_files(plugins)
     if not quiet:
         plugins.add_observer(ProgressPrinter(), "progress")
+    plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break
     from nmbench.results.table import render
     from nmbench.run import run as run_spec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ T = TypeVar("T")
 def key(dataset: str, window: int, bos: bool = False) -> str:
     """Return the key of cached losses: `wikitext2@2048`, or `wikitext2@2048+bos`."""
     return f"{dataset}@{window}{WITH_BOS if bos else ''}"
+
+
+class Windows(NamedTuple):
+    """Measured windows of a test text: int64 `[windows, window]`, or `[windows, 1 + window]` if `bos` is in front."""
+
+    tokens: Tensor
+    bos: bool
 
 
 class Subject:
@@ -43,6 +50,7 @@ class Subject:
         self.bundle = bundle
         self.texts = texts
         self.cached: dict[str, Tensor] = {}
+        self.windows: dict[str, Windows] = {}  # those of the cached losses
         self.per_window: dict[str, Tensor] = {}
         self._report = report
         self._logit_bytes = logit_bytes
@@ -52,7 +60,8 @@ class Subject:
         """Return the losses of the windows of a test text, float64 `[windows]` on the CPU; computed once."""
         name = key(dataset, window, bos)
         if name not in self.cached:
-            self.cached[name] = self.measure(self.test_windows(dataset, window, bos), name, bos)
+            self.windows[name] = Windows(self.test_windows(dataset, window, bos), bos)
+            self.cached[name] = self.measure(self.windows[name].tokens, name, bos)
         return self.cached[name]
 
     def test_windows(self, dataset: str, window: int, bos: bool = False) -> Tensor:

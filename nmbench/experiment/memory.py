@@ -96,7 +96,9 @@ def estimate(
         device,
         streamed,
         weights=outside + (largest if streamed else inside) + beside * largest,
-        hidden=0 if streamed else tokens * width * size * (1 + beside) + tokens * width * size,
+        hidden=0
+        if streamed
+        else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(sum(statistics(layer, needs) for layer in layers) for layers in block_layers),
         working=max(run, solve) + largest,  # copies of the dense weights of the pruned block
         learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),

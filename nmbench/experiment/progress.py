@@ -1,14 +1,18 @@
-"""Progress on standard error: one line that is rewritten on a terminal, a line every 15 seconds in a file."""
+"""Progress and doubts on standard error.
+
+Progress is one line that is rewritten on a terminal, a line every 15 seconds in a file.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from nmbench.plugins.events import Progress
 from nmbench.plugins.hookspecs import hookimpl
+from nmbench.spec import DENSE
 
 if TYPE_CHECKING:
     from nmbench.experiment.memory import Estimate
@@ -47,9 +51,7 @@ class ProgressPrinter:
 
     @hookimpl
     def nmbench_method_finished(self, record: Mapping[str, Any]) -> None:
-        where = " ".join(str(record[key]) for key in ("pattern",) if record[key])
-        seed = "" if record["seed"] is None else f" seed {record['seed']}"
-        name = f"{record['label']} {where}{seed}".strip()
+        name = name_of(record)
         if record["status"] != "ok":
             self._show(f"{name}: failed: {record['error']}", end="\n")
             return
@@ -69,6 +71,35 @@ class ProgressPrinter:
         else:
             self.stream.write(f"{text}\n")
         self.stream.flush()
+
+
+class DoubtPrinter:
+    """An observer that prints each doubt once, when it arises: those on the inputs before anything is measured."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self._printed: set[str] = set()
+
+    @hookimpl
+    def nmbench_run_started(self, doubts: Sequence[str]) -> None:
+        self._print(doubts)
+
+    @hookimpl
+    def nmbench_method_finished(self, record: Mapping[str, Any]) -> None:
+        self._print(record["doubts"], "" if record["label"] == DENSE else f"{name_of(record)}: ")
+
+    def _print(self, doubts: Sequence[str], whose: str = "") -> None:
+        for doubt in doubts:
+            if doubt not in self._printed:
+                self._printed.add(doubt)
+                print(f"DOUBT {whose}{doubt}", file=self.stream, flush=True)
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """Return the name of a row: `wanda 2:4 seed 0`."""
+    where = record["pattern"] or ""
+    seed = "" if record["seed"] is None else f" seed {record['seed']}"
+    return f"{record['label']} {where}{seed}".strip()
 
 
 def line_of(event: Progress, seconds_left: float | None) -> str:

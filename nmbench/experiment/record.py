@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import cast
 
 from nmbench.evaluation.comparison import paired
 from nmbench.evaluation.subject import DenseSubject, Subject
+from nmbench.experiment.dense_checks import better_than_dense
+from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.jobs import Job, dense_digest
 from nmbench.experiment.measurement import Measured
 from nmbench.experiment.setup import Experiment
@@ -52,6 +55,7 @@ def dense_identity(experiment: Experiment) -> Identity:
         "pattern_for": {},
         "seed": None,
         "model": experiment.bundle.ref,
+        "sliding_window": experiment.sliding_window,
         "coverage": None,
         "calibration": None,
         "calibration_digest": None,
@@ -63,9 +67,14 @@ def dense_identity(experiment: Experiment) -> Identity:
     }
 
 
-def dense_record(experiment: Experiment, found: Measured) -> Record:
-    """Return the record of the dense model."""
-    return cast(Record, {**dense_identity(experiment), **figures_of(found, meter=Meter(experiment.bundle.device))})
+def dense_record(experiment: Experiment, found: Measured, doubts: Mapping[str, Doubt]) -> Record:
+    """Return the record of the dense model; `doubts`: those on its losses, by text."""
+    figures: Figures = {
+        **figures_of(found, meter=Meter(experiment.bundle.device)),
+        "doubts": list(map(str, (*experiment.doubts, *doubts.values()))),
+        "unranked": list(doubts),
+    }
+    return cast(Record, {**dense_identity(experiment), **figures})
 
 
 def record_of(
@@ -78,12 +87,14 @@ def record_of(
     dense: DenseSubject,
 ) -> Record:
     """Return the record of a job that ended well; `pruning` includes interrupted processes and the start."""
+    differences = against_dense(found.subject, dense)
     figures: Figures = {
         **figures_of(found, pruning),
         "cost": NO_COST if cost is None else cast(CostRecord, asdict(cost)),
         "strict": True,
         "weights_changed": pruned.weights_changed,
-        "against_dense": against_dense(found.subject, dense),
+        "against_dense": differences,
+        "doubts": list(map(str, (*experiment.doubts, *better_than_dense(differences)))),
         "notes": dict(pruned.notes),
         "layer_notes": dict(pruned.layer_notes),
         "figures": dict(pruned.figures),
@@ -135,13 +146,23 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
         "peak_bytes": {"host": None, "host_growth": None, "device": None},
         "cost": NO_COST,
         **nothing_said(),
+        "doubts": list(map(str, experiment.doubts)),
     }
     return cast(Record, {**identity_of(job, experiment), **figures, "error": message, "traceback": trace})
 
 
 def nothing_said() -> Said:
     """Return the fields of the notes, empty."""
-    return {"notes": {}, "layer_notes": {}, "figures": {}, "experts": {}, "copied_from": None, "curve": []}
+    return {
+        "notes": {},
+        "layer_notes": {},
+        "figures": {},
+        "experts": {},
+        "copied_from": None,
+        "curve": [],
+        "doubts": [],
+        "unranked": [],
+    }
 
 
 def against_dense(subject: Subject, dense: DenseSubject) -> dict[str, Interval]:

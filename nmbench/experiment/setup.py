@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.data import Pool, calibration_pool, cut, refuse_overlap, test_tokens, tokens_digest
+from nmbench.data import Pool, calibration_pool, cut, encode, refuse_overlap, test_text, tokens_digest
 from nmbench.errors import ModelChanged, NMBenchError
-from nmbench.experiment.bos import bos_doubts, check_bos
+from nmbench.experiment.bos import check_bos
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
+from nmbench.experiment.input_doubts import input_doubts
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
 from nmbench.experiment.plan import Plan, look_up
 from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
+from nmbench.models.context import sliding_window
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.probe import examined
 from nmbench.pattern import Pattern
@@ -80,6 +82,13 @@ class Experiment:
         """The provenance of metrics that depend on more than model and texts."""
         found = {name: dict(metric.provenance()) for name, metric in self.metrics.items()}
         return {name: content for name, content in found.items() if content}
+
+    @cached_property
+    def sliding_window(self) -> int | None:
+        """The tokens that attention sees in some or all blocks, if that is less than a test window."""
+        longest = max((tokens for metric in self.metrics.values() for _, tokens in metric.windows), default=0)
+        window = sliding_window(self.bundle.model)
+        return window if window and window < longest else None
 
     def calibration_digest(self, seed: int) -> str:
         """Return the digest of the windows that statistics are gathered from."""
@@ -151,6 +160,8 @@ class Experiment:
             "calibration_digests": {str(seed): self.calibration_digest(seed) for seed in self.pools},
             "pool_digests": {str(seed): pool.digest for seed, pool in self.pools.items() if len(pool.selection)},
             "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
+            "sliding_window": self.sliding_window,
+            "doubts": list(map(str, self.doubts)),
         }
 
 
@@ -165,19 +176,20 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     metrics = {name: look_up(plan.plugins, plan.plugins.registries.metrics, name) for name in spec.metrics}
     names = dict.fromkeys(name for metric in metrics.values() for name in metric.datasets)
     datasets = {name: look_up(plan.plugins, plan.plugins.registries.datasets, name) for name in names}
-    texts = {name: test_tokens(dataset, bundle.tokenizer, name) for name, dataset in datasets.items()}
+    written = {name: test_text(dataset, name) for name, dataset in datasets.items()}
+    texts = {name: encode(bundle.tokenizer, text, f"the test text {name}") for name, text in written.items()}
     check_windows(bundle, spec, metrics, texts)
     calibration = look_up(plan.plugins, plan.plugins.registries.datasets, spec.calibration)
     pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
+    doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
     bundle = examined(bundle, probe[0])
     for pattern in spec.patterns:
         check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
-    doubts = bos_doubts(bundle, metrics, texts, context_of(bundle))
     shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)
     return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
 
@@ -210,11 +222,6 @@ def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, lea
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:
     """Raise `NMBenchError` if a window is longer than the context of the model."""
-    context = context_of(bundle)
+    context = bundle.context_tokens
     if context and window > context:
         raise NMBenchError(f"{what} is longer than the {context} tokens that {bundle.ref} can read; choose less.")
-
-
-def context_of(bundle: Bundle) -> int | None:
-    """Return the number of tokens that the model was made to read at once, if it says so."""
-    return getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.models.casting import cast_parameters
+from nmbench.models.context import context_tokens
 from nmbench.models.coverage import weights_by_kind, weights_by_reason
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
 from nmbench.models.hashing import tensors_digest
@@ -150,6 +151,11 @@ class Bundle:
     def holding(self, block: nn.Module) -> AbstractContextManager[None]:
         """Keep a block on the device while the context is open."""
         return self.streaming.holding(block) if self.streaming else nullcontext()
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The most tokens that the model can read at once; None if nothing limits it."""
+        return context_tokens(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -22,7 +22,9 @@ def takes_use_cache(model: nn.Module) -> bool:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits `[windows, window_tokens, vocabulary]` among what a model returns; the first of a tuple."""
+    """The logits `[windows, window_tokens, vocabulary]` among the values that a model returns; the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
     return output[0] if isinstance(output, tuple) else output.logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,10 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 
-MOST_ZEROS = 0.05  # share of the weights of a dense layer; training leaves next to none
+FEW_ZEROS = 0.05  # share of the weights of a layer that is worth a word; training leaves next to none
+MOST_ZEROS = 0.3  # share that rounding explains: a model in 4 bits has up to a fifth
+MOST_OF_QUANTISED = 0.5  # the same of a model that is known to come from few bits, such as three values a weight
+WHOLE = "whole rows or columns"
 COMMON = tuple(Pattern(*pair) for pair in ((1, 4), (2, 8), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (3, 4), (6, 8)))
 
 
@@ -25,24 +29,58 @@ def check_finite(bundle: Bundle) -> None:
 
 
 def check_dense(bundle: Bundle, allowed: bool = False) -> dict[str, Any]:
-    """Return the manifest's entry on layers that are sparse already; empty if all layers are dense.
+    """Return the manifest's entries on zeros in the prunable layers; empty if all layers are dense.
 
-    Raises `NMBenchError` for a checkpoint with such layers unless `allowed`.
+    Zeros that rounding to few bits left are no pruning: such layers are listed as `rounded_zeros`. Raises
+    `NMBenchError` for a checkpoint with pruned layers (`pruning_of`) unless `allowed`.
     """
     zeros = {name: share_of_zeros(layer.read()) for name, layer in bundle.layers.items()}
-    sparse = [name for name, share in zeros.items() if share > MOST_ZEROS]
-    if not sparse:
-        return {}
-    found = {str(pattern) for name in sparse if (pattern := strictest(bundle.layers[name].read()))}
-    if not allowed:
-        kind = f" and strictly {' or '.join(sorted(found))}" if found else ""
-        raise NMBenchError(
-            f"{len(sparse)} of {len(zeros)} layers of {bundle.ref} are sparse already, first {sparse[0]} with "
-            f"{zeros[sparse[0]]:.1%} zeros{kind}; prune the dense checkpoint, or go on with --allow-sparse."
-        )
-    share = sum(zeros[name] * bundle.layers[name].read().numel() for name in sparse)
-    total = sum(bundle.layers[name].read().numel() for name in sparse)
-    return {"already_sparse": {"layers": len(sparse), "share_of_zeros": share / total, "patterns": sorted(found)}}
+    zeros = {name: share for name, share in zeros.items() if share > FEW_ZEROS}
+    most = MOST_OF_QUANTISED if "dequantised_from" in bundle.provenance else MOST_ZEROS
+    sparse = {n: found for n, share in zeros.items() if (found := pruning_of(bundle.layers[n].read(), share, most))}
+    if sparse and not allowed:
+        refuse(bundle, sparse, zeros)
+    rounded = {name: share for name, share in zeros.items() if name not in sparse}
+    about: dict[str, Any] = {}
+    if sparse:
+        share = weighted({name: zeros[name] for name in sparse}, bundle)
+        patterns = sorted({found for found in sparse.values() if found[0].isdigit()})
+        about["already_sparse"] = {"layers": len(sparse), "share_of_zeros": share, "patterns": patterns}
+    if rounded:
+        about["rounded_zeros"] = {"layers": len(rounded), "share_of_zeros": weighted(rounded, bundle)}
+    return about
+
+
+def refuse(bundle: Bundle, sparse: Mapping[str, str], zeros: Mapping[str, float]) -> None:
+    """Raise `NMBenchError` with the number of pruned layers, the first of them, and the kinds of their zeros."""
+    first = next(iter(sparse))
+    strict = sorted({kind for kind in sparse.values() if kind[0].isdigit()})
+    kind = f" and strictly {' or '.join(strict)}" if strict else f" in {WHOLE}" if sparse[first] == WHOLE else ""
+    raise NMBenchError(
+        f"{len(sparse)} of {len(bundle.layers)} layers of {bundle.ref} are sparse already, first {first} with "
+        f"{zeros[first]:.1%} zeros{kind}; prune the dense checkpoint, or go on with --allow-sparse."
+    )
+
+
+def pruning_of(weight: Tensor, share: float, most: float) -> str | None:
+    """Return how a weight `[out, in]` with this share of zeros was pruned; None if rounding explains the zeros.
+
+    Zeros of rounding are scattered and few: at most the share `most`. A strict pattern in every group, or zeros that
+    fill whole rows or columns, are pruning at any share.
+    """
+    if pattern := strictest(weight):
+        return str(pattern)
+    kept = weight != 0
+    whole = (~kept.any(dim=0)).sum() * len(weight) + (~kept.any(dim=1)).sum() * weight.shape[1]
+    if int(whole) > share * weight.numel() / 2:
+        return WHOLE
+    return f"more than {most:.0%}" if share > most else None
+
+
+def weighted(shares: Mapping[str, float], bundle: Bundle) -> float:
+    """Return the share of zeros in all weights of the layers of `shares`."""
+    sizes = {name: bundle.layers[name].read().numel() for name in shares}
+    return sum(shares[name] * size for name, size in sizes.items()) / sum(sizes.values())
 
 
 def share_of_zeros(weight: Tensor) -> float:

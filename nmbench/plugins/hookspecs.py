@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nmbench.spec import RunSpec
 
 PROJECT = "nmbench"
-HOOKS_VERSION = "1.0"  # docs/plugins/compatibility.md defines when the number changes
+HOOKS_VERSION = "1.1"  # docs/plugins/compatibility.md defines when the number changes
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -62,9 +62,10 @@ def nmbench_register_reporters(register: Register) -> None:
 
 
 @hookspec
-def nmbench_run_started(spec: RunSpec, memory: Estimate) -> None:
+def nmbench_run_started(spec: RunSpec, memory: Estimate, doubts: Sequence[str]) -> None:
     """Once, when a run begins, after the model is loaded and before the first job. `spec` is fully resolved;
-    `memory` is the estimate of the device memory that its methods need.
+    `memory` is the estimate of the device memory that its methods need; `doubts` are the reasons to distrust its
+    inputs, a sentence each.
     """
 
 

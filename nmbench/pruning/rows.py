@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nmbench.errors import CannotWrite, NMBenchError, interrupts
 from nmbench.evaluation.subject import DenseSubject, Subject
+from nmbench.experiment.dense_checks import dense_doubts
 from nmbench.experiment.jobs import Job, dense_digest
 from nmbench.experiment.measurement import measured
 from nmbench.experiment.record import dense_record, failed, record_of
@@ -34,6 +35,7 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
     try:
         with isolating():
             found = measured(experiment, DENSE)
+            doubts = dense_doubts(found.subject)
     except CannotWrite:
         raise
     except BaseException as error:
@@ -42,7 +44,7 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
         message, trace = explained(error, DENSE, directory)
         raise NMBenchError(f"the dense model cannot be measured: {message} (traceback: {trace})") from error
     keep_losses(path, found.subject, about(DENSE, digest, experiment))
-    record = dense_record(experiment, found)
+    record = dense_record(experiment, found, doubts)
     if not experiment.is_intact(restore=False):
         experiment.renew(DENSE)
     directory.append(record)

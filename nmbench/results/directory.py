@@ -71,7 +71,7 @@ class RunDirectory:
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
     def joined_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `manifest` with the digests and notes of further seeds from the earlier manifest.
+        """Return `manifest` with doubts, and digests and notes of further seeds, from the earlier manifest.
 
         Raises `RunMismatch` if weights or tokens of the same name have another digest than before.
         """
@@ -84,6 +84,8 @@ class RunDirectory:
         for name in ("calibration_digests", "pool_digests", "calibration_notes"):
             if name in manifest or name in earlier:
                 joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
+        if "doubts" in manifest:
+            joined["doubts"] = list(dict.fromkeys([*earlier.get("doubts", ()), *manifest["doubts"]]))
         for name in ("calibration_digests", "pool_digests"):
             for seed, tokens in manifest.get(name, {}).items():
                 if joined[name][seed] != tokens:

@@ -22,6 +22,7 @@ IN_EVERY_RECORD: dict[
     **{"label": str, "status": str, "job_digest": str, "pattern": (str, type(None)), "seed": (int, type(None))},
     **{"notes": dict, "metrics": dict, "seconds": dict, "cost": dict},
 }
+ADDED: Mapping[str, Any] = {"doubts": [], "unranked": [], "sliding_window": None}  # fields that came within format 2
 
 
 class Interval(TypedDict):
@@ -74,7 +75,10 @@ class Coverage(Extent, total=False):
 
 
 class Identity(TypedDict):
-    """The part of a record that is known before the job is done."""
+    """The part of a record that is known before the job is done.
+
+    `sliding_window`: the tokens that the attention of some or all blocks sees, if that is less than a test window.
+    """
 
     format: int
     label: str
@@ -86,6 +90,7 @@ class Identity(TypedDict):
     pattern_for: dict[str, str]
     seed: int | None
     model: str
+    sliding_window: int | None
     coverage: Coverage | None
     calibration: str | None
     calibration_digest: str | None
@@ -101,7 +106,9 @@ class Said(TypedDict):
 
     `notes`: JSON values that the method chooses; `layer_notes`: layer -> note; `figures`: name -> mean over layers;
     `experts`: `never_reached` (names) and `under_calibrated` (name -> tokens) of a mixture of experts; `copied_from`:
-    the label of the row that did the same work; `curve`: the figures that a learner reported, by `step`.
+    the label of the row that did the same work; `curve`: the figures that a learner reported, by `step`; `doubts`:
+    reasons to distrust the figures, those of the run's inputs first; `unranked`: texts (`demo@256`) by which rows are
+    not ranked, in the dense row.
     """
 
     notes: dict[str, Any]
@@ -110,6 +117,8 @@ class Said(TypedDict):
     experts: dict[str, Any]
     copied_from: str | None
     curve: list[dict[str, float | None]]
+    doubts: list[str]
+    unranked: list[str]
 
 
 class Figures(Said):
@@ -153,7 +162,7 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
     """Return a record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later format."""
     made_in = line.get("format", 1)
     if made_in == FORMAT:
-        return cast(Record, dict(line))
+        return cast(Record, {**line, **{name: empty for name, empty in ADDED.items() if name not in line}})
     if made_in != 1:
         raise NMBenchError(
             f"{where} has format {made_in!r}; this nmbench reads formats 1 to {FORMAT}: install a newer one."
@@ -166,6 +175,7 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
         if name in notes
     }
     added = {
+        **ADDED,
         "format": FORMAT,
         "seconds": {"cpu_share": None, **line.get("seconds", {})},
         "peak_bytes": {"host_growth": None, **line.get("peak_bytes", {})},

@@ -34,6 +34,7 @@ def line(records: Sequence[Record], directory: Path) -> str:
         "patterns": joined(pattern_of(record) for record in records if record["pattern"]),
         "metrics": joined(name for record in records for name in record["metrics"]),
         "calibration": joined(record["calibration"] for record in records if record["calibration"]),
+        "sliding window": joined(f"{window} tokens" for record in records if (window := record.get("sliding_window"))),
         "seeds": joined(record["seed"] for record in records if record["seed"] is not None),
     }
     stated = [f"{name} {text}" for name, text in parts.items() if text]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nmbench.evaluation.comparison import Difference, paired
+from nmbench.results.doubt_lines import is_unranked, unranked_texts
 from nmbench.results.files import read_tensors
 from nmbench.results.format import Record
 from nmbench.results.records import Rows
@@ -77,16 +78,24 @@ def ranking(records: Sequence[Record], results: Rows, pattern: str) -> Iterator[
     rows = list(rows_of(records, results, pattern))
     shown = next(pattern_of(record) for record in records if record["pattern"] == pattern)
     seeds = common_seeds(rows)
-    texts = dict.fromkeys(text for row in rows for found in row.losses.values() for text in found)
-    for text in texts:
-        if not seeds:
-            listed = "; ".join(f"{row.name}: {', '.join(map(str, sorted(row.seeds)))}" for row in rows if row.seeds)
-            yield f"{shown} {text}: no ranking, because the rows have no seed in common ({listed})"
+    unranked = unranked_texts(records)
+    for text in dict.fromkeys(text for row in rows for found in row.losses.values() for text in found):
+        metric = next((r.record["metrics"][text] for r in rows if text in r.record["metrics"]), LOSS)
+        if is_unranked(text, unranked):
+            yield f"{shown} {text}: no ranking, because the dense model does not predict this text (DOUBT below)"
         else:
-            metric = next((r.record["metrics"][text] for r in rows if text in r.record["metrics"]), LOSS)
-            here = {row.name: losses for row in rows if (losses := row.on(text, seeds)) is not None}
-            yield f"{shown} {text}: {chain(here, metric['lower_is_better'])}{remark(rows, seeds)}"
+            yield f"{shown} {text}: {order_of(rows, text, seeds, metric['lower_is_better'])}"
+        if seeds:
             yield from (f"{shown} {text}: {line}" for line in gains(rows, text, metric.get("unit", "")))
+
+
+def order_of(rows: Sequence[Row], text: str, seeds: Sequence[int], lower_is_better: bool) -> str:
+    """The order of rows on one text over common seeds, or why there is none."""
+    if not seeds:
+        listed = "; ".join(f"{row.name}: {', '.join(map(str, sorted(row.seeds)))}" for row in rows if row.seeds)
+        return f"no ranking, because the rows have no seed in common ({listed})"
+    here = {row.name: losses for row in rows if (losses := row.on(text, seeds)) is not None}
+    return f"{chain(here, lower_is_better)}{remark(rows, seeds)}"
 
 
 def rows_of(records: Sequence[Record], results: Rows, pattern: str) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from nmbench.errors import NMBenchError
 from nmbench.results import frames, table
+from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Record
 from nmbench.results.protocol_line import protocol_lines
 from nmbench.results.records import Rows, newest, read_records
@@ -63,6 +64,10 @@ class Results(Rows):
     def protocol(self) -> list[str]:
         """Return one line for every run: model, patterns, metrics, calibration, seeds, device and versions."""
         return protocol_lines(self)
+
+    def doubts(self) -> list[str]:
+        """One line for each reason to distrust a figure, as the terminal shows it below the table."""
+        return doubt_lines(self.records)
 
     def table(self) -> pandas.DataFrame:
         """Return one row per job, every figure as text: the table of the terminal."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Interval, Record
 from nmbench.results.pareto import loss_of, pareto, quality, row_key
 from nmbench.results.ranking import comparisons, grouped, of_run, pattern_of
@@ -21,7 +22,7 @@ LONG, BUSY = 5.0, 0.7  # seconds; processor seconds per second under which a mac
 
 
 def render(results: Rows, width: int | None = None) -> str:
-    """The whole text for a terminal: one row per job, means over seeds, rankings, failures.
+    """The whole text for a terminal: one row per job, means over seeds, rankings, failures, doubts.
 
     Of tables wider than `width` columns the least important columns are left out; None: nothing is.
     """
@@ -32,8 +33,8 @@ def render(results: Rows, width: int | None = None) -> str:
     if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
         parts.append("Mean over seeds (± standard deviation)\n" + fitted(means(results), width))
     ranked = "\n".join([*comparisons(results), *pareto_note(results.records)])
-    parts += [text for text in (ranked, fallbacks(results.records), failures(results.records)) if text]
-    return "\n\n".join(parts)
+    parts += [ranked, fallbacks(results.records), failures(results.records), "\n".join(doubt_lines(shown))]
+    return "\n\n".join(filter(None, parts))
 
 
 def asked_rows(results: Rows) -> Sequence[Record]:

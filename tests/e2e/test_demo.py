@@ -28,6 +28,8 @@ def test_the_demo_in_short(nmbench, records, tmp_path):
     assert dense["n"] == 335
     assert rows["wanda"]["metrics"]["ppl:demo@256"]["value"] > 1.5 * dense["value"]
     assert rows["wanda"]["coverage"]["share_of_decoder"] > 0.99
+    assert "DOUBT" not in result.output
+    assert {(*row["doubts"], *row["unranked"]) for row in rows.values()} == {()}
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def losses(bundle: Bundle, tokens: Tensor, window: int = WINDOW, logit_bytes: in
 
 def perplexity(bundle: Bundle, tokens: Tensor, window: int = WINDOW) -> dict:
     metric = Perplexity(f"toy@{window}")
-    return metric.measure(Subject(bundle, {"toy": tokens}), DenseSubject({}))[f"ppl:toy@{window}"]
+    return metric.measure(Subject(bundle, {"toy": tokens}), DenseSubject({}))[f"ppl:toy@{window}"].recorded()
 
 
 def reference_losses(model: torch.nn.Module, windows: Tensor) -> Tensor:

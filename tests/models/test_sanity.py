@@ -42,6 +42,43 @@ def test_what_is_not_finite_is_named(name, value):
         check_finite(bundle)
 
 
+def rounded(bundle: Bundle, share: float) -> None:
+    """Round the smallest weights of every layer to zero, as few bits do."""
+    for layer in bundle.layers.values():
+        weight = layer.read().clone()
+        layer.write(torch.where(weight.abs() > weight.abs().float().quantile(share), weight, 0.0))
+
+
+@pytest.mark.parametrize("share", [0.066, 0.15, 0.25])
+def test_zeros_of_rounding_are_no_pruning(share):
+    """Scattered zeros in every layer, as rounding to 4 bits leaves, pass and are said."""
+    bundle = load()
+    rounded(bundle, share)
+    assert check_dense(bundle) == {"rounded_zeros": {"layers": 14, "share_of_zeros": pytest.approx(share, abs=0.01)}}
+
+
+def test_the_origin_decides_on_many_scattered_zeros():
+    """Of 40 % scattered zeros a model from few bits is believed to be dense; another one, or one of 55 %, is not."""
+    bundle = load()
+    rounded(bundle, 0.4)
+    with pytest.raises(NMBenchError, match=r"14 of 14 layers .* with 40\.0% zeros; "):
+        check_dense(bundle)
+    bundle.provenance = {"dequantised_from": "model.gguf"}
+    assert check_dense(bundle)["rounded_zeros"]["layers"] == 14
+    rounded(bundle, 0.55)
+    with pytest.raises(NMBenchError, match=r"14 of 14 layers .* with 55\.0% zeros; "):
+        check_dense(bundle)
+
+
+def test_the_origin_excuses_no_pattern():
+    """A pruned model that was quantised later is pruned: rounding gives no strict pattern."""
+    bundle = load()
+    prune(bundle, list(bundle.layers), Pattern(3, 4))
+    bundle.provenance = {"dequantised_from": "model.gguf"}
+    with pytest.raises(NMBenchError, match=r"with 25\.0% zeros and strictly 3:4; "):
+        check_dense(bundle)
+
+
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8), Pattern(8, 16)], ids=str)
 def test_sparse_checkpoints_are_refused(pattern):
     """The error names the number of sparse layers, the first, its zeros and the pattern; the flag accepts it."""
@@ -63,7 +100,7 @@ def test_one_sparse_layer_is_enough():
     layer = bundle.layers[LAYER]
     layer.read()[:, ::9] = 0.0
     with pytest.raises(
-        NMBenchError, match=r"1 of 14 layers .* first model\.layers\.1\.mlp\.up_proj with 12\.5% zeros; "
+        NMBenchError, match=r"1 of 14 layers .* first model\.layers\.1\.mlp\.up_proj with 12\.5% zeros in whole "
     ):
         check_dense(bundle)
 

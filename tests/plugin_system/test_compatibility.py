@@ -14,14 +14,14 @@ from nmbench.testing import KIT_VERSION
 from nmbench.testing.kit import law_names
 
 HOOKS = {
-    "1.0": {
+    "1.1": {
         "nmbench_register_baselines": ["register"],
         "nmbench_register_mask_learners": ["register"],
         "nmbench_register_models": ["register"],
         "nmbench_register_datasets": ["register"],
         "nmbench_register_metrics": ["register"],
         "nmbench_register_reporters": ["register"],
-        "nmbench_run_started": ["spec", "memory"],
+        "nmbench_run_started": ["spec", "memory", "doubts"],
         "nmbench_progress": ["event"],
         "nmbench_method_finished": ["record"],
         "nmbench_run_finished": ["records"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import runpy
@@ -87,12 +86,29 @@ def test_what_is_written(folder, kind):
     assert "nmbench_nmbench" not in everything
 
 
+IN_TURN = """
+import os, sys, pytest
+for root in sys.argv[1:]:
+    os.chdir(root)
+    print(f"report of {root}", flush=True)
+    pytest.main(["-q", "-p", "no:cacheprovider"])
+    sys.modules.pop("test_conformance", None)  # the next package has one, too
+"""
+
+
+@pytest.fixture(scope="module")
+def reports(folder, environment):
+    """The report of every package on its own tests; one process runs them, so that torch is imported once."""
+    roots = [str(folder / f"nmbench-{name}") for name in NAMES.values()]
+    command = [sys.executable, "-c", IN_TURN, *roots]
+    output = check(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False))
+    return dict(zip(NAMES, output.split("report of ")[1:], strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_package_passes_its_own_tests(folder, environment, kind):
+def test_a_package_passes_its_own_tests(reports, kind):
     """As installed, away from its sources, it passes every law; that of a metric, every test of its own."""
-    root = folder / f"nmbench-{NAMES[kind]}"
-    report = call(environment, root, "pytest", "-q", "-p", "no:cacheprovider")
-    assert re.search(r"^\d\d passed in", report, re.MULTILINE), report
+    assert re.search(r"^\d\d passed in", reports[kind], re.MULTILINE), reports[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,17 +120,19 @@ def test_a_package_is_free_of_lint(folder, kind):
         call(dict(os.environ), root, "ruff", *command, "--no-cache")
 
 
-def test_new_plugins_in_a_comparison(folder, environment, small, tmp_path):
+def test_new_plugins_in_a_comparison(folder, environment, nmbench, small, records, tmp_path, monkeypatch):
     """All are listed with their package; the methods are compared with a built-in one, by the metric as well."""
-    listed = call(environment, tmp_path, "nmbench.cli", "plugins")
+    monkeypatch.syspath_prepend(str(folder / "site"))
+    listed = nmbench("plugins").output
     for name in NAMES.values():
         assert re.search(rf"^nmbench-{name} 0\.1\.0 \[{name}\]: .*nmbench_register", listed, re.MULTILINE), listed
     flags = [*small[: small.index("--set")], "--out", "out", "--quiet", "--method", "wanda"]
     methods = [flag for name in METHODS for flag in ("--method", name)]
     steps = ["--set", f"{NAMES['learner']}.steps=3"]
     metric = small[small.index("--metric") + 1].replace("ppl:", f"{NAMES['metric']}:")
-    call(environment, tmp_path, "nmbench.cli", "run", *flags, *methods, *steps, "--metric", metric)
-    rows = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
+    result = nmbench("run", *flags, *methods, *steps, "--metric", metric)
+    assert result.exit_code == 0, result.output
+    rows = records(tmp_path / "out")
     compared = {row["label"]: row for row in rows if row["label"] != "dense"}
     assert set(compared) == {"wanda", f"{NAMES['learner']}@init", *METHODS}
     assert all(row["status"] == "ok" and row["strict"] for row in compared.values())

@@ -61,7 +61,7 @@ def test_default_pool_does_not_overlap_with_the_test_text():
     pool = data.calibration_pool(
         dataset, "demo", tokenizer, WINDOW, defaults.pool_tokens, defaults.selection_tokens, seed=0
     )
-    data.refuse_overlap(pool, "demo", data.test_tokens(dataset, tokenizer, "demo"), "demo", tokenizer)
+    data.refuse_overlap(pool, "demo", data.encode(tokenizer, data.test_text(dataset, "demo")), "demo", tokenizer)
     assert tuple(pool.calibration.shape) == (defaults.pool_tokens // WINDOW, WINDOW)
     assert tuple(pool.selection.shape) == (defaults.selection_tokens // WINDOW, WINDOW)
     assert defaults.windows <= len(pool.calibration)

@@ -410,6 +410,38 @@ def test_experts_with_too_few_tokens_are_printed(tmp_path):
     )
 
 
+def test_doubts_are_printed_once(tmp_path):
+    """A doubt of the run is one line; that of some rows names them; without doubts nothing is printed."""
+    rows = [record("dense", 30.0, doubts=["tokenizer: odd."]), record("a", 31.0, doubts=["tokenizer: odd."])]
+    rows += [record(label, 20.0, doubts=["tokenizer: odd.", "better than dense."]) for label in ("b", "c")]
+    found = results(tmp_path, *[(row, HARD) for row in rows])
+    expected = ["DOUBT tokenizer: odd.", "DOUBT b 2:4 seed 0, c 2:4 seed 0: better than dense."]
+    assert found.doubts() == expected
+    assert render(found).splitlines()[-2:] == expected
+    assert "DOUBT" not in render(results(tmp_path, (record("dense", 30.0), HARD), (record("a", 31.0), HARD)))
+    joined = [{**row, "directory": name} for name in ("x", "y") for row in rows[:1]]
+    both = Results(joined, [Path("x"), Path("y")])
+    assert both.doubts() == ["DOUBT x: tokenizer: odd.", "DOUBT y: tokenizer: odd."]
+
+
+def test_no_ranking_by_a_text_that_dense_does_not_predict(tmp_path):
+    """Rows are not ranked by such a text, nor by a metric on it, and the table says why; other texts are ranked."""
+    rows = [record("dense", 20.0, unranked=[TEXT]), record("a", 30.0)]
+    found = results(tmp_path, *[(done, None) for done in rows])
+    for done, shift in zip(rows, (0.0, 1.0), strict=True):
+        path = tmp_path / "losses" / f"{file_name(done)}.safetensors"
+        write_tensors(path, dict.fromkeys((TEXT, f"kl:{TEXT}", "other@8"), HARD + shift), {})
+    lines = [line.strip() for line in lines_with(render(found), "2:4 ") if ": " in line]
+    said = "no ranking, because the dense model does not predict this text (DOUBT below)"
+    assert lines == [f"2:4 {TEXT}: {said}", f"2:4 kl:{TEXT}: {said}", "2:4 other@8: dense < a"]
+
+
+def test_the_protocol_names_a_sliding_window(tmp_path):
+    """Attention that sees less than a test window is part of the protocol."""
+    rows = [record("dense", 30.0, sliding_window=16, environment={}, model="m", calibration=None)]
+    assert "sliding window 16 tokens" in results(tmp_path, (rows[0], None)).protocol()[0]
+
+
 def test_the_protocol_names_all_that_differs(tmp_path):
     """Each run has one line; where its rows differ in a version, or in their pattern, all are named, once."""
     common = {"model": "demo", "calibration": "demo"}

@@ -12,6 +12,7 @@ import torch
 
 import nmbench
 from nmbench_plugins.huggingface.adapters import refuse_adapter
+from nmbench_plugins.huggingface.gguf_tokenizer import restore
 from nmbench_plugins.huggingface.quantised import (
     check_stored,
     dequantised_model,
@@ -25,7 +26,6 @@ from nmbench_plugins.huggingface.quantised import (
 from nmbench_plugins.huggingface.weight_files import stored_tensors, usual_dtype, weight_files
 
 WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.1) is not a usable default
-DIGIT_BY_DIGIT = ("codeshell", "command-r", "refact", "smollm", "starcoder")  # values of tokenizer.ggml.pre
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Gguf(nmbench.ModelSource):
             raise nmbench.NMBenchError(f"GGUF file {ref} does not exist.")
         where = {"gguf_file": file.name, "local_files_only": True}
         bundle = read(f"gguf:{ref}", str(file.parent), self, where)
-        split_digits(bundle.tokenizer, file)
+        restore(bundle.tokenizer, file)
         return bundle
 
 
@@ -85,7 +85,9 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
         raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
         raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
-    return nmbench.Bundle.of(ref, loaded.model, tokenizer, defaults_of(loaded.model), provenance_of(loaded, where))
+    bundle = nmbench.Bundle.of(ref, loaded.model, tokenizer, None, provenance_of(loaded, where))
+    bundle.defaults = defaults_of(bundle)
+    return bundle
 
 
 @contextmanager
@@ -157,18 +159,6 @@ def files_of(name: str, config: Any, where: Mapping[str, Any]) -> list[Path]:
     return weight_files(Path(file).parent, getattr(config, "transformers_weights", None)) if file else []
 
 
-def split_digits(tokenizer: Any, file: Path) -> None:
-    """Restore the tokenizer's rule that splits numbers into digits, which transformers drops from a GGUF file."""
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-
-    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() in DIGIT_BY_DIGIT:
-        backend = tokenizer.backend_tokenizer
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
-
-
 def chosen_dtype(name: str | None) -> torch.dtype:
     """Return the named dtype; without a name bfloat16 on a GPU, and float32 on a CPU, where bfloat16 is slow."""
     if name:
@@ -176,16 +166,15 @@ def chosen_dtype(name: str | None) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
-def defaults_of(model: Any) -> nmbench.Defaults:
+def defaults_of(bundle: nmbench.Bundle) -> nmbench.Defaults:
     """Return defaults with windows of 2048 tokens, or of the model's whole context if that context is shorter."""
-    context = getattr(model.config, "max_position_embeddings", WINDOW) or WINDOW
-    window = min(WINDOW, context)
+    window = min(WINDOW, bundle.context_tokens or WINDOW)
     return nmbench.Defaults(
         window_tokens=window,
         pool_tokens=128 * window,
         selection_tokens=32 * window,
         metrics=(f"ppl:wikitext2@{window}",),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(bundle.model.dtype).removeprefix("torch."),
     )
 
 

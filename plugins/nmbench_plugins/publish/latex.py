@@ -20,7 +20,7 @@ class Latex(nmbench.Reporter):
         lines += [r"\toprule", row(list(table.columns)), r"\midrule"]
         lines += [row(cells) for cells in table.astype(str).to_numpy().tolist()]
         lines += [r"\bottomrule", r"\end{tabular}"]
-        protocol = "".join(f"% {line}\n" for line in results.protocol())
+        protocol = "".join(f"% {line}\n" for line in (*results.protocol(), *results.doubts()))
         path.write_text(HEAD + protocol + "\n".join(lines) + "\n", encoding="utf-8")
         return path
 

@@ -17,7 +17,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #888; } th:first-child, td:first-child { text-align: left; }
-tr.failed td { color: #a00; } pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; }
+tr.failed td, .doubt { color: #a00; } pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; }
 """
 
 
@@ -35,6 +35,7 @@ def page(results: nmbench.Results) -> str:
     body = [
         "<h1>Strict N:M pruning compared</h1>",
         *(f"<p>{escape(line)}</p>" for line in results.protocol()),
+        *(f'<p class="doubt">{escape(line)}</p>' for line in results.doubts()),
         section("Every job", table(results.table())),
         section("Mean ± standard deviation over seeds", table(results.summary())),
         section("Rankings", f"<pre>{escape(rankings(results))}</pre>"),
@@ -62,7 +63,8 @@ def table(frame: Any) -> str:
 
 def rankings(results: nmbench.Results) -> str:
     """Return the part of the terminal's report that follows the tables."""
-    return "\n\n".join(part for part in nmbench.render(results).split("\n\n") if "label" not in part.splitlines()[0])
+    parts = nmbench.render(results).split("\n\n")
+    return "\n\n".join(part for part in parts if "label" not in part.splitlines()[0] and part[:6] != "DOUBT ")
 
 
 def plot(results: nmbench.Results) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.calibration import resumed, until
+from nmbench.calibration import resumable, resumed, until
 from nmbench.evaluation import standard_error, window_losses
 
 
@@ -21,10 +21,10 @@ class Judge:
 
     def __init__(self, task: nmbench.LearnTask, index: int, windows: Tensor, minibatch: int) -> None:
         self.task = task
-        self.index = index
         self.parts = windows.split(minibatch)
-        self.above = [until(task.bundle, index - 1, part) if index else None for part in self.parts]
-        self.count(index)
+        self.index = index if index and resumable(task.bundle, windows[:1]) else 0  # from which block on it computes
+        self.above = [until(task.bundle, self.index - 1, part) if self.index else None for part in self.parts]
+        self.count(self.index)
         self.present = self.losses()  # float64 [n], under the present masks
         if not self.present.isfinite().all():
             raise nmbench.NumericalFailure(

@@ -1,0 +1,68 @@
+"""Every doubt on the inputs of a run, found before anything is measured: model, tokenizer, texts, windows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from nmbench.data import Pool
+from nmbench.experiment.bos import bos_doubts
+from nmbench.experiment.doubts import Doubt
+from nmbench.experiment.tokenizer_checks import check_ids, tokenizer_doubts
+from nmbench.models.bundle import Bundle
+from nmbench.models.context import trained_tokens
+from nmbench.sources import Dataset, Metric
+from nmbench.spec import ResolvedSpec
+
+DOCUMENTS = 8  # of the calibration text that are checked where a run has no test text
+
+
+def input_doubts(
+    bundle: Bundle,
+    spec: ResolvedSpec,
+    calibration: Dataset,
+    pools: Mapping[int, Pool],
+    metrics: Mapping[str, Metric],
+    written: Mapping[str, str],
+    texts: Mapping[str, Tensor],
+) -> tuple[Doubt, ...]:
+    """Return the doubts on the inputs of a run; the test texts are `written` in characters and `texts` in tokens.
+
+    Raises `NMBenchError` if a token has no row in the embeddings of the model.
+    """
+    pooled = {f"the calibration text {spec.calibration} (seed {seed})": pool for seed, pool in pools.items()}
+    tokens = {**texts, **{name: pool.calibration for name, pool in pooled.items()}}
+    selected = {f"the selection text, {name}": pool.selection for name, pool in pooled.items()}
+    check_ids(bundle, {**tokens, **selected})
+    samples = written or {spec.calibration: "\n\n".join(itertools.islice(calibration.texts("calibration"), DOCUMENTS))}
+    return (
+        *zeros(bundle),
+        *longer_than_training(bundle, spec, metrics),
+        *tokenizer_doubts(bundle, samples, {**tokens, **selected}),
+        *bos_doubts(bundle, metrics, texts, bundle.context_tokens),
+    )
+
+
+def zeros(bundle: Bundle) -> Iterator[Doubt]:
+    """Yield a doubt on zeros in the dense weights that look like those of rounding."""
+    found = bundle.provenance.get("rounded_zeros")
+    if found:
+        origin = bundle.provenance.get("dequantised_from")
+        yield Doubt(
+            "model",
+            f"{found['layers']} of {len(bundle.layers)} layers hold scattered zeros, {found['share_of_zeros']:.1%} of "
+            f"their weights, as rounding to few bits leaves them{f' (dequantised from {origin})' if origin else ''}: "
+            f"taken for dense, but figures are those of the rounded weights.",
+        )
+
+
+def longer_than_training(bundle: Bundle, spec: ResolvedSpec, metrics: Mapping[str, Metric]) -> Iterator[Doubt]:
+    """Yield a doubt on windows beyond the context of training, of a model that reads longer ones too."""
+    trained = trained_tokens(bundle.model)
+    named = {"--window-tokens": spec.window_tokens}
+    named |= {f"{name}@{window}": window for metric in metrics.values() for name, window in metric.windows}
+    longer = [name for name, window in named.items() if trained and window > trained]
+    if longer:
+        yield Doubt("context", f"{', '.join(longer)} is longer than the {trained} tokens of the model's training.")
