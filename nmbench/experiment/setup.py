@@ -184,10 +184,10 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
-    doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
-    provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
     bundle = examined(bundle, probe[0])
+    doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
+    provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     for pattern in spec.patterns:
         check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
     shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)

@@ -281,7 +281,8 @@ def test_published_masks_become_rows(run, nmbench, tmp_path, records):
     for label in paths:
         assert again[label]["metrics"] == rows["wanda"]["metrics"]
         assert again[label]["proof"]["masks_digest"] == rows["wanda"]["proof"]["masks_digest"]
-        assert again[label]["cost"]["forward_tokens"] == 0
+        known = rows["wanda"]["cost"]["forward_tokens"] if label == "row" else None  # a row brings its cost along
+        assert again[label]["cost"]["forward_tokens"] == known
         assert again[label]["notes"]["imported"]["form"]
     assert again["sparse"]["notes"]["imported"]["groups_filled"] == 0
 

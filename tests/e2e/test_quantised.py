@@ -111,7 +111,7 @@ def stored_as(folder, form):
         torch.save(tensors, folder / "pytorch_model.bin")
         return
     names = sorted(tensors)
-    files = {f"part-{i}.{form}": names[i::2] for i in range(2)}
+    files = {f"part-{i}.{form.partition('-')[0]}": names[i::2] for i in range(2)}
     for file, held in files.items():
         part = {name: tensors[name] for name in held}
         if form == "bin-shards":

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models.bundle import Bundle
+from nmbench.models.coverage import weights_by_kind
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.hashing import tensors_digest
 from nmbench.models.sanity import check_finite
@@ -310,3 +311,27 @@ def test_defaults_and_provenance_are_optional():
     bundle = Bundle.of("toy", Toy(), None)
     assert bundle.provenance == {}
     assert bundle.device == torch.device("cpu")
+
+
+def test_leaving_layers_dense_with_a_reason():
+    """`leaving` moves the named layers to `skipped` with their reasons; names that are no layers are ignored."""
+    bundle = load()
+    name = "model.layers.0.mlp.up_proj"
+    smaller = bundle.leaving({name: "because", "lm_head.weight": "outside", "no.such.layer": "x"})
+    assert set(bundle.layers) - set(smaller.layers) == {name}
+    assert smaller.skipped == {**bundle.skipped, name: "because"}
+    assert smaller.left_dense() == {"because": bundle.layers[name].read().numel()}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.layers.0.self_attn.q_proj", "attention"),
+        ("model.layers.0.mlp.experts.down_proj[3]", "experts"),
+        ("transformer.h.0.mlp.c_fc", "mlp"),
+        ("backbone.layers.0.mixer.in_proj", "other"),
+    ],
+)
+def test_kinds_of_layers(name, kind):
+    """The kind of a layer follows the words of its name."""
+    assert weights_by_kind([(name, 8), (name, 4)]) == {kind: 12}
