@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import NMBenchError, did_you_mean
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.loading import device_of, dtype_of, source_of
 from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
@@ -171,7 +171,7 @@ def start_of(
         row = one_shot(start, f"{asked.label}@init", spec, plugins)
         return found.setdefault(row.label, row)
     if start not in spec.methods:
-        raise no_start(learner.init, asked.label, spec)
+        raise no_start(learner.init, asked.label, spec, plugins)
     return add(start, spec, plugins, found, (*above, asked.label))
 
 
@@ -185,16 +185,17 @@ def named(init: str, label: str, spec: RunSpec, plugins: Plugins) -> MethodSpec:
         if other.label == init and init not in (label, label.removesuffix("@init")):
             return other
     if init not in plugins.registries.methods:
-        raise no_start(init, label, spec)
+        raise no_start(init, label, spec, plugins)
     return MethodSpec(init, init)
 
 
-def no_start(init: str, label: str, spec: RunSpec) -> NMBenchError:
+def no_start(init: str, label: str, spec: RunSpec, plugins: Plugins) -> NMBenchError:
     """The error for an option `init` that names no possible start."""
-    others = ", ".join(one.label for one in spec.methods if one.label != label) or "there is none"
+    others = [one.label for one in spec.methods if one.label != label]
+    near = did_you_mean(init, {*others, *(entry.name for entry in plugins.registries.methods)} - {init})
     return NMBenchError(
-        f"option {label}.init must name a one-shot method, or the label of another method in this command ({others}); "
-        f"{init!r} is neither."
+        f"option {label}.init must name a one-shot method, or the label of another method in this command "
+        f"({', '.join(others) or 'there is none'}); {init!r} is neither.{near}"
     )
 
 

@@ -83,7 +83,7 @@ CASES = {
     "nothing to be refined": (
         ["--method", "swaps", "--set", "swaps.init=wand"],
         1,
-        ["unknown method 'wand'", "'wanda'"],
+        ["option swaps.init must name a one-shot method", "'wand' is neither. Did you mean 'wanda'?"],
     ),
     "pattern beyond a method": (
         ["--method", "maskpro", "--pattern", "2:64"],
