@@ -263,6 +263,7 @@ def test_a_tokenizer_without_an_end_of_text(items):
     wanted, _ = measured(ZeroShot(f"{items}/arc_easy"))
     bundle = TinyModel().load("llama")
     bundle.tokenizer.eos_token = None
+    bundle.tokenizer.bos_token = None
     assert not any((bundle.tokenizer.pad_token, bundle.tokenizer.unk_token, bundle.tokenizer.eos_token))
     found = ZeroShot(f"{items}/arc_easy").measure(Subject(bundle, {}), DenseSubject({}))
     assert {name: value.value for name, value in found.items()} == {n: v["value"] for n, v in wanted.items()}

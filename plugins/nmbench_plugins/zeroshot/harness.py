@@ -65,7 +65,11 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
             raise
         except Exception as error:  # the harness, datasets and transformers raise many kinds
             message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            shadow = f"; for the items in the folder {task} write zeroshot:./{task}" if Path(task).is_dir() else ""
+            shadow = (
+                f"; for the items in the folder {task} write zeroshot:./{task}"
+                if folder is None and Path(task).is_dir()
+                else ""
+            )
             raise nmbench.NMBenchError(f"lm-evaluation-harness cannot evaluate {task}: {message}{shadow}") from error
     assert found is not None
     samples = sorted(found["samples"].get(task, []), key=lambda sample: sample["doc_id"])
@@ -84,7 +88,8 @@ def noting_model(bundle: nmbench.Bundle) -> Any:
 
     A request is a pair of context and continuation. Without a token for padding, unknown words or the end of text, the
     harness would add one that the model has no embedding for; token 0 pads instead. Padding stands behind the text, so
-    that a causal model computes the same with any token.
+    a causal model computes the same with any token. Without a token for either end of a text, token 0 stands before
+    items that have no context.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -101,7 +106,9 @@ def noting_model(bundle: nmbench.Bundle) -> Any:
     tokenizer = copy.deepcopy(bundle.tokenizer)
     if not any(getattr(tokenizer, f"{name}_token", None) for name in ("pad", "unk", "eos")):
         tokenizer.pad_token_id = 0
-    return Noting(pretrained=bundle.model, tokenizer=tokenizer, batch_size=BATCH)
+    begins = tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None
+    prefix = None if begins else 0  # what stands before an item without a context
+    return Noting(pretrained=bundle.model, tokenizer=tokenizer, batch_size=BATCH, prefix_token_id=prefix)
 
 
 def local(task: str, folder: Path, scratch: Path) -> Any:
