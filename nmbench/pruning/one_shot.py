@@ -172,6 +172,11 @@ def prune_layer(
     if not isinstance(method, Scorer):
         check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
     if pruned.weight is not None:
+        if isinstance(method, Refiner):
+            raise NMBenchError(
+                f"{who} is a refiner and returned weights for {layer.name}; a refined mask is measured on the dense "
+                f"weights: return the mask alone, or make the method a Solver."
+            )
         if pruned.weight.shape != layer.read().shape:
             raise NMBenchError(f"{who} returned weights of shape {tuple(pruned.weight.shape)} for {layer.name}.")
         check_weight(pruned.weight, pruned.mask, layer.name, who)

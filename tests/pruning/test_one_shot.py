@@ -350,6 +350,12 @@ def test_sequential_statistics():
     assert [a == b for a, b in zip(*seen[1], strict=True)] == [True] * 3 + [False] * 4  # q, k, v have dense inputs
 
 
+def test_a_refiner_returns_no_weights():
+    """Weights from a refiner are refused with layer and remedy, because its mask is measured on the dense weights."""
+    with pytest.raises(NMBenchError, match=r"acme is a refiner and returned weights for .*q_proj.*the method a Solver"):
+        prune(refiner(lambda weight, mask: Pruned(mask, weight.masked_fill(~mask, 0.0))))
+
+
 def test_figures_are_averaged_over_layers():
     """A figure of several layers is kept as the mean over those that gave it."""
     given = iter([{"a": 1.0}, {"a": 2.0, "b": 5.0}, *[{}] * 12])
