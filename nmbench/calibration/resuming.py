@@ -48,7 +48,7 @@ RESUMABLE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 @torch.no_grad()
 def resumable(bundle: Bundle, window: Tensor) -> bool:
-    """Whether a pass resumed at the last block has the logits of a whole pass, on `window` int64 `[1, window_tokens]`.
+    """True if a pass resumed at the last block has the logits of a whole pass, on `window` int64 `[1, window_tokens]`.
 
     It has not where blocks also leave something for later blocks elsewhere than in their outputs. A model is tried
     once.

@@ -1,4 +1,4 @@
-"""How many tokens a model can read at once, and how far back its attention sees.
+"""The context of a model: the tokens that it can read at once, and the reach of its attention.
 
 Configurations name the limit in many ways, and those of models with several modalities nest the text decoder's.
 """

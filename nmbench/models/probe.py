@@ -1,4 +1,4 @@
-"""What a few short forward passes tell of a model before anything is pruned.
+"""A few short forward passes that examine a model before anything is pruned.
 
 - Every block that is to be pruned computes something, else the wrong stack was found.
 - A layer whose module is never called has no inputs to observe, so it stays dense. Mamba, for one, reads the weight of

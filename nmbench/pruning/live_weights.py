@@ -85,7 +85,7 @@ class LiveWeights:
         return logits_of(run_model(self.bundle.model, self._probe)).float()
 
     def _replaceable(self, names: Iterable[str], wanted: Tensor) -> bool:
-        """Whether the logits are `wanted`, to rounding, where layers compute with their weights provided."""
+        """True if the logits are `wanted`, to rounding, where layers compute with their weights provided."""
         names = list(names)
         weights = {name: self[name] for name in names}
         layers = [self.bundle.layers[name] for name in names]
