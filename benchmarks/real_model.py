@@ -107,9 +107,9 @@ def table(rows: Sequence[Row]) -> str:
                 *(figure(row, metric) for metric in metrics),
                 interval(over(row, rows[0])) if row.pattern else "",
                 interval(over(row, above)) if above and above.pattern == row.pattern else "",
-                f"{statistics.fmean(one['seconds'] for one in cost):.0f}",
+                f"{statistics.fmean(one['seconds'] for one in cost):.0f}" if all(cost) else "",
                 tokens(row.records[0]),
-                f"{max(one['bytes'] for one in cost) / 2**30:.2f}",
+                f"{max(one.get('bytes', 0) for one in cost) / 2**30:.2f}",
             ]
         )
     lines.insert(1, ["---"] * len(lines[0]))

@@ -128,9 +128,10 @@ def check_alike(bundle: Bundle, block: str, plain: Any, paused: Any) -> None:
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """True if tensors are equal, to rounding; NaN equals NaN."""
+    """True if tensors, on whatever device each, are equal to rounding; NaN equals NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    b = b.to(a.device)
     if not a.is_floating_point():
         return torch.equal(a, b)
     most = MOST_ERROR.get(a.dtype, MOST_ERROR_OF_HALVES)

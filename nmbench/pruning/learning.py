@@ -135,7 +135,7 @@ class LearnTask:
     def live_weights(self) -> Iterator[LiveWeights]:
         """Open the live weights, which are dense; every change of the weights is undone when the context closes."""
         try:
-            yield LiveWeights(self.bundle, self.dense, self.pool[:1, :PROBE_TOKENS])
+            yield LiveWeights(self.bundle, self.dense, self.pool[:1, :PROBE_TOKENS], self.count_forward)
         finally:
             self._weights.restore()
 

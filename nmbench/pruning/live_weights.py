@@ -28,10 +28,17 @@ class LiveWeights:
     the weight that a function returns, so that no second tensor of the size of the model is stored.
     """
 
-    def __init__(self, bundle: Bundle, dense: Mapping[str, Tensor], probe: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        dense: Mapping[str, Tensor],
+        probe: Tensor | None = None,
+        count: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
         self.bundle = bundle
         self.dense = dense
         self._probe = probe
+        self._count = count  # called with the tokens of every forward pass of the proof
         self._fetched: dict[str, Tensor] = {}  # on the model's device; where that is the CPU, no copies
 
     def __getitem__(self, name: str) -> Tensor:
@@ -82,6 +89,7 @@ class LiveWeights:
     @torch.no_grad()
     def _logits(self) -> Tensor:
         assert self._probe is not None
+        self._count(self._probe.numel())
         return logits_of(run_model(self.bundle.model, self._probe)).float()
 
     def _replaceable(self, names: Iterable[str], wanted: Tensor) -> bool:

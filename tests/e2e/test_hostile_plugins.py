@@ -243,7 +243,7 @@ def test_an_option_that_hides_something(nmbench, small, tmp_path):
     )
     listed = nmbench("plugins", "--plugin", "mine.py")
     assert listed.exit_code == 1
-    assert "FAILED at register: option 'needs' of 'mine' hides" in listed.output
+    assert "FAILED at register: option 'needs' of 'mine' has a name that nmbench reserves" in listed.output
     result = nmbench("run", *small[:-2], "--plugin", "mine.py", "--method", "mine", "--out", "out")
     assert result.exit_code == 1
-    assert "option 'needs' of 'mine' hides" in result.stderr
+    assert "option 'needs' of 'mine' has a name that nmbench reserves" in result.stderr

@@ -82,7 +82,7 @@ def run(nmbench, texts):
 
     def go(model, *arguments, out="out", method=("--method", "magnitude")):
         scale = ["--windows", 2, "--window-tokens", 32, "--calibration", f"text:{texts}/cal.txt", "--quiet"]
-        scale += ["--metric", f"ppl:text:{texts}/sel.txt@32"]
+        scale += ["--metric", f"ppl:text:{texts}/test.txt@32"]
         return nmbench("run", "--model", model, *method, *scale, "--out", out, *arguments)
 
     return go

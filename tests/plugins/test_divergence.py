@@ -35,7 +35,7 @@ def measured(bundle: Bundle, dense: DenseView, logit_bytes: int | None = None) -
     subject, reference = Subject(bundle, {"toy": TEXT}, logit_bytes=logit_bytes), DenseSubject({}, model=dense)
     argument = f"toy@{WINDOW}"
     found = [metric(argument).measure(subject, reference) for metric in (Kl, Top1)]
-    return found[0][f"kl:{argument}"].recorded(), found[1][f"top1:{argument}"].recorded(), subject
+    return found[0][f"kl:{argument}"], found[1][f"top1:{argument}"], subject
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt"])

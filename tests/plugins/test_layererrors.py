@@ -24,7 +24,7 @@ def measured(change, family="llama", logit_bytes=None):
         layer.write(change(name, layer.read()))
     subject = Subject(bundle, {"toy": TEXT}, logit_bytes=logit_bytes)
     found = LayerErrors("toy@16").measure(subject, DenseSubject({}, model=DenseView(bundle, weights.copies)))
-    return found["layers:toy@16"].recorded(), found["layers:toy@16 worst"].recorded(), bundle
+    return found["layers:toy@16"], found["layers:toy@16 worst"], bundle
 
 
 def magnitude(name, weight):

@@ -55,7 +55,7 @@ def items(tmp_path):
 def measured(metric, family="llama"):
     subject = Subject(TinyModel().load(family), {})
     found = metric.measure(subject, DenseSubject({}))
-    return {name: value.recorded() for name, value in found.items()}, subject
+    return found, subject
 
 
 def log_likelihood(bundle, context, continuation):
@@ -250,10 +250,10 @@ def test_items_longer_than_the_context(items):
     path.write_text("\n".join(lines), encoding="utf-8")
     found, _ = measured(ZeroShot(f"{items}/arc_easy"))
     for value in found.values():
-        assert value["cut_items"] == 1
-        assert value["where"] == "1 items cut to the context of 512 tokens"
+        assert value.about["cut_items"] == 1
+        assert value.where == "1 items cut to the context of 512 tokens"
     found, _ = measured(ZeroShot(f"{items}/arc_easy@2"))
-    assert all(not {"cut_items", "where"} & value.keys() for value in found.values())
+    assert all(not {"cut_items", "where"} & value.recorded().keys() for value in found.values())
 
 
 @harness
@@ -266,4 +266,4 @@ def test_a_tokenizer_without_an_end_of_text(items):
     bundle.tokenizer.bos_token = None
     assert not any((bundle.tokenizer.pad_token, bundle.tokenizer.unk_token, bundle.tokenizer.eos_token))
     found = ZeroShot(f"{items}/arc_easy").measure(Subject(bundle, {}), DenseSubject({}))
-    assert {name: value.value for name, value in found.items()} == {n: v["value"] for n, v in wanted.items()}
+    assert {name: value.value for name, value in found.items()} == {n: v.value for n, v in wanted.items()}
