@@ -10,7 +10,7 @@ from torch import Tensor
 from nmbench.data import Pool
 from nmbench.experiment.bos import bos_doubts
 from nmbench.experiment.doubts import Doubt
-from nmbench.experiment.tokenizer_checks import check_ids, tokenizer_doubts
+from nmbench.experiment.tokenizer_checks import tokenizer_doubts
 from nmbench.models.bundle import Bundle
 from nmbench.models.context import trained_tokens
 from nmbench.sources import Dataset, Metric
@@ -28,21 +28,21 @@ def input_doubts(
     written: Mapping[str, str],
     texts: Mapping[str, Tensor],
 ) -> tuple[Doubt, ...]:
-    """Return the doubts on the inputs of a run; the test texts are `written` in characters and `texts` in tokens.
-
-    Raises `NMBenchError` if a token has no row in the embeddings of the model.
-    """
-    pooled = {f"the calibration text {spec.calibration} (seed {seed})": pool for seed, pool in pools.items()}
-    tokens = {**texts, **{name: pool.calibration for name, pool in pooled.items()}}
-    selected = {f"the selection text, {name}": pool.selection for name, pool in pooled.items()}
-    check_ids(bundle, {**tokens, **selected})
+    """Return the doubts on the inputs of a run; the test texts are `written` in characters and `texts` in tokens."""
     samples = written or {spec.calibration: "\n\n".join(itertools.islice(calibration.texts("calibration"), DOCUMENTS))}
     return (
         *zeros(bundle),
         *longer_than_training(bundle, spec, metrics),
-        *tokenizer_doubts(bundle, samples, {**tokens, **selected}),
+        *tokenizer_doubts(bundle, samples, tokens_of(spec, pools, texts)),
         *bos_doubts(bundle, metrics, texts, bundle.context_tokens),
     )
+
+
+def tokens_of(spec: ResolvedSpec, pools: Mapping[int, Pool], texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all tokens that a run reads, int64 of any shape, by the name of their text."""
+    pooled = {f"the calibration text {spec.calibration} (seed {seed})": pool for seed, pool in pools.items()}
+    calibration = {name: pool.calibration for name, pool in pooled.items()}
+    return {**texts, **calibration, **{f"the selection text, {name}": pool.selection for name, pool in pooled.items()}}
 
 
 def zeros(bundle: Bundle) -> Iterator[Doubt]:

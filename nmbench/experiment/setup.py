@@ -17,10 +17,11 @@ from nmbench.errors import ModelChanged, NMBenchError
 from nmbench.experiment.bos import check_bos
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.environment import VERSIONS, cpu_name, version
-from nmbench.experiment.input_doubts import input_doubts
+from nmbench.experiment.input_doubts import input_doubts, tokens_of
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
 from nmbench.experiment.plan import Plan, look_up
+from nmbench.experiment.tokenizer_checks import check_ids
 from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.context import sliding_window
@@ -184,6 +185,7 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
+    check_ids(bundle, tokens_of(spec, pools, texts))
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
     bundle = examined(bundle, probe[0])
     doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))

@@ -216,12 +216,12 @@ def test_broken_loss_is_seen_and_moves_nothing(kind):
 
 
 def test_forward_tokens_are_counted():
-    """The streamed engine counts what it sends through the model by itself."""
+    """The streamed engine counts what it sends through the model by itself, beside two windows of the host's proof."""
     with opened("streamed") as engine:
         engine.advance(cycles(3), torch.zeros(3))
         engine.references(cycles(5))
         engine.losses(cycles(2))
-        assert engine.task.settle().forward_tokens == 10 * LENGTH
+        assert engine.task.settle().forward_tokens == (10 + 2) * LENGTH
 
 
 # What the streamed engine cannot do
