@@ -12,6 +12,7 @@ from nmbench.data import adds_bos, begun, bos_of, cut
 from nmbench.errors import NMBenchError
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.doubts import Doubt
+from nmbench.experiment.tokenizer_checks import rows_of
 from nmbench.models.bundle import Bundle
 from nmbench.sources import Metric, WindowMetric
 from nmbench.spec import WITH_BOS
@@ -22,7 +23,7 @@ CLEAR_NATS = 0.05  # a difference of the dense loss that tells what the model wa
 
 def check_bos(bundle: Bundle, what: str) -> None:
     """Raise `NMBenchError`, naming `what` asks for BOS, if the tokenizer has none or the model has no such token."""
-    bos, rows = bos_of(bundle.tokenizer), embedded(bundle)
+    bos, rows = bos_of(bundle.tokenizer), rows_of(bundle)
     if bos is None:
         raise NMBenchError(
             f"{what} asks for windows that begin with BOS, and the tokenizer of {bundle.ref} has no BOS token; leave "
@@ -43,7 +44,7 @@ def bos_doubts(
     The dense loss falls clearly with BOS; or the tokenizer adds BOS to a text by itself, and the loss does not rise
     clearly. The loss is measured on a few windows.
     """
-    bos, rows = bos_of(bundle.tokenizer), embedded(bundle)
+    bos, rows = bos_of(bundle.tokenizer), rows_of(bundle)
     if bos is None or (rows is not None and not 0 <= bos < rows):
         return ()
     added = adds_bos(bundle.tokenizer)
@@ -102,12 +103,3 @@ def sentence(metric: WindowMetric, fall: Fall, added: bool, name: str) -> str:
         f"no BOS begins the windows of {metric.full_name}; {why}with it the dense loss {change} (mean of "
         f"{fall.windows} windows); measure {name}."
     )
-
-
-def embedded(bundle: Bundle) -> int | None:
-    """Return the number of tokens that the model embeds, if it says so."""
-    try:
-        embeddings = getattr(bundle.model, "get_input_embeddings", lambda: None)()
-    except NotImplementedError:
-        return None
-    return getattr(embeddings, "num_embeddings", None)

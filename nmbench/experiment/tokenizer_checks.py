@@ -40,15 +40,18 @@ def check_ids(bundle: Bundle, texts: Mapping[str, Tensor]) -> None:
 
 def embedding_rows(bundle: Bundle) -> int | None:
     """Return the number of token ids that the model can read and predict; None if the model does not tell."""
-    found = []
-    for name in ("get_input_embeddings", "get_output_embeddings"):
-        try:
-            part = getattr(bundle.model, name)()
-        except (AttributeError, NotImplementedError):  # a model without them, or code that does not name its own
-            continue
-        if getattr(part, "weight", None) is not None:
-            found.append(part.weight.shape[0])
-    return min(found, default=None)
+    found = (rows_of(bundle, name) for name in ("get_input_embeddings", "get_output_embeddings"))
+    return min((rows for rows in found if rows is not None), default=None)
+
+
+def rows_of(bundle: Bundle, getter: str = "get_input_embeddings") -> int | None:
+    """Return the number of rows of the embeddings that a method of the model names; None if it names none."""
+    try:
+        part = getattr(bundle.model, getter)()
+    except (AttributeError, NotImplementedError):  # a model without them, or code that does not name its own
+        return None
+    weight = getattr(part, "weight", None)
+    return None if weight is None else int(weight.shape[0])
 
 
 def tokenizer_doubts(bundle: Bundle, samples: Mapping[str, str], texts: Mapping[str, Tensor]) -> list[Doubt]:
