@@ -6,6 +6,7 @@ import importlib.metadata
 
 from nmbench.plugins.loading import load_plugins
 from nmbench.testing import conformance_tests
+from nmbench_plugins.alps import ALPS
 from nmbench_plugins.importing import Import
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
@@ -18,6 +19,7 @@ METHODS = (
     Magnitude(),
     Wanda(),
     SparseGPT(),
+    ALPS(),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=140, **QUICK),
