@@ -10,6 +10,7 @@ from nmbench_plugins.alps import ALPS
 from nmbench_plugins.importing import Import
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.ria import RIA
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
@@ -18,6 +19,7 @@ QUICK = {"minibatch": 8, "learning_rate": 2.0, "prior": 1.0, "check_every": 20, 
 METHODS = (
     Magnitude(),
     Wanda(),
+    RIA(),
     SparseGPT(),
     ALPS(),
     Swaps(),
