@@ -2,6 +2,7 @@
 
 from nmbench.pruning.block_parts import SCOPES, BlockTask, Part
 from nmbench.pruning.learning import Batch, LearnTask
+from nmbench.pruning.least_squares import better_rows, conjugate_gradients
 from nmbench.pruning.live_weights import LiveWeights, Provider, masked
 from nmbench.pruning.selection import Selection
 from nmbench.pruning.static_call import StaticCall
@@ -19,5 +20,7 @@ __all__ = [
     "StaticCall",
     "Training",
     "WeightTask",
+    "better_rows",
+    "conjugate_gradients",
     "masked",
 ]
