@@ -61,6 +61,7 @@ class Training:
             layer.where.stored: layer.module.get_parameter(layer.where.parameter)
             for layer in self.bundle.layers.values()
         }
+        self._fitting: dict[int, bool] = {}  # tokens at once -> whether their activations fit
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
@@ -141,10 +142,10 @@ class Training:
     @contextlib.contextmanager
     def _recomputing(self, tokens: Tensor) -> Iterator[None]:
         """Recompute blocks in the backward pass where the activations of all of them would not fit."""
-        if fits(self.bundle, min(len(tokens), self.part_windows(tokens)) * tokens.shape[1]):
-            yield
-            return
-        with recomputing(self.bundle.blocks.values()):
+        count = min(len(tokens), self.part_windows(tokens)) * tokens.shape[1]
+        if count not in self._fitting:  # asked once: a CUDA graph must not ask for free memory
+            self._fitting[count] = fits(self.bundle, count)
+        with contextlib.nullcontext() if self._fitting[count] else recomputing(self.bundle.blocks.values()):
             yield
 
 

@@ -49,6 +49,7 @@ def search(problem: Problem, pattern: nmbench.Pattern, penalty: float, most_iter
             inverse = problem.factor(penalty)
             if inverse is None:
                 return None
+        assert inverse is not None
         target = torch.where(mask, state, -state).sub_(dense)
         weight = torch.addmm(dense, target, inverse, alpha=penalty)
         state.masked_fill_(mask, 0.0).add_(weight)

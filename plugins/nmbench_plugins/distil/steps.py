@@ -90,8 +90,9 @@ class Steps:
         try:
             with self.live.uncounted():
                 self.graph = graph_of(self._hold)
-        except RuntimeError:  # the model synchronises with the device, as routers do
-            self.wants_graph = False
+        except RuntimeError as error:  # the model synchronises with the device, as routers do
+            self.wants_graph, self.graph = False, None
+            self.live.task.notes["cuda graph"] = f"none: {str(error).splitlines()[0]}"
         finally:
             self.restore(before)
 
