@@ -72,14 +72,14 @@ def prune_one_shot(
         try:
             for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True, checks=checks):
                 for layer in step.layers:
-                    stats = step.stats[layer.name]
-                    pruned = prune_layer(method, layer, stats, patterns[layer.name], who, init, checks)
+                    pruned = prune_layer(method, layer, step.stats[layer.name], patterns[layer.name], who, init, checks)
                     layer.write(applied(pruned, layer.read()))
                     layers[layer.name] = moved(pruned, bundle.host)
                 few.note(step)
                 block_tokens += step.block_tokens
                 if step.last:
                     report(step.index + 1, len(bundle.blocks))
+                del step  # its statistics, before those of the next step are gathered beside them
         except BaseException:
             dense.put_back()
             raise
