@@ -21,7 +21,7 @@ def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
     check_plugin_files(plugins)
     if name is None:
         for entry in plugins.registries.methods:
-            click.echo(f"{entry.name:<12} {entry.obj.method_kind:<13} {summary(entry.obj)}  ({entry.origin})")
+            click.echo(f"{entry.name:<13} {entry.obj.method_kind:<14} {summary(entry.obj)}  ({entry.origin})")
         return
     cls = plugins.lookup(plugins.registries.methods, name)
     click.echo(f"{name}: {cls.method_kind} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")
