@@ -1,4 +1,4 @@
-"""Laws of repairs in the host: streamed or not, in parts or whole, resumed or not, the results and costs are the same."""
+"""Laws of repairs in the host: streamed or not, in parts or whole, resumed or not, results and costs are the same."""
 
 from __future__ import annotations
 
