@@ -6,8 +6,9 @@ With keys a_1 = logits / lam + Gumbel noise and temperature tau (RoI, arXiv 2608
     a_(k+1) = a_k + log(1 - mu_k)
     m       = mu_1 + ... + mu_N
 
-m sums to N. As tau falls, m becomes the mask of the N largest keys, which is a draw from MaskPro's policy. At a high
-temperature an entry of m may exceed 1.
+m sums to N. As tau falls, m becomes the mask of the N largest keys, which is a draw from MaskPro's policy. An entry of
+m may exceed 1: a chosen key falls by its lead / tau, and is chosen again where all other keys are lower still. That is
+so at tau near 1, and from N = 3 on where the lead among chosen keys is below tau times their lead over the next.
 
 1 - mu of the largest key is computed from the other keys. A bound on mu in place of that, such as 1 - 1e-6, lowers a
 chosen key by 13.8 only, so that a weight whose key leads by more would be chosen twice.
