@@ -7,6 +7,7 @@ Read in this order:
 3. `relaxation`: the soft mask of a group, and its gradient, written out.
 4. `noise`: Gumbel noise by counters, so that none is stored.
 5. `logits`: logits and moments of all layers; `steps`: one update; `training`: one run.
+6. `kernels`: an update of one layer as two Triton programs, used on a GPU for groups of at most 8.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def gumbel(keys: Tensor, layer: int, first: int, shape: torch.Size) -> Tensor:
     start = signed(first)
     places = torch.arange(shape.numel(), dtype=torch.int32, device=keys.device).add_(start)  # wraps, as the hash does
     bits = mixed_(places.bitwise_xor_(keys[0]))
-    bits = mixed_(bits.add_(keys[1]).bitwise_xor_(signed(mixed_number(layer + 1))))
+    bits = mixed_(bits.add_(keys[1]).bitwise_xor_(salt_of(layer)))
     u = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
     u.clamp_(max=1 - torch.finfo(torch.float32).eps / 2)  # the last cells round to 1, where the noise is infinite
     return u.neg_().log1p_().neg_().log_().neg_().view(shape)
@@ -32,6 +32,11 @@ def step_keys(seed: int, step: int) -> tuple[int, int]:
     low = mixed_number(mixed_number(seed & LOW) ^ (step & LOW))
     high = mixed_number(mixed_number(seed >> 32 & LOW) + mixed_number(step ^ 0x9E3779B9))
     return signed(low), signed(high)
+
+
+def salt_of(layer: int) -> int:
+    """Return what tells the noise of a layer from that of other layers, a signed 32-bit number."""
+    return signed(mixed_number(layer + 1))
 
 
 def mixed_(x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nmbench.evaluation import Objective
 from nmbench.runtime import graph_of
-from nmbench_plugins.soft.logits import Logits, pace_of
+from nmbench_plugins.soft.kernels import launch
+from nmbench_plugins.soft.logits import EPSILON, Logits, pace_of
 from nmbench_plugins.soft.noise import gumbel, step_keys
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
 from nmbench_plugins.soft.schedule import Setting
@@ -70,15 +71,23 @@ class Steps:
 
     def _write(self, number: int, name: str) -> None:
         """Write W * m of a layer into the model."""
-        dense = self.live.dense(name)
+        dense, logits, pattern = self.live.dense(name), self.logits.values[name], self.logits.patterns[name]
         weight = torch.empty_like(dense)
+        if not self.straight and launch.usable(pattern, self.device, dense, weight):
+            launch.write(logits, dense, weight, pattern, self.keys, self.scales, number)
+            self.live.write(name, weight)
+            return
         for rows in self.logits.parts(name):
             weight[rows] = dense[rows] * self._mask(number, name, rows)
         self.live.write(name, weight)
 
     def _learn(self, number: int, name: str) -> None:
         """Update the logits of a layer by the gradient of its live weight."""
-        dense, gradient = self.live.dense(name), self.live.gradient(name)
+        dense, gradient, pattern = self.live.dense(name), self.live.gradient(name), self.logits.patterns[name]
+        if not self.straight and launch.usable(pattern, self.device, dense, gradient):
+            state = self.logits.values[name], self.logits.first[name], self.logits.second[name]
+            launch.learn(*state, dense, gradient, pattern, self.keys, self.scales, self.pace, EPSILON, number)
+            return
         for rows in self.logits.parts(name):
             slope = gradient[rows].float() * dense[rows].float()
             self.logits.update(name, rows, self._gradient(number, name, rows, slope), self.pace)
