@@ -99,7 +99,7 @@ def learn_program(
 def _rounds(keys, temperature, KEEP: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     """Return, for every round, GROUP times mu, GROUP times the softmax of the others, and the index of the lead."""
     result = ()
-    for k in tl.static_range(KEEP):
+    for _ in tl.static_range(KEEP):
         scaled = ()
         for j in tl.static_range(GROUP):
             scaled += (keys[j] / temperature,)
