@@ -154,7 +154,7 @@ class LearnTask:
         `Training.backward` computes the gradients of an `Objective`, with the dense model as teacher if it needs one.
         """
         with self.masked_weights():
-            yield Training(self)
+            yield Training(self, self._weights)
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the mean cross-entropy of each window in nats, float32 `[size]`, under the current weights.

@@ -9,24 +9,34 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmbench.evaluation.losses import batch_size
 from nmbench.evaluation.objective import Objective, objective_losses
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_view import DenseView
+from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.forward import logits_of, run_model
 from nmbench.models.recomputing import recomputing
-
-if TYPE_CHECKING:
-    from nmbench.pruning.learning import LearnTask
+from nmbench.runtime.cost import Cost
 
 ACTIVATIONS = 6  # copies of inputs and outputs of all layers that backpropagation keeps, norms and attention included
 TRAINING_LOGIT_BYTES = 2**32  # of the float32 logits of the windows that go through the model at once on a GPU
 FILL = 0.5  # share of the free memory that kept activations may take
+
+
+class Counting(Protocol):
+    """The task that gradients are computed for: its model, its cost so far, and its notes for the record."""
+
+    bundle: Bundle
+    model: nn.Module
+    cost: Cost
+    notes: dict[str, Any]
+
+    def count_forward(self, tokens: int) -> None: ...
 
 
 class Training:
@@ -35,8 +45,8 @@ class Training:
     Only prunable weights have gradients.
     """
 
-    def __init__(self, task: LearnTask) -> None:
-        self.task, self.bundle = task, task.bundle
+    def __init__(self, task: Counting, weights: DenseWeights) -> None:
+        self.task, self.bundle, self._weights = task, task.bundle, weights
         self.parameters = {
             layer.where.stored: layer.module.get_parameter(layer.where.parameter)
             for layer in self.bundle.layers.values()
@@ -80,7 +90,7 @@ class Training:
     def count(self, tokens: int, objective: Objective) -> None:
         """Count the tokens of one `backward`: forward once, twice with a teacher, and backward."""
         self.task.count_forward(tokens * (2 if objective.kl else 1))
-        self.task._count_backward(tokens)
+        self.task.cost.backward_tokens += tokens
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -110,7 +120,7 @@ class Training:
     @cached_property
     def teacher(self) -> DenseView:
         """A view of the dense model; its weights are copied to the device once, and shared with it on a CPU."""
-        device, copies = self.bundle.device, self.task._weights.copies
+        device, copies = self.bundle.device, self._weights.copies
         inside = tuple(f"{name}." for name in self.bundle.blocks)
         return DenseView(self.bundle, {n: t.to(device) for n, t in copies.items() if n.startswith(inside)})
 

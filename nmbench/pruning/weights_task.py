@@ -36,6 +36,6 @@ class WeightTask(LearnTask):
         """
         try:
             apply(self.bundle, self.start)
-            yield Training(self)
+            yield Training(self, self._weights)
         finally:
             self._weights.restore()
