@@ -26,8 +26,15 @@ from nmbench_plugins.soft.training import Run
 
 ESTIMATORS = ("soft", "straight-through")
 LOGIT, MOMENTS = 4, 8  # bytes a weight
-LONG = {"passes": 20.0, "minibatch": 32, "kl": 1.0}
-STRAIGHT = {"estimator": "straight-through", "learning_rate": 5e-4, "fall": 0.0, "kl": 0.0, "minibatch": 16}
+LONG = {"passes": 20.0, "minibatch": 32, "learning_rate": 1e-3}
+STRAIGHT = {
+    "passes": 15.0,
+    "estimator": "straight-through",
+    "learning_rate": 5e-4,
+    "fall": 0.0,
+    "kl": 0.0,
+    "minibatch": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,15 @@ class Soft(nmbench.MaskLearner):
 
     init: str = nmbench.option("swaps", "whose mask is the start: a one-shot method, or a label of the same run")
     estimator: str = nmbench.option("soft", "how gradients reach the logits", choices=ESTIMATORS)
-    passes: float = nmbench.option(5.0, "passes over the pool")
+    passes: float = nmbench.option(1.0, "passes over the pool")
     tokens: int | None = nmbench.option(None, "tokens to learn from; none: as many as `passes` say", unit="tokens")
     kl: float = nmbench.option(1.0, "share of the divergence from the dense model; the rest is cross-entropy")
-    learning_rate: float = nmbench.option(1e-3, "step size of Adam on the logits, at the first step")
+    learning_rate: float = nmbench.option(2e-3, "step size of Adam on the logits, at the first step")
     fall: float = nmbench.option(0.1, "step size at the last step, relative to the first; it falls linearly")
     leave: float = nmbench.option(0.2, "probability that a draw of a group leaves the start, at the first step")
     first_noise: float = nmbench.option(0.02, "noise scale at the first step: logits are divided by it")
     last_noise: float = nmbench.option(0.002, "noise scale after three quarters of the steps")
-    minibatch: int = nmbench.option(8, "windows per step", unit="windows")
+    minibatch: int = nmbench.option(4, "windows per step", unit="windows")
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")
     check_every: int = nmbench.option(50, "steps between two measurements on selection windows", unit="steps")
     checkpoint_every: int = nmbench.option(100, "steps between two checkpoints", unit="steps")

@@ -25,35 +25,34 @@ from torch import Tensor
 
 
 class Round(NamedTuple):
-    """One of the N rounds: `chosen` is mu; `lead`, bool, marks the largest key; `rest` is the softmax of the others."""
+    """One of the rounds before the last: `chosen` is mu; `lead`, bool, marks the largest key."""
 
     chosen: Tensor
     lead: Tensor
-    rest: Tensor
+    log_rest: Tensor  # logarithm of the softmax of all others; -inf at the lead
     fall: Tensor  # log(1 - mu)
 
 
 def soft_mask(keys: Tensor, temperature: Tensor | float, keep: int) -> Tensor:
     """Return the soft mask m of `keys`, entries at least 0, which sums to `keep` along the group."""
     mask = torch.zeros_like(keys)
-    for number in range(keep):
+    for _ in range(keep - 1):
         drawn = one_round(keys / temperature)
         mask += drawn.chosen
-        if number + 1 < keep:
-            keys = keys + drawn.fall
-    return mask
+        keys = keys + drawn.fall
+    return mask.add_(torch.softmax(keys / temperature, dim=0))
 
 
 def soft_mask_gradient(keys: Tensor, temperature: Tensor | float, keep: int, slope: Tensor) -> Tensor:
     """Return the gradient of sum(slope * m) with respect to `keys`; the rounds are computed again."""
     rounds = []
-    for _ in range(keep):
+    for _ in range(keep - 1):
         rounds.append(one_round(keys / temperature))
         keys = keys + rounds[-1].fall
-    gradient = torch.zeros_like(keys)  # of the keys after the round
+    gradient = of_chosen(torch.softmax(keys / temperature, dim=0), slope) / temperature
     for drawn in reversed(rounds):
-        inside = of_chosen(drawn, slope) + of_fall(drawn, gradient)
-        gradient = gradient + inside / temperature
+        inside = of_chosen(drawn.chosen, slope).add_(of_fall(drawn, gradient))
+        gradient = gradient.add_(inside.div_(temperature))
     return gradient
 
 
@@ -66,26 +65,26 @@ def one_round(scaled: Tensor) -> Round:
     log_total = torch.logaddexp(top, log_rest)
     chosen = (scaled - log_total).exp()
     fall = torch.where(lead, log_rest - log_total, torch.log1p(-chosen))
-    return Round(chosen, lead, (others - log_rest).exp(), fall)
+    return Round(chosen, lead, others - log_rest, fall)
 
 
-def of_chosen(drawn: Round, slope: Tensor) -> Tensor:
+def of_chosen(chosen: Tensor, slope: Tensor) -> Tensor:
     """Return the gradient of sum(slope * mu) with respect to the scaled keys."""
-    weighted = drawn.chosen * slope
-    return weighted - drawn.chosen * weighted.sum(dim=0, keepdim=True)
+    weighted = chosen * slope
+    return weighted - chosen * weighted.sum(dim=0, keepdim=True)
 
 
 def of_fall(drawn: Round, slope: Tensor) -> Tensor:
     """Return the gradient of sum(slope * log(1 - mu)) with respect to the scaled keys z.
 
     log(1 - mu_i) is the log-sum-exp of all z but z_i, less that of all z. Its derivative in z_j is the softmax of j
-    among all but i, less mu_j. That softmax is mu_j / (1 - mu_i), and `rest` where i leads: nothing cancels.
+    among all but i, less mu_j. That softmax is mu_j / (1 - mu_i), and exp(`log_rest`) where i leads: nothing cancels.
     """
     chosen, lead = drawn.chosen, drawn.lead
     share = (slope / (1 - chosen)).masked_fill(lead, 0.0)
     others = share.sum(dim=0, keepdim=True) - share
     leading = slope.masked_fill(~lead, 0.0).sum(dim=0, keepdim=True)
-    return chosen * (others - slope.sum(dim=0, keepdim=True)) + leading * drawn.rest
+    return chosen * (others - slope.sum(dim=0, keepdim=True)) + leading * drawn.log_rest.exp()
 
 
 def greedy(keys: Tensor, keep: int) -> Tensor:
