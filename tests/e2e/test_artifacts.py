@@ -264,6 +264,8 @@ def test_published_masks_become_rows(run, nmbench, tmp_path, records):
     rows = run("tiny:llama", "--method", "wanda")
     masks = load_masks(tmp_path / "out/masks/wanda--2-4--seed0.safetensors")
     np.savez_compressed("m.npz", **{f"{name}.weight.mask": np.packbits(mask) for name, mask in masks.items()})
+    bits = {f"{name}.weight": np.packbits(mask) for name, mask in masks.items()}
+    np.savez_compressed("p.npz", **bits, **{f"{name}.weight.__shape__": mask.shape for name, mask in masks.items()})
     (tmp_path / "folder").mkdir()
     for name, mask in masks.items():
         torch.save(mask, tmp_path / "folder" / f"{name}.pt")
@@ -271,7 +273,14 @@ def test_published_masks_become_rows(run, nmbench, tmp_path, records):
     safetensors.torch.save_file(
         safetensors.torch.load_file("exported/model.safetensors"), "sparse.safetensors"
     )  # without masks
-    paths = {"npz": "m.npz", "pt": "folder", "row": "out:wanda", "export": "exported", "sparse": "sparse.safetensors"}
+    paths = {
+        "npz": "m.npz",
+        "shapes": "p.npz",
+        "pt": "folder",
+        "row": "out:wanda",
+        "export": "exported",
+        "sparse": "sparse.safetensors",
+    }
     asked = [
         piece
         for label, path in paths.items()
