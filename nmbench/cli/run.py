@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmbench.cli.shared import check_plugin_files, plugin_option, terminal_width, write_reports
+from nmbench.cli.shared import done, plugin_option, terminal_width
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -52,20 +52,9 @@ if TYPE_CHECKING:
 @plugin_option
 def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
-    from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
-    from nmbench.plugins.loading import load_plugins
-
-    spec = spec_from(config, flags)
-    plugins = load_plugins(spec.plugins)
-    check_plugin_files(plugins)
-    if not quiet:
-        plugins.add_observer(ProgressPrinter(), "progress")
-    plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break
+    results = done(spec_from(config, flags), out, quiet)
     from nmbench.results.table import render
-    from nmbench.run import run as run_spec
 
-    results = run_spec(spec, out, plugins)
-    write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
     names = ("records.jsonl", "report.csv", "report.md", "masks", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
     click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
