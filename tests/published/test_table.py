@@ -1,5 +1,6 @@
 """Published tables: those of nmbench are whole and can be run; what is no table is refused in one line."""
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -12,6 +13,7 @@ from nmbench.published.catalogue import FOLDER, table_named, tables
 from nmbench.published.specification import only, spec_of
 from nmbench.published.table import MaskFile, read_table
 from nmbench.published.verdicts import FAILED, OUTSIDE, WITHIN, Verdict, verdict_text, verdicts
+from pages import blocks
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 HEAD = 'title = "A"\nmodel = "demo"\npattern = "2:4"\nsource = "a paper, table 1"\n'
@@ -152,3 +154,11 @@ def test_another_model_stands_beside_every_figure(written):
     assert other.count("./mine, not demo") == 2 and "not demo" not in same
     assert "wanda ppl:demo@256: a paper, table 1; tolerance 1.0%: rounding; differs: their windows." in same
     assert same.endswith("REPRODUCED: 2 of 2 lines within tolerance.")
+
+
+def test_the_table_of_the_guide(written):
+    """The table on the page is one, and the output on the page is that of its figures."""
+    page = dict(blocks("docs/guide/reproduce.md"))
+    table = dataclasses.replace(read_table(written(page["toml"])), name="demo")
+    found = verdicts(table, [record("dense", 36.6162, None), record("wanda", 146.9665)])
+    assert verdict_text(table, found, "demo") + "\n" == page["text"]
