@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "tables"
 
 def tables() -> list[Table]:
     """Return all tables of nmbench, sorted by name."""
-    return [read_table(path) for path in sorted(FOLDER.glob("*.toml"))]
+    return [read_table(path) for path in sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)]
 
 
 def table_named(name: str) -> Table:
