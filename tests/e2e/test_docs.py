@@ -13,7 +13,6 @@ import io
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -38,8 +37,8 @@ def small(arguments: list[str], texts: Path) -> list[str]:
 class Reader:
     """Does what a reader of one page does, in order, in a folder of its own; `output` is what was printed."""
 
-    def __init__(self, nmbench, folder, texts):
-        self.nmbench, self.folder, self.texts = nmbench, folder, texts
+    def __init__(self, nmbench, python, folder, texts):
+        self.nmbench, self.run_python, self.folder, self.texts = nmbench, python.run, folder, texts
         self.output = ""
         self.space = {"__name__": "docs"}  # the programs of a page follow each other, as in a notebook
 
@@ -65,8 +64,7 @@ class Reader:
         return result.output
 
     def pytest(self, arguments: list[str]) -> str:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        done = self.run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, cwd=self.folder)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -82,11 +80,11 @@ class Reader:
 
 
 @pytest.mark.parametrize("page", TUTORIALS)
-def test_a_page_can_be_followed(page, nmbench, texts, tmp_path, monkeypatch):
+def test_a_page_can_be_followed(page, nmbench, python, texts, tmp_path, monkeypatch):
     """A reader who follows the page, and does nothing else, gets the output of the page."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
-    reader = Reader(nmbench, tmp_path, texts)
+    reader = Reader(nmbench, python, tmp_path, texts)
     try:
         for language, text in blocks(page):
             getattr(reader, language)(text)
@@ -103,9 +101,9 @@ def test_the_first_plugin_has_fifteen_lines():
     assert len(code) <= 15
 
 
-def test_reporter_page_leaves_its_files(nmbench, texts, tmp_path):
+def test_reporter_page_leaves_its_files(nmbench, python, texts, tmp_path):
     """The report and the observer's file of the reporter page are really there."""
-    reader = Reader(nmbench, tmp_path, texts)
+    reader = Reader(nmbench, python, tmp_path, texts)
     for language, text in blocks("docs/plugins/reporter.md"):
         getattr(reader, language)(text)
     assert "<table" in (tmp_path / "runs/first/page.html").read_text()
