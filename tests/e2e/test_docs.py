@@ -1,7 +1,8 @@
 """The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` are run.
 
 To follow a page: programs are written to files, commands called, and outputs looked for. Runs get flags that make them
-small, unless the page gives its own: a tiny random model on short texts.
+small, unless the page gives its own: a tiny random model on short texts. Runs from Python read the beginning of the
+demo's test plays.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 
 from nmbench.plugins.checking import known_hooks
 from nmbench.testing.kit import law_names
+from nmbench_plugins.demo import DemoPlays
 from pages import DOCS, LINK, OTHERS, PAGES, ROOT, TUTORIALS, blocks, commands, prose, provide, text_of
 
 SMALL = ["--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024"]
@@ -79,10 +81,16 @@ class Reader:
         assert tomllib.loads(text)
 
 
+def beginnings(plays, split, texts=DemoPlays.texts):
+    """The texts of the demo, those to measure on cut short."""
+    return (text[:20_000] if split == "test" else text for text in texts(plays, split))
+
+
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_a_page_can_be_followed(page, nmbench, python, texts, tmp_path, monkeypatch):
     """A reader who follows the page, and does nothing else, gets the output of the page."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(DemoPlays, "texts", beginnings)
     before = set(sys.modules)
     reader = Reader(nmbench, python, tmp_path, texts)
     try:
