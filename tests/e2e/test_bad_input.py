@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -319,11 +318,9 @@ main(sys.argv[2:])
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on file sizes (POSIX)")
-def test_a_disk_that_refuses(nmbench, small, records, tmp_path):
+def test_a_disk_that_refuses(nmbench, python, small, records, tmp_path):
     """When a file cannot be written the run stops with one line; with room again the same command goes on."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LIMITED, "6000", "run", *small, "--method", "magnitude", "--quiet"]
-    failed = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    failed = python.run("-c", LIMITED, "6000", "run", *small, "--method", "magnitude", "--quiet")
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     assert "cannot write" in failed.stderr

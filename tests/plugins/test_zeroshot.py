@@ -15,6 +15,8 @@ from nmbench.errors import NMBenchError
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench_plugins.tiny import TinyModel
 from nmbench_plugins.zeroshot import WordPerplexity, ZeroShot
+from nmbench_plugins.zeroshot import harness as zeroshot_harness
+from nmbench_plugins.zeroshot.harness import indexed, stock_definition
 from nmbench_plugins.zeroshot.items import TASKS, check, read
 
 harness = pytest.mark.skipif(
@@ -143,6 +145,24 @@ def test_word_perplexity_of_what_has_none(items, tmp_path):
         (tmp_path / "wikitext/test.jsonl").write_text(content)
         with pytest.raises(NMBenchError, match=message):
             measured(metric(f"{tmp_path}/wikitext"))
+
+
+@harness
+@loud
+@pytest.mark.slow
+def test_definitions_are_those_of_the_index():
+    """The file found for a task is the one that the harness's own index names."""
+    assert {task: stock_definition(task) for task in TASKS} == {task: indexed(task) for task in TASKS}
+
+
+@harness
+@loud
+@pytest.mark.parametrize("found", [[], ["one.yaml", "other.yaml"]], ids=["none", "two"])
+def test_the_index_decides_where_names_do_not(monkeypatch, found):
+    """Where no file or several files name a task, the index of the harness is asked."""
+    monkeypatch.setattr(zeroshot_harness, "definitions", lambda: {"piqa": found})
+    monkeypatch.setattr(zeroshot_harness, "indexed", lambda task: f"the file of {task}")
+    assert stock_definition("piqa") == "the file of piqa"
 
 
 @harness

@@ -104,7 +104,7 @@ class GoodLearner(nmbench.MaskLearner):
 
     def loss(self, task: nmbench.LearnTask, live: Any, masks: dict[str, Tensor]) -> float:
         live.apply(masks)
-        return float(task.loss(task.pool).mean())
+        return float(task.loss(task.pool[:8]).mean())
 
     def tell(self, task: nmbench.LearnTask, step: int, masks: dict[str, Tensor], loss: float) -> None:
         task.report(step, masks=masks, loss=loss)

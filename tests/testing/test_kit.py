@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from nmbench.testing.laws import LAWS
 from nmbench.testing.observation import observe
 from reference import broken_methods as zoo
 
+TESTS = Path(__file__).parents[1]
 ALL = [(law, method) for law, methods in zoo.BROKEN.items() for method in methods]
 TEXT = re.compile(
     r"(?P<cls>\w+) breaks (?P<law>\w+): .+\n  call:     .+\n  got:      .+\n  expected: .+\n"
@@ -164,26 +166,12 @@ test_it = conformance_tests(GoodScorer(), {broken}(), expected_failures={expecte
 """
 
 
-def outcomes(pytester_path, monkeypatch, broken, expected):
-    """Run a test file, written as by an author, in a process of its own; return its report."""
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    (pytester_path / "test_mine.py").write_text(CONFORMING.format(broken=broken, expected=expected))
-    (pytester_path / "pytest.ini").write_text("[pytest]\n")
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "test_mine.py"]
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=pytester_path, capture_output=True, text=True, env=environment, check=False)
-    return done.stdout
-
-
-def test_one_line_gives_one_id_per_law(tmp_path, monkeypatch):
+def test_one_line_gives_one_id_per_law(python, tmp_path):
     """Ids name method and law; an expected failure is an xfail, and an expected failure that passes is a failure."""
     expected = {"channel_signs_do_not_matter": "it takes small for negative"}
-    report = outcomes(tmp_path, monkeypatch, "Signed", expected)
+    (tmp_path / "test_mine.py").write_text(CONFORMING.format(broken="Signed", expected=expected))
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {TESTS}\n")
+    report = python.run("-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path).stdout
     assert "PASSED test_mine.py::test_it[GoodScorer-scores_are_finite]" in report
     assert "XFAIL test_mine.py::test_it[Signed-channel_signs_do_not_matter] - it takes small for negative" in report
     assert "FAILED test_mine.py::test_it[GoodScorer-channel_signs_do_not_matter]" in report  # it passes, strictly
