@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 import nmbench
-from nmbench_plugins.huggingface.adapters import refuse_adapter
+from nmbench_plugins.huggingface.adapters import BESIDE, Adapter, check_peft, merged, refuse_adapter, without_adapter
 from nmbench_plugins.huggingface.gguf_tokenizer import restore
 from nmbench_plugins.huggingface.quantised import (
     check_stored,
@@ -32,16 +32,24 @@ WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.
 class HubModel(nmbench.ModelSource):
     """A model of the Hugging Face hub; the manifest records the commit that was loaded."""
 
+    merges_adapters: ClassVar[bool] = True
+
     def load(self, ref: str) -> nmbench.Bundle:
         name, _, revision = ref.partition("@")
         if not name:
             raise nmbench.NMBenchError("model hf: needs a name after the colon, for example hf:org/name@revision.")
-        return read(f"hf:{ref}", name, self, {"revision": revision or "main"})
+        if self.merge_adapter == BESIDE:
+            raise nmbench.NMBenchError(
+                f"no adapter lies beside a model of the hub; give its folder: --model hf:{ref} --merge-adapter FOLDER."
+            )
+        return with_adapter(read(f"hf:{ref}", name, self, {"revision": revision or "main"}), self.merge_adapter)
 
 
 @dataclass(frozen=True)
 class Folder(nmbench.ModelSource):
     """A folder written by `save_pretrained`; `--model` with a path and no prefix means this source."""
+
+    merges_adapters: ClassVar[bool] = True
 
     def load(self, ref: str) -> nmbench.Bundle:
         folder = Path(ref)
@@ -49,6 +57,24 @@ class Folder(nmbench.ModelSource):
             raise nmbench.NMBenchError(
                 f"model folder {ref} does not exist or is not a folder; for a GGUF file write gguf:{ref}."
             )
+        if self.merge_adapter == BESIDE:
+            return self.load_beside(ref, folder)
+        return with_adapter(self.load_folder(ref, folder), self.merge_adapter)
+
+    def load_beside(self, ref: str, folder: Path) -> nmbench.Bundle:
+        """Return the model in a folder with the adapter beside it, or the model that the adapter alone names."""
+        adapter = Adapter.at(folder)
+        check_peft(adapter)
+        if not (folder / "config.json").is_file():
+            bundle = self.load_folder(ref, adapter.base_folder())
+            if any(folder.glob("tokenizer*")):
+                bundle.tokenizer = tokenizer_of(ref, folder, self)
+            return with_adapter(bundle, str(folder))
+        with without_adapter(folder) as model:
+            return with_adapter(self.load_folder(ref, model), str(folder))
+
+    def load_folder(self, ref: str, folder: Path) -> nmbench.Bundle:
+        """Return the model in `folder`; `ref` names it in messages."""
         if not (folder / "config.json").is_file():
             with offline():
                 refuse_adapter(ref, str(folder), {"local_files_only": True})
@@ -88,6 +114,31 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
     bundle = nmbench.Bundle.of(ref, loaded.model, tokenizer, None, provenance_of(loaded, where))
     bundle.defaults = defaults_of(bundle)
     return bundle
+
+
+def tokenizer_of(ref: str, folder: Path, source: nmbench.ModelSource) -> Any:
+    """Return the tokenizer in a folder. Raises `NMBenchError` with the error of transformers on one line."""
+    from transformers import AutoTokenizer
+
+    try:
+        with offline():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=source.trust_remote_code
+            )
+    except Exception as error:
+        raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def with_adapter(bundle: nmbench.Bundle, folder: str | None) -> nmbench.Bundle:
+    """Return a bundle of the same model with the adapter in `folder`, if one is asked for, merged into its weights."""
+    if folder is None:
+        return bundle
+    adapter = Adapter.at(Path(folder).expanduser())
+    check_peft(adapter)
+    model = merged(bundle.model, adapter, bundle.ref)
+    origin = {"merged_adapter": {"folder": str(adapter.folder), "kind": adapter.kind, "made_for": adapter.base}}
+    provenance = {**bundle.provenance, **origin}
+    return nmbench.Bundle.of(bundle.ref, model, bundle.tokenizer, bundle.defaults, provenance)
 
 
 @contextmanager
