@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,7 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
         raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
     bundle = nmbench.Bundle.of(ref, loaded.model, tokenizer, None, provenance_of(loaded, where))
     bundle.defaults = defaults_of(bundle)
+    bundle.provenance = {**bundle.provenance, **left_out(bundle, loaded.unused, source.trust_remote_code)}
     return bundle
 
 
@@ -156,11 +157,15 @@ def offline() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with plain numbers, the configuration of an undone quantisation, and the dtype of the files' weights."""
+    """A model with plain numbers, the configuration of an undone quantisation, and the dtype of the files' weights.
+
+    `unused`: names of tensors in the files that the model has no place for.
+    """
 
     model: Any
     about: Mapping[str, Any] = field(default_factory=dict)
     stored_dtype: str | None = None
+    unused: tuple[str, ...] = ()
 
 
 def load(
@@ -189,7 +194,7 @@ def load(
     model = dequantised_model(model, about, ref)
     tensors = list(stored_tensors(files_of(name, config, where)))
     check_stored(model, tensors, unused, about, ref)
-    return Loaded(model, about, None if about else usual_dtype(tensors))
+    return Loaded(model, about, None if about else usual_dtype(tensors), tuple(unused))
 
 
 def complete(loaded: tuple[Any, Mapping[str, Any]], ref: str) -> tuple[Any, list[str]]:
@@ -239,6 +244,27 @@ def provenance_of(loaded: Loaded, where: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         **({"stored_dtype": loaded.stored_dtype} if loaded.stored_dtype else {}),
         **({"dequantised_from": origin} if origin else {}),
+    }
+
+
+BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "attention.bias")  # that older versions of transformers stored
+
+
+def left_out(bundle: nmbench.Bundle, unused: Iterable[str], own_code: bool) -> dict[str, Any]:
+    """Return what of a folder has no part in the loaded model, for the record: the run doubts its figures then.
+
+    `unread_tensors`: number and first name of the `unused` tensors of decoder blocks; `code_not_run`: the class that
+    the folder brings, where a class of transformers was loaded because `own_code` is not allowed.
+    """
+    stack = next(iter(bundle.blocks)).rpartition(".")[0]
+    places = {f"{stack}.", f"{stack.removeprefix(f'{bundle.model.base_model_prefix}.')}."}
+    inside = [name for name in unused if any(f".{name}".find(f".{place}") >= 0 for place in places)]
+    inside = sorted(name for name in inside if not name.endswith(BUFFERS))
+    classes = getattr(bundle.model.config, "auto_map", None) or {}
+    code = None if own_code else next((str(c) for name, c in classes.items() if name.startswith("AutoModel")), None)
+    return {
+        **({"unread_tensors": {"number": len(inside), "first": inside[0]}} if inside else {}),
+        **({"code_not_run": code} if code else {}),
     }
 
 
