@@ -81,8 +81,8 @@ class RunSpec:
     only if `allow_sparse`, a quantised model only if `dequantise`. `merge_adapter`: the folder of an adapter that is
     merged into the weights before anything else, or `beside` for the adapter in the folder of the model. `stream`:
     decoder blocks stay on the host and are copied to the device one by one; None: only if the model would not fit.
-    `bos`: whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it begins the
-    windows of the first metric.
+    `bos`: whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it
+    begins the windows of the first metric.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -124,6 +124,8 @@ class RunSpec:
             least = 2 if name == "window_tokens" else 1
             if value is not None and value < least:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
+            if value is not None and value > LARGEST_SEED:
+                raise NMBenchError(f"{name} must be at most {LARGEST_SEED}, not {value}.")
         if self.bos not in (None, *BOS):
             raise NMBenchError(f"bos must be {', '.join(BOS[:-1])} or {BOS[-1]}, not {self.bos!r}.")
 
