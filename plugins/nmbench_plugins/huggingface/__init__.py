@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
@@ -110,11 +111,23 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
     except nmbench.NMBenchError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
-        raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+        raise nmbench.NMBenchError(reason(error, ref)) from error
     bundle = nmbench.Bundle.of(ref, loaded.model, tokenizer, None, provenance_of(loaded, where))
     bundle.defaults = defaults_of(bundle)
     bundle.provenance = {**bundle.provenance, **left_out(bundle, loaded.unused, source.trust_remote_code)}
     return bundle
+
+
+def reason(error: Exception, ref: str) -> str:
+    """Return why a model cannot be loaded, with the remedy for code that would have to run."""
+    if "trust_remote_code=True" in str(error):
+        return f"model {ref} brings code of its own; read the code, and allow it to run by --trust-remote-code."
+    if isinstance(error, UnpicklingError):
+        return (
+            f"cannot load model {ref}: its weight file is damaged, or holds more than tensors, which could run code; "
+            f"bring its weights as safetensors."
+        )
+    return f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}"
 
 
 def tokenizer_of(ref: str, folder: Path, source: nmbench.ModelSource) -> Any:
@@ -127,7 +140,7 @@ def tokenizer_of(ref: str, folder: Path, source: nmbench.ModelSource) -> Any:
                 folder, local_files_only=True, trust_remote_code=source.trust_remote_code
             )
     except Exception as error:
-        raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+        raise nmbench.NMBenchError(reason(error, ref)) from error
 
 
 def with_adapter(bundle: nmbench.Bundle, folder: str | None) -> nmbench.Bundle:
