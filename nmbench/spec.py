@@ -82,7 +82,8 @@ class RunSpec:
     merged into the weights before anything else, or `beside` for the adapter in the folder of the model. `stream`:
     decoder blocks stay on the host and are copied to the device one by one; None: only if the model would not fit.
     `bos`: whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it
-    begins the windows of the first metric.
+    begins the windows of the first metric. `keep_weights`: repaired weights are
+    kept in the run directory; None: they are.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -106,6 +107,7 @@ class RunSpec:
     merge_adapter: str | None = None
     device: str = "auto"
     stream: bool | None = None
+    keep_weights: bool | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
