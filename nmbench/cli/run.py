@@ -46,6 +46,13 @@ if TYPE_CHECKING:
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
 @click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
 @click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")
+@click.option(
+    "--merge-adapter",
+    is_flag=False,
+    flag_value="beside",
+    metavar="[FOLDER]",
+    help="Merge an adapter into the weights first: that of FOLDER, or that beside the model.",
+)
 @click.option("--keep-weights/--no-keep-weights", default=None, help="Keep repaired weights.  [keep]")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")

@@ -76,6 +76,8 @@ def anatomy_of(model: nn.Module, ref: str) -> Anatomy:
         found, left = weights_of(block, model.get_submodule(block))
         weights += found
         skipped.update(left)
+    if not weights:
+        raise NMBenchError(f"model {ref} has no linear layer with a weight of its own in its blocks: nothing to prune.")
     inside = tuple(f"{name}." for name in blocks)
     for name, module in model.named_modules():
         if not f"{name}.".startswith(inside):
@@ -126,6 +128,8 @@ def weights_of(block_name: str, block: nn.Module) -> tuple[list[Weight], dict[st
             skipped.update(matrices(name, module, f"the same module as {same}"))
         elif isinstance(module, LINEAR) and not module.weight.numel():
             skipped.update(matrices(name, module, "has no weights"))
+        elif isinstance(module, LINEAR) and "weight" not in dict(module.named_parameters(recurse=False)):
+            skipped.update(matrices(name, module, "its weight is computed from other parameters"))
         elif isinstance(module, LINEAR) and id(module) in routers:
             skipped.update(matrices(name, module, "chooses among experts"))
         elif isinstance(module, LINEAR):

@@ -165,6 +165,9 @@ def record_in(line: Mapping[str, Any], where: str) -> Record:
         raise NMBenchError(
             f"{where} is not a record: {odd[0]!r} is missing or of a wrong type; remove the line to go on without it."
         )
+    for name, found in line.get("metrics", {}).items() if isinstance(line.get("metrics"), dict) else ():
+        if not isinstance(found, dict) or not isinstance(found.get("value"), (int, float)):
+            raise NMBenchError(f"{where} is not a record: its metric {name!r} has no value; remove the line.")
     return upgraded(line, where)
 
 

@@ -78,3 +78,14 @@ def test_a_line_that_is_no_record(first, nmbench, line):
     assert result.exit_code == 1
     assert "records.jsonl line 5 is not a record: " in result.stderr and "remove the line" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("odd", [None, {}, {"value": "7"}, [1]])
+def test_a_metric_without_a_value(first, odd):
+    """A line whose metric holds no number is named, wherever it is read."""
+    path = first / "records.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    changed = {**json.loads(lines[0]), "metrics": {"ppl:x@8": odd}}
+    path.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n", encoding="utf-8")
+    with pytest.raises(NMBenchError, match="line 1 is not a record: its metric 'ppl:x@8' has no value"):
+        load_results(first)
