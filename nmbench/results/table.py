@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Interval, Record
 from nmbench.results.pareto import loss_of, pareto, quality, row_key
+from nmbench.results.precision import decimals_of_mean, printed
 from nmbench.results.ranking import comparisons, grouped, of_run, pattern_of
 from nmbench.results.records import Rows, identity
 from nmbench.results.table_width import fitted
@@ -118,8 +119,8 @@ def row(record: Record) -> dict[str, str]:
 
 
 def figure(value: ValueRecord) -> str:
-    """A metric's value, and what it is of where the metric says so."""
-    return f"{value['value']:.4f} {value.get('where', '')}".rstrip()
+    """A metric's value, in the digits that its standard error justifies, and what it is of where the metric says so."""
+    return f"{printed(value)} {value.get('where', '')}".rstrip()
 
 
 def tokens(record: Record) -> str:
@@ -163,11 +164,18 @@ def means(results: Rows) -> pandas.DataFrame:
     groups = (item for directory in results.directories for item in grouped(of_run(results, directory)).items())
     for (label, _), group in groups:
         names = dict.fromkeys(name for record in group for name in record["metrics"])
-        values = {name: pandas.Series([r["metrics"][name]["value"] for r in group]) for name in names}
-        shown = {n: f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if len(v) > 1 else "") for n, v in values.items()}
+        shown = {name: over_seeds([record["metrics"][name] for record in group]) for name in names}
         run = {"run": group[0]["directory"]} if "directory" in group[0] else {}
         lines.append({**run, "label": label, "pattern": pattern_of(group[0]), "seeds": str(len(group)), **shown})
     return pandas.DataFrame(lines)
+
+
+def over_seeds(metrics: Sequence[ValueRecord]) -> str:
+    """Mean and, of several seeds, standard deviation of one metric."""
+    import pandas
+
+    values, digits = pandas.Series([metric["value"] for metric in metrics]), decimals_of_mean(metrics)
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 def summary(results: Rows) -> pandas.DataFrame:
