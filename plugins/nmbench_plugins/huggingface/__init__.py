@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 import nmbench
+from nmbench.runtime import hub_or_cache, offline
 from nmbench_plugins.huggingface.adapters import refuse_adapter
 from nmbench_plugins.huggingface.gguf_tokenizer import restore
 from nmbench_plugins.huggingface.quantised import (
@@ -73,34 +73,26 @@ class Gguf(nmbench.ModelSource):
 
 
 def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
-    """Load model and tokenizer with transformers. Raises `NMBenchError` with the error of transformers on one line."""
+    """Load model and tokenizer with transformers, those of the hub from its cache if the hub does not answer.
+
+    Raises `NMBenchError` with the error of transformers on one line.
+    """
     from transformers import AutoTokenizer
 
     trust = {"trust_remote_code": source.trust_remote_code}
-    try:
-        with offline() if where.get("local_files_only") else nullcontext():
+    with offline() if where.get("local_files_only") else hub_or_cache() as unreached:
+        try:
             loaded = load(ref, name, source, where, trust)
             tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
-    except nmbench.NMBenchError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
-        raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+        except nmbench.NMBenchError:
+            raise
+        except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
+            cached = f"{unreached}; and from its cache: " if unreached else ""
+            text = f"{cached}{type(error).__name__}: {one_line(error)}"
+            raise nmbench.NMBenchError(f"cannot load model {ref}: {text}") from error
     bundle = nmbench.Bundle.of(ref, loaded.model, tokenizer, None, provenance_of(loaded, where))
     bundle.defaults = defaults_of(bundle)
     return bundle
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Forbid requests to the hub: files that lie here need none, and a proxy that does not answer costs minutes."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 @dataclass(frozen=True)

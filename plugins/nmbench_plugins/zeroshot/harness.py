@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.runtime import hub_or_cache, offline
 from nmbench_plugins.zeroshot.items import TASKS, read
 
 BATCH = 8
@@ -47,7 +48,8 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
     """
     from lm_eval import simple_evaluate
 
-    with restoring_random_states(), tempfile.TemporaryDirectory() as scratch:
+    hub = hub_or_cache() if folder is None else offline()
+    with restoring_random_states(), tempfile.TemporaryDirectory() as scratch, hub as unreached:
         try:
             model = noting_model(bundle)
             found = simple_evaluate(
@@ -64,7 +66,8 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
         except nmbench.NMBenchError:
             raise
         except Exception as error:  # the harness, datasets and transformers raise many kinds
-            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            cached = f"{unreached}; and from the cache: " if unreached else ""
+            message = cached + " ".join(f"{type(error).__name__}: {error}".split())[:300]
             shadow = (
                 f"; for the items in the folder {task} write zeroshot:./{task}"
                 if folder is None and Path(task).is_dir()
