@@ -78,7 +78,8 @@ class PrunedModel:
     `experts`: under `never_reached`, the names of fused experts without routed calibration tokens; under
     `under_calibrated`, name -> tokens of fused experts with fewer tokens than inputs. `origin`: the record of the row
     that imported masks come from, whose cost is theirs; without it the cost of imported masks is unknown. `curve`: the
-    figures that a learner reported, by `step`.
+    figures that a learner reported, by `step`. `others`: parameters of the decoder blocks that a repair trained besides
+    the prunable weights, such as norms and biases: parameter name -> tensor.
     """
 
     layers: Mapping[str, Pruned]
@@ -88,6 +89,7 @@ class PrunedModel:
     experts: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] | None = None
     curve: Sequence[Mapping[str, float | None]] = ()
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -95,7 +97,7 @@ class PrunedModel:
 
     @property
     def weights_changed(self) -> bool:
-        return any(pruned.weight is not None for pruned in self.layers.values())
+        return bool(self.others) or any(pruned.weight is not None for pruned in self.layers.values())
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Baseline(Method):
-    """A one-shot method: one layer at a time, from its weights and the statistics in `needs`."""
+class Layerwise(Method):
+    """A method that works on one layer at a time, from its weights and the statistics in `needs`."""
 
     @property
     def needs(self) -> Stat:
@@ -148,6 +150,11 @@ class Baseline(Method):
         An option of this name may replace this property.
         """
         return 0
+
+
+@dataclass(frozen=True)
+class Baseline(Layerwise):
+    """A one-shot method: it chooses the mask of one layer at a time."""
 
 
 @dataclass(frozen=True)

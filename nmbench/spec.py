@@ -81,7 +81,7 @@ class RunSpec:
     only if `allow_sparse`, a quantised model only if `dequantise`. `stream`: decoder blocks stay on the host and are
     copied to the device one by one; None: only if the model would not fit. `bos`:
     whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it begins the
-    windows of the first metric.
+    windows of the first metric. `keep_weights`: repaired weights are kept in the run directory; None: they are.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -104,6 +104,7 @@ class RunSpec:
     dequantise: bool | None = None
     device: str = "auto"
     stream: bool | None = None
+    keep_weights: bool | None = None
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

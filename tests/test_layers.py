@@ -21,6 +21,7 @@ LAYERS = [
     {"plain_data"},
     {"spec"},
     {"methods", "sources"},
+    {"repairs"},
     {"data"},
     {"plugins"},
     {"models"},
@@ -36,6 +37,7 @@ LAYERS = [
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 CONTRACTS = {
     ("methods", "pruning"),  # LearnTask
+    ("repairs", "pruning"),  # BlockTask, WeightTask
     ("sources", "evaluation"),  # Subject
     ("sources", "models"),  # Bundle
     ("sources", "results"),  # Results

@@ -1,7 +1,7 @@
 """The pruned model of a finished row, made again from its run directory and proven to be the one that was measured.
 
-A run directory holds masks, but no repaired weights, which are as large as the model. The same job runs again on the
-same tokens, and the pruned model must have the hash that its record holds.
+A run directory holds masks, and the weights of repairs. Weights that a solver repaired are not kept: its job runs again
+on the same tokens. In either case the pruned model must have the hash that its record holds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from nmbench.artifacts.folder import read_json
 from nmbench.errors import ModelChanged, NMBenchError, NotReproduced, unknown
+from nmbench.experiment.contenders import BESIDE
 from nmbench.experiment.loading import dtype_of, load_dense
 from nmbench.experiment.plan import checked
 from nmbench.experiment.setup import prepared
@@ -24,6 +25,7 @@ from nmbench.pattern import Pattern
 from nmbench.plain_data import read_toml
 from nmbench.plugins.loading import Plugins
 from nmbench.pruning.dispatch import made
+from nmbench.pruning.starts import kept
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import load_masks
 from nmbench.results.format import Record
@@ -84,10 +86,14 @@ def spec_of(directory: Path, record: Record) -> RunSpec:
     spec = RunSpec.from_dict(read_toml(directory / "spec.toml"), str(directory / "spec.toml"))
     methods = {method.label: method for method in spec.methods}
     needed: list[str] = []
-    label = record["label"].removesuffix("@init")  # a learner's start is a row of its own, made with the learner
-    while label in methods and label not in needed:  # a method may start from another one, which may start from a third
-        needed.append(label)
-        label = str(methods[label].options.get("init", ""))
+    waiting = [record["label"].partition("@")[0]]  # a start, or a repair of several rows, belongs to its method
+    if waiting[0] not in methods:  # a start under the name of its method belongs to every repair
+        waiting = list(methods)
+    while waiting:  # a method may start from another one, which may start from a third
+        label = waiting.pop()
+        if label in methods and label not in needed:
+            needed.append(label)
+            waiting += [part.strip() for part in str(methods[label].options.get("init", "")).split(BESIDE)]
     return dataclasses.replace(
         spec,
         methods=tuple(method for method in spec.methods if method.label in needed),
@@ -106,7 +112,9 @@ def make_again(row: Row, plugins: Plugins, device: str | None = None) -> tuple[B
     bundle = load_dense(spec, plugins).leaving(row.manifest["skipped"])
     if bundle.digest() != row.manifest["model_digest"]:
         raise ModelChanged(f"model {spec.model} does not hold the weights that {row.directory} was made with.")
-    pruned = repeated(row, spec, bundle, plugins) if row.record["weights_changed"] else stored(row, bundle)
+    pruned = stored(row, bundle)
+    if row.record["weights_changed"]:
+        pruned = with_weights(row, pruned) or repeated(row, spec, bundle, plugins)
     if masks_digest(pruned.masks) != row.proof["masks_digest"]:
         raise NotReproduced(f"the masks of {row.title} are not those that were measured: {REASON}.")
     apply(bundle, pruned)
@@ -117,13 +125,19 @@ def make_again(row: Row, plugins: Plugins, device: str | None = None) -> tuple[B
 
 
 def stored(row: Row, bundle: Bundle) -> PrunedModel:
-    """The pruned model of a row that keeps dense weights: the masks of the run directory.
+    """The dense weights under the masks of the run directory.
 
     Raises `NotReproduced` if the masks are of other layers than the model's.
     """
     masks = load_masks(row.directory / "masks" / f"{file_name(row.record)}.safetensors")
     refuse_other_layers(list(masks), list(bundle.layers), row)
     return PrunedModel({name: Pruned(mask.to(bundle.device)) for name, mask in masks.items()})
+
+
+def with_weights(row: Row, pruned: PrunedModel) -> PrunedModel | None:
+    """The pruned model with the weights that the run directory keeps; None if it keeps none."""
+    directory, name = RunDirectory(row.directory), file_name(row.record)
+    return kept(directory, name, pruned.masks, row.record["job_digest"])
 
 
 def refuse_other_layers(masks: Sequence[str], layers: Sequence[str], row: Row) -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @click.option("--calibration", metavar="DATA", help="demo, c4, wikitext2, text:FILE or jsonl:FILE.")
 @click.option("--windows", type=click.IntRange(min=1), help="Calibration windows for statistics.")
 @click.option("--window-tokens", type=click.IntRange(min=2), help="Tokens in a calibration window.")
-@click.option("--pool-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may learn from.")
-@click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that mask learners may choose by.")
+@click.option("--pool-tokens", type=click.IntRange(min=1), help="Tokens that learners may learn from.")
+@click.option("--selection-tokens", type=click.IntRange(min=1), help="Tokens that learners may choose by.")
 @click.option("--bos", metavar="auto|always|never", help="BOS begins calibration windows.  [auto: as the first metric]")
 @click.option(
     "--metric",
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
 @click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
 @click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")
+@click.option("--keep-weights/--no-keep-weights", default=None, help="Keep repaired weights.  [keep]")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
 @click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
@@ -66,7 +67,7 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
 
     results = run_spec(spec, out, plugins)
     write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
-    names = ("records.jsonl", "report.csv", "report.md", "masks", "losses", "errors")
+    names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
     click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
     if any(record["status"] != "ok" for record in results.asked):

@@ -10,6 +10,7 @@ from nmbench.evaluation.comparison import (
     standard_error,
 )
 from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.evaluation.objective import Objective
 from nmbench.evaluation.subject import DenseSubject, Subject
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Confirmation",
     "DenseSubject",
     "Difference",
+    "Objective",
     "Subject",
     "batch_size",
     "groups_changed",

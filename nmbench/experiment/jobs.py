@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nmbench.experiment.plan import Contender
+from nmbench.experiment.contenders import Contender
 from nmbench.methods import MaskLearner
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
+from nmbench.repairs import BlockRepair, Repair, WeightLearner
 from nmbench.spec import DENSE, ResolvedSpec
 
 
@@ -47,13 +48,19 @@ class Job:
 
     @property
     def learns(self) -> bool:
-        """True for a mask learner, which reads the whole pool."""
-        return isinstance(self.contender.method, MaskLearner)
+        """True for a method that reads the whole pool."""
+        return isinstance(self.contender.method, (MaskLearner, BlockRepair, WeightLearner))
 
     @property
     def start(self) -> str | None:
-        """The label of the row that a learner starts from; None for other methods."""
-        return self.contender.init.label if self.learns and self.contender.init else None
+        """The label of the row that a learner or a repair begins with; None for other methods."""
+        begins = isinstance(self.contender.method, (MaskLearner, Repair))
+        return self.contender.init.label if begins and self.contender.init else None
+
+    @property
+    def repairs(self) -> str | None:
+        """The label of the repair as the user gave it, which several rows share; None for other methods."""
+        return self.contender.asked if isinstance(self.contender.method, Repair) else None
 
 
 def dense_digest(protocol: str) -> str:

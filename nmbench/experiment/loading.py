@@ -15,6 +15,7 @@ from nmbench.methods import MaskLearner, Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.sanity import check_dense, check_finite
 from nmbench.plugins.loading import Plugins
+from nmbench.repairs import WeightLearner
 from nmbench.spec import MODEL_FOLDER, ResolvedSpec, RunSpec
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -70,15 +71,15 @@ def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
 def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device) -> None:
     """Move a model to `device`, or stream its blocks, by the choice of the user or for lack of device memory.
 
-    Raises `NMBenchError` for a streamed model with a mask learner, because a learner needs the whole model.
+    Raises `NMBenchError` for a streamed model with a learner of the whole model.
     """
-    learners = any(isinstance(method, MaskLearner) for method in methods)
+    learners = any(isinstance(method, (MaskLearner, WeightLearner)) for method in methods)
     streamed = spec.stream
     if streamed is None:
         whole = planned(bundle, spec, methods, device, streamed=False)
         streamed = device.type == "cuda" and not learners and whole.peak > FILL * torch.cuda.mem_get_info(device)[0]
     if streamed and learners:
-        raise NMBenchError("a mask learner needs the whole model on the device; run it without --stream.")
+        raise NMBenchError("a learner of the whole model needs it on the device; run it without --stream.")
     if streamed:
         bundle.stream(device)
     else:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from nmbench.calibration.walk import batch_tokens
-from nmbench.methods import Baseline, MaskLearner, Method, Stat
+from nmbench.methods import Layerwise, MaskLearner, Method, Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
+from nmbench.repairs import WeightLearner
 from nmbench.spec import ResolvedSpec
 
 FLOAT = 4  # bytes of a float32
@@ -77,7 +78,7 @@ def estimate(
     device: str,
     streamed: bool,
     batch_tokens: int,
-    learners: Sequence[MaskLearner] = (),
+    learners: Sequence[MaskLearner | WeightLearner] = (),
 ) -> Estimate:
     """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time."""
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
@@ -105,7 +106,7 @@ def estimate(
     )
 
 
-def learning(method: MaskLearner, bundle: Bundle) -> Learning:
+def learning(method: MaskLearner | WeightLearner, bundle: Bundle) -> Learning:
     """Return the estimate for one learner."""
     each = method.bytes_per_weight(bundle.dtype.itemsize)
     count = sum(math.prod(layer.shape) for layer in bundle.layers.values())
@@ -149,7 +150,7 @@ def planned(
     """Return the estimate of the device memory that `methods` need."""
     needs = Stat.NONE
     for method in methods:
-        needs |= method.needs if isinstance(method, Baseline) else Stat.NONE
-    learners = [method for method in methods if isinstance(method, MaskLearner)]
+        needs |= method.needs if isinstance(method, Layerwise) else Stat.NONE
+    learners = [method for method in methods if isinstance(method, (MaskLearner, WeightLearner))]
     at_once = batch_tokens(bundle, device)
     return estimate(bundle, needs, spec.windows, spec.window_tokens, device.type, streamed, at_once, learners)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from nmbench.errors import NMBenchError, did_you_mean
+from nmbench.errors import NMBenchError
+from nmbench.experiment.contenders import Contender, contenders, lineage, look_up_method, names_of
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.loading import device_of, dtype_of, source_of
-from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
-from nmbench.options import PRESET, build, resolved, typed
+from nmbench.methods import MaskLearner, Method
+from nmbench.options import typed
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.registry import Registry
-from nmbench.plugins.source_digest import code_of
-from nmbench.spec import Defaults, MethodSpec, ResolvedSpec, RunSpec
+from nmbench.repairs import Repair
+from nmbench.spec import Defaults, ResolvedSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,26 @@ class Plan:
 
     @property
     def learns(self) -> bool:
-        """True if the run has a mask learner, which reads the whole pool."""
-        return any(isinstance(method, MaskLearner) for method in self.methods)
+        """True if the run has a mask learner or a repair, which read the pool and selection windows."""
+        return any(isinstance(method, (MaskLearner, Repair)) for method in self.methods)
+
+    @property
+    def repaired(self) -> frozenset[str]:
+        """The labels of the rows that repairs begin with, whose weights are kept if they are not dense."""
+        inits = (contender.init for contender in self.contenders if isinstance(contender.method, Repair))
+        return frozenset(init.label for init in inits if init)
 
     @property
     def doubts(self) -> Iterator[Doubt]:
         """A doubt for every start whose label is also the name of a method: the row of the command is the start."""
         labels = {asked.label: asked for asked in self.spec.methods}
         for contender in self.contenders:
-            other = labels.get(getattr(contender.method, "init", ""))
-            if (
-                other
-                and other.label in self.plugins.registries.methods
-                and (other.options or other.name != other.label)
-            ):
-                options = ", ".join(f"{name}={value}" for name, value in other.options.items()) or "default options"
-                text = f"{contender.label} begins with the row of this command: {other.name}, {options}"
-                yield Doubt(f"init={other.label}", text)
+            for other in filter(None, map(labels.get, names_of(contender.method))):
+                known = other.label in self.plugins.registries.methods
+                if known and (other.options or other.name != other.label):
+                    options = ", ".join(f"{name}={value}" for name, value in other.options.items()) or "default options"
+                    text = f"{contender.label} begins with the row of this command: {other.name}, {options}"
+                    yield Doubt(f"init={other.label}", text)
 
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
         """Return the specification with the defaults of the model source. Raises `NMBenchError` for bad defaults."""
@@ -97,127 +101,9 @@ def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
     """
     methods = []
     for asked in spec.methods:
-        cls = plugins.lookup(plugins.registries.methods, asked.name)
+        cls = look_up_method(asked.name, plugins)
         methods.append(dataclasses.replace(asked, options=typed(cls, asked.options, asked.label)))
     return dataclasses.replace(spec, methods=tuple(methods))
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method of the run under its label, options resolved; `init` is the method whose mask it starts from."""
-
-    label: str
-    name: str
-    method: Method
-    options: Mapping[str, Any]
-    init: Contender | None = None
-    content: Mapping[str, str] = field(default_factory=dict)
-
-
-def contenders(spec: RunSpec, plugins: Plugins) -> list[Contender]:
-    """Look up and build every method of `spec`; what a learner starts from has a row of its own, before the learner's.
-
-    Raises `NMBenchError` for an unknown method, option or initial method; no model is needed.
-    """
-    found: dict[str, Contender] = {}
-    for asked in spec.methods:
-        add(asked, spec, plugins, found)
-    return list(found.values())
-
-
-def add(
-    asked: MethodSpec, spec: RunSpec, plugins: Plugins, found: dict[str, Contender], above: tuple[str, ...] = ()
-) -> Contender:
-    """The contender of one method; it is put into `found`, behind the row that it starts from, unless it is there."""
-    if asked.label in found:
-        return found[asked.label]
-    if asked.label in above:  # the labels of those that start from it
-        circle = " -> ".join((*above, asked.label))
-        raise NMBenchError(f"no method can start from its own mask ({circle}); give one of them another init.")
-    contender = built(asked.label, asked.name, asked.options, spec, plugins)
-    if isinstance(contender.method, MaskLearner):
-        start = start_of(contender.method, asked, spec, plugins, found, above)
-        contender = dataclasses.replace(contender, init=start)
-    found[asked.label] = contender
-    return contender
-
-
-def built(label: str, name: str, given: Mapping[str, Any], spec: RunSpec, plugins: Plugins) -> Contender:
-    """A method with the options `given`, and what a refiner starts from, which stays inside its row."""
-    cls = plugins.lookup(plugins.registries.methods, name)
-    method = build(cls, given, label)
-    options = resolved(method)
-    if PRESET in given:
-        options = {PRESET: given[PRESET], **options}
-    init = initial(method, label, spec, plugins) if isinstance(method, Refiner) else None
-    return Contender(label, name, method, options, init, {**method.content(), **code_of(cls)})
-
-
-def start_of(
-    learner: MaskLearner,
-    asked: MethodSpec,
-    spec: RunSpec,
-    plugins: Plugins,
-    found: dict[str, Contender],
-    above: tuple[str, ...],
-) -> Contender:
-    """The row that a learner begins with, which is put into `found`.
-
-    The start of a one-shot method is the row `<label>@init`: its mask on the dense weights. The start of another kind
-    is that method's own row. Raises `NMBenchError` if `init` names neither.
-    """
-    start = named(learner.init, asked.label, spec, plugins)
-    if issubclass(plugins.lookup(plugins.registries.methods, start.name), Baseline):
-        row = one_shot(start, f"{asked.label}@init", spec, plugins)
-        return found.setdefault(row.label, row)
-    if start not in spec.methods:
-        raise no_start(learner.init, asked.label, spec, plugins)
-    return add(start, spec, plugins, found, (*above, asked.label))
-
-
-def named(init: str, label: str, spec: RunSpec, plugins: Plugins) -> MethodSpec:
-    """The method that the option `init` of the row `label` names.
-
-    The label of another method of this command comes first, with its options there; then a registered method, with its
-    default options. Raises `NMBenchError` if `init` names neither.
-    """
-    for other in spec.methods:
-        if other.label == init and init not in (label, label.removesuffix("@init")):
-            return other
-    if init not in plugins.registries.methods:
-        raise no_start(init, label, spec, plugins)
-    return MethodSpec(init, init)
-
-
-def no_start(init: str, label: str, spec: RunSpec, plugins: Plugins) -> NMBenchError:
-    """The error for an option `init` that names no possible start."""
-    others = [one.label for one in spec.methods if one.label != label]
-    near = did_you_mean(init, {*others, *(entry.name for entry in plugins.registries.methods)} - {init})
-    return NMBenchError(
-        f"option {label}.init must name a one-shot method, or the label of another method in this command "
-        f"({', '.join(others) or 'there is none'}); {init!r} is neither.{near}"
-    )
-
-
-def initial(refiner: Refiner, label: str, spec: RunSpec, plugins: Plugins) -> Contender:
-    """The one-shot method whose mask a refiner begins with; it stays inside the refiner's row.
-
-    Raises `NMBenchError` if `init` names another kind of method.
-    """
-    start = named(refiner.init, label, spec, plugins)
-    cls = plugins.lookup(plugins.registries.methods, start.name)
-    if not issubclass(cls, Baseline):
-        raise NMBenchError(f"option {label}.init must name a one-shot method; {refiner.init!r} is none.")
-    if issubclass(cls, Refiner):
-        raise NMBenchError(f"option {label}.init must name a scorer or a solver; {refiner.init!r} is a refiner itself.")
-    return one_shot(start, f"{label}@init", spec, plugins)
-
-
-def one_shot(start: MethodSpec, label: str, spec: RunSpec, plugins: Plugins) -> Contender:
-    """The one-shot method `start` under another label, of which the mask alone counts."""
-    solver = issubclass(plugins.lookup(plugins.registries.methods, start.name), Solver)
-    options = {**start.options, **({"mask_only": True} if solver else {})}
-    return built(label, start.name, options, spec, plugins)
 
 
 def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> None:
@@ -226,10 +112,3 @@ def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> 
         for pattern in patterns:
             if reason := contender.method.supports(pattern):
                 raise NMBenchError(f"{contender.label} cannot prune to {pattern}: {reason}")
-
-
-def lineage(contender: Contender | None) -> Iterator[Contender]:
-    """Yield a contender, the contender it starts from, and so on."""
-    while contender is not None:
-        yield contender
-        contender = contender.init

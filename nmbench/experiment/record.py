@@ -31,6 +31,7 @@ def identity_of(job: Job, experiment: Experiment) -> Identity:
         "options": dict(job.contender.options),
         "content": dict(job.contender.content),
         "started_from": job.start,
+        "repairs": job.repairs,
         "pattern": str(job.pattern),
         "pattern_for": {glob: str(pattern) for glob, pattern in spec.pattern_for},
         "seed": job.seed,
@@ -51,6 +52,7 @@ def dense_identity(experiment: Experiment) -> Identity:
         "options": {},
         "content": {},
         "started_from": None,
+        "repairs": None,
         "pattern": None,
         "pattern_for": {},
         "seed": None,
@@ -85,6 +87,7 @@ def record_of(
     pruning: Meter,
     found: Measured,
     dense: DenseSubject,
+    kept_bytes: int | None = None,
 ) -> Record:
     """Return the record of a job that ended well; `pruning` includes interrupted processes and the start."""
     differences = against_dense(found.subject, dense)
@@ -92,6 +95,7 @@ def record_of(
         **figures_of(found, pruning),
         "cost": NO_COST if cost is None else cast(CostRecord, asdict(cost)),
         "strict": True,
+        "kept_bytes": kept_bytes,
         "weights_changed": pruned.weights_changed,
         "against_dense": differences,
         "doubts": list(map(str, (*experiment.doubts, *better_than_dense(differences)))),
@@ -128,6 +132,7 @@ def figures_of(found: Measured, meter: Meter) -> Figures:
             "device": device,
         },
         "cost": cast(CostRecord, asdict(Cost())),
+        "kept_bytes": None,
         **nothing_said(),
     }
 
@@ -145,6 +150,7 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
         "seconds": {"prune": None, "evaluate": None, "total": None, "cpu_share": None},
         "peak_bytes": {"host": None, "host_growth": None, "device": None},
         "cost": NO_COST,
+        "kept_bytes": None,
         **nothing_said(),
         "doubts": list(map(str, experiment.doubts)),
     }

@@ -12,8 +12,11 @@ from nmbench.models.bundle import Bundle
 
 
 def applied(pruned: Pruned, dense: Tensor) -> Tensor:
-    """Return the weight `[out, in]` to evaluate, in the dtype of `dense`: kept weights and positive zeros."""
-    weight = dense if pruned.weight is None else pruned.weight.to(dense.dtype)
+    """Return the weight `[out, in]` to evaluate, in the dtype of `dense`: kept weights and positive zeros.
+
+    A repaired weight that is rounded to -0.0 becomes 0.0.
+    """
+    weight = dense if pruned.weight is None else pruned.weight.to(dense.dtype) + 0.0
     return weight.masked_fill(~pruned.mask, 0.0)
 
 
@@ -22,6 +25,8 @@ def apply(bundle: Bundle, pruned: PrunedModel) -> None:
     for name, layer in bundle.layers.items():
         dense = layer.read()
         layer.write(applied(moved(pruned.layers[name], dense.device), dense))
+    for name, tensor in pruned.others.items():
+        bundle.model.get_parameter(name).detach().copy_(tensor)
 
 
 def moved(pruned: Pruned, device: torch.device) -> Pruned:

@@ -17,12 +17,14 @@ from nmbench.errors import PluginError, did_you_mean
 from nmbench.methods import MaskLearner, MaskSource, Method, Refiner, Scorer, Solver
 from nmbench.options import PRESET, READERS, alternatives
 from nmbench.plugins import hookspecs
+from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.sources import Dataset, Metric, ModelSource, Reporter
 
 PREFIX = "nmbench_"
 BASES: dict[str, tuple[type, ...]] = {  # announcing hook -> bases of what plugins register through it
     "nmbench_register_baselines": (Scorer, Solver, Refiner, MaskSource),
     "nmbench_register_mask_learners": (MaskLearner,),
+    "nmbench_register_repairs": (LayerRepair, BlockRepair, WeightLearner),
     "nmbench_register_models": (ModelSource,),
     "nmbench_register_datasets": (Dataset,),
     "nmbench_register_metrics": (Metric,),
@@ -109,7 +111,7 @@ def check_work(name: str, cls: type, base: Any) -> None:
     )
 
 
-OVERRIDABLE = ("sequential", "skip_tokens")  # properties that an option of the same name may replace
+OVERRIDABLE = ("sequential", "skip_tokens", "windows", "minibatch", "dense_path")  # properties; an option may replace them
 
 
 def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:

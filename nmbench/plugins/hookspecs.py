@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nmbench.spec import RunSpec
 
 PROJECT = "nmbench"
-HOOKS_VERSION = "1.1"  # docs/plugins/compatibility.md defines when the number changes
+HOOKS_VERSION = "1.2"  # docs/plugins/compatibility.md defines when the number changes
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -35,6 +35,13 @@ def nmbench_register_baselines(register: Register) -> None:
 @hookspec(historic=True)
 def nmbench_register_mask_learners(register: Register) -> None:
     """When the plugin loads: `register("maskpro", MaskPro)` for every `MaskLearner` class of the plugin."""
+
+
+@hookspec(historic=True)
+def nmbench_register_repairs(register: Register) -> None:
+    """When the plugin loads: `register("reconstruct", Reconstruct)` for every `LayerRepair`, `BlockRepair` or
+    `WeightLearner` class of the plugin.
+    """
 
 
 @hookspec(historic=True)

@@ -94,6 +94,7 @@ class Registries:
         return {
             "nmbench_register_baselines": self.methods,
             "nmbench_register_mask_learners": self.methods,
+            "nmbench_register_repairs": self.methods,
             "nmbench_register_models": self.models,
             "nmbench_register_datasets": self.datasets,
             "nmbench_register_metrics": self.metrics,

@@ -1,7 +1,21 @@
-"""From a method to masks and weights: scored, solved, refined, learnt or imported."""
+"""From a method to masks and weights: scored, solved, refined, learnt, imported or repaired."""
 
+from nmbench.pruning.block_parts import SCOPES, BlockTask, Part
 from nmbench.pruning.learning import Batch, LearnTask
 from nmbench.pruning.live_weights import LiveWeights, Provider, masked
 from nmbench.pruning.selection import Selection
+from nmbench.pruning.weights_task import Training, WeightTask
 
-__all__ = ["Batch", "LearnTask", "LiveWeights", "Provider", "Selection", "masked"]
+__all__ = [
+    "SCOPES",
+    "Batch",
+    "BlockTask",
+    "LearnTask",
+    "LiveWeights",
+    "Part",
+    "Provider",
+    "Selection",
+    "Training",
+    "WeightTask",
+    "masked",
+]

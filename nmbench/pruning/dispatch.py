@@ -1,27 +1,31 @@
-"""The dispatch of one job by the kind of its method: a one-shot method, a mask learner, or a source of masks."""
+"""The dispatch of one job by the kind of its method: one-shot method, mask learner, source of masks, or repair."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from nmbench.errors import NMBenchError
 from nmbench.experiment.jobs import Job
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Pruned, PrunedModel
 from nmbench.models.applying import moved
 from nmbench.models.stored_names import StoredNames
+from nmbench.pruning.blocks import Blocks
+from nmbench.pruning.confirming import confirmed
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.one_shot import Made, prune_one_shot
+from nmbench.pruning.repairing import BlockStore, repaired_blocks, repaired_layers, repaired_model
+from nmbench.pruning.starts import Start
+from nmbench.pruning.weights_task import WeightTask
+from nmbench.repairs import BlockRepair, LayerRepair, Repair, WeightLearner
 from nmbench.results.directory import RunDirectory
-from nmbench.results.files import FileCheckpoints, load_masks
+from nmbench.results.files import FileCheckpoints
 from nmbench.results.format import Record
-from nmbench.results.records import identity
 from nmbench.runtime.cost import Cost
-from nmbench.verification.strict import check_masks, masks_digest
+from nmbench.verification.strict import check_masks
 
 
 def made(job: Job, experiment: Experiment, directory: RunDirectory) -> Made:
@@ -35,6 +39,8 @@ def made(job: Job, experiment: Experiment, directory: RunDirectory) -> Made:
     if isinstance(method, MaskSource):
         pruned = imported(job, method, experiment)
         return Made(pruned, *cost_of_row(pruned.origin))
+    if isinstance(method, Repair):
+        return repaired(job, method, experiment, directory)
     assert isinstance(method, MaskLearner)
     return learnt(job, method, experiment, directory)
 
@@ -78,29 +84,93 @@ def learnt(job: Job, method: MaskLearner, experiment: Experiment, directory: Run
 
     The whole cost of the start is added.
     """
-    start = start_row(job, directory)
-    task = task_of(job, method, experiment, directory, start)
+    start = Start.of(job, directory)
+    task = LearnTask(*task_of(job, method, experiment, directory, start.masks()))
     masks = method.learn(task)
     experiment.check_intact(job.label)
     check_masks(masks, task.pattern, task.layers, job.label)
-    cost, (start_cost, start_seconds) = task.settle(), cost_of_row(start)
-    if start_cost is not None:
-        cost.include(start_cost)
-    seconds = task.checkpoints.earlier_seconds + start_seconds
     pruned = {name: Pruned(mask.to(experiment.bundle.device)) for name, mask in masks.items()}
-    return Made(
-        PrunedModel(pruned, task.notes, experts=task.experts, curve=task.curve), cost if start_cost else None, seconds
-    )
+    model = PrunedModel(pruned, task.notes, experts=task.experts, curve=task.curve)
+    return with_start(Made(model, task.settle(), task.checkpoints.earlier_seconds), start.record)
 
 
-def task_of(job: Job, method: MaskLearner, experiment: Experiment, directory: RunDirectory, start: Record) -> LearnTask:
-    """Return the task of a learner. Pool and selection are copies, so that writing into them changes no other job."""
+def repaired(job: Job, method: Repair, experiment: Experiment, directory: RunDirectory) -> Made:
+    """Return a row repaired, confirmed on unseen selection windows; the model is proven unchanged afterwards.
+
+    The whole cost of the start is added.
+    """
+    start = Start.of(job, directory)
+    pruned = start.pruned(lambda: again(job, experiment, directory))
+    repair = repaired_from(pruned, job, method, experiment, directory)
+    experiment.check_intact(job.label)
+    assert repair.cost is not None
+    selection = experiment.pools[job.seed].selection
+    chosen = confirmed(experiment, pruned, repair.pruned, selection, repair.cost, job.title)
+    return with_start(dataclasses.replace(repair, pruned=chosen), start.record)
+
+
+def again(job: Job, experiment: Experiment, directory: RunDirectory) -> PrunedModel:
+    """Return the pruned model of the row that `job` begins with, made once more, because its weights were not kept."""
+    same = (j for j in experiment.jobs() if (j.label, j.pattern, j.seed) == (job.start, job.pattern, job.seed))
+    return made(next(same), experiment, directory).pruned
+
+
+def repaired_from(
+    start: PrunedModel, job: Job, method: Repair, experiment: Experiment, directory: RunDirectory
+) -> Made:
+    """Return the result of a repair by its range; the dense weights are live again."""
+    pool, patterns, who = experiment.pools[job.seed], experiment.patterns(job.pattern), job.label
+    report = experiment.reporter(job.title, "repair")
+    if isinstance(method, LayerRepair):
+        windows = pool.calibration[: experiment.spec.windows]
+        return repaired_layers(experiment.bundle, experiment.dense, method, patterns, windows, who, start, report)
+    if isinstance(method, BlockRepair):
+        windows = pool.calibration[: method.windows]
+        store = BlockStore(lambda index: block_checkpoints(job, index, directory))
+        choices = (method.minibatch, method.dense_path, job.seed)
+        blocks = Blocks(experiment.bundle, start, patterns, windows, *choices, inside(job, experiment))
+        try:
+            return repaired_blocks(blocks, method, who, store, report)
+        finally:
+            experiment.dense.put_back()
+    assert isinstance(method, WeightLearner)
+    return repaired_model(method, WeightTask(*task_of(job, method, experiment, directory, start.masks), start=start))
+
+
+def inside(job: Job, experiment: Experiment) -> Callable[[int, int, int], None]:
+    """Return a callback for the progress inside a block: its number, steps done, steps."""
+    count = len(experiment.bundle.blocks)
+    return lambda index, done, total: experiment.reporter(job.title, f"block {index + 1} of {count}")(done, total)
+
+
+def block_checkpoints(job: Job, index: int, directory: RunDirectory) -> FileCheckpoints:
+    """Return the file of one finished block of a repair."""
+    return FileCheckpoints(directory.file("checkpoints", job.name, f".block{index}.safetensors"), job.digest)
+
+
+def with_start(result: Made, start: Record) -> Made:
+    """Add the whole cost of the start: its tokens (unknown ones make the sum unknown) and its seconds."""
+    cost, seconds = cost_of_row(start)
+    if cost is not None and result.cost is not None:
+        result.cost.include(cost)
+    whole = None if cost is None else result.cost
+    return dataclasses.replace(result, cost=whole, earlier_seconds=result.earlier_seconds + seconds)
+
+
+def task_of(
+    job: Job,
+    method: MaskLearner | WeightLearner,
+    experiment: Experiment,
+    directory: RunDirectory,
+    initial: Mapping[str, Tensor],
+) -> tuple[Any, ...]:
+    """Return the arguments of a task. Pool and selection are copies, so that writing into them changes no other job."""
     pool = experiment.pools[job.seed]
-    return LearnTask(
+    return (
         experiment.bundle,
         experiment.dense,
         experiment.patterns(job.pattern),
-        start_masks(start, job, directory),
+        initial,
         pool.calibration.clone(),
         pool.selection.clone(),
         job.seed,
@@ -108,21 +178,3 @@ def task_of(job: Job, method: MaskLearner, experiment: Experiment, directory: Ru
         job.label,
         experiment.learner_reporter(job.title, method),
     )
-
-
-def start_row(job: Job, directory: RunDirectory) -> Record:
-    """Return the record of the start of a learner. Raises `NMBenchError` if that row failed."""
-    wanted = (job.start, str(job.pattern), job.seed)
-    rows = [record for record in directory.records() if identity(record) == wanted]
-    if not rows or rows[0]["status"] != "ok":
-        raise NMBenchError(f"{job.label} has no initial mask, because {job.start} failed.")
-    return rows[0]
-
-
-def start_masks(start: Record, job: Job, directory: RunDirectory) -> dict[str, Tensor]:
-    """Return the masks of the row `start`. Raises `NMBenchError` unless the mask file has the digest of the proof."""
-    path = directory.file("masks", job.files_of(start["label"]), ".safetensors")
-    masks = load_masks(path)
-    if start["proof"] is None or masks_digest(masks) != start["proof"]["masks_digest"]:
-        raise NMBenchError(f"{path} does not hold the masks of its record; remove it and give the same command again.")
-    return masks

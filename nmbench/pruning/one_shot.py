@@ -7,9 +7,10 @@ and at the end of the job, the dense weights of the whole model are restored; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from nmbench.calibration.gram import full_float32
 from nmbench.calibration.step import FewTokens
 from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.methods import Baseline, LayerStats, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.methods import Baseline, LayerStats, Layerwise, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models.applying import applied, moved
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
@@ -28,6 +29,23 @@ from nmbench.runtime.cost import Cost
 from nmbench.verification.strict import check_masks, check_weight
 
 Report = Callable[[int, int], None]
+Make = Callable[[Layer, LayerStats, Checks], Pruned]
+
+
+class Named(Protocol):
+    """A layer or a block."""
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What became of every layer, `experts` for the record, and the tokens that it took."""
+
+    layers: Mapping[str, Pruned]
+    experts: Mapping[str, Any]
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -62,35 +80,65 @@ def prune_one_shot(
     Raises `NMBenchError` naming the layer where the method failed.
     """
     needs = method.needs | (init.needs if init else Stat.NONE)
-    if needs is Stat.NONE:
-        return Made(prune_layers(bundle, method, patterns, who, report, init), Cost())
+
+    def make(layer: Layer, stats: LayerStats, checks: Checks) -> Pruned:
+        return prune_layer(method, layer, stats, patterns[layer.name], who, init, checks)
 
     def walked(checks: Checks) -> Made:
-        layers: dict[str, Pruned] = {}
-        few = FewTokens()
-        block_tokens = 0
-        try:
-            for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True, checks=checks):
-                for layer in step.layers:
-                    stats = step.stats[layer.name]
-                    pruned = prune_layer(method, layer, stats, patterns[layer.name], who, init, checks)
-                    layer.write(applied(pruned, layer.read()))
-                    layers[layer.name] = moved(pruned, bundle.host)
-                few.note(step)
-                block_tokens += step.block_tokens
-                if step.last:
-                    report(step.index + 1, len(bundle.blocks))
-        except BaseException:
-            dense.put_back()
-            raise
-        dense.undo_hooks()
-        cost = Cost(forward_tokens=block_tokens // len(bundle.blocks), unique_tokens=windows.numel())
-        return Made(finished({name: layers[name] for name in bundle.layers}, method, few.experts), cost)
+        return finished(through_layers(bundle, dense, windows, method, needs, make, report, checks), method)
 
     deferred = reading_blocks(bundle) if deferred is None else deferred
     if deferred and isinstance(method, Scorer) and needs is Stat.INPUT_NORM:
         return checked_later(walked, who)
     return walked(ONE_BY_ONE)
+
+
+def through_layers(
+    bundle: Bundle,
+    dense: DenseWeights,
+    windows: Tensor,
+    method: Layerwise,
+    needs: Stat,
+    make: Make,
+    report: Report,
+    checks: Checks = ONE_BY_ONE,
+) -> Walked:
+    """Return what `make` makes of every layer and its statistics; later layers see what earlier ones have become.
+
+    Without statistics there is no walk and no token. The dense weights are put back, also after an exception.
+    """
+    if needs is Stat.NONE:
+        return Walked(without_statistics(bundle, make, report), {}, Cost())
+    layers: dict[str, Pruned] = {}
+    few = FewTokens()
+    block_tokens = 0
+    try:
+        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True, checks=checks):
+            for layer in step.layers:
+                pruned = make(layer, step.stats[layer.name], checks)
+                layer.write(applied(pruned, layer.read()))
+                layers[layer.name] = moved(pruned, bundle.host)
+            few.note(step)
+            block_tokens += step.block_tokens
+            if step.last:
+                report(step.index + 1, len(bundle.blocks))
+    except BaseException:
+        dense.put_back()
+        raise
+    dense.undo_hooks()
+    cost = Cost(forward_tokens=block_tokens // len(bundle.blocks), unique_tokens=windows.numel())
+    return Walked({name: layers[name] for name in bundle.layers}, few.experts, cost)
+
+
+def without_statistics(bundle: Bundle, make: Make, report: Report) -> dict[str, Pruned]:
+    """Return what `make` makes of every layer without statistics."""
+    layers = {}
+    for index, (name, layer) in enumerate(bundle.layers.items()):
+        with bundle.holding(list(bundle.blocks.values())[layer.block]):
+            pruned = make(layer, LayerStats(windows=0, tokens=0), ONE_BY_ONE)
+        layers[name] = moved(pruned, bundle.host)
+        report(index + 1, len(bundle.layers))
+    return layers
 
 
 def reading_blocks(bundle: Bundle) -> bool:
@@ -128,24 +176,6 @@ def has_failed(checks: Checks) -> bool:
         return False
 
 
-def prune_layers(
-    bundle: Bundle,
-    method: Baseline,
-    patterns: Mapping[str, Pattern],
-    who: str,
-    report: Report,
-    init: Baseline | None = None,
-) -> PrunedModel:
-    """Return the result of a method that needs no statistics: no walk, no tokens."""
-    layers = {}
-    for index, (name, layer) in enumerate(bundle.layers.items()):
-        with bundle.holding(list(bundle.blocks.values())[layer.block]):
-            pruned = prune_layer(method, layer, LayerStats(windows=0, tokens=0), patterns[name], who, init)
-        layers[name] = moved(pruned, bundle.host)
-        report(index + 1, len(bundle.layers))
-    return finished(layers, method)
-
-
 def prune_layer(
     method: Baseline,
     layer: Layer,
@@ -161,26 +191,38 @@ def prune_layer(
     Raises `NMBenchError` with the name of the layer.
     """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
-    try:
+    with naming(layer, who):
         pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
         check_pruned(pruned, layer)
+    if not isinstance(method, Scorer):
+        check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
+    if pruned.weight is not None and isinstance(method, Refiner):
+        raise NMBenchError(
+            f"{who} is a refiner and returned weights for {layer.name}; a refined mask is measured on the dense "
+            f"weights: return the mask alone, or make the method a Solver, or a LayerRepair that keeps the mask."
+        )
+    check_weights(pruned, layer, who)
+    return pruned
+
+
+@contextlib.contextmanager
+def naming(layer: Named, who: str) -> Iterator[None]:
+    """Turn every exception of a method into one that names the method and the layer or block."""
+    try:
+        yield
     except NMBenchError as error:
         raise type(error)(f"{who} failed in {layer.name}: {error}") from error
     except Exception as error:
         hint = "; a statistic that its `needs` do not name is None" if "NoneType" in str(error) else ""
         raise NMBenchError(f"{who} failed in {layer.name}: {type(error).__name__}: {error}{hint}") from error
-    if not isinstance(method, Scorer):
-        check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
+
+
+def check_weights(pruned: Pruned, layer: Layer, who: str) -> None:
+    """Raise `NMBenchError` for returned weights of another shape, and unless they are zero off the mask."""
     if pruned.weight is not None:
-        if isinstance(method, Refiner):
-            raise NMBenchError(
-                f"{who} is a refiner and returned weights for {layer.name}; a refined mask is measured on the dense "
-                f"weights: return the mask alone, or make the method a Solver."
-            )
         if pruned.weight.shape != layer.read().shape:
             raise NMBenchError(f"{who} returned weights of shape {tuple(pruned.weight.shape)} for {layer.name}.")
         check_weight(pruned.weight, pruned.mask, layer.name, who)
-    return pruned
 
 
 def check_pruned(pruned: object, layer: Layer) -> None:
@@ -239,8 +281,9 @@ def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -
     return Pruned(top_of_finite(pattern, score))
 
 
-def finished(layers: Mapping[str, Pruned], method: Baseline, experts: Mapping[str, Any] | None = None) -> PrunedModel:
+def finished(walked: Walked, method: Layerwise) -> Made:
     """Return the pruned model with notes and mean figures, without repaired weights if `mask_only` is set."""
+    layers = walked.layers
     layer_notes = {name: pruned.note for name, pruned in layers.items() if pruned.note}
     figures = {}
     for figure in dict.fromkeys(name for pruned in layers.values() for name in pruned.figures):
@@ -248,4 +291,5 @@ def finished(layers: Mapping[str, Pruned], method: Baseline, experts: Mapping[st
         figures[figure] = round(sum(values) / len(values), 4)
     if isinstance(method, Solver) and method.mask_only:
         layers = {name: Pruned(pruned.mask) for name, pruned in layers.items()}
-    return PrunedModel(layers, layer_notes=layer_notes, figures=figures, experts=experts or {})
+    pruned = PrunedModel(layers, layer_notes=layer_notes, figures=figures, experts=walked.experts)
+    return Made(pruned, walked.cost)

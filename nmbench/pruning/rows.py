@@ -14,9 +14,11 @@ from nmbench.experiment.record import dense_record, failed, record_of
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
 from nmbench.pruning.dispatch import made
+from nmbench.pruning.starts import WEIGHTS
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.results.format import Record
+from nmbench.results.kept_weights import save_weights
 from nmbench.runtime.cost import Meter
 from nmbench.runtime.isolation import isolating
 from nmbench.spec import DENSE
@@ -72,8 +74,8 @@ def done(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDi
         work = made(job, experiment, directory)
     meter.seconds += work.earlier_seconds
     found = measured(experiment, job.title, work.pruned, experiment.patterns(job.pattern), dense)
-    keep_files(job, experiment, directory, work.pruned, found.subject)
-    return record_of(job, experiment, work.pruned, work.cost, meter, found, dense)
+    kept_bytes = keep_files(job, experiment, directory, work.pruned, found.subject)
+    return record_of(job, experiment, work.pruned, work.cost, meter, found, dense, kept_bytes)
 
 
 def explained(error: BaseException, name: str, directory: RunDirectory) -> tuple[str, Path]:
@@ -86,12 +88,32 @@ def explained(error: BaseException, name: str, directory: RunDirectory) -> tuple
 
 def keep_files(
     job: Job, experiment: Experiment, directory: RunDirectory, pruned: PrunedModel, subject: Subject
-) -> None:
-    """Write the files that belong to the record: packed masks and losses by window."""
+) -> int | None:
+    """Write the files that belong to the record: packed masks, losses by window and, if they are kept, the weights.
+
+    Returns the bytes of the file of weights; None without one.
+    """
     origin = about(job.label, job.digest, experiment)
     keep_losses(directory.file("losses", job.name, ".safetensors"), subject, origin)
     masks = directory.file("masks", job.name, ".safetensors")
     save_masks(masks, pruned.masks, experiment.patterns(job.pattern), origin)
+    return keep_weights(directory.file(WEIGHTS, job.name, ".safetensors"), job, experiment, pruned, origin)
+
+
+def keep_weights(
+    path: Path, job: Job, experiment: Experiment, pruned: PrunedModel, origin: dict[str, str]
+) -> int | None:
+    """Write the weights of a repair, or of a row that a repair begins with, as measured; return the bytes.
+
+    Other rows with changed weights are made again when they are wanted, and so are all with `--no-keep-weights`.
+    """
+    wanted = job.repairs is not None or job.label in experiment.plan.repaired
+    if not wanted or not pruned.weights_changed or experiment.spec.keep_weights is False:
+        path.unlink(missing_ok=True)
+        return None
+    dtype = experiment.bundle.dtype
+    weights = {n: layer.weight.to(dtype) + 0.0 for n, layer in pruned.layers.items() if layer.weight is not None}
+    return save_weights(path, weights, pruned.masks, pruned.others, origin)
 
 
 def keep_losses(path: Path, subject: Subject, origin: dict[str, str]) -> None:

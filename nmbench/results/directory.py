@@ -128,10 +128,12 @@ class RunDirectory:
         return record if all(self.file(kind, job_name, ".safetensors").exists() for kind in kinds) else None
 
     def drop_checkpoint(self, job_name: str, record: Record) -> None:
-        """Remove the checkpoint of a job that ended well."""
+        """Remove the checkpoints of a job that ended well, of its blocks as well."""
         if record["status"] == "ok":
             self.file("checkpoints", job_name, ".safetensors").unlink(missing_ok=True)
+            for block in self.file("checkpoints", job_name, "").parent.glob(f"{job_name}.block*.safetensors"):
+                block.unlink()
 
     def file(self, kind: str, job_name: str, suffix: str) -> Path:
-        """Return the path of a file of a job; `kind` is masks, losses, checkpoints or errors."""
+        """Return the path of a file of a job; `kind` is masks, weights, losses, checkpoints or errors."""
         return self.path / kind / f"{job_name}{suffix}"

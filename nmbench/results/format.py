@@ -22,7 +22,10 @@ IN_EVERY_RECORD: dict[
     **{"label": str, "status": str, "job_digest": str, "pattern": (str, type(None)), "seed": (int, type(None))},
     **{"notes": dict, "metrics": dict, "seconds": dict, "cost": dict},
 }
-ADDED: Mapping[str, Any] = {"doubts": [], "unranked": [], "sliding_window": None}  # fields that came within format 2
+ADDED: Mapping[str, Any] = {  # fields that came within format 2
+    **{"doubts": [], "unranked": [], "sliding_window": None},
+    **{"repairs": None, "kept_bytes": None},
+}
 
 
 class Interval(TypedDict):
@@ -77,6 +80,8 @@ class Coverage(Extent, total=False):
 class Identity(TypedDict):
     """The part of a record that is known before the job is done.
 
+    `started_from`: the label of the row that a learner or a repair begins with. `repairs`: the label of a repair as the
+    user gave it, which its rows share if it begins with several; None for other methods.
     `sliding_window`: the tokens that the attention of some or all blocks sees, if that is less than a test window.
     """
 
@@ -86,6 +91,7 @@ class Identity(TypedDict):
     options: dict[str, Any]
     content: dict[str, str]
     started_from: str | None
+    repairs: str | None
     pattern: str | None
     pattern_for: dict[str, str]
     seed: int | None
@@ -122,7 +128,10 @@ class Said(TypedDict):
 
 
 class Figures(Said):
-    """The part of a record that the job makes."""
+    """The part of a record that the job makes.
+
+    `kept_bytes`: the size of the file of repaired weights; None if they were not kept.
+    """
 
     status: str
     strict: bool | None
@@ -134,6 +143,7 @@ class Figures(Said):
     seconds: Seconds
     peak_bytes: PeakBytes
     cost: CostRecord
+    kept_bytes: int | None
 
 
 class Record(Identity, Figures, total=False):

@@ -87,6 +87,7 @@ def ranking(records: Sequence[Record], results: Rows, pattern: str) -> Iterator[
             yield f"{shown} {text}: {order_of(rows, text, seeds, metric['lower_is_better'])}"
         if seeds:
             yield from (f"{shown} {text}: {line}" for line in gains(rows, text, metric.get("unit", "")))
+            yield from (f"{shown} {text}: {line}" for line in by_start(rows, text))
 
 
 def order_of(rows: Sequence[Row], text: str, seeds: Sequence[int], lower_is_better: bool) -> str:
@@ -129,20 +130,35 @@ def remark(rows: Sequence[Row], seeds: Sequence[int]) -> str:
 
 
 def gains(rows: Sequence[Row], text: str, unit: str) -> Iterator[str]:
-    """The paired difference of every learner to the row that it began with, on the seeds that both have.
+    """The paired difference of every learner and repair to the row that it began with, on the seeds that both have.
 
-    There is none to a start whose weights were repaired: the learner had only its mask.
+    A mask learner has none to a start whose weights were repaired, because it had only its mask.
     """
     by_label = {(row.directory, row.record["label"]): row for row in rows}
     for row in rows:
         start = by_label.get((row.directory, str(row.record["started_from"])))
-        if start is None or start.record.get("weights_changed"):
+        repairs = row.record.get("repairs")
+        if start is None or (start.record.get("weights_changed") and not repairs):
             continue
         seeds = sorted(row.seeds & start.seeds)
         own, reference = row.on(text, seeds), start.on(text, seeds)
         if own is not None and reference is not None:
             gained = difference(own, reference)
-            yield f"{row.name} against its initial mask {gained} {unit} ({gained.windows} windows)"
+            what = f"its start {start.name}" if repairs else "its initial mask"
+            yield f"{row.name} against {what} {gained} {unit} ({gained.windows} windows)"
+
+
+def by_start(rows: Sequence[Row], text: str) -> Iterator[str]:
+    """The ranking of the starts of every repair that has several: whether they still differ after it."""
+    for repair in dict.fromkeys(row.record.get("repairs") for row in rows):
+        same = [row for row in rows if repair and row.record.get("repairs") == repair]
+        seeds = common_seeds(same)
+        figures = {str(row.record["started_from"]): row.on(text, seeds) for row in same}
+        known = {start: losses for start, losses in figures.items() if losses is not None}
+        if len(known) > 1:
+            best, *_, worst = sorted(known, key=lambda start: float(known[start].mean()))
+            spread = f"{worst} over {best} {difference(known[worst], known[best])} nats"
+            yield f"after {repair}, by start: {chain(known)}; {spread}{remark(same, seeds)}"
 
 
 def chain(figures: Mapping[str, Tensor], lower_is_better: bool = True) -> str:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from nmbench.errors import NMBenchError
+from nmbench.experiment.contenders import Contender, contenders, lineage
 from nmbench.experiment.jobs import jobs
-from nmbench.experiment.plan import Contender, checked, contenders, lineage
+from nmbench.experiment.plan import checked
 from nmbench.methods import MaskLearner, Refiner
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import load_plugins

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nmbench.experiment.contenders import Contender
 from nmbench.experiment.jobs import Job
-from nmbench.experiment.plan import Contender
 from nmbench.methods import Scorer
 from nmbench.results.files import write_tensors
 from nmbench.results.ranking import chain, file_name

@@ -1,0 +1,55 @@
+"""The comparison of a repair with its start on selection windows that the repair has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from nmbench.evaluation.comparison import not_worse
+from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.experiment.setup import Experiment
+from nmbench.methods import PrunedModel
+from nmbench.models.applying import apply
+from nmbench.runtime.cost import Cost
+
+CONFIRMATION = "confirmation"  # the note in the record
+
+
+def unseen(selection: Tensor) -> Tensor:
+    """Return the second half of the selection windows, which no learner chooses by."""
+    return selection[len(selection) // 2 :]
+
+
+def confirmed(
+    experiment: Experiment, start: PrunedModel, repaired: PrunedModel, selection: Tensor, cost: Cost, title: str
+) -> PrunedModel:
+    """Return the repaired model if it is not worse than `start` on unseen windows, else the start; a note says which.
+
+    The windows are added to `cost`. The dense weights are put back.
+    """
+    windows = unseen(selection)
+    before, after = (losses_of(experiment, pruned, windows, title) for pruned in (start, repaired))
+    cost.forward_tokens += 2 * windows.numel()
+    cost.selection_tokens = selection.numel()
+    found = not_worse(after, before, 0.0)
+    note = {**asdict(found), "holds": found.holds}
+    chosen = repaired if found.holds else replace(repaired, layers=start.layers, others=start.others)
+    return replace(chosen, notes={**repaired.notes, CONFIRMATION: note})
+
+
+@torch.no_grad()
+def losses_of(experiment: Experiment, pruned: PrunedModel, windows: Tensor, title: str) -> Tensor:
+    """Return the losses float32 `[n]` of a pruned model on windows `[n, window_tokens]`, in the dtype of pruning."""
+    bundle = experiment.bundle
+    try:
+        apply(bundle, pruned)
+        return losses_in_parts(
+            lambda part: window_losses(bundle.model, part),
+            windows.to(bundle.device),
+            batch_size(bundle.model, windows.shape[1]),
+            experiment.reporter(title, "confirm"),
+        ).cpu()
+    finally:
+        experiment.dense.put_back()

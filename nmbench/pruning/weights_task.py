@@ -1,0 +1,147 @@
+"""The task of a weight learner: a `LearnTask` whose masks are fixed and whose kept weights are trained."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmbench.evaluation.losses import batch_size
+from nmbench.evaluation.objective import Objective, objective_losses
+from nmbench.methods import PrunedModel
+from nmbench.models.applying import applied, apply, moved
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_view import DenseView
+from nmbench.models.forward import logits_of, run_model
+from nmbench.models.recomputing import recomputing
+from nmbench.pruning.learning import LearnTask
+
+ACTIVATIONS = 6  # copies of inputs and outputs of all layers that backpropagation keeps, norms and attention included
+FILL = 0.5  # share of the free memory that kept activations may take
+
+
+class WeightTask(LearnTask):
+    """The task of one weight learner. Besides what a `LearnTask` holds:
+
+    `start`: mask and weights of the row that is repaired. `weights`: name -> its weight `[out, in]`, in the dtype of
+    the model, in host memory and zero off the mask; read-only.
+    """
+
+    def __init__(self, bundle: Bundle, *args: Any, start: PrunedModel, **kwargs: Any) -> None:
+        super().__init__(bundle, *args, **kwargs)
+        self.start = start
+        cpu = torch.device("cpu")
+        self.weights = {name: applied(moved(start.layers[name], cpu), dense) for name, dense in self.dense.items()}
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[Training]:
+        """Open the live weights, which are those of the start and have gradients; dense weights come back at the end.
+
+        Only prunable weights have gradients.
+        """
+        try:
+            apply(self.bundle, self.start)
+            yield Training(self)
+        finally:
+            self._weights.restore()
+
+
+class Training:
+    """The live weights of a model in training; the host restores the dense weights afterwards."""
+
+    def __init__(self, task: WeightTask) -> None:
+        self.task, self.bundle = task, task.bundle
+        self.parameters = {
+            layer.where.stored: layer.module.get_parameter(layer.where.parameter)
+            for layer in self.bundle.layers.values()
+        }
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Set the live weight of a layer to `weight` `[out, in]`, of any float dtype."""
+        with torch.no_grad():
+            self.bundle.layers[name].write(weight)
+
+    def gradient(self, name: str) -> Tensor:
+        """Return the gradient of a layer since `clear`, `[out, in]` in the dtype of the model."""
+        where = self.bundle.layers[name].where
+        gradient = self.parameters[where.stored].grad
+        return where.view(torch.zeros_like(self.parameters[where.stored]) if gradient is None else gradient)
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def backward(self, tokens: Tensor, objective: Objective) -> Tensor:
+        """Add the gradient of the mean objective of `tokens` `[n, window_tokens]`; return its values, float32 `[n]`.
+
+        The windows go through the model in parts that fit. Tokens of the teacher, of the student and of its backward
+        pass are counted.
+        """
+        losses = []
+        with torch.enable_grad(), self._recomputing(tokens):
+            for part in tokens.split(self.part_windows(tokens)):
+                teacher = self.teacher_logits(part) if objective.kl else None
+                self.task.count_forward(part.numel())
+                values = objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher)
+                (values.sum() / len(tokens)).backward()
+                self.task._count_backward(part.numel())
+                losses.append(values.detach())
+        return torch.cat(losses)
+
+    @torch.no_grad()
+    def losses(self, tokens: Tensor, objective: Objective) -> Tensor:
+        """Return the objective of every window `[n, window_tokens]` under the live weights, float32 `[n]`."""
+        losses = []
+        for part in tokens.split(self.part_windows(tokens)):
+            teacher = self.teacher_logits(part) if objective.kl else None
+            self.task.count_forward(part.numel())
+            losses.append(objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher))
+        return torch.cat(losses)
+
+    @torch.no_grad()
+    def teacher_logits(self, tokens: Tensor) -> Tensor:
+        """Return the logits of the dense model, `[n, window_tokens, vocabulary]` in the dtype of the model."""
+        self.task.count_forward(tokens.numel())
+        with self.teacher.shown() as model:
+            return logits_of(run_model(model, tokens))
+
+    @cached_property
+    def teacher(self) -> DenseView:
+        """A view of the dense model; its weights are copied to the device once, and shared with it on a CPU."""
+        device, copies = self.bundle.device, self.task._weights.copies
+        inside = tuple(f"{name}." for name in self.bundle.blocks)
+        return DenseView(self.bundle, {n: t.to(device) for n, t in copies.items() if n.startswith(inside)})
+
+    def part_windows(self, tokens: Tensor) -> int:
+        """Return the number of windows that go through the model at once."""
+        return max(1, batch_size(self.task.model, tokens.shape[1]))
+
+    @contextlib.contextmanager
+    def _recomputing(self, tokens: Tensor) -> Iterator[None]:
+        """Recompute blocks in the backward pass where the activations of all of them would not fit."""
+        if fits(self.bundle, min(len(tokens), self.part_windows(tokens)) * tokens.shape[1]):
+            yield
+            return
+        with recomputing(self.bundle.blocks.values()):
+            yield
+
+
+def fits(bundle: Bundle, tokens: int) -> bool:
+    """Return True if the device has room for the activations of `tokens` tokens in all blocks; a CPU always has."""
+    if bundle.device.type != "cuda":
+        return True
+    widths = sum(sum(layer.shape) for layer in bundle.layers.values() if not layer.fused or layer.where.expert == 0)
+    free = torch.cuda.mem_get_info(bundle.device)[0] + cached_bytes(bundle.device)
+    return ACTIVATIONS * tokens * widths * bundle.dtype.itemsize < FILL * free
+
+
+def cached_bytes(device: torch.device) -> int:
+    """Return the bytes that torch holds of a CUDA device without using them."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,0 +1,97 @@
+"""The training of one part of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import nmbench
+
+BETAS = (0.9, 0.95)
+TINY = 1e-30  # of a sum of squares: a part whose target is 0 everywhere has the error 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps, step size, its rise, and the target of one training."""
+
+    steps: int
+    learning_rate: float
+    warmup: float
+    target: float
+
+    def rate(self, step: int) -> float:
+        """Return the step size of update `step`: a linear rise, then a linear fall to 0."""
+        rising = max(1, round(self.warmup * self.steps))
+        return self.learning_rate * min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising))
+
+
+def trained(
+    block: nmbench.BlockTask, part: nmbench.Part, others: Mapping[str, Tensor], plan: Plan
+) -> dict[str, Tensor]:
+    """Return the trained tensors of a part, by name, in float32; none if the error of the part did not fall.
+
+    `others`: parameters to train besides the kept weights.
+    """
+    targets = [part.target(number, plan.target).to(part.host) for number in range(part.batches)]
+    start = {**{name: block.weights[name] for name in part.layers}, **others}
+    masters = {name: tensor.detach().float().clone().requires_grad_() for name, tensor in start.items()}
+    before = error(part, targets, {})
+    if plan.steps:
+        descend(block, part, targets, masters, plan)
+    found = {name: kept(master, block.masks.get(name)) for name, master in masters.items()}
+    after = error(part, targets, found)
+    inner = part.name.removeprefix(block.name).removeprefix(".")
+    place = f" {inner}" if inner else ""
+    block.report(**{f"error before{place}": before, f"error after{place}": min(before, after)})
+    return found if after < before else {}
+
+
+def descend(
+    block: nmbench.BlockTask, part: nmbench.Part, targets: Sequence[Tensor], masters: Mapping[str, Tensor], plan: Plan
+) -> None:
+    """Train `masters` in place by Adam; gradients of dropped weights are zero, so that these stay zero."""
+    masks = [block.masks[name] for name in masters if name in block.masks]
+    weights = [master for name, master in masters.items() if name in block.masks]
+    fused = weights[0].is_cuda
+    optimiser = torch.optim.Adam(list(masters.values()), betas=BETAS, fused=fused)
+    for step, number in zip(range(plan.steps), order(part.batches, block.generator), strict=False):
+        optimiser.param_groups[0]["lr"] = plan.rate(step)
+        optimiser.zero_grad()
+        squares(part, number, targets[number], masters).mean().backward()
+        for weight, mask in zip(weights, masks, strict=True):
+            assert weight.grad is not None
+            weight.grad.mul_(mask)
+        optimiser.step()
+        block.progress(step + 1, plan.steps)
+
+
+def order(count: int, generator: torch.Generator) -> Iterator[int]:
+    """Yield numbers of batches without end, each once in every pass."""
+    while True:
+        yield from torch.randperm(count, generator=generator, device=generator.device).tolist()
+
+
+def squares(part: nmbench.Part, number: int, target: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the squared errors of a batch in float32, of the shape of the outputs."""
+    output = part.outputs(number, tensors)
+    return (output.float() - target.to(output.device).float()).square()
+
+
+@torch.no_grad()
+def error(part: nmbench.Part, targets: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> float:
+    """Return the sum of squared errors over all batches, as a share of that of the targets."""
+    wrong = sum(
+        squares(part, number, target, tensors).sum(dtype=torch.float64) for number, target in enumerate(targets)
+    )
+    whole = sum(target.float().square().sum(dtype=torch.float64) for target in targets)
+    return float(wrong) / max(float(whole), TINY)
+
+
+def kept(master: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a trained tensor with positive zeros off the mask."""
+    tensor = master.detach()
+    return tensor if mask is None else tensor.masked_fill(~mask, 0.0)
