@@ -73,8 +73,8 @@ def fallbacks(records: Sequence[Record]) -> str:
         ]
         if waited(r):
             parts.append(
-                f"pruning got {r['seconds']['cpu_share']:.0%} of one processor: the machine was busy, and seconds say "
-                f"little"
+                f"pruning took {r['seconds']['prune']:.1f} s, in which processors worked {worked(r):.1f} s: "
+                f"the machine was busy, and seconds say little"
             )
         if r["copied_from"]:
             parts.append(f"the same work as {r['copied_from']}, done once; all figures are copied from there")
@@ -85,9 +85,19 @@ def fallbacks(records: Sequence[Record]) -> str:
 
 def waited(record: Record) -> bool:
     """True if pruning on a CPU was long and waited for most of the time, for other processes."""
-    share, seconds = record["seconds"]["cpu_share"], record["seconds"]["prune"]
+    worked_seconds, seconds = worked(record), record["seconds"]["prune"]
     on_cpu = record["environment"].get("device") == "cpu"
-    return on_cpu and share is not None and seconds is not None and seconds > LONG and share < BUSY
+    if worked_seconds is None or seconds is None:
+        return False
+    return on_cpu and seconds > LONG and worked_seconds < BUSY * seconds
+
+
+def worked(record: Record) -> float | None:
+    """Processor seconds of pruning; of older records the share of the process that ended the job, times its seconds."""
+    seconds = record["seconds"]
+    if seconds["prune_cpu"] is not None or seconds["cpu_share"] is None or seconds["prune"] is None:
+        return seconds["prune_cpu"]
+    return seconds["cpu_share"] * seconds["prune"]
 
 
 def rows(records: Sequence[Record]) -> pandas.DataFrame:

@@ -10,7 +10,7 @@ import pytest
 
 from nmbench.errors import NMBenchError
 from nmbench.experiment.record import nothing_said
-from nmbench.results.format import ADDED, FORMAT, Figures, Identity, Record, upgraded
+from nmbench.results.format import ADDED, FORMAT, NO_CPU, Figures, Identity, Record, upgraded
 from nmbench.results.records import read_records
 from nmbench.results.results import load_results
 
@@ -65,7 +65,7 @@ def test_a_later_format_is_refused(first):
 
 def test_today_is_left_alone():
     """A record of today's format comes back as it was."""
-    record = Record(format=FORMAT, label="acme", notes={"same_as": "my own word"}, **ADDED)
+    record = Record(format=FORMAT, label="acme", notes={"same_as": "my own word"}, seconds=dict(NO_CPU), **ADDED)
     assert upgraded(record) == record
 
 

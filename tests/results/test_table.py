@@ -50,7 +50,14 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
         "coverage": None if dense else {"share_of_decoder": 0.9876},
         "metrics": {"ppl:demo@8": {"value": value, "stderr": 0.5, "n": 12, "lower_is_better": True}},
         "against_dense": {} if dense else {TEXT: {"mean": 0.25, "low": -0.125, "high": 0.5, "windows": 12}},
-        "seconds": {"prune": 1.0, "evaluate": 2.0, "total": 3.0, "cpu_share": 1.0},
+        "seconds": {
+            "prune": 1.0,
+            "evaluate": 2.0,
+            "total": 3.0,
+            "prune_cpu": 1.0,
+            "evaluate_cpu": 2.0,
+            "cpu_share": 1.0,
+        },
         "environment": {"device": "cpu"},
         "peak_bytes": {"host": 300 * 2**20, "host_growth": 30 * 2**20, "device": None},
         "cost": {"forward_tokens": 4096},
@@ -373,12 +380,17 @@ def test_rows_of_other_commands_are_counted(tmp_path):
 
 def test_a_busy_machine_is_named(tmp_path):
     """Seconds of a job that waited for the processor are doubted beside the table; those of others are not."""
-    slow = {"prune": 60.0, "evaluate": 1.0, "total": 61.0}
-    busy, idle = (
-        record(name, 30.0, seconds={**slow, "cpu_share": share}) for name, share in (("busy", 0.2), ("idle", 0.98))
-    )
-    (line,) = lines_with(render(results(tmp_path, (busy, HARD), (idle, HARD))), "NOTE")
-    assert "busy" in line and "20% of one processor" in line
+    slow = {"prune": 60.0, "evaluate": 1.0, "total": 61.0, "prune_cpu": None, "evaluate_cpu": None}
+    cases = {
+        "busy": {"prune_cpu": 12.0, "cpu_share": 0.99},
+        "older": {"cpu_share": 0.2},
+        "idle": {"prune_cpu": 58.8, "cpu_share": 0.1},
+        "unknown": {"cpu_share": None},
+    }
+    rows = [(record(name, 30.0, seconds={**slow, **seconds}), HARD) for name, seconds in cases.items()]
+    lines = lines_with(render(results(tmp_path, *rows)), "NOTE")
+    assert [line.split()[1] for line in lines] == ["busy", "older"]
+    assert all("took 60.0 s, in which processors worked 12.0 s" in line for line in lines)
 
 
 def test_without_losses_there_is_no_ranking(tmp_path):
