@@ -20,8 +20,11 @@ def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
     plugins = load_plugins(plugin_files)
     check_plugin_files(plugins)
     if name is None:
-        for entry in plugins.registries.methods:
-            click.echo(f"{entry.name:<12} {entry.obj.method_kind:<13} {summary(entry.obj)}  ({entry.origin})")
+        entries = list(plugins.registries.methods)
+        names = max(len(entry.name) for entry in entries)
+        kinds = max(len(entry.obj.method_kind) for entry in entries)
+        for entry in entries:
+            click.echo(f"{entry.name:<{names}} {entry.obj.method_kind:<{kinds}} {summary(entry.obj)}  ({entry.origin})")
         return
     cls = plugins.lookup(plugins.registries.methods, name)
     click.echo(f"{name}: {cls.method_kind} of {plugins.registries.methods.entries[name].origin}\n{summary(cls)}\n")

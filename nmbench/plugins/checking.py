@@ -111,7 +111,13 @@ def check_work(name: str, cls: type, base: Any) -> None:
     )
 
 
-OVERRIDABLE = ("sequential", "skip_tokens", "windows", "minibatch", "dense_path")  # properties; an option may replace them
+OVERRIDABLE = (
+    "sequential",
+    "skip_tokens",
+    "windows",
+    "minibatch",
+    "dense_path",
+)  # properties; an option may replace them
 
 
 def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:

@@ -2,8 +2,10 @@
 
 from nmbench.pruning.block_parts import SCOPES, BlockTask, Part
 from nmbench.pruning.learning import Batch, LearnTask
+from nmbench.pruning.least_squares import better_rows, conjugate_gradients
 from nmbench.pruning.live_weights import LiveWeights, Provider, masked
 from nmbench.pruning.selection import Selection
+from nmbench.pruning.static_call import StaticCall
 from nmbench.pruning.weights_task import Training, WeightTask
 
 __all__ = [
@@ -15,7 +17,10 @@ __all__ = [
     "Part",
     "Provider",
     "Selection",
+    "StaticCall",
     "Training",
     "WeightTask",
+    "better_rows",
+    "conjugate_gradients",
     "masked",
 ]

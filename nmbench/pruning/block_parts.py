@@ -10,6 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,12 @@ class Call(Protocol):
 
     @property
     def batch(self) -> Tensor: ...
+
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+
+    @property
+    def kwargs(self) -> dict[str, Any]: ...
 
     def again(self, module: Callable[..., Any], keep: bool = False) -> Any:
         """Return what `module` makes of these arguments; `keep`: the model goes on with this result."""
@@ -92,17 +99,22 @@ class Part:
         `weights`: layer name -> weight `[out, in]`, or name of another parameter -> tensor, of any float dtype, in
         place of the live ones; the outputs have gradients with respect to those that require them.
         """
-        tokens = self.tokens(number).numel() * self.share
-        self.tally.forward += tokens
+        self.count(number, 1, 0)
         output = hidden_of(self.calls[number].again(self.substituted(weights or {})), self.tokens(number))
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._count_backward(tokens))
+            output.register_hook(lambda gradient: self.count(number, 0, 1))
         return output
+
+    def count(self, number: int, forward: int = 1, backward: int = 1) -> None:
+        """Count passes of a batch through the part, as a share of the model; `outputs` counts its own."""
+        tokens = self.tokens(number).numel() * self.share
+        self.tally.forward += forward * tokens
+        self.tally.backward += backward * tokens
 
     @torch.no_grad()
     def dense_outputs(self, number: int, dense_path: bool = True) -> Tensor:
         """Return what the dense module makes of its inputs on the dense path, or on the pruned path."""
-        self.tally.forward += self.tokens(number).numel() * self.share
+        self.count(number, 1, 0)
         if not dense_path:
             return hidden_of(self.calls[number].again(self.dense_module), self.tokens(number))
         if not self.dense_calls:
@@ -118,7 +130,7 @@ class Part:
         near = self.dense_outputs(number, dense_path=False)
         return near.lerp(self.dense_outputs(number), dense) if dense else near
 
-    @property
+    @cached_property
     def share(self) -> float:
         """The share of the part in all prunable weights of the model."""
         return sum(layer.read().numel() for layer in self.layers.values()) / self.tally.weights
@@ -153,9 +165,6 @@ class Part:
         with torch.no_grad():
             for name, tensor in stored_tensors(self.module, self.name, self.layers, weights).items():
                 self.module.get_parameter(name).copy_(tensor)
-
-    def _count_backward(self, tokens: float) -> None:
-        self.tally.backward += tokens
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from nmbench.models.recomputing import recomputing
 from nmbench.pruning.learning import LearnTask
 
 ACTIVATIONS = 6  # copies of inputs and outputs of all layers that backpropagation keeps, norms and attention included
+TRAINING_LOGIT_BYTES = 2**32  # of the float32 logits of the windows that go through the model at once on a GPU
 FILL = 0.5  # share of the free memory that kept activations may take
 
 
@@ -59,6 +61,7 @@ class Training:
             layer.where.stored: layer.module.get_parameter(layer.where.parameter)
             for layer in self.bundle.layers.values()
         }
+        self._fitting: dict[int, bool] = {}  # tokens at once -> whether their activations fit
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
@@ -84,31 +87,43 @@ class Training:
         The windows go through the model in parts that fit. Tokens of the teacher, of the student and of its backward
         pass are counted.
         """
+        self.count(tokens.numel(), objective)
         losses = []
         with torch.enable_grad(), self._recomputing(tokens):
             for part in tokens.split(self.part_windows(tokens)):
                 teacher = self.teacher_logits(part) if objective.kl else None
-                self.task.count_forward(part.numel())
                 values = objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher)
                 (values.sum() / len(tokens)).backward()
-                self.task._count_backward(part.numel())
                 losses.append(values.detach())
         return torch.cat(losses)
+
+    def count(self, tokens: int, objective: Objective) -> None:
+        """Count the tokens of one `backward`: forward once, twice with a teacher, and backward."""
+        self.task.count_forward(tokens * (2 if objective.kl else 1))
+        self.task._count_backward(tokens)
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Forget the tokens that are counted while the context is open, as those of a trial."""
+        cost = dataclasses.replace(self.task.cost)
+        try:
+            yield
+        finally:
+            self.task.cost = cost
 
     @torch.no_grad()
     def losses(self, tokens: Tensor, objective: Objective) -> Tensor:
         """Return the objective of every window `[n, window_tokens]` under the live weights, float32 `[n]`."""
+        self.task.count_forward(tokens.numel() * (2 if objective.kl else 1))
         losses = []
         for part in tokens.split(self.part_windows(tokens)):
             teacher = self.teacher_logits(part) if objective.kl else None
-            self.task.count_forward(part.numel())
             losses.append(objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher))
         return torch.cat(losses)
 
     @torch.no_grad()
     def teacher_logits(self, tokens: Tensor) -> Tensor:
         """Return the logits of the dense model, `[n, window_tokens, vocabulary]` in the dtype of the model."""
-        self.task.count_forward(tokens.numel())
         with self.teacher.shown() as model:
             return logits_of(run_model(model, tokens))
 
@@ -121,15 +136,16 @@ class Training:
 
     def part_windows(self, tokens: Tensor) -> int:
         """Return the number of windows that go through the model at once."""
-        return max(1, batch_size(self.task.model, tokens.shape[1]))
+        on_gpu = self.bundle.device.type == "cuda"
+        return batch_size(self.task.model, tokens.shape[1], TRAINING_LOGIT_BYTES if on_gpu else None)
 
     @contextlib.contextmanager
     def _recomputing(self, tokens: Tensor) -> Iterator[None]:
         """Recompute blocks in the backward pass where the activations of all of them would not fit."""
-        if fits(self.bundle, min(len(tokens), self.part_windows(tokens)) * tokens.shape[1]):
-            yield
-            return
-        with recomputing(self.bundle.blocks.values()):
+        count = min(len(tokens), self.part_windows(tokens)) * tokens.shape[1]
+        if count not in self._fitting:  # asked once: a CUDA graph must not ask for free memory
+            self._fitting[count] = fits(self.bundle, count)
+        with contextlib.nullcontext() if self._fitting[count] else recomputing(self.bundle.blocks.values()):
             yield
 
 

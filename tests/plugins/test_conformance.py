@@ -6,9 +6,11 @@ import importlib.metadata
 
 from nmbench.plugins.loading import load_plugins
 from nmbench.testing import conformance_tests
+from nmbench_plugins.alps import ALPS
 from nmbench_plugins.importing import Import
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.ria import RIA
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
@@ -17,7 +19,9 @@ QUICK = {"minibatch": 8, "learning_rate": 2.0, "prior": 1.0, "check_every": 20, 
 METHODS = (
     Magnitude(),
     Wanda(),
+    RIA(),
     SparseGPT(),
+    ALPS(),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=140, **QUICK),

@@ -1,4 +1,4 @@
-"""Laws of the built-in scorers, magnitude and Wanda (arXiv 2306.11695)."""
+"""Laws of the built-in scorers: magnitude, Wanda (arXiv 2306.11695) and RIA (ICLR 2024)."""
 
 import dataclasses
 
@@ -8,15 +8,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nmbench.errors import NMBenchError
 from nmbench.methods import LayerStats, Stat
 from nmbench.pattern import Pattern
 from nmbench.testing import strategies
 from nmbench_plugins.magnitude import Magnitude
+from nmbench_plugins.ria import RIA
 from nmbench_plugins.wanda import Wanda
 
 quick = settings(max_examples=50, deadline=None)
 patterns = strategies.patterns(16)
-methods = pytest.mark.parametrize("method", [Magnitude(), Wanda()], ids=["magnitude", "wanda"])
+row_by_row = pytest.mark.parametrize("method", [Magnitude(), Wanda()], ids=["magnitude", "wanda"])
+methods = pytest.mark.parametrize("method", [Magnitude(), Wanda(), RIA()], ids=["magnitude", "wanda", "ria"])
 
 
 def layer(data: st.DataObject) -> tuple[Tensor, LayerStats, Pattern]:
@@ -29,9 +32,9 @@ def random_signs(shape: torch.Size, seed: int) -> Tensor:
 
 
 def test_what_is_needed():
-    """Magnitude needs no data, Wanda the norms of the inputs."""
+    """Magnitude needs no data, Wanda and RIA the norms of the inputs."""
     assert Magnitude().needs is Stat.NONE
-    assert Wanda().needs is Stat.INPUT_NORM
+    assert Wanda().needs is RIA().needs is Stat.INPUT_NORM
 
 
 @quick
@@ -64,7 +67,7 @@ def test_signs_do_not_matter(method, data):
     assert torch.equal(method.score(flipped, stats), method.score(weight, stats))
 
 
-@methods
+@row_by_row
 @quick
 @given(st.data())
 def test_rows_are_rated_alone(method, data):
@@ -108,14 +111,60 @@ def test_scorers_are_pure(method, data):
     assert all(map(torch.equal, before, (weight, stats.input_norm, stats.gram)))
 
 
-def test_dead_inputs_are_dropped_first():
+@pytest.mark.parametrize("method", [Wanda(), RIA()], ids=["wanda", "ria"])
+def test_dead_inputs_are_dropped_first(method):
     """A weight whose input is always zero loses to any other, however large it is."""
     stats = LayerStats(1, 1, input_norm=torch.tensor([0.0, 1.0, 1.0, 0.0]))
     weight = torch.tensor([[1e6, 1e-6, 1e-6, 1e6]])
-    assert Pattern(2, 4).top(Wanda().score(weight, stats)).tolist() == [[False, True, True, False]]
+    assert Pattern(2, 4).top(method.score(weight, stats)).tolist() == [[False, True, True, False]]
 
 
-@methods
+@quick
+@given(st.data(), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+def test_ria_is_its_definition(data, power):
+    """RIA's score of (i, j) is |w_ij| over the sums of its column and of its row, times a power of the input norm."""
+    weight, stats, _ = layer(data)
+    assume((weight.abs().sum(dim=0) > 1e-30).all() and (weight.abs().sum(dim=1) > 1e-30).all())
+    size = weight.double().abs()
+    shares = size / size.sum(dim=0) + size / size.sum(dim=1, keepdim=True)
+    expected = shares * stats.input_norm.double() ** power
+    torch.testing.assert_close(RIA(power).score(weight, stats).double(), expected, rtol=1e-5, atol=1e-12)
+
+
+@quick
+@given(st.data())
+def test_ria_rates_rows_and_columns_alike(data):
+    """Permuted outputs permute the scores, and a layer and its transpose have transposed scores where norms are 1."""
+    weight, stats, _ = layer(data)
+    order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(data.draw(st.integers(0, 2**31))))
+    torch.testing.assert_close(RIA().score(weight[order], stats), RIA().score(weight, stats)[order])
+    scores = [RIA(0.0).score(w, LayerStats(1, 1, input_norm=torch.ones(w.shape[1]))) for w in (weight, weight.T)]
+    torch.testing.assert_close(scores[0], scores[1].T)
+
+
+def test_ria_saves_a_small_column():
+    """A column of small weights keeps its largest, where Wanda and magnitude drop it."""
+    weight = torch.tensor([[0.1, 1.0, 1.0, 1.1], [0.0, 1.0, 1.0, 1.0]])
+    stats = LayerStats(1, 1, input_norm=torch.ones(4))
+    assert Pattern(2, 4).top(RIA().score(weight, stats))[0].tolist() == [True, False, False, True]
+    assert Pattern(2, 4).top(Wanda().score(weight, stats))[0].tolist() == [False, True, False, True]
+
+
+def test_ria_survives_rows_and_columns_of_zeros():
+    """Where a sum is zero, so are the scores; none is NaN."""
+    weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 2.0, 0.0]])
+    score = RIA().score(weight, LayerStats(1, 1, input_norm=torch.ones(4)))
+    assert score.tolist()[0] == [0.0] * 4
+    assert score.isfinite().all()
+
+
+def test_power_of_ria_has_limits():
+    """A negative power would keep the weakest inputs."""
+    with pytest.raises(NMBenchError, match="power from 0 to 4"):
+        RIA(power=-1.0)
+
+
+@row_by_row
 def test_scorers_have_no_options(method):
     """Both are what their papers say, with nothing to tune."""
     assert dataclasses.fields(method) == ()

@@ -21,8 +21,8 @@ class Masters:
     def __init__(self, task: nmbench.WeightTask, living: bool) -> None:
         self.patterns, self.living = task.pattern, living
         device = task.bundle.device
-        self.masks = {name: mask.to(device) for name, mask in task.initial.items()}
-        self.tensors = {name: weight.to(device, torch.float32) for name, weight in task.weights.items()}
+        self.masks = {name: mask.to(device, copy=True) for name, mask in task.initial.items()}
+        self.tensors = {name: weight.to(device, torch.float32, copy=True) for name, weight in task.weights.items()}
         if living:
             for name, master in self.tensors.items():
                 master += begun(task.dense[name].to(device).float(), master, self.masks[name], task.pattern[name])
@@ -45,7 +45,7 @@ class Masters:
             mask = self.patterns[name].top(master.abs())
             changed += int((mask ^ self.masks[name]).sum())
             total += mask.numel()
-            self.masks[name] = mask
+            self.masks[name].copy_(mask)  # in place: a CUDA graph reads it
         return changed / total
 
     def pruned(self) -> dict[str, nmbench.Pruned]:
@@ -60,7 +60,7 @@ class Masters:
         """Go on with the masters and masks of a checkpoint, in place."""
         for name, master in self.tensors.items():
             master.copy_(state["masters"][name])
-            self.masks[name] = state["masks"][name].to(master.device)
+            self.masks[name].copy_(state["masks"][name])
 
 
 def begun(dense: Tensor, kept: Tensor, mask: Tensor, pattern: nmbench.Pattern) -> Tensor:

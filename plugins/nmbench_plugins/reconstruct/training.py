@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench_plugins.reconstruct.steps import Steps, squares
 
-BETAS = (0.9, 0.95)
 TINY = 1e-30  # of a sum of squares: a part whose target is 0 everywhere has the error 0
 
 
@@ -40,8 +40,10 @@ def trained(
     start = {**{name: block.weights[name] for name in part.layers}, **others}
     masters = {name: tensor.detach().float().clone().requires_grad_() for name, tensor in start.items()}
     before = error(part, targets, {})
-    if plan.steps:
-        descend(block, part, targets, masters, plan)
+    steps = Steps(part, targets, masters, {name: block.masks[name] for name in part.layers})
+    for step, number in zip(range(plan.steps), order(part.batches, block.generator), strict=False):
+        steps.take(number, plan.rate(step))
+        block.progress(step + 1, plan.steps)
     found = {name: kept(master, block.masks.get(name)) for name, master in masters.items()}
     after = error(part, targets, found)
     inner = part.name.removeprefix(block.name).removeprefix(".")
@@ -50,43 +52,16 @@ def trained(
     return found if after < before else {}
 
 
-def descend(
-    block: nmbench.BlockTask, part: nmbench.Part, targets: Sequence[Tensor], masters: Mapping[str, Tensor], plan: Plan
-) -> None:
-    """Train `masters` in place by Adam; gradients of dropped weights are zero, so that these stay zero."""
-    masks = [block.masks[name] for name in masters if name in block.masks]
-    weights = [master for name, master in masters.items() if name in block.masks]
-    fused = weights[0].is_cuda
-    optimiser = torch.optim.Adam(list(masters.values()), betas=BETAS, fused=fused)
-    for step, number in zip(range(plan.steps), order(part.batches, block.generator), strict=False):
-        optimiser.param_groups[0]["lr"] = plan.rate(step)
-        optimiser.zero_grad()
-        squares(part, number, targets[number], masters).mean().backward()
-        for weight, mask in zip(weights, masks, strict=True):
-            assert weight.grad is not None
-            weight.grad.mul_(mask)
-        optimiser.step()
-        block.progress(step + 1, plan.steps)
-
-
 def order(count: int, generator: torch.Generator) -> Iterator[int]:
     """Yield numbers of batches without end, each once in every pass."""
     while True:
         yield from torch.randperm(count, generator=generator, device=generator.device).tolist()
 
 
-def squares(part: nmbench.Part, number: int, target: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the squared errors of a batch in float32, of the shape of the outputs."""
-    output = part.outputs(number, tensors)
-    return (output.float() - target.to(output.device).float()).square()
-
-
 @torch.no_grad()
 def error(part: nmbench.Part, targets: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> float:
     """Return the sum of squared errors over all batches, as a share of that of the targets."""
-    wrong = sum(
-        squares(part, number, target, tensors).sum(dtype=torch.float64) for number, target in enumerate(targets)
-    )
+    wrong = sum(squares(part, i, target, tensors).sum(dtype=torch.float64) for i, target in enumerate(targets))
     whole = sum(target.float().square().sum(dtype=torch.float64) for target in targets)
     return float(wrong) / max(float(whole), TINY)
 

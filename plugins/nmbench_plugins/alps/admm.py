@@ -1,0 +1,69 @@
+"""The search for the mask by the alternating direction method of multipliers (ADMM).
+
+For the problem of a layer with dense weights B0 and the matrix H, and a penalty rho, the paper (arXiv 2406.07831)
+alternates
+
+    B = (H + rho I)^-1 (H B0 - V + rho D),    D = projection of B + V / rho,    V += rho (B - D),
+
+where the projection keeps the N largest of every M entries along the input. With Z = B + V / rho, D is the kept part of
+Z, and V is rho times the dropped part, so that Z and the mask are the whole state. With S = Z where kept and -Z where
+dropped, H B0 - V + rho D = H B0 + rho S, and (H + rho I)^-1 H = I - rho (H + rho I)^-1, which gives
+
+    B = B0 + rho (S - B0) (H + rho I)^-1,    Z = B + dropped part of Z
+
+for rows: one matrix product an iteration. When rho changes to rho', V must not: the dropped part of Z is multiplied by
+rho / rho'. The inverse changes at every third iteration only. The twin in the tests has the paper's formulas.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench_plugins.alps.penalty import EVERY, next_step
+from nmbench_plugins.alps.problem import Problem
+
+
+class Found(NamedTuple):
+    """The strict `mask` bool `[out, in]`, the scaled `weight` `[out, in]` on it, and the number of iterations."""
+
+    mask: Tensor
+    weight: Tensor
+    iterations: int
+
+
+def search(problem: Problem, pattern: nmbench.Pattern, penalty: float, most_iterations: int) -> Found | None:
+    """Return the mask of the problem and weights on it; None if a matrix H + rho I has no Cholesky factor.
+
+    Raises `NumericalFailure` if a weight is not finite, and `NMBenchError` if rows cannot be split into groups.
+    """
+    dense = problem.dense
+    first = pattern.top(dense.abs())
+    mask, seen, raised = first, first, False
+    state, weight = dense.where(first, 0.0), dense
+    for iteration in range(most_iterations):
+        if iteration % EVERY == 0:
+            inverse = problem.factor(penalty)
+            if inverse is None:
+                return None
+        assert inverse is not None
+        target = torch.where(mask, state, -state).sub_(dense)
+        weight = torch.addmm(dense, target, inverse, alpha=penalty)
+        state.masked_fill_(mask, 0.0).add_(weight)
+        mask = pattern.top(state.abs())
+        if (iteration + 1) % EVERY == 0:
+            change = int((mask != seen).sum()) / (dense.numel() * pattern.density)
+            step = next_step(penalty, raised, change, iteration + 1)
+            if step.done:
+                break
+            seen = mask
+            if step.restart:
+                mask, state = first, dense.where(first, 0.0)
+            else:
+                state = state.where(mask, state * (penalty / step.penalty))
+            penalty, raised = step.penalty, step.raised
+    mask = pattern.top(weight.abs())
+    return Found(mask, weight.where(mask, 0.0), iteration + 1)
