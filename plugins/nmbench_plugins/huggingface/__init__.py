@@ -165,7 +165,7 @@ def defaults_of(bundle: nmbench.Bundle) -> nmbench.Defaults:
         window_tokens=window,
         pool_tokens=128 * window,
         selection_tokens=32 * window,
-        metrics=(f"ppl:wikitext2@{window}",),
+        metrics=(f"ppl:wikitext2@{window}", f"ppl:c4@{window}"),  # two domains
         dtype=str(bundle.model.dtype).removeprefix("torch."),
     )
 
