@@ -157,4 +157,7 @@ def repeated(row: Row, spec: RunSpec, bundle: Bundle, plugins: Plugins) -> Prune
             f"{row.title} cannot be repeated: its texts, a file or a default of its method has changed since "
             f"{row.directory} was made."
         )
-    return made(same[0], experiment, RunDirectory(row.directory)).pruned
+    directory = RunDirectory(row.directory)
+    pruned = made(same[0], experiment, directory).pruned
+    directory.drop_checkpoint(same[0].name, row.record)
+    return pruned

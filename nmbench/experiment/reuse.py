@@ -45,7 +45,8 @@ class Shared:
             raise
         except NMBenchError:  # the files of the row are damaged or gone
             return None
-        return cast(Record, {**record, **identity_of(job, experiment), "copied_from": record["label"]})
+        own = {**identity_of(job, experiment), "copied_from": record["label"], "kept_bytes": None}
+        return cast(Record, {**record, **own})
 
 
 def copy_files(job: Job, record: Record, directory: RunDirectory) -> None:

@@ -78,14 +78,14 @@ class Blocks:
                 with bundle.holding(block), parameters_kept(block):
                     task = self.task(index, live, dense)
                     task.write({**task.weights, **self.start_others(task)})
-                    tensors = finished(index)
-                    if tensors is None:
-                        with torch.enable_grad():
-                            tensors = learn(task)
+                    known = finished(index)
+                    with torch.enable_grad():
+                        tensors = learn(task) if known is None else known
                     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
                     task.write(tensors)
                     if index + 1 < len(bundle.blocks):
-                        self.tally.forward += self.windows.numel() * task.share
+                        if known is None:  # the tally of a block that was learnt before has its passes
+                            self.count_passes(task, dense)
                         go_on(bundle, live)
                         go_on(bundle, dense, task.dense_module)
                     yield task, tensors
@@ -116,6 +116,11 @@ class Blocks:
             generator=torch.Generator(bundle.device).manual_seed((self.seed + index * NEXT_BLOCK) % 2**63),
             on_progress=lambda done, total: self.on_progress(index, done, total),
         )
+
+    def count_passes(self, task: BlockTask, dense: list[PausedForward]) -> None:
+        """Add the tokens that go on through a block: on the pruned path, and on the dense path if it is not known."""
+        again = sum(forward.batch.numel() for forward in dense if not forward.kept)
+        self.tally.forward += (self.windows.numel() + again) * task.share
 
     def start_others(self, task: BlockTask) -> dict[str, Tensor]:
         """Return the other parameters of a block that the start trained."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
+from nmbench.errors import NMBenchError
 from nmbench.evaluation.comparison import not_worse
 from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
 from nmbench.experiment.setup import Experiment
@@ -17,22 +18,27 @@ from nmbench.runtime.cost import Cost
 CONFIRMATION = "confirmation"  # the note in the record
 
 
-def unseen(selection: Tensor) -> Tensor:
-    """Return the second half of the selection windows, which no learner chooses by."""
-    return selection[len(selection) // 2 :]
+def unseen(selection: Tensor, who: str) -> Tensor:
+    """Return the second half of the selection windows, which no learner chooses by.
+
+    Raises `NMBenchError` unless each half has two windows: one difference has no interval.
+    """
+    half = len(selection) // 2
+    if half < 2:
+        raise NMBenchError(f"{who} needs at least 4 selection windows; raise --selection-tokens.")
+    return selection[half:]
 
 
 def confirmed(
-    experiment: Experiment, start: PrunedModel, repaired: PrunedModel, selection: Tensor, cost: Cost, title: str
+    experiment: Experiment, start: PrunedModel, repaired: PrunedModel, windows: Tensor, cost: Cost, title: str
 ) -> PrunedModel:
     """Return the repaired model if it is not worse than `start` on unseen windows, else the start; a note says which.
 
-    The windows are added to `cost`. The dense weights are put back.
+    The tokens of `windows` `[n, window_tokens]` are added to `cost`. The dense weights are put back.
     """
-    windows = unseen(selection)
     before, after = (losses_of(experiment, pruned, windows, title) for pruned in (start, repaired))
     cost.forward_tokens += 2 * windows.numel()
-    cost.selection_tokens = selection.numel()
+    cost.selection_tokens = max(cost.selection_tokens, windows.numel())  # distinct: a learner may have read all
     found = not_worse(after, before, 0.0)
     note = {**asdict(found), "holds": found.holds}
     chosen = repaired if found.holds else replace(repaired, layers=start.layers, others=start.others)

@@ -15,7 +15,7 @@ from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Prune
 from nmbench.models.applying import moved
 from nmbench.models.stored_names import StoredNames
 from nmbench.pruning.blocks import Blocks
-from nmbench.pruning.confirming import confirmed
+from nmbench.pruning.confirming import confirmed, unseen
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.one_shot import Made, prune_one_shot
 from nmbench.pruning.repairing import BlockStore, repaired_blocks, repaired_layers, repaired_model
@@ -101,12 +101,12 @@ def repaired(job: Job, method: Repair, experiment: Experiment, directory: RunDir
     The whole cost of the start is added.
     """
     start = Start.of(job, directory)
+    windows = unseen(experiment.pools[job.seed].selection, job.label)
     pruned = on_host(start.pruned(lambda: again(job, experiment, directory)), experiment.bundle.host)
     repair = repaired_from(pruned, job, method, experiment, directory)
     experiment.check_intact(job.label)
     assert repair.cost is not None
-    selection = experiment.pools[job.seed].selection
-    chosen = confirmed(experiment, pruned, repair.pruned, selection, repair.cost, job.title)
+    chosen = confirmed(experiment, pruned, repair.pruned, windows, repair.cost, job.title)
     return with_start(dataclasses.replace(repair, pruned=chosen), start.record)
 
 

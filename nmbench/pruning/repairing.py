@@ -120,10 +120,15 @@ def check_block(tensors: object, task: BlockTask, who: str) -> None:
         like = task.weights.get(name, task.others.get(name))
         if like is None:
             raise NMBenchError(f"{who} returned {name}, which is no parameter of {task.name}.")
-        if tensor.shape != like.shape:
-            raise NMBenchError(f"{who} returned {name} of shape {tuple(tensor.shape)} instead of {tuple(like.shape)}.")
+        check_shape(tensor, like, name, who)
         mask = task.masks.get(name, torch.ones_like(tensor, dtype=torch.bool))
         check_weight(tensor, mask.to(tensor.device), name, who)
+
+
+def check_shape(tensor: Tensor, like: Tensor, name: str, who: str) -> None:
+    """Raise `NMBenchError` unless a returned tensor has the shape of the one that it takes the place of."""
+    if tensor.shape != like.shape:
+        raise NMBenchError(f"{who} returned {name} of shape {tuple(tensor.shape)} instead of {tuple(like.shape)}.")
 
 
 def trained_share(bundle: Bundle, others: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -179,7 +184,8 @@ def repaired_model(method: WeightLearner, task: WeightTask) -> Made:
         if not method.chooses:
             check_kept(pruned.mask, task.initial[name], name, task.who)
         if pruned.weight is not None:
-            check_weight(pruned.weight, pruned.mask, name, task.who)
+            check_shape(pruned.weight, task.weights[name], name, task.who)
+            check_weight(pruned.weight, pruned.mask.to(pruned.weight.device), name, task.who)
     host = task.bundle.host
     layers = {name: moved(pruned, host) for name, pruned in found.items()}
     model = PrunedModel(layers, task.notes, experts=task.experts, curve=task.curve, others=task.start.others)

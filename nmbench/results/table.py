@@ -34,7 +34,8 @@ def render(results: Rows, width: int | None = None) -> str:
     if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
         parts.append("Mean over seeds (± standard deviation)\n" + fitted(means(results), width))
     ranked = "\n".join([*comparisons(results), *pareto_note(results.records)])
-    parts += [ranked, fallbacks(results.records), failures(results.records), "\n".join(doubt_lines(shown))]
+    notes = "\n".join(filter(None, (fallbacks(results.records), kept_weights(shown))))
+    parts += [ranked, notes, failures(results.records), "\n".join(doubt_lines(shown))]
     return "\n\n".join(filter(None, parts))
 
 
@@ -58,7 +59,9 @@ def in_order(records: Sequence[Record]) -> list[Record]:
 
 
 def fallbacks(records: Sequence[Record]) -> str:
-    """One line for every row that is a copy, or whose statistics are not, or hardly, what its method asks for."""
+    """One line for every row that is not, or hardly, what its method asks for: a copy, a repair that is not
+    better than its start, statistics of too few tokens.
+    """
     lines = []
     for r in records:
         unreached, few = r["experts"].get("never_reached", []), r["experts"].get("under_calibrated", {})
@@ -71,6 +74,12 @@ def fallbacks(records: Sequence[Record]) -> str:
             f"fewer tokens than inputs were routed to {len(few)} weights of experts, as {tokens} to {name}"
             for name, tokens in sorted(few.items(), key=lambda item: item[1])[:1]
         ]
+        if undone(r):
+            found = r["notes"]["confirmation"]
+            parts.append(
+                f"{found['windows']} unseen selection windows do not confirm that the repair is better than its start "
+                f"{r['started_from']} ({found['nats']:+.4f} nats): the weights of the start are measured"
+            )
         if waited(r):
             parts.append(
                 f"pruning took {r['seconds']['prune']:.1f} s, in which processors worked {worked(r):.1f} s: "
@@ -81,6 +90,24 @@ def fallbacks(records: Sequence[Record]) -> str:
         if parts:
             lines.append(f"NOTE {r['label']} {r['pattern']} seed {r['seed']}: {'; '.join(parts)}.")
     return "\n".join(lines)
+
+
+def undone(record: Record) -> bool:
+    """True if the host returned to the start of a repair, which unseen selection windows did not confirm."""
+    confirmation = record["notes"].get("confirmation") if record.get("repairs") else None
+    return bool(confirmation) and not confirmation["holds"]
+
+
+def kept_weights(records: Sequence[Record]) -> str:
+    """One line on the size of the repaired weights in the run directory; nothing if there are none."""
+    sizes = [size for record in records if (size := record.get("kept_bytes"))]
+    if not sizes:
+        return ""
+    rows_text = "1 row" if len(sizes) == 1 else f"{len(sizes)} rows"
+    return (
+        f"NOTE weights/ holds the repaired weights of {rows_text}, {sum(sizes) / MEBIBYTE:.1f} MiB; with "
+        f"--no-keep-weights, `nmbench export` makes them again."
+    )
 
 
 def waited(record: Record) -> bool:

@@ -132,7 +132,7 @@ def test_nothing_stays_after_an_exception(where):
 
 
 def test_a_run_with_streaming(nmbench, records, tmp_path):
-    """`--stream` changes no mask and no figure; a mask learner is refused in one line."""
+    """`--stream` changes no mask and no figure; a learner of the whole model is refused in one line."""
     flags = ["--model", "tiny:llama", "--metric", "ppl:demo@64", "--windows", 4, "--window-tokens", 32]
     rows = []
     for stream in ("--stream", "--no-stream"):
@@ -145,5 +145,5 @@ def test_a_run_with_streaming(nmbench, records, tmp_path):
             assert ours[name] == theirs[name]
     result = nmbench("run", "--method", "maskpro", *flags, "--stream", "--out", "out2")
     assert result.exit_code == 1
-    assert "a mask learner needs the whole model on the device" in result.stderr
+    assert "a learner of the whole model needs it on the device" in result.stderr
     assert len(result.stderr.splitlines()) == 1

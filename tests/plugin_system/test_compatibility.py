@@ -25,8 +25,9 @@ HOOKS = {
         "nmbench_progress": ["event"],
         "nmbench_method_finished": ["record"],
         "nmbench_run_finished": ["records"],
-    }
+    },
 }
+HOOKS["1.2"] = {**HOOKS["1.1"], "nmbench_register_repairs": ["register"]}
 CHECKS = {
     "1.0": """
         options_round_trip options_are_described impossible_patterns_have_reasons supported_patterns_are_done

@@ -26,6 +26,7 @@ from reference import zoo
 KINDS = {  # announcing hooks without their prefix, and the registry that each must fill
     "baselines": "methods",
     "mask_learners": "methods",
+    "repairs": "methods",
     "models": "models",
     "datasets": "datasets",
     "metrics": "metrics",
@@ -362,10 +363,10 @@ def test_announcing_hook_fills_its_registry(tmp_path, kind):
 
 
 def test_registry_belongs_to_one_kind():
-    """Baselines and mask learners share one registry; every other hook has its own."""
+    """Baselines, mask learners and repairs share one registry; every other hook has its own."""
     by_hook = load_plugins(entry_points=[]).registries.by_hook()
     assert list(by_hook) == [f"nmbench_register_{kind}" for kind in KINDS]
-    assert len({id(registry) for registry in by_hook.values()}) == len(by_hook) - 1
+    assert len({id(registry) for registry in by_hook.values()}) == len(by_hook) - 2
 
 
 def watching(hook: str, action, with_argument: bool = True):

@@ -18,6 +18,7 @@ VERSION = "0.7"
 BASE = {
     "baselines": "Scorer",
     "mask_learners": "MaskLearner",
+    "repairs": "LayerRepair",
     "models": "ModelSource",
     "datasets": "Dataset",
     "metrics": "Metric",
