@@ -28,7 +28,8 @@ else:
 DENSE = "dense"
 # Names that the host itself presumes; a test proves that plugins register each.
 MODEL, MODEL_FOLDER = "demo", "folder"
-CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
+CALIBRATION, PERPLEXITY, START, TINY = "c4", "ppl", "wanda", "tiny"
+TEST_TEXTS = ("wikitext2", "c4")  # two domains, because methods and calibration texts differ in which one they favour
 LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
 WITH_BOS = "+bos"  # ends the name of a metric whose windows begin with the BOS token
 BOS = ("auto", "always", "never")
@@ -68,8 +69,13 @@ class Defaults:
     window_tokens: int = 2048
     pool_tokens: int = 128 * 2048
     selection_tokens: int = 32 * 2048
-    metrics: tuple[str, ...] = (f"{PERPLEXITY}:{TEST_TEXT}@2048",)
+    metrics: tuple[str, ...] = field(default_factory=lambda: test_metrics(2048))
     dtype: str = "float32"
+
+
+def test_metrics(window: int) -> tuple[str, ...]:
+    """Return the default metrics: perplexity in windows of `window` tokens on each of two texts."""
+    return tuple(f"{PERPLEXITY}:{text}@{window}" for text in TEST_TEXTS)
 
 
 @dataclass(frozen=True)

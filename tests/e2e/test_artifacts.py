@@ -20,6 +20,7 @@ from nmbench.artifacts.rebuilding import find_row
 from nmbench.errors import CannotWrite, ModelChanged, NMBenchError, NotReproduced
 from nmbench.plugins.loading import load_plugins
 from nmbench.results.files import load_masks, save_masks
+from nmbench.results.precision import printed
 from nmbench.verification.strict import masks_digest
 from nmbench_plugins.tiny import FAMILIES
 
@@ -138,7 +139,8 @@ def test_the_card_and_its_command(run, nmbench, tmp_path, records):
     rows = run("tiny:llama", "--method", "s=sparsegpt", "--set", "s.damping=0.03", "--skip", "k_proj", "--seed", 3)
     assert nmbench("export", "out", "s", "--to", "exported").exit_code == 0
     card = (tmp_path / "exported/README.md").read_text(encoding="utf-8")
-    assert f"{value_of(rows['s']):.4f}" in card and f"{value_of(rows['dense']):.4f}" in card
+    figures = [printed(next(iter(rows[label]["metrics"].values()))) for label in ("dense", "s")]
+    assert f"| {figures[0]} | {figures[1]} |" in card
     command = shlex.split(next(line for line in card.splitlines() if line.startswith("nmbench run")))
     result = nmbench(*command[1:], "--out", "repeated", "--quiet")
     assert result.exit_code == 0, result.output

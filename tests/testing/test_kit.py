@@ -14,7 +14,9 @@ from nmbench.errors import NMBenchError, UnknownName
 from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests, run_checks
 from nmbench.testing.kit import law_names
 from nmbench.testing.laws import LAWS
+from nmbench.testing.laws.learner import TURN
 from nmbench.testing.observation import observe
+from nmbench.testing.planted import planted_bundle, strongest
 from reference import broken_methods as zoo
 
 TESTS = Path(__file__).parents[1]
@@ -145,6 +147,28 @@ def test_what_is_no_method():
     assert len(checks_of(zoo.GoodScorer)) == len(checks_of(zoo.GoodScorer()))
     with pytest.raises(NMBenchError, match="is no method; derive it from"):
         checks_of(3)
+
+
+@pytest.mark.parametrize(("turn", "text"), [(TURN, "another mask of"), (0.0, "")])
+def test_a_forgotten_selection_shows_where_losses_turn(turn, text, monkeypatch):
+    """A learner that loses its best masks at a kill ends with the same ones while every look is better than before."""
+    monkeypatch.setattr("nmbench.testing.laws.learner.TURN", turn)
+    (check,) = (check for check in checks_of(zoo.Undecided()) if check.name == "interrupted_runs_resume")
+    with pytest.raises(CheckFailed, match=text) if text else contextlib.nullcontext():
+        check()
+
+
+def test_losses_on_selection_windows_turn():
+    """Below the turn a selection loss rises by as much as it would fall; losses on the pool stay what they are."""
+    plain, turned = LearnCase(), LearnCase(turn=1.5)
+    bundle = planted_bundle()
+    best = strongest(bundle, plain.patterns(bundle.layers))
+    for case, low in ((turned, 2.0), (plain, 0.0)):
+        task = case.task()
+        with task.live_weights() as live, torch.no_grad():
+            live.apply(best)
+            assert float(task.loss(task.pool).mean()) < 0.1
+            assert low <= float(task.loss(task.selection).mean()) < low + 1
 
 
 def test_cases_are_what_their_repr_says():

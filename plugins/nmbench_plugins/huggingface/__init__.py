@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 import nmbench
+from nmbench.runtime import hub_or_cache, offline
 from nmbench_plugins.huggingface.adapters import BESIDE, Adapter, check_peft, merged, refuse_adapter, without_adapter
 from nmbench_plugins.huggingface.gguf_tokenizer import restore
 from nmbench_plugins.huggingface.quantised import (
@@ -100,26 +100,32 @@ class Gguf(nmbench.ModelSource):
 
 
 def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
-    """Load model and tokenizer with transformers. Raises `NMBenchError` with the error of transformers on one line."""
+    """Load model and tokenizer with transformers, those of the hub from its cache if the hub does not answer.
+
+    Raises `NMBenchError` with the error of transformers on one line.
+    """
     from transformers import AutoTokenizer
 
     trust = {"trust_remote_code": source.trust_remote_code}
-    try:
-        with offline() if where.get("local_files_only") else nullcontext():
+    with offline() if where.get("local_files_only") else hub_or_cache() as unreached:
+        try:
             loaded = load(ref, name, source, where, trust)
             tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
-    except nmbench.NMBenchError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
-        raise nmbench.NMBenchError(reason(error, ref)) from error
+        except nmbench.NMBenchError:
+            raise
+        except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
+            raise nmbench.NMBenchError(reason(error, ref, str(unreached or ""))) from error
     bundle = nmbench.Bundle.of(ref, loaded.model, tokenizer, None, provenance_of(loaded, where))
     bundle.defaults = defaults_of(bundle)
     bundle.provenance = {**bundle.provenance, **left_out(bundle, loaded.unused, source.trust_remote_code)}
     return bundle
 
 
-def reason(error: Exception, ref: str) -> str:
-    """Return why a model cannot be loaded, with the remedy for code that would have to run."""
+def reason(error: Exception, ref: str, unreached: str = "") -> str:
+    """Return why a model cannot be loaded, with the remedy for code that would have to run.
+
+    `unreached`: why the hub could not be asked; empty if it was.
+    """
     if "trust_remote_code=True" in str(error):
         return f"model {ref} brings code of its own; read the code, and allow it to run by --trust-remote-code."
     if isinstance(error, UnpicklingError):
@@ -127,7 +133,8 @@ def reason(error: Exception, ref: str) -> str:
             f"cannot load model {ref}: its weight file is damaged, or holds more than tensors, which could run code; "
             f"bring its weights as safetensors."
         )
-    return f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}"
+    cached = f"{unreached}; and from its cache: " if unreached else ""
+    return f"cannot load model {ref}: {cached}{type(error).__name__}: {one_line(error)}"
 
 
 def tokenizer_of(ref: str, folder: Path, source: nmbench.ModelSource) -> Any:
@@ -153,19 +160,6 @@ def with_adapter(bundle: nmbench.Bundle, folder: str | None) -> nmbench.Bundle:
     origin = {"merged_adapter": {"folder": str(adapter.folder), "kind": adapter.kind, "made_for": adapter.base}}
     provenance = {**bundle.provenance, **origin}
     return nmbench.Bundle.of(bundle.ref, model, bundle.tokenizer, bundle.defaults, provenance)
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Forbid requests to the hub: files that lie here need none, and a proxy that does not answer costs minutes."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 @dataclass(frozen=True)
@@ -242,7 +236,7 @@ def defaults_of(bundle: nmbench.Bundle) -> nmbench.Defaults:
         window_tokens=window,
         pool_tokens=128 * window,
         selection_tokens=32 * window,
-        metrics=(f"ppl:wikitext2@{window}",),
+        metrics=(f"ppl:wikitext2@{window}", f"ppl:c4@{window}"),  # two domains
         dtype=str(bundle.model.dtype).removeprefix("torch."),
     )
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.runtime import hub_or_cache, offline
 from nmbench_plugins.zeroshot.items import KNOWN, TASKS, read
 
 BATCH = 8
@@ -97,7 +98,8 @@ def called(
     """
     from lm_eval import simple_evaluate
 
-    with restoring_random_states(), tempfile.TemporaryDirectory() as scratch:
+    hub = hub_or_cache() if folder is None else offline()
+    with restoring_random_states(), tempfile.TemporaryDirectory() as scratch, hub as unreached:
         try:
             model = noting_model(bundle, settings or {})
             found = simple_evaluate(
@@ -114,7 +116,8 @@ def called(
         except nmbench.NMBenchError:
             raise
         except Exception as error:  # the harness, datasets and transformers raise many kinds
-            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            cached = f"{unreached}; and from the cache: " if unreached else ""
+            message = cached + " ".join(f"{type(error).__name__}: {error}".split())[:300]
             shadow = (
                 f"; for the items in the folder {task} write zeroshot:./{task}"
                 if folder is None and Path(task).is_dir()
