@@ -26,7 +26,7 @@ def next_step(penalty: float, raised: bool, change: float, iterations: int) -> S
     the search begins again if the mask moved a little. The figures are those of the paper's code.
     """
     settled = iterations > SETTLING and change < SMALL_CHANGE
-    if raised and change == 0 or settled:
+    if (raised and change == 0) or settled:
         return Step(penalty, raised, done=True)
     if change > 0.005:
         return Step(min((1.3 if change > 0.1 else 1.2) * penalty, HIGHEST), True)
