@@ -13,17 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.methods import LayerStats, MaskLearner, Method, Refiner, Scorer, Solver, Stat
+from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
+from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.learning import CheckpointStore, LearnTask
 from nmbench.pruning.one_shot import call
+from nmbench.pruning.repairing import call_repair
+from nmbench.pruning.weights_task import WeightTask
+from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.results.files import MemoryCheckpoints
-from nmbench.testing.planted import cycles, planted_bundle, weakest
+from nmbench.testing.planted import cycles, planted_bundle, strongest, weakest
 from nmbench.testing.values import statistics, values
 
 INPUTS = ("plain", "correlated", "dead channel", "all zero")
 WINDOWS, WINDOW_TOKENS = 4, 32
+SHRUNK = 0.5  # of the dense weights: the weights of a planted start, which a repair can improve
 
 
 class ShortRepr:
@@ -92,11 +98,17 @@ class LayerCase(ShortRepr):
         return LayerStats(WINDOWS, len(x), **on_device)
 
     def mask(self) -> Tensor:
-        """A strict mask to refine, bool `[out, in]`, which keeps the largest weights."""
+        """A strict mask to refine or to repair, bool `[out, in]`, which keeps the largest weights."""
         return self.nm.top(self.weight().float().abs())
 
+    def start(self) -> Pruned:
+        """The start of a repair: the mask, and the dense weights under it."""
+        return Pruned(self.mask(), self.weight().masked_fill(~self.mask(), 0.0))
+
     def run(self, method: Method) -> Any:
-        """The result of a one-shot method for this layer, called as the host calls it: scores, or a `Pruned`."""
+        """The result of a method for this layer, called as the host calls it: scores, or a `Pruned`."""
+        if isinstance(method, LayerRepair):
+            return call_repair(method, self.weight(), self.stats(method.needs), self.start(), self.nm)
         assert isinstance(method, (Scorer, Solver, Refiner))
         return call(method, self.weight(), self.stats(method.needs), self.nm, self.mask())
 
@@ -105,7 +117,8 @@ class LayerCase(ShortRepr):
 class LearnCase(ShortRepr):
     """A learning task on the planted model (`nmbench.testing.planted`), which starts from the worst masks.
 
-    The model has two layers; `second` is the pattern of the second layer, "" for that of the first.
+    A repair starts from the best masks instead, with weights that are half of the dense ones. The model has two layers;
+    `second` is the pattern of the second layer, "" for that of the first.
     """
 
     pattern: str = "2:4"
@@ -118,19 +131,52 @@ class LearnCase(ShortRepr):
         first = Pattern.parse(self.pattern)
         return {name: Pattern.parse(self.second) if self.second and i else first for i, name in enumerate(names)}
 
-    def task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingTask:
-        """A fresh task on a fresh model."""
+    def bundle(self) -> Bundle:
+        """A fresh model."""
         bundle = planted_bundle()
         bundle.model.to(self.device)
-        patterns = self.patterns(bundle.layers)
-        dense, store = DenseWeights(bundle), store or MemoryCheckpoints()
-        pool, selection = cycles(32), cycles(16)
-        return RecordingTask(bundle, dense, patterns, weakest(bundle, patterns), pool, selection, self.seed, store, who)
+        return bundle
+
+    def start(self, bundle: Bundle) -> PrunedModel:
+        """The start of a repair: the best masks, and weights that are half of the dense ones."""
+        masks = strongest(bundle, self.patterns(bundle.layers))
+        halves = {name: SHRUNK * layer.read() for name, layer in bundle.layers.items()}
+        return PrunedModel({n: Pruned(mask, halves[n].masked_fill(~mask, 0.0)) for n, mask in masks.items()})
+
+    def task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingTask:
+        """A fresh task of a mask learner on a fresh model."""
+        bundle = self.bundle()
+        return RecordingTask(*self._given(bundle, weakest(bundle, self.patterns(bundle.layers)), store, who))
+
+    def weight_task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingWeightTask:
+        """A fresh task of a weight learner on a fresh model."""
+        bundle = self.bundle()
+        start = self.start(bundle)
+        return RecordingWeightTask(*self._given(bundle, start.masks, store, who), start=start)
+
+    def blocks(self, method: BlockRepair) -> Blocks:
+        """The blocks of a fresh model for a block repair."""
+        bundle = self.bundle()
+        windows = cycles(32)[: method.windows]
+        choices = (method.minibatch, method.dense_path, self.seed)
+        return Blocks(bundle, self.start(bundle), self.patterns(bundle.layers), windows, *choices)
 
     def run(self, method: Method) -> Any:
-        """The masks that a mask learner returns for this task: layer name -> bool `[out, in]`."""
+        """The result of a method for this task: layer name -> mask of a learner, `Pruned` of a weight learner, or
+        weight of a block repair.
+        """
+        if isinstance(method, BlockRepair):
+            visits = self.blocks(method).visit(method.repair_block)
+            return {name: tensor for _, tensors in visits for name, tensor in tensors.items()}
+        if isinstance(method, WeightLearner):
+            return method.learn(self.weight_task())
         assert isinstance(method, MaskLearner)
         return method.learn(self.task())
+
+    def _given(self, bundle: Bundle, masks: Any, store: CheckpointStore | None, who: str) -> tuple[Any, ...]:
+        """The arguments of a task."""
+        dense, patterns, store = DenseWeights(bundle), self.patterns(bundle.layers), store or MemoryCheckpoints()
+        return bundle, dense, patterns, masks, cycles(32), cycles(16), self.seed, store, who
 
 
 @dataclass
@@ -174,6 +220,10 @@ class RecordingTask(LearnTask):
         self.checkpoints.store = FunctionStore(save_and_count, self.checkpoints.store.load)
         with contextlib.suppress(Interrupt):
             yield count
+
+
+class RecordingWeightTask(RecordingTask, WeightTask):
+    """A task of a weight learner that stores the reports."""
 
 
 @dataclass
