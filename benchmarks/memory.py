@@ -7,7 +7,7 @@ Estimates: a table, shape x method x (whole model on the device, blocks streamed
 128 windows of 2048 tokens. Measured: the peak that torch allocated while `prune_one_shot` ran, on a slice of the model,
 by default 4 of the 32 blocks of the 8-billion shape. All blocks are alike and one at a time is on the device, so that a
 slice has the same peak as the whole model; embeddings and output layer are whole. The number of windows changes the
-time but not the peak, since hidden states are offloaded to the host.
+time but not the peak, since all that waiting forward passes hold is on the host.
 """
 
 from __future__ import annotations
@@ -64,12 +64,17 @@ def estimated() -> dict[str, Any]:
         at_once = batch_tokens(bundle, torch.device("cuda"))
         for name, method in METHODS.items():
             whole, streamed = (
-                estimate(bundle, method.needs, WINDOWS, WINDOW_TOKENS, "cuda", stream, at_once).peak / GIBIBYTE
+                planned(bundle, method, (WINDOWS, WINDOW_TOKENS), "cuda", stream, at_once) / GIBIBYTE
                 for stream in (False, True)
             )
             print(f"| {shape} | {name} | {whole:.1f} | {streamed:.1f} |")
             rows.append({"model": shape, "method": name, "whole_gib": whole, "streamed_gib": streamed})
     return {"windows": WINDOWS, "window_tokens": WINDOW_TOKENS, "dtype": "bfloat16", "rows": rows}
+
+
+def planned(bundle: Bundle, method: Baseline, windows: tuple[int, ...], device: str, stream: bool, at_once: int) -> int:
+    """The estimated peak in bytes; `windows`: their number and their tokens."""
+    return estimate(bundle, method.needs, *windows, device, stream, at_once, sequential=method.sequential).peak
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 def row(bundle: Bundle, dense: DenseWeights, name: str, windows: torch.Tensor, device: torch.device) -> dict[str, Any]:
     """Estimated and measured memory of one method."""
     method, patterns = METHODS[name], dict.fromkeys(bundle.layers, Pattern(2, 4))
-    planned = estimate(bundle, method.needs, *windows.shape, device.type, True, batch_tokens(bundle, device))
+    estimated = planned(bundle, method, tuple(windows.shape), device.type, True, batch_tokens(bundle, device))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     begin = time.perf_counter()
@@ -111,7 +116,7 @@ def row(bundle: Bundle, dense: DenseWeights, name: str, windows: torch.Tensor, d
         pruned = prune_one_shot(bundle, dense, method, patterns, windows, name, init=init).pruned
     assert len(pruned.layers) == len(bundle.layers)
     return {
-        **{"method": name, "estimated_bytes": planned.peak, "peak_bytes": meter.device_bytes},
+        **{"method": name, "estimated_bytes": estimated, "peak_bytes": meter.device_bytes},
         **{"host_bytes": meter.host_bytes, "seconds": time.perf_counter() - begin},
     }
 

@@ -93,7 +93,7 @@ class PausedForward(greenlet):
 
     def _lent(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor for a block to work with."""
-        return tensor.to(self.bundle.device) if self._waiting else tensor.clone()
+        return tensor.to(self.bundle.device, copy=True) if self._waiting else tensor.clone()
 
     def close(self) -> None:
         """Leave the model in the middle of its forward pass."""
@@ -166,6 +166,7 @@ def go_on(bundle: Bundle, forwards: Iterable[PausedForward], dense_block: nn.Mod
         for forward in forwards:
             forward.other_way = None if dense_block is None else kept_or(dense_block, forward)
             forward.go_on()
+            forward.other_way = None  # which keeps the dense block
 
 
 def kept_or(module: nn.Module, forward: PausedForward) -> Callable[..., Any]:

@@ -136,4 +136,9 @@ def alike(a: Tensor, b: Tensor) -> bool:
         return torch.equal(a, b)
     most = MOST_ERROR.get(a.dtype, MOST_ERROR_OF_HALVES)
     a, b = (tensor.float().nan_to_num() for tensor in (a, b))
-    return bool((a - b).norm() <= most * b.norm())
+    return bool(norm(a - b) <= most * norm(b))
+
+
+def norm(values: Tensor) -> Tensor:
+    """The norm, in float64: the squares of the numbers in a mask, the least of their dtype, overflow float32."""
+    return torch.linalg.vector_norm(values, dtype=torch.float64)

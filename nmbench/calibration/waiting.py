@@ -11,43 +11,63 @@ from collections.abc import Iterator
 from types import FrameType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmbench.calibration.arguments import tensors_of
 from nmbench.models.bundle import Bundle
 
 
 class Waiting:
-    """The tensors of one pass of a streamed model; its `batch` of tokens, parameters and buffers stay on the device."""
+    """The tensors of one pass of a streamed model. What all passes share stays on the device: the `batch` of tokens,
+    which is a part of all tokens, and the tensors that modules hold.
+    """
 
     def __init__(self, bundle: Bundle, batch: Tensor) -> None:
-        self.device = bundle.device
-        self.stay = {address(tensor) for tensor in (batch, *bundle.tensors().values())}
-        self.away: list[tuple[Tensor, Tensor, int]] = []  # tensors, their data on the host, their versions
+        self.bundle, self.batch, self.device = bundle, batch, bundle.device
+        self.stay: set[int] = set()  # storages
+        self.away: list[tuple[Tensor, int]] = []  # tensors, and their versions when they left
+        self.brought: list[tuple[Tensor, Tensor]] = []  # storages on the device, and what they are copies of
 
     def leave(self, frame: FrameType | None) -> None:
-        """Move what a pass that stands in `frame` holds to the host; what was there before and is unchanged is not
-        copied again.
+        """Move what a pass that stands in `frame` holds to the host; a storage that was there before and is unchanged
+        is not copied again.
         """
-        known = {id(tensor): home for tensor, home, version in self.away if tensor._version == version}
-        copies: dict[int, Tensor] = {}
-        self.away = []
+        self.stay = self.stay or {address(tensor) for tensor in (self.batch, *in_modules(self.bundle.model))}
+        homes = self._unchanged()
+        self.away, self.brought = [], []
         for tensor in held(frame):
-            if tensor.device == self.device and address(tensor) not in self.stay:
-                if (home := known.get(id(tensor))) is None:
-                    if address(tensor) not in copies:
-                        copies[address(tensor)] = whole(tensor).to("cpu", copy=True)
-                    home = like(tensor, copies[address(tensor)])
-                tensor.data = home
-                self.away.append((tensor, home, tensor._version))
+            place = address(tensor)
+            if tensor.device == self.device and place not in self.stay:
+                if place not in homes:
+                    homes[place] = stored_on_host(tensor)
+                tensor.data = like(tensor, homes[place])
+                self.away.append((tensor, tensor._version))
 
     def bring(self) -> None:
         """Move everything back to the device."""
         copies: dict[int, Tensor] = {}
-        for tensor, home, _ in self.away:
-            if address(home) not in copies:
-                copies[address(home)] = whole(home).to(self.device, copy=True)
-            tensor.data = like(home, copies[address(home)])
+        for tensor, _ in self.away:
+            home = address(tensor)
+            if home not in copies:
+                copies[home] = whole(tensor).to(self.device, copy=True)
+                self.brought.append((copies[home], whole(tensor)))
+            tensor.data = like(tensor, copies[home])
+
+    def _unchanged(self) -> dict[int, Tensor]:
+        """The storages on the host by the places of their copies, unless the pass has written into the latter."""
+        written = {address(tensor) for tensor, version in self.away if tensor._version != version}
+        return {address(copy): home for copy, home in self.brought if address(copy) not in written}
+
+
+def in_modules(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters and buffers of all modules, and the tensors in their other attributes, as tables made once."""
+    for module in model.modules():
+        yield from tensors_of(vars(module))
+
+
+def stored_on_host(tensor: Tensor) -> Tensor:
+    """A copy on the host of the storage of a tensor, bytes `[n]`."""
+    return whole(tensor).to("cpu", copy=True)
 
 
 def address(tensor: Tensor) -> int:
@@ -66,14 +86,15 @@ def like(tensor: Tensor, storage: Tensor) -> Tensor:
 
 
 def held(frame: FrameType | None) -> Iterator[Tensor]:
-    """The tensors in the local variables of a frame and of its callers, each once."""
+    """The tensors in the local variables of a frame and of its callers, and those that they are views of, each once."""
     met: set[int] = set()
     while frame is not None:
         variables = frame.f_locals
         for tensor in tensors_of(list(variables.values())):
-            if id(tensor) not in met:
-                met.add(id(tensor))
-                yield tensor
+            for part in (tensor, tensor._base):  # a view keeps the tensor that it was taken from, and so its storage
+                if part is not None and id(part) not in met:
+                    met.add(id(part))
+                    yield part
         if type(variables) is dict and variables is not frame.f_globals:
             variables.clear()  # until Python 3.12 a copy that the frame keeps, and with it the tensors
         frame = frame.f_back

@@ -8,6 +8,7 @@ of a learner counts only memory held during the whole learning: the weights of t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,11 @@ from nmbench.repairs import WeightLearner
 from nmbench.spec import ResolvedSpec
 
 FLOAT = 4  # bytes of a float32
-SQUARES = 5  # copies of the Gram matrix in a solver: reversed, factor, root of the factor, and two to spare
-COPIES = 4  # float32 copies of a weight in a solver
+HIDDEN = 5  # hidden states of the batch at work: held by its pass twice, lent to the block, residual stream, norm
+RANKING = 4  # float32 copies of a weight while scores are checked and ranked
+FACTORING = (3, 2)  # float32 copies of the Gram matrix and of the weight while the former is factorised
+SWEEPING = (1, 5)  # the same while the weight is swept
+REFINING = (2, 15)  # the same while a mask is refined towards the dense model
 GIBIBYTE = 2**30
 
 
@@ -79,8 +83,12 @@ def estimate(
     streamed: bool,
     batch_tokens: int,
     learners: Sequence[MaskLearner | WeightLearner] = (),
+    sequential: bool = False,
 ) -> Estimate:
-    """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time."""
+    """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time.
+
+    `sequential`: whether all methods prune the layers of a block one after the other.
+    """
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
     outside = bytes_of(bundle.model) - inside
@@ -88,9 +96,10 @@ def estimate(
     width, size = hidden_width(bundle), bundle.dtype.itemsize
     tokens = windows * window_tokens
     largest = max(blocks)
+    at_once = min(max(batch_tokens // window_tokens, 1) * window_tokens, tokens)  # whole windows
     block_layers = [bundle.block_layers(index) for index in range(len(bundle.blocks))]
-    at_once = max(batch_tokens, window_tokens)
-    run = max(running(layers, at_once, size) for layers in block_layers)
+    floats = converted(needs, converting=device == "cpu" or size == FLOAT)
+    run = at_once * max(running(layers, width, size, floats) for layers in block_layers)
     run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
     solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
     return Estimate(
@@ -100,7 +109,7 @@ def estimate(
         hidden=0
         if streamed
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
-        statistics=max(sum(statistics(layer, needs) for layer in layers) for layers in block_layers),
+        statistics=max(together(layers, needs, sequential) for layers in block_layers),
         working=max(run, solve) + largest,  # copies of the dense weights of the pruned block
         learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),
     )
@@ -118,6 +127,14 @@ def bytes_of(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def together(layers: list[Layer], needs: Stat, sequential: bool) -> int:
+    """Return the bytes of the statistics that are there at once: of a block, or of layers that may have one input."""
+    sums: Counter[int] = Counter()
+    for layer in layers:
+        sums[layer.shape[1] if sequential else 0] += statistics(layer, needs)
+    return max(sums.values(), default=0)
+
+
 def statistics(layer: Layer, needs: Stat) -> int:
     """Return the bytes of the statistics of one layer."""
     outputs, inputs = layer.shape
@@ -125,11 +142,22 @@ def statistics(layer: Layer, needs: Stat) -> int:
     return FLOAT * (inputs * inputs * squares + inputs + outputs * inputs * (Stat.LAG in needs))
 
 
-def running(layers: list[Layer], tokens: int, size: int) -> int:
-    """Return the bytes of `tokens` tokens in a block: inputs and outputs of all layers, one input twice in float32."""
+def converted(needs: Stat, converting: bool) -> int:
+    """Return how many float32 copies of the inputs of a layer are made for its statistics.
+
+    `converting`: inputs are converted and squared for norms and Gram matrices, as they are unless a GPU multiplies
+    halves. Differences from the dense model are always made in float32.
+    """
+    return 4 if needs & (Stat.DRIFT | Stat.LAG) else 2 * converting
+
+
+def running(layers: list[Layer], width: int, size: int, floats: int) -> int:
+    """Return the bytes of one token in a block: hidden states, the outputs of all layers, the largest input of a layer,
+    and its `floats` copies in float32.
+    """
     shapes = [layer.shape for layer in layers if not layer.fused or layer.where.expert == 0]
-    through = sum(outputs + inputs for outputs, inputs in shapes)
-    return tokens * (size * through + 2 * FLOAT * max((inputs for _, inputs in shapes), default=0))
+    largest = max((inputs for _, inputs in shapes), default=0)
+    return size * (HIDDEN * width + sum(outputs for outputs, _ in shapes) + largest) + FLOAT * floats * largest
 
 
 def probing(block: nn.Module) -> int:
@@ -138,10 +166,16 @@ def probing(block: nn.Module) -> int:
 
 
 def solving(layer: Layer, needs: Stat) -> int:
-    """Return the bytes that a solver or refiner needs to prune one layer; a scorer needs less."""
+    """Return the bytes that a method needs to prune one layer: a scorer, or a solver or refiner with Gram matrices.
+
+    The method is given a copy of the weight.
+    """
     outputs, inputs = layer.shape
-    squares = SQUARES * inputs * inputs if needs & (Stat.GRAM | Stat.DRIFT) else 0
-    return FLOAT * (squares + COPIES * outputs * inputs)
+    copy = outputs * inputs * layer.read().element_size()
+    if not needs & (Stat.GRAM | Stat.DRIFT):
+        return copy + FLOAT * RANKING * outputs * inputs
+    phases = [FACTORING, SWEEPING] + [REFINING] * bool(needs & (Stat.DRIFT | Stat.LAG))
+    return copy + FLOAT * max(inputs * (grams * inputs + copies * outputs) for grams, copies in phases)
 
 
 def planned(
@@ -149,8 +183,10 @@ def planned(
 ) -> Estimate:
     """Return the estimate of the device memory that `methods` need."""
     needs = Stat.NONE
-    for method in methods:
-        needs |= method.needs if isinstance(method, Layerwise) else Stat.NONE
+    walked = [method for method in methods if isinstance(method, Layerwise) and method.needs is not Stat.NONE]
+    for method in walked:
+        needs |= method.needs
     learners = [method for method in methods if isinstance(method, (MaskLearner, WeightLearner))]
     at_once = batch_tokens(bundle, device)
-    return estimate(bundle, needs, spec.windows, spec.window_tokens, device.type, streamed, at_once, learners)
+    in_turn = all(method.sequential for method in walked)
+    return estimate(bundle, needs, spec.windows, spec.window_tokens, device.type, streamed, at_once, learners, in_turn)

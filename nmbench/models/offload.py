@@ -17,11 +17,12 @@ from torch import Tensor, nn
 class Streaming:
     """Offloading of the `blocks` of `model`: hooks copy a block to `device` for its forward pass, then drop it.
 
-    `present`: id of each block that is on the device now -> its parameters with their tensors on the host.
+    `device`: where blocks compute, with its index. `present`: id of each block that is on the device now -> its
+    parameters with their tensors on the host.
     """
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:
-        self.device = device
+        self.device = device = torch.empty(0, device=device).device  # with its index: "cuda" does not equal "cuda:0"
         self.present: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
         self._held: set[int] = set()
         blocks = list(blocks)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nmbench.experiment.jobs import Job
@@ -68,8 +69,7 @@ def imported(job: Job, method: MaskSource, experiment: Experiment) -> PrunedMode
     weights = {name: experiment.dense.layer(layer) for name, layer in bundle.layers.items()}
     pruned = method.bring(DenseModel(weights, patterns, bundle.skipped, StoredNames.of(bundle.model).parameter))
     check_masks(pruned.masks, patterns, bundle.shapes, job.label)
-    layers = {name: moved(layer, bundle.device) for name, layer in pruned.layers.items()}
-    return dataclasses.replace(pruned, layers=layers)
+    return on_host(pruned, bundle.host)
 
 
 def cost_of_row(record: Mapping[str, Any] | None) -> tuple[Cost | None, float]:
@@ -101,12 +101,19 @@ def repaired(job: Job, method: Repair, experiment: Experiment, directory: RunDir
     """
     start = Start.of(job, directory)
     windows = unseen(experiment.pools[job.seed].selection, job.label)
-    pruned = start.pruned(lambda: again(job, experiment, directory))
+    pruned = on_host(start.pruned(lambda: again(job, experiment, directory)), experiment.bundle.host)
     repair = repaired_from(pruned, job, method, experiment, directory)
     experiment.check_intact(job.label)
     assert repair.cost is not None
     chosen = confirmed(experiment, pruned, repair.pruned, windows, repair.cost, job.title)
     return with_start(dataclasses.replace(repair, pruned=chosen), start.record)
+
+
+def on_host(pruned: PrunedModel, host: torch.device) -> PrunedModel:
+    """Return the pruned model where results of methods are kept."""
+    layers = {name: moved(layer, host) for name, layer in pruned.layers.items()}
+    others = {name: tensor.to(host) for name, tensor in pruned.others.items()}
+    return dataclasses.replace(pruned, layers=layers, others=others)
 
 
 def again(job: Job, experiment: Experiment, directory: RunDirectory) -> PrunedModel:

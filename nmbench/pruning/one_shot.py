@@ -122,6 +122,7 @@ def through_layers(
             block_tokens += step.block_tokens
             if step.last:
                 report(step.index + 1, len(bundle.blocks))
+            del step  # its statistics, before those of the next step are gathered beside them
     except BaseException:
         dense.put_back()
         raise

@@ -93,8 +93,8 @@ def fallbacks(records: Sequence[Record]) -> str:
 
 def undone(record: Record) -> bool:
     """True if the host returned to the start of a repair, which unseen selection windows did not confirm."""
-    confirmation = (record["notes"].get("confirmation") or {}) if record.get("repairs") else {}
-    return not confirmation.get("holds", True)
+    confirmation = record["notes"].get("confirmation") if record.get("repairs") else None
+    return confirmation is not None and not confirmation["holds"]
 
 
 def kept_weights(records: Sequence[Record]) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.calibration.paused_forward import go_on, paused_forwards
-from nmbench.calibration.trial import writing_blocks
+from nmbench.calibration.trial import alike, writing_blocks
 from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError
 from nmbench.methods import Stat
@@ -221,6 +221,17 @@ class TwoStacks(Toy):
                 hidden = hidden + other(hidden)
             hidden = block(hidden)
         return self.head(hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_are_compared_whatever_their_numbers(dtype):
+    """Masks of the least number of their dtype, whose square is infinite in float32, differ where one entry does."""
+    mask = torch.full((4, 4), torch.finfo(dtype).min, dtype=dtype).triu(1)
+    other = mask.clone()
+    other[2, 3] = 0
+    assert alike(mask, mask.clone())
+    assert not alike(mask, other)
+    assert not alike(other, mask)
 
 
 def test_a_second_stack_is_refused():

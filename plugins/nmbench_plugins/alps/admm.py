@@ -41,29 +41,36 @@ def search(problem: Problem, pattern: nmbench.Pattern, penalty: float, most_iter
     Raises `NumericalFailure` if a weight is not finite, and `NMBenchError` if rows cannot be split into groups.
     """
     dense = problem.dense
-    first = pattern.top(dense.abs())
-    mask, seen, raised = first, first, False
-    state, weight = dense.where(first, 0.0), dense
-    for iteration in range(most_iterations):
-        if iteration % EVERY == 0:
-            inverse = problem.factor(penalty)
-            if inverse is None:
-                return None
-        assert inverse is not None
-        target = torch.where(mask, state, -state).sub_(dense)
-        weight = torch.addmm(dense, target, inverse, alpha=penalty)
-        state.masked_fill_(mask, 0.0).add_(weight)
-        mask = pattern.top(state.abs())
-        if (iteration + 1) % EVERY == 0:
-            change = int((mask != seen).sum()) / (dense.numel() * pattern.density)
-            step = next_step(penalty, raised, change, iteration + 1)
-            if step.done:
-                break
-            seen = mask
-            if step.restart:
-                mask, state = first, dense.where(first, 0.0)
-            else:
-                state = state.where(mask, state * (penalty / step.penalty))
-            penalty, raised = step.penalty, step.raised
+    first = mask = pattern.top(dense.abs())
+    seen, state, raised, iterations = first, dense.where(first, 0.0), False, 0
+    while True:
+        inverse = problem.factor(penalty)
+        if inverse is None:
+            return None
+        for _ in range(min(EVERY, most_iterations - iterations)):
+            weight = iterated(dense, state, mask, inverse, penalty)
+            mask = pattern.top(state.abs())
+            iterations += 1
+        change = int((mask != seen).sum()) / (dense.numel() * pattern.density)
+        step = next_step(penalty, raised, change, iterations)
+        if step.done or iterations == most_iterations:
+            break
+        seen = mask  # also before a new search, as in the paper's code
+        if step.restart:
+            mask, state = first, dense.where(first, 0.0)
+        else:
+            state = state.where(mask, state * (penalty / step.penalty))
+        penalty, raised = step.penalty, step.raised
     mask = pattern.top(weight.abs())
-    return Found(mask, weight.where(mask, 0.0), iteration + 1)
+    return Found(mask, weight.where(mask, 0.0), iterations)
+
+
+def iterated(dense: Tensor, state: Tensor, mask: Tensor, inverse: Tensor, penalty: float) -> Tensor:
+    """Return B `[out, in]` of one iteration, and update `state`, Z `[out, in]`, in place.
+
+    `mask` is that of Z, and `inverse` is (H + rho I)^-1 `[in, in]`.
+    """
+    target = torch.where(mask, state, -state).sub_(dense)
+    weight = torch.addmm(dense, target, inverse, alpha=penalty)
+    state.masked_fill_(mask, 0.0).add_(weight)
+    return weight

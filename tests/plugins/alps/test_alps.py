@@ -10,9 +10,8 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats
 from nmbench.pattern import Pattern
 from nmbench.testing import strategies
-from nmbench_plugins.alps import ALPS
-from nmbench_plugins.alps.admm import search
-from nmbench_plugins.alps.penalty import next_step
+from nmbench_plugins.alps import ALPS, admm
+from nmbench_plugins.alps.penalty import Step, next_step
 from nmbench_plugins.alps.problem import Problem
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.wanda import Wanda
@@ -59,15 +58,32 @@ def test_solution_is_strict(data):
 
 
 @quick
-@given(patterns, st.integers(1, 5), st.integers(1, 6), seeds)
-def test_search_is_that_of_the_paper(pattern, rows, groups, seed):
+@given(patterns, st.integers(1, 5), st.integers(1, 6), seeds, st.sampled_from([0.1, 2.0, 20.0]))
+def test_search_is_that_of_the_paper(pattern, rows, groups, seed, penalty):
     """One matrix and a mask as the state, and Cholesky factors, do what the paper's B, D and V do, in float64."""
-    weight, stats = layer(rows, groups * pattern.group, seed)
+    agree(pattern, rows, groups * pattern.group, seed, penalty)
+
+
+@pytest.mark.parametrize("penalty", [50.0, 300.0])
+def test_search_begins_again_as_in_the_paper(penalty):
+    """A first penalty that is too high is lowered, and the search begins again, at the same iterations."""
+    with pytest.MonkeyPatch.context() as patched:
+        steps: list[Step] = []
+        patched.setattr(admm, "next_step", lambda *given: steps.append(next_step(*given)) or steps[-1])
+        agree(Pattern(2, 4), 40, 64, 0, penalty)
+    assert any(step.restart for step in steps)
+    assert steps[0].penalty == penalty / 5
+
+
+def agree(pattern: Pattern, rows: int, columns: int, seed: int, penalty: float) -> None:
+    """Assert that the search and the plain loop end after the same iterations with the same mask and weights."""
+    weight, stats = layer(rows, columns, seed)
     single = Problem.of(weight, stats.gram, 0.01)
-    problem = Problem(single.dense.double(), single.gram.double(), single.scale.double())
-    found = search(problem, pattern, 0.1, 60)
+    gram = single.gram.double()
+    problem = Problem(single.dense.double(), (gram + gram.T) / 2, single.scale.double())
+    found = admm.search(problem, pattern, penalty, 60)
     choose = plain.largest(pattern.keep, pattern.group)
-    mask, expected, iterations = plain.search(problem.dense.T, problem.gram, choose, pattern.density, most=60)
+    mask, expected, iterations = plain.search(problem.dense.T, problem.gram, choose, pattern.density, penalty, 60)
     assert found.iterations == iterations
     assert torch.equal(found.mask, mask.T)
     torch.testing.assert_close(found.weight, expected.T, rtol=1e-6, atol=1e-8)

@@ -1,0 +1,73 @@
+"""A census of the memory of tensors, for laws about a device that the machine need not have."""
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nmbench.calibration import waiting
+from nmbench.methods import Pruned
+from nmbench.pruning import one_shot
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is open that are still there, and their peak.
+
+    Tensors made in the context `elsewhere` are taken to be on another device. They do not count, and neither do those
+    that were there `before`.
+    """
+
+    def __init__(self, before: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: dict[int, weakref.finalize] = {}
+        self.counting = True
+        with self.elsewhere():
+            for tensor in before:
+                self.note(tensor.untyped_storage())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor.untyped_storage())
+        return result
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        known = self.known.get(storage._cdata)
+        if known is None or not known.alive:
+            size = storage.nbytes() if self.counting else 0
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            self.known[storage._cdata] = weakref.finalize(storage, self.free, size)
+
+    def free(self, size: int) -> None:
+        self.now -= size
+
+    def streaming(self, patch) -> None:
+        """Take what a streamed walk copies to the host to be elsewhere; `patch` is a monkeypatch of pytest."""
+        to_host = waiting.stored_on_host
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            with self.elsewhere():
+                return to_host(tensor)
+
+        def moved(pruned: Pruned, device: torch.device) -> Pruned:
+            with self.elsewhere():
+                weight = None if pruned.weight is None else pruned.weight.clone()
+                return dataclasses.replace(pruned, mask=pruned.mask.clone(), weight=weight)
+
+        patch.setattr(waiting, "stored_on_host", copied)
+        patch.setattr(one_shot, "moved", moved)
+
+    @contextlib.contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        self.counting = False
+        try:
+            yield
+        finally:
+            self.counting = True
