@@ -17,6 +17,7 @@ from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
+from nmbench.pruning.block_parts import BlockTask
 from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.learning import CheckpointStore, LearnTask
 from nmbench.pruning.one_shot import call
@@ -166,12 +167,24 @@ class LearnCase(ShortRepr):
         weight of a block repair.
         """
         if isinstance(method, BlockRepair):
-            visits = self.blocks(method).visit(method.repair_block)
-            return {name: tensor for _, tensors in visits for name, tensor in tensors.items()}
+            return self.repaired_blocks(method)
         if isinstance(method, WeightLearner):
             return method.learn(self.weight_task())
         assert isinstance(method, MaskLearner)
         return method.learn(self.task())
+
+    def repaired_blocks(self, method: BlockRepair) -> dict[str, Tensor]:
+        """The tensors that a block repair returns for all blocks."""
+        returned: dict[str, Tensor] = {}
+
+        def learn(task: BlockTask) -> dict[str, Tensor]:
+            found = dict(method.repair_block(task))
+            returned.update(found)
+            return {name: found[name] for name in (*task.layers, *task.others) if name in found}
+
+        for _ in self.blocks(method).visit(learn):
+            pass
+        return returned
 
     def _given(self, bundle: Bundle, masks: Any, store: CheckpointStore | None, who: str) -> tuple[Any, ...]:
         """The arguments of a task."""
