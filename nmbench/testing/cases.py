@@ -25,12 +25,13 @@ from nmbench.pruning.repairing import call_repair
 from nmbench.pruning.weights_task import WeightTask
 from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.results.files import MemoryCheckpoints
-from nmbench.testing.planted import cycles, planted_bundle, strongest, weakest
+from nmbench.testing.planted import LENGTH, VOCABULARY, cycles, planted_bundle, strongest, weakest
 from nmbench.testing.values import statistics, values
 
 INPUTS = ("plain", "correlated", "dead channel", "all zero")
 WINDOWS, WINDOW_TOKENS = 4, 32
 SHRUNK = 0.5  # of the dense weights: the weights of a planted start, which a repair can improve
+WHOLE = VOCABULARY + 2  # tokens of windows that hold every step of the cycle, so that all have about the same loss
 
 
 class ShortRepr:
@@ -119,13 +120,15 @@ class LearnCase(ShortRepr):
     """A learning task on the planted model (`nmbench.testing.planted`), which starts from the worst masks.
 
     A repair starts from the best masks instead, with weights that are half of the dense ones. The model has two layers;
-    `second` is the pattern of the second layer, "" for that of the first.
+    `second` is the pattern of the second layer, "" for that of the first. With `turn`, losses on selection windows that
+    fall below `turn` nats rise again, as those of a learner that overfits: the best masks come before the last ones.
     """
 
     pattern: str = "2:4"
     second: str = ""
     seed: int = 0
     device: str = "cpu"
+    turn: float = 0.0
 
     def patterns(self, names: Any) -> dict[str, Pattern]:
         """The pattern of each layer: layer name -> pattern."""
@@ -147,7 +150,9 @@ class LearnCase(ShortRepr):
     def task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingTask:
         """A fresh task of a mask learner on a fresh model."""
         bundle = self.bundle()
-        return RecordingTask(*self._given(bundle, weakest(bundle, self.patterns(bundle.layers)), store, who))
+        task = RecordingTask(*self._given(bundle, weakest(bundle, self.patterns(bundle.layers)), store, who))
+        task.turn = self.turn
+        return task
 
     def weight_task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingWeightTask:
         """A fresh task of a weight learner on a fresh model."""
@@ -189,7 +194,15 @@ class LearnCase(ShortRepr):
     def _given(self, bundle: Bundle, masks: Any, store: CheckpointStore | None, who: str) -> tuple[Any, ...]:
         """The arguments of a task."""
         dense, patterns, store = DenseWeights(bundle), self.patterns(bundle.layers), store or MemoryCheckpoints()
-        return bundle, dense, patterns, masks, cycles(32), cycles(16), self.seed, store, who
+        length = WHOLE if self.turn else LENGTH
+        pool, selection = cycles(32, length=length), cycles(16, length=length)
+        selection = unlike_pool(selection) if self.turn else selection
+        return bundle, dense, patterns, masks, pool, selection, self.seed, store, who
+
+
+def unlike_pool(windows: Tensor) -> Tensor:
+    """Return cycles `[n, length]` with another last token, so that none is, or is a piece of, a window of the pool."""
+    return torch.cat([windows[:, :-1], (windows[:, -1:] + VOCABULARY // 2) % VOCABULARY], dim=1)
 
 
 @dataclass
@@ -202,11 +215,23 @@ class Reported:
 
 
 class RecordingTask(LearnTask):
-    """A task that stores the masks of reports in `reported`, where the checks judge them after the call."""
+    """A task that stores the masks of reports in `reported`, where the checks judge them after the call.
+
+    Losses on selection windows turn at `turn` nats, as `LearnCase` says.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reported: list[Reported] = []
+        self.turn = 0.0
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        losses = super().loss(tokens)
+        chosen = (tokens[:, None] == self._selection[None]).all(dim=-1).any() if self._turns(tokens) else False
+        return self.turn + (losses - self.turn).abs() if chosen else losses
+
+    def _turns(self, tokens: Tensor) -> bool:
+        return self.turn > 0 and tokens.shape[1:] == self._selection.shape[1:]
 
     def report(self, step: int, *, total: int | None = None, masks: Any = None, **values: float) -> None:
         copies = None if masks is None else {name: mask.clone() for name, mask in masks.items()}

@@ -90,23 +90,12 @@ def test_what_is_written(folder, kind):
     assert "nmbench_nmbench" not in everything
 
 
-IN_TURN = """
-import os, sys, pytest
-for root in sys.argv[1:]:
-    os.chdir(root)
-    print(f"report of {root}", flush=True)
-    pytest.main(["-q", "-p", "no:cacheprovider"])
-    sys.modules.pop("test_conformance", None)  # the next package has one, too
-"""
-
-
 @pytest.fixture(scope="module")
-def reports(folder, environment):
-    """The report of every package on its own tests; one process runs them, so that torch is imported once."""
-    roots = [str(folder / f"nmbench-{name}") for name in NAMES.values()]
-    command = [sys.executable, "-c", IN_TURN, *roots]
-    output = check(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False))
-    return dict(zip(NAMES, output.split("report of ")[1:], strict=True))
+def reports(folder, environment, python):
+    """The report of every package on its own tests."""
+    roots = {kind: folder / f"nmbench-{name}" for kind, name in NAMES.items()}
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    return {kind: check(python.run(*command, cwd=root, env=environment)) for kind, root in roots.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
