@@ -49,6 +49,7 @@ class WeightTask(LearnTask):
             apply(self.bundle, self.start)
             yield Training(self)
         finally:
+            self.bundle.model.zero_grad()  # gradients are as large as the model
             self._weights.restore()
 
 

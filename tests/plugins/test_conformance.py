@@ -7,9 +7,12 @@ import importlib.metadata
 from nmbench.plugins.loading import load_plugins
 from nmbench.testing import conformance_tests
 from nmbench_plugins.alps import ALPS
+from nmbench_plugins.distil import Distil
 from nmbench_plugins.importing import Import
+from nmbench_plugins.leastsquares import LeastSquares
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps, SwapsJudged
@@ -28,6 +31,11 @@ METHODS = (
     MaskPro(steps=140, **QUICK),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
+    LeastSquares(),
+    LeastSquares(solver="exact", sequential=False),
+    Reconstruct(steps=20),
+    Distil(passes=4.0, check_every=5, checkpoint_every=3),
+    Distil(passes=4.0, refresh_every=3, check_every=5, checkpoint_every=3),
 )
 
 test_built_in_methods = conformance_tests(*METHODS)

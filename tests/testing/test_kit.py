@@ -18,9 +18,11 @@ from nmbench.testing.laws.learner import TURN
 from nmbench.testing.observation import observe
 from nmbench.testing.planted import planted_bundle, strongest
 from reference import broken_methods as zoo
+from reference import broken_repairs, repairs
 
 TESTS = Path(__file__).parents[1]
-ALL = [(law, method) for law, methods in zoo.BROKEN.items() for method in methods]
+GOOD = (*zoo.GOOD, repairs.Rescale(), repairs.Nearer(), repairs.Tune())
+ALL = [(law, method) for broken in (zoo.BROKEN, broken_repairs.BROKEN) for law in broken for method in broken[law]]
 TEXT = re.compile(
     r"(?P<cls>\w+) breaks (?P<law>\w+): .+\n  call:     .+\n  got:      .+\n  expected: .+\n"
     r"  see it with:\n(?P<code>(    .+\n?)+)"
@@ -31,7 +33,7 @@ def named(value):
     return value if isinstance(value, str) else type(value).__name__
 
 
-@pytest.mark.parametrize("method", zoo.GOOD, ids=named)
+@pytest.mark.parametrize("method", GOOD, ids=named)
 def test_good_methods_keep_every_law(method):
     """A method that breaks no law passes every check."""
     assert {name: text for name, text in run_checks(method).items() if text} == {}
@@ -67,7 +69,7 @@ def attempt(code: str) -> Exception | None:
 
 def test_every_check_has_a_broken_method():
     """Every check has a method that fails it."""
-    assert set(zoo.BROKEN) == set(law_names())
+    assert {law for law, _ in ALL} == set(law_names())
     assert len(law_names()) == len(set(law_names())) == len(LAWS)
 
 
@@ -132,10 +134,12 @@ def test_no_supported_pattern_is_no_pass():
 
 def test_which_checks_a_kind_has():
     """Each kind has its own checks and those of every method; a check of option `steps` needs that option."""
-    names = {type(method).__name__: {check.name for check in checks_of(method)} for method in zoo.GOOD}
+    names = {type(method).__name__: {check.name for check in checks_of(method)} for method in GOOD}
     assert "scores_are_finite" in names["GoodScorer"] - names["GoodSolver"] - names["GoodLearner"]
     assert "repair_does_not_hurt" in names["GoodSolver"] - names["GoodRefiner"]
     assert "zero_steps_return_the_initial_mask" in names["GoodLearner"]
+    assert "the_mask_stays" in names["Rescale"] & names["Tune"] - names["Nearer"] - names["GoodSolver"]
+    assert "zero_steps_return_the_start" in names["Nearer"] & names["Tune"] - names["Rescale"]
     assert set.intersection(*names.values()) == {
         law.name for law in LAWS if len(law.kinds) == 1 and law.kinds[0].__name__ == "Method"
     }

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nmbench.methods import MaskLearner, Method
+from nmbench.repairs import WeightLearner
 from nmbench.testing.cases import LearnCase
+from nmbench.testing.interruption import interrupted
 from nmbench.testing.laws.base import (
     HOLDS,
     PLANTED_PATTERNS,
@@ -21,7 +23,7 @@ from nmbench.testing.laws.base import (
     supported,
     tasks,
 )
-from nmbench.testing.observation import Observation, interrupted, observe
+from nmbench.testing.observation import Observation, observe
 from nmbench.testing.planted import VOCABULARY, Planted, planted_bundle, planted_loss
 from nmbench.testing.values import values
 
@@ -146,9 +148,9 @@ def interrupted_runs_resume(observed: Observation) -> Judgement:
     return HOLDS
 
 
-@law(MaskLearner, cases=tasks("2:4", "4:8"))
+@law(MaskLearner, WeightLearner, cases=tasks("2:4", "4:8"))
 def tokens_are_counted(observed: Observation) -> Judgement:
-    """Every token that is sent through the model is counted: by `task.loss`, or by `task.count_forward`."""
+    """Every token that is sent through the model is counted: by the task, or by `task.count_forward`."""
     assert observed.task
     assert isinstance(observed.task.model, Planted)
     sent, counted = observed.task.model.tokens_seen, observed.task.settle().forward_tokens
