@@ -14,7 +14,7 @@ from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
 from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
-from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.sparsegpt import SparseGPT, SparseGPTRepair
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
 
@@ -31,6 +31,7 @@ METHODS = (
     MaskPro(steps=140, **QUICK),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
+    SparseGPTRepair(),
     LeastSquares(),
     LeastSquares(solver="exact", sequential=False),
     Reconstruct(steps=20),
