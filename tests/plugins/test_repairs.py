@@ -30,7 +30,7 @@ PATTERNS = [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8), Pattern(2, 3)]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer in float64: dense weights, inputs X of the pruned and Y of the dense model, the stream's lag, the mask."""
+    """A layer in float64: dense weights, inputs X of the pruned and Y of the dense model, the stream's lag, mask."""
 
     weight: Tensor
     x: Tensor
