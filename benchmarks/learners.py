@@ -1,4 +1,4 @@
-"""The gain and the cost of mask learners and repairs over the rows they start from: a table and a plot of finished runs.
+"""The gain and the cost of mask learners and repairs over their starts: a table and a plot of finished runs.
 
     nmbench run --plugin straight_through.py --method swaps-judged --method maskpro --method straight-through --out RUN
     python learners.py RUN --json results/learners.json --plot results/learners.png

@@ -25,6 +25,7 @@ METHODS = (
     RIA(),
     SparseGPT(),
     ALPS(),
+    ALPS(dense_weight=0.5, sequential=True),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=140, **QUICK),
