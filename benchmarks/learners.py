@@ -1,4 +1,4 @@
-"""The gain and the cost of mask learners over the masks they start from: a table and a plot of finished runs.
+"""The gain and the cost of mask learners and repairs over their starts: a table and a plot of finished runs.
 
     nmbench run --method swaps-judged --method maskpro --method soft --out RUN
     python learners.py RUN --json results/learners.json --plot results/learners.png
@@ -103,7 +103,7 @@ def found(records: Sequence[dict[str, Any]]) -> list[Gain]:
                 round(nats_init, 4),
                 round(nats, 4),
                 round(nats_init - nats, 4),
-                tokens_until(init, rows),
+                init["cost"]["forward_tokens"],
                 own(row, init, "cost", "forward_tokens"),
                 own(row, init, "cost", "backward_tokens"),
                 round(own(row, init, "seconds", "prune"), 3),
@@ -118,16 +118,8 @@ def start_of(row: dict[str, Any], rows: Rows) -> dict[str, Any] | None:
 
 
 def own(row: dict[str, Any], init: dict[str, Any] | None, part: str, name: str) -> Any:
-    """A figure of a row less that of its start, which the figure includes only if the start is a learner's row."""
-    if init is None or init["label"].endswith("@init"):
-        return row[part][name]
-    return row[part][name] - init[part][name]
-
-
-def tokens_until(row: dict[str, Any], rows: Rows) -> int:
-    """Forward tokens of a row and of all rows that it starts from."""
-    init = start_of(row, rows)
-    return int(own(row, init, "cost", "forward_tokens")) + (tokens_until(init, rows) if init else 0)
+    """A figure of a row less that of its start, which it includes."""
+    return row[part][name] - (init[part][name] if init else 0)
 
 
 def key(record: dict[str, Any]) -> tuple[str, str, int]:

@@ -22,6 +22,7 @@ KINDS = {
     "conduct": "method: what else it does",
     "layerwise": "one-shot method",
     "learner": "mask learner",
+    "repair": "repair",
 }
 
 

@@ -263,7 +263,7 @@ def refuse_overlap(pool: Pool, calibration: str, test: Tensor, name: str, tokeni
         raise NMBenchError(
             f"{int(shared.any(dim=-1).sum())} of {len(windows)} {split} windows of {calibration} share {width} or more "
             f"consecutive tokens with the test text {name}, first window {row} from its token {place} and the test "
-            f"text from its token {there}, both {said}; calibrate on another text."
+            f"text from its token {there}, both {said}; calibrate on another text, or leave its --metric out."
         )
 
 

@@ -7,6 +7,7 @@ maskpro` both come from that one line.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -94,6 +95,8 @@ def convert(value: Any, hint: Any, info: OptionInfo, label: str) -> Any:
         result = read(value, hint)
     except ValueError:
         raise NMBenchError(f"option {label}.{info.name} must be {info.type}, not {value!r} ({info.help}).") from None
+    if isinstance(result, float) and not math.isfinite(result):  # JSON has no name for it
+        raise NMBenchError(f"option {label}.{info.name} must be a finite number, not {value!r} ({info.help}).")
     if info.choices and result is not None and result not in info.choices:
         listed = ", ".join(str(choice) for choice in info.choices)
         raise NMBenchError(f"option {label}.{info.name} must be one of {listed}, not {value!r}.")

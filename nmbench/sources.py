@@ -26,13 +26,17 @@ class ModelSource:
     """Loader of the models of one scheme. `dtype` is a torch dtype name, or None for the source's own choice.
 
     `dequantise`: the user asks to convert quantised weights to floating point; otherwise a source refuses them.
+    `merge_adapter`: the folder of an adapter that is to become part of the weights, or `beside`; only a source with
+    `merges_adapters` receives one.
     """
 
     work_method: ClassVar[str] = "load"
+    merges_adapters: ClassVar[bool] = False
 
     dtype: str | None = None
     trust_remote_code: bool = False
     dequantise: bool = False
+    merge_adapter: str | None = None
 
     def load(self, ref: str) -> Bundle:
         """Load the model named `ref`, the text after `scheme:`. Raises `NMBenchError` with a remedy."""

@@ -28,7 +28,8 @@ else:
 DENSE = "dense"
 # Names that the host itself presumes; a test proves that plugins register each.
 MODEL, MODEL_FOLDER = "demo", "folder"
-CALIBRATION, TEST_TEXT, PERPLEXITY, START, TINY = "c4", "wikitext2", "ppl", "wanda", "tiny"
+CALIBRATION, PERPLEXITY, START, TINY = "c4", "ppl", "wanda", "tiny"
+TEST_TEXTS = ("wikitext2", "c4")  # two domains, because methods and calibration texts differ in which one they favour
 LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
 WITH_BOS = "+bos"  # ends the name of a metric whose windows begin with the BOS token
 BOS = ("auto", "always", "never")
@@ -68,8 +69,13 @@ class Defaults:
     window_tokens: int = 2048
     pool_tokens: int = 128 * 2048
     selection_tokens: int = 32 * 2048
-    metrics: tuple[str, ...] = (f"{PERPLEXITY}:{TEST_TEXT}@2048",)
+    metrics: tuple[str, ...] = field(default_factory=lambda: test_metrics(2048))
     dtype: str = "float32"
+
+
+def test_metrics(window: int) -> tuple[str, ...]:
+    """Return the default metrics: perplexity in windows of `window` tokens on each of two texts."""
+    return tuple(f"{PERPLEXITY}:{text}@{window}" for text in TEST_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,12 @@ class RunSpec:
 
     Statistics are gathered from `windows` windows of `window_tokens` tokens. Learners read `pool_tokens` tokens and
     choose by `selection_tokens` others. `plugins` are single files to load. A model that is sparse already is pruned
-    only if `allow_sparse`, a quantised model only if `dequantise`. `stream`: decoder blocks stay on the host and are
-    copied to the device one by one; None: only if the model would not fit. `bos`:
-    whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it begins the
-    windows of the first metric. `keep_weights`: repaired weights are kept in the run directory; None: they are.
+    only if `allow_sparse`, a quantised model only if `dequantise`. `merge_adapter`: the folder of an adapter that is
+    merged into the weights before anything else, or `beside` for the adapter in the folder of the model. `stream`:
+    decoder blocks stay on the host and are copied to the device one by one; None: only if the model would not fit.
+    `bos`: whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it
+    begins the windows of the first metric. `keep_weights`: repaired weights are
+    kept in the run directory; None: they are.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -102,6 +110,7 @@ class RunSpec:
     trust_remote_code: bool = False
     allow_sparse: bool | None = None
     dequantise: bool | None = None
+    merge_adapter: str | None = None
     device: str = "auto"
     stream: bool | None = None
     keep_weights: bool | None = None
@@ -123,6 +132,8 @@ class RunSpec:
             least = 2 if name == "window_tokens" else 1
             if value is not None and value < least:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
+            if value is not None and value > LARGEST_SEED:
+                raise NMBenchError(f"{name} must be at most {LARGEST_SEED}, not {value}.")
         if self.bos not in (None, *BOS):
             raise NMBenchError(f"bos must be {', '.join(BOS[:-1])} or {BOS[-1]}, not {self.bos!r}.")
 
@@ -150,12 +161,14 @@ class RunSpec:
     def protocol(self) -> dict[str, Any]:
         """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics.
 
-        `bos` is one of them where BOS begins calibration windows; elsewhere it is left out.
+        `bos` is one of them where BOS begins calibration windows, and `merge_adapter` where an adapter is merged;
+        elsewhere they are left out.
         """
         shared = ("model", "skip", "calibration", "windows", "window_tokens", "pool_tokens", "selection_tokens")
         content = self.to_dict()
         begun = {"bos": self.bos} if self.bos not in (None, "never") else {}
-        return {**{name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}, **begun}
+        merged = {"merge_adapter": self.merge_adapter} if self.merge_adapter else {}
+        return {**{name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}, **begun, **merged}
 
     def layer_patterns(self, pattern: Pattern, layers: Iterable[str]) -> dict[str, Pattern]:
         """Return the pattern of every layer: the last matching `pattern_for`, else `pattern`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = next(iter(DemoPlays().texts(split)))[4000 : 4000 + length]
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[Any]:
+    """Starts Python programs in processes of their own, which need not import torch again: a `ForkServer`."""
+    from reference.processes import ForkServer
+
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -51,6 +51,8 @@ def provide(page: str, arguments: list[str], folder: Path) -> None:
             (folder / value).write_text(program(page, value), encoding="utf-8")
         elif flag == "--model" and ":" not in value and value != "demo":
             (folder / value).mkdir(exist_ok=True)
+        elif flag == "--masks":
+            (folder / value).touch()
         elif flag == "--config" and (ROOT / "benchmarks" / value).exists():
             (folder / value).write_bytes((ROOT / "benchmarks" / value).read_bytes())
         elif match := FILE.match(value):

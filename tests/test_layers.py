@@ -31,7 +31,7 @@ LAYERS = [
     {"experiment"},
     {"pruning"},
     {"run"},
-    {"testing", "artifacts", "speed"},
+    {"testing", "artifacts", "speed", "published"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}

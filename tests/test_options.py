@@ -72,7 +72,7 @@ def test_int_from_whole_float(number):
 
 
 @quick
-@given(st.floats(allow_nan=False))
+@given(st.floats(allow_nan=False, allow_infinity=False))
 def test_float_from_text_or_value(number):
     """A float option takes a float and its text, to the last digit."""
     assert same(one("rate", number), number) and same(one("rate", repr(number)), number)
@@ -247,3 +247,15 @@ def test_defaults_survive_their_own_text():
     for info in describe(Learner):
         shown = "none" if info.default is None else str(info.default)
         assert same(one(info.name, shown), info.default)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "1e400", math.inf])
+def test_infinite_options_are_refused(value):
+    """An infinite number is refused: no record could hold it."""
+
+    @dataclass(frozen=True)
+    class Method:
+        rate: float = option(1.0, "step size")
+
+    with pytest.raises(NMBenchError, match=r"option m.rate must be a finite number, not .*\(step size\)"):
+        build(Method, {"rate": value}, "m")

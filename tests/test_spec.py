@@ -179,6 +179,12 @@ def test_digests_of_runs_without_bos_stay():
     assert (spec.digest, spec.protocol_digest) == ("ab2d21ca60977866", "f1c71a71458a5bbc")
 
 
+def test_two_texts_by_default():
+    """Without metrics a run has perplexity on two texts, so that no method wins by the domain of one."""
+    found = RunSpec((MethodSpec.parse("wanda"),)).resolved(Defaults())
+    assert found.metrics == ("ppl:wikitext2@2048", "ppl:c4@2048")
+
+
 # What is refused
 
 GOOD = {"methods": {"wanda": {}}}

@@ -108,7 +108,8 @@ class Artifact:
     `form` names the format. `weights` and `masks` hold matrices by layer name, without `.weight` or `.mask`. `stacked`
     holds the matrices inside 3-D tensors, which may be fused experts, as `stored_name[3]`. `tensors` has the shape of
     every stored tensor by its stored name, `patterns` the patterns that the file claims, by layer. `config` is the path
-    of the transformers configuration beside the weights, `about` the other metadata of the file.
+    of the transformers configuration beside the weights, `about` the other metadata of the file. `at_most` marks masks
+    that are the non-zeros of weights, so that a kept weight that is zero counts as dropped.
     """
 
     path: str
@@ -120,6 +121,7 @@ class Artifact:
     patterns: Mapping[str, Pattern] = field(default_factory=dict)
     config: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    at_most: bool = False
 
 
 def layer_name(stored: str) -> str:

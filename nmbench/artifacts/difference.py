@@ -87,7 +87,7 @@ def compare(first: Kept, second: Kept, pattern: Pattern | None = None) -> Differ
         layers,
         [name for name in first.matrices if name not in pairs],
         [name for name in second.matrices if name not in pairs.values()],
-        [f"{side.path} has no masks: its non-zeros are compared" for side in (first, second) if side.at_most],
+        [f"{side.path} holds non-zeros, not masks: those are compared" for side in (first, second) if side.at_most],
     )
 
 

@@ -24,13 +24,15 @@ from nmbench.pattern import Pattern
 
 PARTS = (".safetensors", ".bin", ".pt", ".json")  # files of a folder that hold or describe weights
 CHUNK = 2**24  # bytes
+LONGEST_NAME = 200  # characters
 
 
 @dataclass(frozen=True)
 class Kept:
     """Masks by layer, bool, in the canonical view `[out, in]`, with the weights of the same file, if it has any.
 
-    `at_most` marks masks that are the non-zeros of the weights: a kept weight that is zero counts as dropped.
+    `at_most` marks masks that are the non-zeros of weights: a kept weight that is zero counts as dropped. `base_model`
+    is the model that the masks were made for, if the file says so.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Kept:
     weights: Mapping[str, Matrix]
     patterns: Mapping[str, Pattern]
     at_most: bool = False
+    base_model: str | None = None
 
     @cached_property
     def names(self) -> Names:
@@ -99,7 +102,14 @@ def kept_of(artifact: Artifact) -> Kept:
     matrices = artifact.masks or {name: nonzero_matrix(weight) for name, weight in weights.items()}
     if not matrices:
         raise Unreadable(f"{artifact.path} holds no mask and no matrix of decoder weights.")
-    return Kept(artifact.path, artifact.form, matrices, weights, artifact.patterns, not artifact.masks)
+    at_most = artifact.at_most or not artifact.masks
+    return Kept(artifact.path, artifact.form, matrices, weights, artifact.patterns, at_most, base_model(artifact))
+
+
+def base_model(artifact: Artifact) -> str | None:
+    """The model that a file of masks names as its own, None for a text that is too long or not printable."""
+    name = artifact.about.get("base_model")
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME else None
 
 
 def nonzero_matrix(weight: Matrix) -> Matrix:

@@ -44,8 +44,13 @@ class LayerReport:
         return self.shape[0] * self.shape[1]
 
 
-def layer_report(name: str, mask: Matrix | None, weight: Matrix | None, pattern: Pattern | None) -> LayerReport:
-    """The report of one layer from its mask, its weight or both. A layer without a pattern has that as its problem."""
+def layer_report(
+    name: str, mask: Matrix | None, weight: Matrix | None, pattern: Pattern | None, at_most: bool = False
+) -> LayerReport:
+    """The report of one layer from its mask, its weight or both. A layer without a pattern has that as its problem.
+
+    A mask keeps exactly N of every group, or `at_most` N if it is the non-zeros of weights.
+    """
     matrix = mask or weight
     assert matrix is not None
     report = LayerReport(name, matrix.shape, str(pattern) if pattern else None, flat=matrix.flat)
@@ -56,11 +61,12 @@ def layer_report(name: str, mask: Matrix | None, weight: Matrix | None, pattern:
     if mask and weight and mask.shape != weight.shape:
         return replace(report, problem=f"has a mask of shape {mask.shape}, but weights {weight.shape}")
     total = Tally()
-    for tally in tallies(mask, weight, pattern):
+    exact = mask is not None and not at_most
+    for tally in tallies(mask, weight, pattern, exact):
         total = total.plus(tally)
     return replace(
         report,
-        problem=problem_of(total, pattern, exact=mask is not None),
+        problem=problem_of(total, pattern, exact),
         groups=total.counts.groups,
         broken=total.counts.broken,
         first=total.counts.first,
@@ -91,19 +97,19 @@ class Tally:
         )
 
 
-def tallies(mask: Matrix | None, weight: Matrix | None, pattern: Pattern) -> Iterator[Tally]:
+def tallies(mask: Matrix | None, weight: Matrix | None, pattern: Pattern, exact: bool) -> Iterator[Tally]:
     """The tally of every slice of a mask, of a weight, or of both side by side."""
     group = pattern.group
     if mask and weight:
         for (row, column, kept), (_, _, part) in zip(mask.slices(group), weight.slices(group), strict=True):
-            yield tally_both(kept.numpy(), part, count(kept.numpy(), pattern, True, row, column))
+            yield tally_both(kept.numpy(), part, count(kept.numpy(), pattern, exact, row, column))
     elif mask:
         for row, column, kept in mask.slices(group):
-            yield Tally(count(kept.numpy(), pattern, True, row, column))
+            yield Tally(count(kept.numpy(), pattern, exact, row, column))
     elif weight:
         for row, column, part in weight.slices(group):
             found = nonzeros(part)
-            counts = count(found.kept, pattern, False, row, column)
+            counts = count(found.kept, pattern, exact, row, column)
             yield Tally(counts, counts.missing, found.negative_zeros, 0, found.finite)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from nmbench.artifacts.command_line import command_of
 from nmbench.artifacts.rebuilding import Row
 from nmbench.artifacts.validation import Validation
+from nmbench.results.precision import printed
 from nmbench.results.ranking import pattern_of
 from nmbench.results.table import interval
 from nmbench.spec import RunSpec
@@ -57,8 +58,8 @@ def numbers(row: Row) -> str:
     """Every metric beside the dense model's, the paired differences, and the cost of pruning."""
     lines = ["| | dense | pruned |", "|---|---|---|"]
     for name, value in row.record["metrics"].items():
-        dense = row.dense["metrics"][name]["value"] if name in row.dense["metrics"] else None
-        lines.append(f"| {name} | {'-' if dense is None else f'{dense:.4f}'} | {value['value']:.4f} |")
+        dense = row.dense["metrics"].get(name)
+        lines.append(f"| {name} | {'-' if dense is None else printed(dense)} | {printed(value)} |")
     for name, difference in row.record["against_dense"].items():
         lines.append(f"| nats over dense, {name}, 95 % interval | 0 | {interval(difference)} |")
     cost = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in row.record["cost"].items())

@@ -14,6 +14,7 @@ from nmbench.artifacts.safetensors_file import read_safetensors
 from nmbench.artifacts.torch_file import read_torch
 from nmbench.errors import did_you_mean
 
+BITMASK = ".bitmask"  # ends the name of a tensor in which compressed-tensors packs the places of non-zeros
 KNOWN = "safetensors, torch.save, .npz of packed bits, a transformers folder, a folder of masks, or RUN_DIRECTORY:ROW"
 
 
@@ -25,6 +26,11 @@ def open_artifact(ref: str) -> Artifact:
     artifact = opened(ref)
     if odd := [name for name in artifact.tensors if not name.isprintable()]:
         raise Unreadable(f"{artifact.path} has a tensor named {odd[0]!r}; such names are not printed.")
+    if packed := next((name for name in artifact.tensors if name.endswith(BITMASK)), None):
+        raise Unreadable(
+            f"{artifact.path} stores {packed.removesuffix(BITMASK)} and perhaps others as bitmasks of "
+            f"compressed-tensors, without zeros; save it decompressed (format 'dense') and give that folder."
+        )
     return artifact
 
 

@@ -22,6 +22,7 @@ from nmbench.pattern import Pattern
 from nmbench.spec import matches
 
 AT_MOST = "weights without masks: at most N non-zeros in every group"
+NONZEROS = "masks that are the non-zeros of a checkpoint: at most N kept in every group"
 EXACTLY = "masks: exactly N kept in every group"
 BOTH = "masks and weights: exactly N kept in every group, zeros everywhere else"
 
@@ -79,18 +80,29 @@ def validate(
     patterns = {name: pattern or claims.get(name) for name in judged}
     if not all(patterns.values()):
         patterns = guessed(patterns, {name: mask or weight for name, (mask, weight) in judged.items()})
-    layers = [compared(layer_report(name, *judged[name], patterns[name]), reference) for name in judged]
+    layers = [
+        compared(layer_report(name, *judged[name], patterns[name], artifact.at_most), reference) for name in judged
+    ]
     covered = sum(layer.weights for layer in layers if layer.strict)
     return Validation(
         artifact.path,
         artifact.form,
-        (BOTH if weights else EXACTLY) if masks else AT_MOST,
+        basis_of(artifact, weights, masks),
         layers,
         skipped,
         covered / reference.decoder_weights if reference.decoder_weights else None,
         sum(matrix.bytes for pair in judged.values() for matrix in pair if matrix),
         time.perf_counter() - start,
     )
+
+
+def basis_of(artifact: Artifact, weights: Mapping[str, Matrix], masks: Mapping[str, Matrix]) -> str:
+    """The requirement on the layers of an artifact, in words."""
+    if not masks:
+        return AT_MOST
+    if artifact.at_most:
+        return NONZEROS
+    return BOTH if weights else EXACTLY
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -291,4 +291,7 @@ def pass_on(picked: Picked, inputs: Tensor, offsets: Tensor | None) -> None:
         chosen = torch.tensor(picked.experts)
         for expert in chosen.unique().tolist():
             if expert in callbacks:
-                callbacks[expert](inputs[(chosen == expert).to(inputs.device)].flatten(0, 1))
+                rows = inputs[(chosen == expert).to(inputs.device)].flatten(0, 1)
+                rows = rows[rows.any(dim=-1)]  # Llama 4 hands every expert all tokens, as zeros if they are not its own
+                if len(rows):
+                    callbacks[expert](rows)

@@ -51,31 +51,44 @@ def writing_blocks(bundle: Bundle, windows: Tensor) -> frozenset[int]:
 
 
 def tried(bundle: Bundle, windows: Tensor) -> frozenset[int]:
-    """As `writing_blocks`, whatever was tried before."""
+    """As `writing_blocks`, whatever was tried before.
+
+    The pass that is compared goes on between two passes of another window, so that state which modules keep is seldom
+    its own.
+    """
     window = windows[:1, :TOKENS].to(bundle.device)
     other = windows[-1:, :TOKENS].to(bundle.device) if len(windows) > 1 else window.flip(1)
-    plain = plain_calls(bundle, window)
+    calls, outputs = plain_calls(bundle, window)
     writing = set()
-    with paused_forwards(bundle, [window, other]) as passes:
+    with paused_forwards(bundle, [window, other, other]) as passes:
         for index, (name, block) in enumerate(bundle.blocks.items()):
-            check_alike(bundle, name, plain[index], (passes[0].args, passes[0].kwargs))
+            check_alike(bundle, name, "is given", calls[index], (passes[0].args, passes[0].kwargs))
             with bundle.holding(block):
-                if writes(block, passes[0]):
+                output, wrote = run_on_copies(block, passes[0])
+                check_alike(bundle, name, "computes", outputs[index], output)
+                if wrote:
                     writing.add(index)
                 if index + 1 < len(bundle.blocks):
-                    go_on(bundle, passes[::-1])  # of the other one in between
+                    go_on(bundle, [passes[1], passes[0], passes[2]])
     return frozenset(writing)
 
 
-def plain_calls(bundle: Bundle, window: Tensor) -> list[Any]:
-    """Copies of what every block is called with in a plain forward pass. Raises `NMBenchError` as `writing_blocks`."""
+def plain_calls(bundle: Bundle, window: Tensor) -> tuple[list[Any], list[Any]]:
+    """Copies of what every block is called with in a plain forward pass, and of what it returns.
+
+    Raises `NMBenchError` as `writing_blocks`.
+    """
     called: list[str] = []
     calls: list[Any] = []
+    outputs: list[Any] = []
+
+    def kept(value: Any) -> Any:
+        return changed(value, lambda tensor: tensor.to(bundle.host, copy=True))
 
     def note(name: str) -> Callable[..., None]:
         def take(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             called.append(name)
-            calls.append(changed((args, kwargs), lambda tensor: tensor.to(bundle.host, copy=True)))
+            calls.append(kept((args, kwargs)))
             if len(called) > len(bundle.blocks):
                 check_order(bundle, called)
 
@@ -89,11 +102,14 @@ def plain_calls(bundle: Bundle, window: Tensor) -> list[Any]:
         return refuse
 
     attached = [block.register_forward_pre_hook(note(n), with_kwargs=True) for n, block in bundle.blocks.items()]
+    attached += [
+        block.register_forward_hook(lambda b, a, out: outputs.append(kept(out))) for block in bundle.blocks.values()
+    ]
     attached += [layer.register_forward_pre_hook(beside(n)) for n, layer in stacked_elsewhere(bundle)]
     with hooks(attached):
         run_model(bundle.model, window)
     check_order(bundle, called)
-    return calls
+    return calls, outputs
 
 
 def stacked_elsewhere(bundle: Bundle) -> Iterator[tuple[str, nn.Module]]:
@@ -108,21 +124,21 @@ def stacked_elsewhere(bundle: Bundle) -> Iterator[tuple[str, nn.Module]]:
                 yield name, module
 
 
-def writes(block: nn.Module, forward: PausedForward) -> bool:
-    """True if a block writes into tensors among its arguments."""
+def run_on_copies(block: nn.Module, forward: PausedForward) -> tuple[Any, bool]:
+    """Return what a block makes of copies of its arguments, and whether it writes into tensors among them."""
     args, kwargs = changed((forward.args, forward.kwargs), lambda tensor: tensor.to(forward.bundle.device, copy=True))
     given = list(tensors_of((args, kwargs)))
     before = [tensor._version for tensor in given]
-    block(*args, **kwargs)
-    return before != [tensor._version for tensor in given]
+    output = block(*args, **kwargs)
+    return output, before != [tensor._version for tensor in given]
 
 
-def check_alike(bundle: Bundle, block: str, plain: Any, paused: Any) -> None:
-    """Raise `NMBenchError` unless a block is called with the same tensors in both passes, to rounding."""
+def check_alike(bundle: Bundle, block: str, what: str, plain: Any, paused: Any) -> None:
+    """Raise `NMBenchError` unless a block is given, or computes, the same tensors in both passes, to rounding."""
     ours, theirs = list(tensors_of(paused)), list(tensors_of(plain))
     if len(ours) != len(theirs) or not all(map(alike, ours, theirs)):
         raise NMBenchError(
-            f"block {block} of {bundle.ref} is given something else when the forward pass is paused at every block "
+            f"block {block} of {bundle.ref} {what} something else when the forward pass is paused at every block "
             f"(randomness, or state that modules keep between forward passes?); {REMEDY}"
         )
 

@@ -16,6 +16,7 @@ from nmbench.cli.methods import methods_command
 from nmbench.cli.new_plugin import new_plugin_command
 from nmbench.cli.plugins import plugins_command
 from nmbench.cli.report import report
+from nmbench.cli.reproduce import reproduce
 from nmbench.cli.run import run
 from nmbench.cli.speed import speed
 from nmbench.cli.validate import validate
@@ -89,6 +90,7 @@ for command in (
     new_plugin_command,
     plugins_command,
     report,
+    reproduce,
     run,
     speed,
     validate,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmbench.cli.shared import check_plugin_files, plugin_option, terminal_width, write_reports
+from nmbench.cli.shared import done, plugin_option, terminal_width
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ if TYPE_CHECKING:
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
 @click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
 @click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")
+@click.option(
+    "--merge-adapter",
+    is_flag=False,
+    flag_value="beside",
+    metavar="[FOLDER]",
+    help="Merge an adapter into the weights first: that of FOLDER, or that beside the model.",
+)
 @click.option("--keep-weights/--no-keep-weights", default=None, help="Keep repaired weights.  [keep]")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
@@ -53,20 +60,9 @@ if TYPE_CHECKING:
 @plugin_option
 def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
-    from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
-    from nmbench.plugins.loading import load_plugins
-
-    spec = spec_from(config, flags)
-    plugins = load_plugins(spec.plugins)
-    check_plugin_files(plugins)
-    if not quiet:
-        plugins.add_observer(ProgressPrinter(), "progress")
-    plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break
+    results = done(spec_from(config, flags), out, quiet)
     from nmbench.results.table import render
-    from nmbench.run import run as run_spec
 
-    results = run_spec(spec, out, plugins)
-    write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
     names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
     click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")

@@ -1,4 +1,4 @@
-"""Code that several commands share: the plugin option, the width of the terminal, report files."""
+"""Code that several commands share: the plugin option, a run with its observers, the width of the terminal, reports."""
 
 from __future__ import annotations
 
@@ -14,11 +14,30 @@ from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
     from nmbench.plugins.loading import Plugins
+    from nmbench.results.results import Results
+    from nmbench.spec import RunSpec
 
 
 plugin_option = click.option(
     "--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py."
 )
+
+
+def done(spec: RunSpec, out: Path | None, quiet: bool) -> Results:
+    """Do a run with progress, unless `quiet`, and doubts on standard error; write its reports; return the results."""
+    from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
+    from nmbench.plugins.loading import load_plugins
+
+    plugins = load_plugins(spec.plugins)
+    check_plugin_files(plugins)
+    if not quiet:
+        plugins.add_observer(ProgressPrinter(), "progress")
+    plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break
+    from nmbench.run import run
+
+    results = run(spec, out, plugins)
+    write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
+    return results
 
 
 def terminal_width() -> int | None:

@@ -97,9 +97,15 @@ def repairs_of(contender: Contender, asked: MethodSpec, found: Found, above: tup
 def rows_named(name: str, asked: MethodSpec, found: Found, above: tuple[str, ...]) -> list[Contender]:
     """Return the rows that a name in the option `init` of a repair stands for, which are put into `found`.
 
-    A label of this command stands for its rows, weights included. A registered one-shot method gets a row of its own
-    under its name.
+    A label of this command stands for its rows, weights included, and `label@start` for one of them. A registered
+    one-shot method gets a row of its own under its name.
     """
+    base = next((m for m in found.spec.methods if m.label == name.partition("@")[0] != name), None)
+    if base is not None:
+        row = {one.label: one for one in add(base, found, (*above, asked.label))}.get(name)
+        if row is None:
+            raise no_start(name, asked.label, found)
+        return [row]
     start = named(name, asked.label, found)
     one_shot = issubclass(look_up_method(start.name, found.plugins), Baseline)
     if start not in found.spec.methods and not one_shot:

@@ -32,6 +32,7 @@ def input_doubts(
     samples = written or {spec.calibration: "\n\n".join(itertools.islice(calibration.texts("calibration"), DOCUMENTS))}
     return (
         *zeros(bundle),
+        *left_out(bundle),
         *longer_than_training(bundle, spec, metrics),
         *tokenizer_doubts(bundle, samples, tokens_of(spec, pools, texts)),
         *bos_doubts(bundle, metrics, texts, bundle.context_tokens),
@@ -55,6 +56,23 @@ def zeros(bundle: Bundle) -> Iterator[Doubt]:
             f"{found['layers']} of {len(bundle.layers)} layers hold scattered zeros, {found['share_of_zeros']:.1%} of "
             f"their weights, as rounding to few bits leaves them{f' (dequantised from {origin})' if origin else ''}: "
             f"taken for dense, but figures are those of the rounded weights.",
+        )
+
+
+def left_out(bundle: Bundle) -> Iterator[Doubt]:
+    """Yield doubts on what lies beside the loaded weights and has no part in the figures: tensors, and code."""
+    if unread := bundle.provenance.get("unread_tensors"):
+        yield Doubt(
+            "model",
+            f"{unread['number']} tensors of its decoder blocks are in its files and not in the model that was loaded, "
+            f"first {unread['first']}: its configuration is another model's (fewer layers, no biases, another type), "
+            f"or its weights are quantised. Figures are those of the rest.",
+        )
+    if code := bundle.provenance.get("code_not_run"):
+        yield Doubt(
+            "model",
+            f"it brings code of its own, {code}, which did not run: figures are those of {type(bundle.model).__name__} "
+            f"of transformers. --trust-remote-code runs the code.",
         )
 
 

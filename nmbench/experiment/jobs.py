@@ -10,7 +10,7 @@ from nmbench.experiment.contenders import Contender
 from nmbench.methods import MaskLearner
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
-from nmbench.repairs import BlockRepair, Repair, WeightLearner
+from nmbench.repairs import Repair
 from nmbench.spec import DENSE, ResolvedSpec
 
 
@@ -48,14 +48,13 @@ class Job:
 
     @property
     def learns(self) -> bool:
-        """True for a method that reads the whole pool."""
-        return isinstance(self.contender.method, (MaskLearner, BlockRepair, WeightLearner))
+        """True for a method that reads the pool, or selection windows alone as a layer repair does."""
+        return isinstance(self.contender.method, (MaskLearner, Repair))
 
     @property
     def start(self) -> str | None:
         """The label of the row that a learner or a repair begins with; None for other methods."""
-        begins = isinstance(self.contender.method, (MaskLearner, Repair))
-        return self.contender.init.label if begins and self.contender.init else None
+        return self.contender.init.label if self.learns and self.contender.init else None
 
     @property
     def repairs(self) -> str | None:

@@ -16,6 +16,7 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.sanity import check_dense, check_finite
 from nmbench.plugins.loading import Plugins
 from nmbench.repairs import WeightLearner
+from nmbench.sources import ModelSource
 from nmbench.spec import MODEL_FOLDER, ResolvedSpec, RunSpec
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -30,6 +31,7 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     dequantise: bool = False,
+    merge_adapter: str | None = None,
     place: Callable[[Bundle, torch.device], None] = lambda bundle, device: bundle.to(device),
 ) -> Bundle:
     """Return the model `ref`, a value of `--model`, on `device`; `place` may place it block by block instead.
@@ -43,8 +45,14 @@ def load_model(
     name = dtype or ("float32" if where.type == "cpu" else None)
     if name:
         dtype_of(name)
+    asked = {"merge_adapter": merge_adapter} if merge_adapter else {}
+    if asked and not cls.merges_adapters:
+        raise NMBenchError(
+            f"--merge-adapter {merge_adapter} cannot be merged into model {ref}: only a model "
+            f"folder and a model of the hub (hf:) take an adapter; save the merged model and give its folder."
+        )
     with no_loading_bar():
-        bundle = cls(dtype=name, trust_remote_code=trust_remote_code, dequantise=dequantise).load(rest)
+        bundle = cls(dtype=name, trust_remote_code=trust_remote_code, dequantise=dequantise, **asked).load(rest)
     place(bundle, where)
     check_finite(bundle)
     return bundle
@@ -62,6 +70,7 @@ def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
         device=spec.device,
         trust_remote_code=spec.trust_remote_code,
         dequantise=bool(spec.dequantise),
+        merge_adapter=spec.merge_adapter,
         place=lambda bundle, device: place(bundle, spec.resolved(bundle.defaults), methods, device),
     ).without(spec.skip)
     bundle.provenance = {**bundle.provenance, **check_dense(bundle, bool(spec.allow_sparse))}
@@ -98,7 +107,7 @@ def no_loading_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def source_of(model: str, plugins: Plugins) -> tuple[type, str]:
+def source_of(model: str, plugins: Plugins) -> tuple[type[ModelSource], str]:
     """Return the source class and the reference of `--model`: a scheme, a scheme and a reference, or a folder.
 
     Raises `NMBenchError` for anything else.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from nmbench.plugins.events import Progress
 from nmbench.plugins.hookspecs import hookimpl
+from nmbench.results.precision import printed
 from nmbench.spec import DENSE
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ProgressPrinter:
         if record["status"] != "ok":
             self._show(f"{name}: failed: {record['error']}", end="\n")
             return
-        figures = ", ".join(f"{metric} {value['value']:.4f}" for metric, value in record["metrics"].items())
+        figures = ", ".join(f"{metric} {printed(value)}" for metric, value in record["metrics"].items())
         self._show(f"{name}: {figures} in {record['seconds']['total']:.1f} s", end="\n")
 
     def _remaining(self, event: Progress, now: float) -> float | None:

@@ -14,10 +14,11 @@ from nmbench.experiment.jobs import Job, dense_digest
 from nmbench.experiment.measurement import Measured
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
-from nmbench.results.format import FORMAT, CostRecord, Coverage, Figures, Identity, Interval, Record, Said
+from nmbench.results.format import FORMAT, CostRecord, Coverage, Figures, Identity, Interval, Record, Said, Seconds
 from nmbench.runtime.cost import Cost, Meter
 from nmbench.spec import DENSE
 
+NO_SECONDS = cast(Seconds, dict.fromkeys(Seconds.__annotations__))
 NO_COST = cast(CostRecord, dict.fromkeys(asdict(Cost())))
 
 
@@ -110,7 +111,7 @@ def record_of(
 
 def figures_of(found: Measured, meter: Meter) -> Figures:
     """The figures of a measured row; `meter` measured the pruning, and nothing for the dense model."""
-    prune, evaluate = meter.seconds, found.meter.seconds
+    prune, evaluate = meter.spent, found.meter.spent
     device = max(filter(None, (meter.device_bytes, found.meter.device_bytes)), default=None)
     return {
         "status": "ok",
@@ -121,10 +122,12 @@ def figures_of(found: Measured, meter: Meter) -> Figures:
         "metrics": dict(found.metrics),
         "against_dense": {},
         "seconds": {
-            "prune": round(prune, 3),
-            "evaluate": round(evaluate, 3),
-            "total": round(prune + evaluate, 3),
-            "cpu_share": None if meter.cpu_share is None else round(meter.cpu_share, 3),
+            "prune": round(prune.seconds, 3),
+            "evaluate": round(evaluate.seconds, 3),
+            "total": round(prune.seconds + evaluate.seconds, 3),
+            "prune_cpu": rounded(prune.cpu_seconds),
+            "evaluate_cpu": rounded(evaluate.cpu_seconds),
+            "cpu_share": rounded(meter.cpu_share),
         },
         "peak_bytes": {
             "host": max(meter.host_bytes, found.meter.host_bytes),
@@ -137,6 +140,11 @@ def figures_of(found: Measured, meter: Meter) -> Figures:
     }
 
 
+def rounded(figure: float | None) -> float | None:
+    """Return a figure with three decimals; None stays None."""
+    return None if figure is None else round(figure, 3)
+
+
 def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record:
     """Return the record of a job that failed: the fields of any record, without figures."""
     figures: Figures = {
@@ -147,7 +155,7 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
         "weights_changed": None,
         "metrics": {},
         "against_dense": {},
-        "seconds": {"prune": None, "evaluate": None, "total": None, "cpu_share": None},
+        "seconds": NO_SECONDS,
         "peak_bytes": {"host": None, "host_growth": None, "device": None},
         "cost": NO_COST,
         "kept_bytes": None,

@@ -26,7 +26,7 @@ from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.context import sliding_window
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.models.probe import examined
+from nmbench.models.probe import check_length, examined
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
@@ -188,6 +188,7 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     check_ids(bundle, tokens_of(spec, pools, texts))
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
     bundle = examined(bundle, probe[0])
+    check_length(bundle, longest_window(spec, metrics, pools, texts))
     doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
     provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
     for pattern in spec.patterns:
@@ -212,6 +213,14 @@ def check_windows(
     if spec.bos == "always":
         check_bos(bundle, "--bos always")
     check_context(bundle, spec.window_tokens, "--window-tokens")
+
+
+def longest_window(
+    spec: ResolvedSpec, metrics: Mapping[str, Metric], pools: Mapping[int, Pool], texts: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the longest window that the run reads: int64 `[tokens]`, of a test text or of the calibration text."""
+    found = [texts[name][: window + metric.bos] for metric in metrics.values() for name, window in metric.windows]
+    return max((*found, next(iter(pools.values())).calibration[0]), key=len)
 
 
 def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:

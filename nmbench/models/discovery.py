@@ -2,8 +2,7 @@
 
 No architecture is known by name. The decoder stack is the outermost `ModuleList` that holds the most prunable weights,
 in the part of the model that transformers names as the decoder if it names one. Prunable are linear layers, `nn.Linear`
-`[out, in]` and `Conv1D` `[in, out]`, and fused experts: parameters `[experts, out, in]`, or `[experts, in, out]` if the
-boolean attribute `is_transposed` of their module is true, as in transformers 5. Routers stay dense
+`[out, in]` and `Conv1D` `[in, out]`, and fused experts (`nmbench.models.fused_experts`). Routers stay dense
 (`nmbench.models.routers`). A model source may pass another `Anatomy` to `Bundle.of`, for example
 `dataclasses.replace(nmbench.anatomy_of(model, ref), blocks=...)`.
 """
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nmbench.errors import NMBenchError
+from nmbench.models.fused_experts import FusedExperts, fused_experts
 from nmbench.models.routers import LINEAR as LINEAR
 from nmbench.models.routers import routers_of
 
@@ -76,6 +76,8 @@ def anatomy_of(model: nn.Module, ref: str) -> Anatomy:
         found, left = weights_of(block, model.get_submodule(block))
         weights += found
         skipped.update(left)
+    if not weights:
+        raise NMBenchError(f"model {ref} has no linear layer with a weight of its own in its blocks: nothing to prune.")
     inside = tuple(f"{name}." for name in blocks)
     for name, module in model.named_modules():
         if not f"{name}.".startswith(inside):
@@ -111,8 +113,8 @@ def text_decoder(model: nn.Module) -> nn.Module:
 def prunable_weights(stack: nn.Module) -> int:
     """Return the number of weights in the linear layers and fused experts of a stack of blocks."""
     linear = (m.weight.numel() for m in stack.modules() if isinstance(m, LINEAR))
-    fused = (p.numel() for m in stack.modules() for p in fused_parameters(m).values())
-    return sum(linear) + sum(fused)
+    experts = filter(None, map(fused_experts, stack.modules()))
+    return sum(linear) + sum(p.numel() for fused in experts for p in fused.parameters.values())
 
 
 def weights_of(block_name: str, block: nn.Module) -> tuple[list[Weight], dict[str, str]]:
@@ -126,28 +128,26 @@ def weights_of(block_name: str, block: nn.Module) -> tuple[list[Weight], dict[st
             skipped.update(matrices(name, module, f"the same module as {same}"))
         elif isinstance(module, LINEAR) and not module.weight.numel():
             skipped.update(matrices(name, module, "has no weights"))
+        elif isinstance(module, LINEAR) and "weight" not in dict(module.named_parameters(recurse=False)):
+            skipped.update(matrices(name, module, "its weight is computed from other parameters"))
         elif isinstance(module, LINEAR) and id(module) in routers:
             skipped.update(matrices(name, module, "chooses among experts"))
         elif isinstance(module, LINEAR):
             weights.append(Weight(name, transposed=isinstance(module, Conv1D)))
         else:
-            fused = fused_parameters(module)
-            weights += [
-                Weight(name, parameter, expert, bool(module.is_transposed))
-                for parameter, value in fused.items()
-                for expert in range(len(value))
-            ]
+            fused = fused_experts(module)
+            found = [] if fused is None else experts_of(name, fused)
+            weights += found
             others = matrices(name, module, f"not a linear layer but {type(module).__name__}")
-            skipped.update({n: reason for n, reason in others.items() if n.removeprefix(f"{name}.") not in fused})
+            stored = {weight.stored for weight in found}
+            skipped.update({n: reason for n, reason in others.items() if n not in stored})
     return weights, skipped
 
 
-def fused_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a module's own parameters of fused experts by name: 3-D, not empty, with the layout in `is_transposed`."""
-    if not isinstance(getattr(module, "is_transposed", None), bool):
-        return {}
-    own = module.named_parameters(recurse=False)
-    return {name: value for name, value in own if value.dim() == 3 and value.numel()}
+def experts_of(name: str, fused: FusedExperts) -> list[Weight]:
+    """Return the weights of the fused experts of the module `name`, one for each expert and parameter."""
+    numbers = range(fused.number)
+    return [Weight(name, parameter, expert, fused.transposed) for parameter in fused.parameters for expert in numbers]
 
 
 def named_below(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

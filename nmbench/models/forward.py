@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,13 @@ def run_model(model: nn.Module, tokens: Tensor) -> Any:
 
 def takes_use_cache(model: nn.Module) -> bool:
     """True if the forward pass of a model has an argument `use_cache`."""
-    parameters = inspect.signature(model.forward).parameters
+    return has_use_cache(getattr(model.forward, "__func__", model.forward))
+
+
+@functools.lru_cache(maxsize=64)
+def has_use_cache(forward: Callable[..., Any]) -> bool:
+    """True if a function, which need not be bound to its model, has an argument `use_cache`."""
+    parameters = inspect.signature(forward).parameters
     return "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

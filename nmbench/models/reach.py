@@ -10,9 +10,11 @@ from torch import nn
 
 from nmbench.errors import NMBenchError
 from nmbench.models.bundle import Bundle, Layer
+from nmbench.models.discovery import prunable_weights
 from nmbench.models.hooks import hooks
-from nmbench.models.routers import LISTS
+from nmbench.models.routers import LISTS, linear_layers
 
+FEW_WEIGHTS = 0.02  # of the prunable weights that another stack may have
 NEVER_CALLED = "never called in a forward pass, its inputs cannot be observed"
 
 
@@ -40,6 +42,36 @@ def check_reached(bundle: Bundle, called: set[int]) -> None:
             f"pruning them would change nothing{f'; text runs through {other}' if other else ''}. Load the text model "
             f"alone, or name its blocks by an Anatomy of the model source."
         )
+
+
+def check_no_other_stack(bundle: Bundle, called: set[int]) -> None:
+    """Raise `NMBenchError` if another list of blocks is called as well, with more than a few weights.
+
+    They would stay dense, and the figures would be those of a model that is pruned in part.
+    """
+    own = sum(layer.read().numel() for layer in bundle.layers.values())
+    for name, stack in other_stacks(bundle):
+        reached = [child for child in stack if any(id(module) in called for module in child.modules())]
+        weights = sum(map(prunable_weights, reached))
+        if weights > FEW_WEIGHTS * own:
+            raise NMBenchError(
+                f"text runs through {name} of {bundle.ref} as well ({len(reached)} blocks, {weights} weights), which "
+                f"would stay dense beside the blocks {next(iter(bundle.blocks))} ...; name all blocks by an Anatomy of "
+                f"the model source."
+            )
+
+
+def other_stacks(bundle: Bundle) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield the outermost lists that hold no decoder block, are in none, and whose members have several layers."""
+    blocks = {id(block) for block in bundle.blocks.values()}
+    inside = {id(module) for block in bundle.blocks.values() for module in block.modules()}
+    for name, stack in bundle.model.named_modules():
+        if not isinstance(stack, nn.ModuleList) or id(stack) in inside:
+            continue
+        if not any(id(module) in blocks for module in stack.modules()):
+            inside |= {id(module) for module in stack.modules()}
+            if all(len(linear_layers(child)) > 1 for child in stack):
+                yield name, stack
 
 
 def called_stack(bundle: Bundle, called: set[int]) -> str | None:

@@ -34,7 +34,21 @@ def routers_of(block: nn.Module) -> set[int]:
             if (routers := beside(level, below, experts.number)) or has_bare_router(level, below, experts.number):
                 found |= routers
                 break
+        else:
+            found |= with_more_outputs(experts, parents)
     return found
+
+
+def with_more_outputs(experts: Experts, parents: Mapping[int, nn.Module]) -> set[int]:
+    """Return the ids of the lone linear layers beside experts that score more than these, such as experts of nothing.
+
+    They have up to twice as many outputs.
+    """
+    for level, below in levels(experts.module, parents):
+        layers = [linear_layers(child) for child in level.children() if child is not below]
+        scores = range(experts.number + 1, 2 * experts.number + 1)
+        return {id(found[0]) for found in layers if len(found) == 1 and outputs(found[0]) in scores}
+    return set()
 
 
 def levels(experts: nn.Module, parents: Mapping[int, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -93,8 +107,15 @@ def beside(level: nn.Module, below: nn.Module, count: int) -> set[int]:
     others = [child for child in level.children() if child is not below]
     alone = [(child, layers[0]) for child in others if len(layers := linear_layers(child)) == 1]
     found = {id(layer) for child, layer in alone if outputs(layer) in {count, *stated(level), *stated(child)}}
+    found |= {id(layer) for child in others for layer in scoring(linear_layers(child), count)}
     weighing = {id(layer) for child, layer in alone if outputs(layer) == 1}
     return found | weighing if found or has_bare_router(level, below, count) else set()
+
+
+def scoring(layers: list[nn.Module], count: int) -> list[nn.Module]:
+    """Return the layers of a router of several layers: the last has one output for each expert, no shared expert's."""
+    several = len(layers) > 1 and outputs(layers[-1]) == count != inputs(layers[0])
+    return layers if several else []
 
 
 def has_bare_router(level: nn.Module, below: nn.Module, count: int) -> bool:
@@ -118,3 +139,8 @@ def linear_layers(module: nn.Module) -> list[nn.Module]:
 def outputs(layer: nn.Module) -> int:
     """Return the number of outputs of a linear layer."""
     return layer.nf if isinstance(layer, Conv1D) else layer.out_features  # type: ignore[return-value]
+
+
+def inputs(layer: nn.Module) -> int:
+    """Return the number of inputs of a linear layer."""
+    return layer.nx if isinstance(layer, Conv1D) else layer.in_features  # type: ignore[return-value]

@@ -7,6 +7,7 @@ names of a plugin that fails while it registers are removed again.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -196,7 +197,13 @@ def sort_key(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
 
 def origin(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     """Return package and version of an entry point; a damaged installation may lack either."""
-    metadata: Any = point.dist.metadata if point.dist else {}
+    return name_and_version(point.dist) if point.dist else ("unknown package", "?")
+
+
+@functools.lru_cache(maxsize=64)
+def name_and_version(package: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return name and version of an installed package, whose metadata is parsed once for all its entry points."""
+    metadata: Any = package.metadata
     return (metadata.get("Name") or "unknown package", metadata.get("Version") or "?")
 
 

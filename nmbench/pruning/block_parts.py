@@ -6,7 +6,6 @@ where all earlier blocks are as they were left, and on the dense path, where all
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from nmbench.errors import NMBenchError
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.hooks import hooks
 from nmbench.pattern import Pattern
+from nmbench.pruning.parameters import stored_tensors
 
 SCOPES = ("block", "module", "layer")  # the whole block, its attention and its MLP, each layer
 
@@ -209,29 +209,6 @@ def hidden_of(output: Any, batch: Tensor) -> Tensor:
     return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1)
 
 
-def stored_tensors(
-    module: nn.Module, prefix: str, layers: Mapping[str, Layer], weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return tensors as `module` stores them, parameter name -> tensor, made of `weights` by layer or parameter name.
-
-    Experts that share one parameter are written into a copy of the parameter; gradients pass through.
-    """
-    stored: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        layer = layers.get(name)
-        full = name if layer is None else layer.where.stored
-        own = full.removeprefix(f"{prefix}.")
-        live = module.get_parameter(own)
-        cast = weight.to(live.device, live.dtype)
-        if layer is None or not layer.fused:
-            stored[own] = cast.t() if layer is not None and layer.transposed else cast
-            continue
-        if own not in stored:
-            stored[own] = live.detach().clone()
-        layer.where.view(stored[own]).copy_(cast)
-    return stored
-
-
 def inner_modules(block: Part, scope: str) -> list[str]:
     """Return the names inside a block of the modules to train one by one, as the block executes them.
 
@@ -248,6 +225,7 @@ def inner_modules(block: Part, scope: str) -> list[str]:
     watched = [
         block.module.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in wanted
     ]
+    block.count(0, 1, 0)
     with hooks(watched), torch.no_grad():
         block.calls[0].again(block.module)
     return order
@@ -258,6 +236,8 @@ def inner_part(block: Part, inner: str) -> Part:
     inside = f"{block.name}.{inner}"
     layers = {name: layer for name, layer in block.layers.items() if f"{layer.where.module}.".startswith(f"{inside}.")}
     catch = functools.partial(caught, inner, block.host)
+    for number in range(block.batches):  # the passes that the inputs are taken from
+        block.count(number, 1 + bool(block.dense_calls), 0)
     calls = [catch(block.module, call) for call in block.calls]
     dense_calls = [catch(block.dense_module, call) for call in block.dense_calls]
     module, dense = block.module.get_submodule(inner), block.dense_module.get_submodule(inner)
@@ -278,18 +258,6 @@ def caught(inner: str, host: torch.device, block: nn.Module, call: Call) -> Inne
     if len(found) != 1:
         raise NMBenchError(f"{inner} is called {len(found)} times by its block; train the whole block (scope=block).")
     return found[0]
-
-
-@contextlib.contextmanager
-def parameters_kept(module: nn.Module) -> Iterator[None]:
-    """At the end of the context, the parameters of a module are put back as they were at its beginning."""
-    before = [parameter.detach().clone() for parameter in module.parameters()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, values in zip(module.parameters(), before, strict=True):
-                parameter.copy_(values)
 
 
 def others_of(bundle: Bundle, index: int) -> dict[str, Tensor]:

@@ -22,7 +22,8 @@ from nmbench.methods import Pruned, PrunedModel, Stat
 from nmbench.models.applying import applied
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
-from nmbench.pruning.block_parts import BlockTask, Tally, others_of, parameters_kept
+from nmbench.pruning.block_parts import BlockTask, Tally, others_of
+from nmbench.pruning.parameters import parameters_kept
 from nmbench.runtime.cost import Cost
 
 NEXT_BLOCK = 2**31 - 1  # added to the seed of a block for that of the next

@@ -25,7 +25,7 @@ from nmbench.repairs import BlockRepair, LayerRepair, Repair, WeightLearner
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import FileCheckpoints
 from nmbench.results.format import Record
-from nmbench.runtime.cost import Cost
+from nmbench.runtime.cost import Cost, Spent
 from nmbench.verification.strict import check_masks
 
 
@@ -72,11 +72,12 @@ def imported(job: Job, method: MaskSource, experiment: Experiment) -> PrunedMode
     return on_host(pruned, bundle.host)
 
 
-def cost_of_row(record: Mapping[str, Any] | None) -> tuple[Cost | None, float]:
-    """Tokens (None: unknown) and seconds that it took to make the masks of a row, its own start included."""
+def cost_of_row(record: Mapping[str, Any] | None) -> tuple[Cost | None, Spent]:
+    """Tokens (None: unknown) and time that it took to make the masks of a row, its own start included."""
     if record is None or record["cost"]["forward_tokens"] is None:
-        return None, 0.0
-    return Cost(**record["cost"]), record["seconds"]["prune"] or 0.0
+        return None, Spent()
+    seconds = record["seconds"]
+    return Cost(**record["cost"]), Spent(seconds["prune"] or 0.0, seconds.get("prune_cpu"))
 
 
 def learnt(job: Job, method: MaskLearner, experiment: Experiment, directory: RunDirectory) -> Made:
@@ -91,7 +92,7 @@ def learnt(job: Job, method: MaskLearner, experiment: Experiment, directory: Run
     check_masks(masks, task.pattern, task.layers, job.label)
     pruned = {name: Pruned(mask.to(experiment.bundle.device)) for name, mask in masks.items()}
     model = PrunedModel(pruned, task.notes, experts=task.experts, curve=task.curve)
-    return with_start(Made(model, task.settle(), task.checkpoints.earlier_seconds), start.record)
+    return with_start(Made(model, task.settle(), task.checkpoints.earlier), start.record)
 
 
 def repaired(job: Job, method: Repair, experiment: Experiment, directory: RunDirectory) -> Made:
@@ -156,12 +157,12 @@ def block_checkpoints(job: Job, index: int, directory: RunDirectory) -> FileChec
 
 
 def with_start(result: Made, start: Record) -> Made:
-    """Add the whole cost of the start: its tokens (unknown ones make the sum unknown) and its seconds."""
-    cost, seconds = cost_of_row(start)
+    """Add the whole cost of the start: its tokens (unknown ones make the sum unknown) and its time."""
+    cost, spent = cost_of_row(start)
     if cost is not None and result.cost is not None:
         result.cost.include(cost)
     whole = None if cost is None else result.cost
-    return dataclasses.replace(result, cost=whole, earlier_seconds=result.earlier_seconds + seconds)
+    return dataclasses.replace(result, cost=whole, earlier=result.earlier + spent)
 
 
 def task_of(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +23,7 @@ from nmbench.pattern import Pattern
 from nmbench.pruning.live_weights import LiveWeights as LiveWeights
 from nmbench.pruning.training import Training
 from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
-from nmbench.runtime.cost import Cost
+from nmbench.runtime.cost import Cost, Spent
 from nmbench.verification.strict import check_masks
 
 PROBE_TOKENS = 24  # that `LiveWeights.provided` is proven on
@@ -153,8 +152,11 @@ class LearnTask:
 
         `Training.backward` computes the gradients of an `Objective`, with the dense model as teacher if it needs one.
         """
-        with self.masked_weights():
-            yield Training(self, self._weights)
+        try:
+            with self.masked_weights():
+                yield Training(self, self._weights)
+        finally:
+            self.bundle.model.zero_grad()  # gradients are as large as the model
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the mean cross-entropy of each window in nats, float32 `[size]`, under the current weights.
@@ -214,14 +216,14 @@ class CountingStore:
     def __init__(self, task: LearnTask, store: CheckpointStore) -> None:
         self.task = task
         self.store = store
-        self.earlier_seconds = 0.0
-        self._start = time.perf_counter()
+        self.earlier = Spent()
+        self._start = Spent.now()
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Store tensors and JSON values; the checkpoint is durable when this returns."""
-        seconds = self.earlier_seconds + time.perf_counter() - self._start
+        spent = self.earlier + Spent.now().since(self._start)
         device = self.task.bundle.device.type
-        counters = {"cost": asdict(self.task.settle()), "seconds": seconds, "device": device}
+        counters = {"cost": asdict(self.task.settle()), "device": device, **asdict(spent)}
         counters["curve"] = self.task.curve
         used = {f"{USED}{key}": marks for key, marks in self.task._used.state().items()}
         self.store.save({**state, **used, COUNTERS: counters})
@@ -242,7 +244,7 @@ class CountingStore:
             )
         for name, value in counters["cost"].items():
             setattr(self.task.cost, name, value)
-        self.earlier_seconds = counters["seconds"]
+        self.earlier = Spent(counters["seconds"], counters.get("cpu_seconds"))
         self.task.curve = list(counters["curve"])
         stored = [name for name in state if name.startswith(USED)]
         self.task._used.restore({name.removeprefix(USED): state.pop(name) for name in stored})

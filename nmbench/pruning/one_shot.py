@@ -25,7 +25,7 @@ from nmbench.models.applying import applied, moved
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern, not_finite, top_of_finite
-from nmbench.runtime.cost import Cost
+from nmbench.runtime.cost import NOTHING, Cost, Spent
 from nmbench.verification.strict import check_masks, check_weight
 
 Report = Callable[[int, int], None]
@@ -52,12 +52,12 @@ class Walked:
 class Made:
     """A pruned model and its cost (None: unknown).
 
-    `earlier_seconds` were spent in an interrupted process, or on the start.
+    `earlier`: the time spent in an interrupted process, or on the start.
     """
 
     pruned: PrunedModel
     cost: Cost | None
-    earlier_seconds: float = 0.0
+    earlier: Spent = NOTHING
 
 
 def prune_one_shot(

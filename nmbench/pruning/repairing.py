@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from nmbench.pruning.learning import CheckpointStore
 from nmbench.pruning.one_shot import Made, Report, check_pruned, check_weights, finished, naming, through_layers
 from nmbench.pruning.weights_task import WeightTask
 from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
+from nmbench.runtime.cost import Spent
 from nmbench.verification.strict import check_masks, check_weight
 
 
@@ -108,7 +109,7 @@ def repaired_blocks(
         curve.append({"step": task.index + 1, **store.figures[task.index]})
         report(task.index + 1, task.blocks)
     notes = trained_share(blocks.bundle, others) if others else {}
-    return Made(PrunedModel(layers, notes=notes, curve=curve, others=others), blocks.cost(), store.earlier_seconds)
+    return Made(PrunedModel(layers, notes=notes, curve=curve, others=others), blocks.cost(), store.earlier)
 
 
 def check_block(tensors: object, task: BlockTask, who: str) -> None:
@@ -146,8 +147,8 @@ class BlockStore:
     def __init__(self, checkpoints: Callable[[int], CheckpointStore]) -> None:
         self.checkpoints = checkpoints
         self.figures: dict[int, Mapping[str, float]] = {}
-        self.earlier_seconds = 0.0
-        self._start = time.perf_counter()
+        self.earlier = Spent()
+        self._start = Spent.now()
         self._loaded: set[int] = set()
 
     def load(self, index: int, tally: Tally) -> Mapping[str, Tensor] | None:
@@ -155,9 +156,10 @@ class BlockStore:
         state = self.checkpoints(index).load()
         if state is None:
             return None
-        self.figures[index], self.earlier_seconds = state["figures"], state["seconds"]
+        self.figures[index] = state["figures"]
+        self.earlier = Spent(state["seconds"], state.get("cpu_seconds"))
         tally.forward, tally.backward = state["forward"], state["backward"]
-        self._start = time.perf_counter()
+        self._start = Spent.now()
         self._loaded.add(index)
         return dict(state["tensors"])
 
@@ -166,8 +168,8 @@ class BlockStore:
         if task.index in self._loaded:
             return
         self.figures[task.index] = task.figures
-        seconds = self.earlier_seconds + time.perf_counter() - self._start
-        counted = {"forward": task.tally.forward, "backward": task.tally.backward, "seconds": seconds}
+        spent = self.earlier + Spent.now().since(self._start)
+        counted = {"forward": task.tally.forward, "backward": task.tally.backward, **asdict(spent)}
         self.checkpoints(task.index).save({"tensors": dict(tensors), "figures": task.figures, **counted})
 
 
@@ -187,4 +189,4 @@ def repaired_model(method: WeightLearner, task: WeightTask) -> Made:
     host = task.bundle.host
     layers = {name: moved(pruned, host) for name, pruned in found.items()}
     model = PrunedModel(layers, task.notes, experts=task.experts, curve=task.curve, others=task.start.others)
-    return Made(model, task.settle(), task.checkpoints.earlier_seconds)
+    return Made(model, task.settle(), task.checkpoints.earlier)

@@ -72,7 +72,7 @@ def done(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDi
     """Return the record of one job that was pruned, proven and measured, its files written. Exceptions pass through."""
     with Meter(experiment.bundle.device) as meter:
         work = made(job, experiment, directory)
-    meter.seconds += work.earlier_seconds
+    meter.spent += work.earlier
     found = measured(experiment, job.title, work.pruned, experiment.patterns(job.pattern), dense)
     kept_bytes = keep_files(job, experiment, directory, work.pruned, found.subject)
     return record_of(job, experiment, work.pruned, work.cost, meter, found, dense, kept_bytes)

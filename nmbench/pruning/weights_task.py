@@ -38,4 +38,5 @@ class WeightTask(LearnTask):
             apply(self.bundle, self.start)
             yield Training(self, self._weights)
         finally:
+            self.bundle.model.zero_grad()  # gradients are as large as the model
             self._weights.restore()

@@ -76,7 +76,10 @@ class RunDirectory:
         Raises `RunMismatch` if weights or tokens of the same name have another digest than before.
         """
         path = self.path / "manifest.json"
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise NMBenchError(f"{path} is not JSON ({error}); remove it: it is written anew.") from None
         for name in ("model_digest", "test_digests"):
             if name in earlier and earlier[name] != manifest[name]:
                 raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")

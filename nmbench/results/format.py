@@ -26,6 +26,7 @@ ADDED: Mapping[str, Any] = {  # fields that came within format 2
     **{"doubts": [], "unranked": [], "sliding_window": None},
     **{"repairs": None, "kept_bytes": None},
 }
+NO_CPU = {"prune_cpu": None, "evaluate_cpu": None, "cpu_share": None}  # of records that lack processor seconds
 
 
 class Interval(TypedDict):
@@ -38,11 +39,16 @@ class Interval(TypedDict):
 
 
 class Seconds(TypedDict):
-    """Wall-clock seconds; `cpu_share`: processor seconds per second of pruning, in the process that ended the job."""
+    """Wall-clock seconds; `prune_cpu` and `evaluate_cpu`: processor seconds of all threads in that time, None: unknown.
+
+    `cpu_share`: processor seconds per second of pruning, in the process that ended the job, without its start.
+    """
 
     prune: float | None
     evaluate: float | None
     total: float | None
+    prune_cpu: float | None
+    evaluate_cpu: float | None
     cpu_share: float | None
 
 
@@ -165,6 +171,9 @@ def record_in(line: Mapping[str, Any], where: str) -> Record:
         raise NMBenchError(
             f"{where} is not a record: {odd[0]!r} is missing or of a wrong type; remove the line to go on without it."
         )
+    for name, found in line.get("metrics", {}).items() if isinstance(line.get("metrics"), dict) else ():
+        if not isinstance(found, dict) or not isinstance(found.get("value"), (int, float)):
+            raise NMBenchError(f"{where} is not a record: its metric {name!r} has no value; remove the line.")
     return upgraded(line, where)
 
 
@@ -172,7 +181,8 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
     """Return a record of any format up to `FORMAT` as one of `FORMAT`. Raises `NMBenchError` for a later format."""
     made_in = line.get("format", 1)
     if made_in == FORMAT:
-        return cast(Record, {**line, **{name: empty for name, empty in ADDED.items() if name not in line}})
+        added = {name: empty for name, empty in ADDED.items() if name not in line}
+        return cast(Record, {**line, **added, "seconds": {**NO_CPU, **line.get("seconds", {})}})
     if made_in != 1:
         raise NMBenchError(
             f"{where} has format {made_in!r}; this nmbench reads formats 1 to {FORMAT}: install a newer one."
@@ -187,7 +197,7 @@ def upgraded(line: Mapping[str, Any], where: str = "the record") -> Record:
     added = {
         **ADDED,
         "format": FORMAT,
-        "seconds": {"cpu_share": None, **line.get("seconds", {})},
+        "seconds": {**NO_CPU, **line.get("seconds", {})},
         "peak_bytes": {"host_growth": None, **line.get("peak_bytes", {})},
         "notes": notes,
         "layer_notes": {},

@@ -37,6 +37,8 @@ TIDY = {
     "where": "place of the value, for example the layer of a maximum",
     "prune_seconds": "wall-clock seconds spent pruning or learning, device synchronised",
     "evaluate_seconds": "wall-clock seconds spent on all metrics of the row together",
+    "prune_cpu_seconds": "processor seconds of all threads in prune_seconds; far fewer: the process waited for others",
+    "evaluate_cpu_seconds": "processor seconds of all threads in evaluate_seconds",
     "forward_tokens": "tokens run forward through the whole model by the method",
     "backward_tokens": "tokens run backward through the whole model by the method",
     "unique_tokens": "distinct calibration tokens read",
@@ -68,6 +70,8 @@ WIDE = {
     "seconds.prune": TIDY["prune_seconds"],
     "seconds.evaluate": TIDY["evaluate_seconds"],
     "seconds.total": "wall-clock seconds of both",
+    "seconds.prune_cpu": TIDY["prune_cpu_seconds"],
+    "seconds.evaluate_cpu": TIDY["evaluate_cpu_seconds"],
     "seconds.cpu_share": "processor seconds per second of pruning, in the process that ended the job",
     "peak_bytes.host": TIDY["peak_host_bytes"],
     "peak_bytes.host_growth": "growth of resident memory over the loaded model",
@@ -118,7 +122,9 @@ def job_fields(record: Record, fronts: Mapping[tuple[Any, ...], list[str]]) -> d
     """Return the columns of `TIDY` that all metrics of a job share."""
     shared = ("directory", "label", "method", "pattern", "seed", "weights_changed")
     fields = {name: record.get(name) for name in shared}
-    fields.update({f"{kind}_seconds": record["seconds"][kind] for kind in ("prune", "evaluate")})
+    fields.update(
+        {f"{kind}_seconds": record["seconds"][kind] for kind in ("prune", "evaluate", "prune_cpu", "evaluate_cpu")}
+    )
     fields.update(record["cost"])
     fields.update({f"peak_{where}_bytes": record["peak_bytes"][where] for where in ("host", "device")})
     on = fronts.get(row_key(record))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Interval, Record
 from nmbench.results.pareto import loss_of, pareto, quality, row_key
+from nmbench.results.precision import decimals_of_mean, printed
 from nmbench.results.ranking import comparisons, grouped, of_run, pattern_of
 from nmbench.results.records import Rows, identity
 from nmbench.results.table_width import fitted
@@ -81,8 +82,8 @@ def fallbacks(records: Sequence[Record]) -> str:
             )
         if waited(r):
             parts.append(
-                f"pruning got {r['seconds']['cpu_share']:.0%} of one processor: the machine was busy, and seconds say "
-                f"little"
+                f"pruning took {r['seconds']['prune']:.1f} s, in which processors worked {worked(r):.1f} s: "
+                f"the machine was busy, and seconds say little"
             )
         if r["copied_from"]:
             parts.append(f"the same work as {r['copied_from']}, done once; all figures are copied from there")
@@ -111,9 +112,19 @@ def kept_weights(records: Sequence[Record]) -> str:
 
 def waited(record: Record) -> bool:
     """True if pruning on a CPU was long and waited for most of the time, for other processes."""
-    share, seconds = record["seconds"]["cpu_share"], record["seconds"]["prune"]
+    worked_seconds, seconds = worked(record), record["seconds"]["prune"]
     on_cpu = record["environment"].get("device") == "cpu"
-    return on_cpu and share is not None and seconds is not None and seconds > LONG and share < BUSY
+    if worked_seconds is None or seconds is None:
+        return False
+    return on_cpu and seconds > LONG and worked_seconds < BUSY * seconds
+
+
+def worked(record: Record) -> float | None:
+    """Processor seconds of pruning; of older records the share of the process that ended the job, times its seconds."""
+    seconds = record["seconds"]
+    if seconds["prune_cpu"] is not None or seconds["cpu_share"] is None or seconds["prune"] is None:
+        return seconds["prune_cpu"]
+    return seconds["cpu_share"] * seconds["prune"]
 
 
 def rows(records: Sequence[Record]) -> pandas.DataFrame:
@@ -145,8 +156,8 @@ def row(record: Record) -> dict[str, str]:
 
 
 def figure(value: ValueRecord) -> str:
-    """A metric's value, and what it is of where the metric says so."""
-    return f"{value['value']:.4f} {value.get('where', '')}".rstrip()
+    """A metric's value, in the digits that its standard error justifies, and what it is of where the metric says so."""
+    return f"{printed(value)} {value.get('where', '')}".rstrip()
 
 
 def tokens(record: Record) -> str:
@@ -190,11 +201,18 @@ def means(results: Rows) -> pandas.DataFrame:
     groups = (item for directory in results.directories for item in grouped(of_run(results, directory)).items())
     for (label, _), group in groups:
         names = dict.fromkeys(name for record in group for name in record["metrics"])
-        values = {name: pandas.Series([r["metrics"][name]["value"] for r in group]) for name in names}
-        shown = {n: f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if len(v) > 1 else "") for n, v in values.items()}
+        shown = {name: over_seeds([record["metrics"][name] for record in group]) for name in names}
         run = {"run": group[0]["directory"]} if "directory" in group[0] else {}
         lines.append({**run, "label": label, "pattern": pattern_of(group[0]), "seeds": str(len(group)), **shown})
     return pandas.DataFrame(lines)
+
+
+def over_seeds(metrics: Sequence[ValueRecord]) -> str:
+    """Mean and, of several seeds, standard deviation of one metric."""
+    import pandas
+
+    values, digits = pandas.Series([metric["value"] for metric in metrics]), decimals_of_mean(metrics)
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 def summary(results: Rows) -> pandas.DataFrame:

@@ -13,17 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.methods import LayerStats, MaskLearner, Method, Refiner, Scorer, Solver, Stat
+from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
+from nmbench.pruning.block_parts import BlockTask
+from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.learning import CheckpointStore, LearnTask
 from nmbench.pruning.one_shot import call
+from nmbench.pruning.repairing import call_repair
+from nmbench.pruning.weights_task import WeightTask
+from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.results.files import MemoryCheckpoints
-from nmbench.testing.planted import cycles, planted_bundle, weakest
+from nmbench.testing.planted import LENGTH, VOCABULARY, cycles, planted_bundle, strongest, weakest
 from nmbench.testing.values import statistics, values
 
 INPUTS = ("plain", "correlated", "dead channel", "all zero")
 WINDOWS, WINDOW_TOKENS = 4, 32
+SHRUNK = 0.5  # of the dense weights: the weights of a planted start, which a repair can improve
+WHOLE = VOCABULARY + 2  # tokens of windows that hold every step of the cycle, so that all have about the same loss
 
 
 class ShortRepr:
@@ -92,11 +100,17 @@ class LayerCase(ShortRepr):
         return LayerStats(WINDOWS, len(x), **on_device)
 
     def mask(self) -> Tensor:
-        """A strict mask to refine, bool `[out, in]`, which keeps the largest weights."""
+        """A strict mask to refine or to repair, bool `[out, in]`, which keeps the largest weights."""
         return self.nm.top(self.weight().float().abs())
 
+    def start(self) -> Pruned:
+        """The start of a repair: the mask, and the dense weights under it."""
+        return Pruned(self.mask(), self.weight().masked_fill(~self.mask(), 0.0))
+
     def run(self, method: Method) -> Any:
-        """The result of a one-shot method for this layer, called as the host calls it: scores, or a `Pruned`."""
+        """The result of a method for this layer, called as the host calls it: scores, or a `Pruned`."""
+        if isinstance(method, LayerRepair):
+            return call_repair(method, self.weight(), self.stats(method.needs), self.start(), self.nm)
         assert isinstance(method, (Scorer, Solver, Refiner))
         return call(method, self.weight(), self.stats(method.needs), self.nm, self.mask())
 
@@ -105,32 +119,90 @@ class LayerCase(ShortRepr):
 class LearnCase(ShortRepr):
     """A learning task on the planted model (`nmbench.testing.planted`), which starts from the worst masks.
 
-    The model has two layers; `second` is the pattern of the second layer, "" for that of the first.
+    A repair starts from the best masks instead, with weights that are half of the dense ones. The model has two layers;
+    `second` is the pattern of the second layer, "" for that of the first. With `turn`, losses on selection windows that
+    fall below `turn` nats rise again, as those of a learner that overfits: the best masks come before the last ones.
     """
 
     pattern: str = "2:4"
     second: str = ""
     seed: int = 0
     device: str = "cpu"
+    turn: float = 0.0
 
     def patterns(self, names: Any) -> dict[str, Pattern]:
         """The pattern of each layer: layer name -> pattern."""
         first = Pattern.parse(self.pattern)
         return {name: Pattern.parse(self.second) if self.second and i else first for i, name in enumerate(names)}
 
-    def task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingTask:
-        """A fresh task on a fresh model."""
+    def bundle(self) -> Bundle:
+        """A fresh model."""
         bundle = planted_bundle()
         bundle.model.to(self.device)
-        patterns = self.patterns(bundle.layers)
-        dense, store = DenseWeights(bundle), store or MemoryCheckpoints()
-        pool, selection = cycles(32), cycles(16)
-        return RecordingTask(bundle, dense, patterns, weakest(bundle, patterns), pool, selection, self.seed, store, who)
+        return bundle
+
+    def start(self, bundle: Bundle) -> PrunedModel:
+        """The start of a repair: the best masks, and weights that are half of the dense ones."""
+        masks = strongest(bundle, self.patterns(bundle.layers))
+        halves = {name: SHRUNK * layer.read() for name, layer in bundle.layers.items()}
+        return PrunedModel({n: Pruned(mask, halves[n].masked_fill(~mask, 0.0)) for n, mask in masks.items()})
+
+    def task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingTask:
+        """A fresh task of a mask learner on a fresh model."""
+        bundle = self.bundle()
+        task = RecordingTask(*self._given(bundle, weakest(bundle, self.patterns(bundle.layers)), store, who))
+        task.turn = self.turn
+        return task
+
+    def weight_task(self, store: CheckpointStore | None = None, who: str = "the learner") -> RecordingWeightTask:
+        """A fresh task of a weight learner on a fresh model."""
+        bundle = self.bundle()
+        start = self.start(bundle)
+        return RecordingWeightTask(*self._given(bundle, start.masks, store, who), start=start)
+
+    def blocks(self, method: BlockRepair) -> Blocks:
+        """The blocks of a fresh model for a block repair."""
+        bundle = self.bundle()
+        windows = cycles(32)[: method.windows]
+        choices = (method.minibatch, method.dense_path, self.seed)
+        return Blocks(bundle, self.start(bundle), self.patterns(bundle.layers), windows, *choices)
 
     def run(self, method: Method) -> Any:
-        """The masks that a mask learner returns for this task: layer name -> bool `[out, in]`."""
+        """The result of a method for this task: layer name -> mask of a learner, `Pruned` of a weight learner, or
+        weight of a block repair.
+        """
+        if isinstance(method, BlockRepair):
+            return self.repaired_blocks(method)
+        if isinstance(method, WeightLearner):
+            return method.learn(self.weight_task())
         assert isinstance(method, MaskLearner)
         return method.learn(self.task())
+
+    def repaired_blocks(self, method: BlockRepair) -> dict[str, Tensor]:
+        """The tensors that a block repair returns for all blocks."""
+        returned: dict[str, Tensor] = {}
+
+        def learn(task: BlockTask) -> dict[str, Tensor]:
+            found = dict(method.repair_block(task))
+            returned.update(found)
+            return {name: found[name] for name in (*task.layers, *task.others) if name in found}
+
+        for _ in self.blocks(method).visit(learn):
+            pass
+        return returned
+
+    def _given(self, bundle: Bundle, masks: Any, store: CheckpointStore | None, who: str) -> tuple[Any, ...]:
+        """The arguments of a task."""
+        dense, patterns, store = DenseWeights(bundle), self.patterns(bundle.layers), store or MemoryCheckpoints()
+        length = WHOLE if self.turn else LENGTH
+        pool, selection = cycles(32, length=length), cycles(16, length=length)
+        selection = unlike_pool(selection) if self.turn else selection
+        return bundle, dense, patterns, masks, pool, selection, self.seed, store, who
+
+
+def unlike_pool(windows: Tensor) -> Tensor:
+    """Return cycles `[n, length]` with another last token, so that none is, or is a piece of, a window of the pool."""
+    return torch.cat([windows[:, :-1], (windows[:, -1:] + VOCABULARY // 2) % VOCABULARY], dim=1)
 
 
 @dataclass
@@ -143,11 +215,23 @@ class Reported:
 
 
 class RecordingTask(LearnTask):
-    """A task that stores the masks of reports in `reported`, where the checks judge them after the call."""
+    """A task that stores the masks of reports in `reported`, where the checks judge them after the call.
+
+    Losses on selection windows turn at `turn` nats, as `LearnCase` says.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reported: list[Reported] = []
+        self.turn = 0.0
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        losses = super().loss(tokens)
+        chosen = (tokens[:, None] == self._selection[None]).all(dim=-1).any() if self._turns(tokens) else False
+        return self.turn + (losses - self.turn).abs() if chosen else losses
+
+    def _turns(self, tokens: Tensor) -> bool:
+        return self.turn > 0 and tokens.shape[1:] == self._selection.shape[1:]
 
     def report(self, step: int, *, total: int | None = None, masks: Any = None, **values: float) -> None:
         copies = None if masks is None else {name: mask.clone() for name, mask in masks.items()}
@@ -174,6 +258,10 @@ class RecordingTask(LearnTask):
         self.checkpoints.store = FunctionStore(save_and_count, self.checkpoints.store.load)
         with contextlib.suppress(Interrupt):
             yield count
+
+
+class RecordingWeightTask(RecordingTask, WeightTask):
+    """A task of a weight learner that stores the reports."""
 
 
 @dataclass

@@ -8,12 +8,13 @@ from typing import Any
 
 from nmbench.errors import NMBenchError, unknown
 from nmbench.methods import MaskLearner, Method, Refiner, Scorer, Solver
+from nmbench.repairs import Repair
 from nmbench.testing.failure import CheckFailed, failure_text
 from nmbench.testing.laws import LAWS
 from nmbench.testing.laws.base import HOLDS, SKIPPED, Broken, Judgement, Law, NoCall, no_call
 from nmbench.testing.observation import Observation, observe
 
-CALLED = (Scorer, Solver, Refiner, MaskLearner)  # a `MaskSource` reads files: only its class is checked
+CALLED = (Scorer, Solver, Refiner, MaskLearner, Repair)  # a `MaskSource` reads files: only its class is checked
 
 
 @dataclass
@@ -82,7 +83,9 @@ def checks_of(method: Method | type[Method]) -> list[Check]:
     """
     made = method() if isinstance(method, type) else method
     if not isinstance(made, Method):
-        raise NMBenchError(f"{made!r} is no method; derive it from nmbench.Scorer, Solver, Refiner or MaskLearner.")
+        raise NMBenchError(
+            f"{made!r} is no method; derive it from nmbench.Scorer, Solver, Refiner, MaskLearner or a repair."
+        )
     tested = MethodUnderTest(made)
     return [
         Check(law, tested)

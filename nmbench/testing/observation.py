@@ -6,22 +6,23 @@ import contextlib
 import dataclasses
 import io
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, Refiner, Scorer, Solver
+from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, PrunedModel, Refiner, Scorer, Solver
 from nmbench.models.bit_equality import same_bits
+from nmbench.pruning.block_parts import BlockTask
 from nmbench.pruning.one_shot import call
-from nmbench.results.files import FileCheckpoints
+from nmbench.pruning.repairing import call_repair
+from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.runtime.isolation import isolating
-from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask
+from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask, RecordingWeightTask
+from nmbench.testing.planted import planted_bundle
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Observation:
 
     `changed` names the inputs that the method changed in place, `random_moved` the global random states that it drew
     from or set, `settings_changed` the global settings that it left changed. `stdout` is the text that it printed.
-    `events` counts the reports and checkpoints of a learner.
+    `events` counts the reports and checkpoints of a learner, or the progress of a block repair and its blocks.
     """
 
     method: Method
@@ -59,10 +60,39 @@ class Observation:
 
     @property
     def returned_masks(self) -> dict[str, Any]:
-        """The result's masks by layer, well-formed or not; a scorer returns no masks."""
+        """The result's masks by layer, well-formed or not; a scorer and a block repair return no masks."""
+        if isinstance(self.method, BlockRepair):
+            return {}
         if isinstance(self.output, Mapping):
-            return dict(self.output)
+            return {name: getattr(value, "mask", value) for name, value in self.output.items()}
         return {"layer": self.output.mask} if isinstance(self.output, Pruned) else {}
+
+    @property
+    def returned_weights(self) -> dict[str, Any]:
+        """The result's weights by layer, well-formed or not; None where the dense weights stay."""
+        if isinstance(self.output, Pruned):
+            return {"layer": self.output.weight}
+        if not isinstance(self.output, Mapping):
+            return {}
+        if isinstance(self.method, BlockRepair):
+            return {name: weight for name, weight in self.output.items() if name in self.shapes}
+        return {name: value.weight for name, value in self.output.items() if isinstance(value, Pruned)}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The well-formed weights of a repair by layer, those of the start where a block repair returns none."""
+        start = self.start.layers if isinstance(self.method, BlockRepair) and self.error is None else {}
+        kept = {name: pruned.weight for name, pruned in start.items() if pruned.weight is not None}
+        returned = self.returned_weights
+        own = {name: weight for name, weight in returned.items() if self.well_formed(name, weight)}
+        return {**{name: weight for name, weight in kept.items() if name not in returned}, **own}
+
+    @property
+    def start(self) -> PrunedModel:
+        """The start of a repair: mask and weight of every layer."""
+        if isinstance(self.case, LayerCase):
+            return PrunedModel({"layer": self.case.start()})
+        return self.case.start(self.case.bundle()) if isinstance(self.case, LearnCase) else PrunedModel({})
 
     def well_formed(self, name: str, mask: Any) -> bool:
         """True if `mask` is a tensor of the layer's shape that holds values, which a meta tensor does not."""
@@ -73,7 +103,7 @@ class Observation:
         """The shape of every layer of the case."""
         if isinstance(self.case, LayerCase):
             return {"layer": self.case.shape}
-        return dict(self.task.layers) if self.task else {}
+        return planted_bundle().shapes if isinstance(self.case, LearnCase) else {}
 
     @property
     def score(self) -> Tensor | None:
@@ -94,45 +124,81 @@ def observe(method: Method, case: Any) -> Observation:
     with isolating(), noting_side_effects(observed):
         if isinstance(case, LayerCase):
             observe_layer(observed, method, case)
+        elif isinstance(case, LearnCase) and isinstance(method, BlockRepair):
+            observe_blocks(observed, method, case)
         elif isinstance(case, LearnCase):
             observe_learner(observed, method, case)
     return observed
 
 
 def observe_layer(observed: Observation, method: Method, case: LayerCase) -> None:
-    assert isinstance(method, (Scorer, Solver, Refiner))
-    weight, mask = case.weight(), case.mask()
+    assert isinstance(method, (Scorer, Solver, Refiner, LayerRepair))
+    weight, mask, start = case.weight(), case.mask(), case.start()
     with catching(observed):
         stats = case.stats(method.needs)
-        inputs = {"weight": weight, "mask": mask, **tensors_of(stats)}
+        inputs = {"weight": weight, "mask": mask, **tensors_of(stats), **tensors_of(start, "start")}
         with noting_changes(observed, inputs):
-            observed.output = copied(call(method, weight, stats, case.nm, mask))
+            if isinstance(method, LayerRepair):
+                observed.output = copied(call_repair(method, weight, stats, start, case.nm))
+            else:
+                observed.output = copied(call(method, weight, stats, case.nm, mask))
 
 
 def observe_learner(observed: Observation, method: Method, case: LearnCase) -> None:
-    assert isinstance(method, MaskLearner)
-    task = observed.task = case.task(who=type(method).__name__)
+    assert isinstance(method, (MaskLearner, WeightLearner))
+    task = observed.task = task_of(method, case, who=type(method).__name__)
     inputs = {
         "pool": task.pool,
         "selection": task._selection,
-        **{f"dense[{name!r}]": weight for name, weight in task.dense.items()},
-        **{f"initial[{name!r}]": mask for name, mask in task.initial.items()},
+        **named("dense", task.dense),
+        **named("initial", task.initial),
+        **named("weights", getattr(task, "weights", {})),
         **{f"live {name}": tensor for name, tensor in task.bundle.tensors().items()},
     }
     with noting_changes(observed, inputs), task.interrupted_at(None) as events, catching(observed):
-        observed.output = copied(method.learn(task))
+        observed.output = copied(learnt(method, task))
     observed.events = events[0]
 
 
-def interrupted(observed: Observation, event: int) -> Mapping[str, Any] | None:
-    """The masks of a learner that was interrupted at `event` and then started again from its checkpoint."""
-    assert isinstance(observed.method, MaskLearner) and isinstance(observed.case, LearnCase)
-    with tempfile.TemporaryDirectory() as folder, isolating(), contextlib.redirect_stdout(io.StringIO()):
-        store = FileCheckpoints(Path(folder) / "checkpoint.safetensors", "digest")
-        first = observed.case.task(store)
-        with first.interrupted_at(event):
-            observed.method.learn(first)
-        return observed.method.learn(observed.case.task(store))
+def task_of(method: MaskLearner | WeightLearner, case: LearnCase, store: Any = None, who: str = "it") -> RecordingTask:
+    return case.weight_task(store, who) if isinstance(method, WeightLearner) else case.task(store, who)
+
+
+def learnt(method: MaskLearner | WeightLearner, task: RecordingTask) -> Mapping[str, Any]:
+    """The result of a learner of masks or of weights on a task of `task_of`."""
+    if isinstance(method, WeightLearner):
+        assert isinstance(task, RecordingWeightTask)
+        return method.learn(task)
+    return method.learn(task)
+
+
+def observe_blocks(observed: Observation, method: BlockRepair, case: LearnCase) -> None:
+    """Repair one block after the other; later blocks see the well-formed results of earlier ones."""
+    blocks, returned = case.blocks(method), dict[str, Any]()
+
+    def learn(task: BlockTask) -> Mapping[str, Tensor]:
+        inputs = {**named("dense", task.dense), **named("masks", task.masks), **named("weights", task.weights)}
+        with noting_changes(observed, inputs):
+            tensors = method.repair_block(task)
+        observed.events += 1
+        returned.update(copied(tensors) if isinstance(tensors, Mapping) else {task.name: tensors})
+        return {name: tensor for name, tensor in returned.items() if fits(tensor, task.weights.get(name))}
+
+    def count(block: int, done: int, total: int) -> None:
+        observed.events += 1
+
+    blocks.on_progress = count
+    live = {f"live {name}": tensor for name, tensor in blocks.bundle.tensors().items()}
+    with noting_changes(observed, {"windows": blocks.windows, **live}), catching(observed):
+        for _ in blocks.visit(learn):
+            pass
+        observed.output = returned
+
+
+def fits(tensor: Any, like: Tensor | None) -> bool:
+    """True if a returned value is a tensor of the layer's shape that holds values."""
+    well_formed = isinstance(tensor, Tensor) and tensor.device.type != "meta" and tensor.is_floating_point()
+    return well_formed and like is not None and tensor.shape == like.shape
 
 
 def copied(output: Any) -> Any:
@@ -146,9 +212,14 @@ def copied(output: Any) -> Any:
     return output
 
 
-def tensors_of(stats: LayerStats) -> dict[str, Tensor]:
-    every = {f"stats.{f.name}": getattr(stats, f.name) for f in dataclasses.fields(stats)}
+def tensors_of(content: LayerStats | Pruned, name: str = "stats") -> dict[str, Tensor]:
+    every = {f"{name}.{f.name}": getattr(content, f.name) for f in dataclasses.fields(content)}
     return {name: value for name, value in every.items() if isinstance(value, Tensor)}
+
+
+def named(what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by names for a message: `dense['blocks.0.linear']`."""
+    return {f"{what}[{name!r}]": tensor for name, tensor in tensors.items()}
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import nmbench
+from nmbench.runtime import hub_or_cache
 
 C4_SHARDS = {"calibration": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"}
 C4_TEST_DOCUMENTS = 1100  # the first documents, as in the GPTQ and SparseGPT papers
@@ -19,16 +20,21 @@ class HubDataset(nmbench.Dataset):
     repository: ClassVar[str]
 
     def rows(self, split: str, **where: Any) -> Any:
-        """Load rows with `datasets`. Raises `NMBenchError` with a remedy if the rows cannot be loaded."""
+        """Load rows with `datasets`, from its cache if the hub does not answer.
+
+        Raises `NMBenchError` with a remedy if the rows cannot be loaded.
+        """
         import datasets
 
-        try:
-            return datasets.load_dataset(self.repository, split=split, revision=self.argument or None, **where)
-        except Exception as error:  # datasets raises many kinds, among them plain OSError and ValueError
-            raise nmbench.NMBenchError(
-                f"data set {self.repository} cannot be loaded ({type(error).__name__}: {first_line(error)}); without a "
-                f"network give local text: --calibration text:FILE --metric ppl:text:OTHERFILE@512."
-            ) from error
+        with hub_or_cache() as unreached:
+            try:
+                return datasets.load_dataset(self.repository, split=split, revision=self.argument or None, **where)
+            except Exception as error:  # datasets raises many kinds, among them plain OSError and ValueError
+                cached = f"{unreached}; and from the cache: " if unreached else ""
+                raise nmbench.NMBenchError(
+                    f"data set {self.repository} cannot be loaded ({cached}{type(error).__name__}: {first_line(error)})"
+                    f"; without a network give local text: --calibration text:FILE --metric ppl:text:OTHERFILE@512."
+                ) from error
 
     def provenance(self) -> Mapping[str, Any]:
         return {"repository": self.repository, "revision": self.argument or "newest"}

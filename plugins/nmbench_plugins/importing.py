@@ -1,10 +1,11 @@
 """Rows from published masks and sparse checkpoints, in any format that `nmbench validate` reads.
 
-A mask is used unchanged. A sparse checkpoint without masks gives only the nonzero weights, at most N in every group. A
-group with fewer than N nonzero weights is filled up: the zero with the smallest dense weight counts as kept, and the
-lower index among equals. If the checkpoint is a mask on the dense weights of this model, the filled weights are zero in
-the dense model as well, so that the row computes the same outputs as the checkpoint. The record notes the number of
-filled weights that are not zero in the dense model.
+A mask is used unchanged. A sparse checkpoint without masks gives only the nonzero weights, at most N in every group. So
+does a mask file that was made from such a checkpoint, as the `mask.npz` of PATCH was. A group with fewer than N nonzero
+weights is filled up: the zero with the smallest dense weight counts as kept, and the lower index among equals. If the
+checkpoint is a mask on the dense weights of this model, the filled weights are zero in the dense model as well, so that
+the row computes the same outputs as the checkpoint. The record notes the number of filled weights that are not zero in
+the dense model.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Import(nmbench.MaskSource):
             mask, counts = mask_of(kept, name, dense, model.patterns[name])
             layers[name] = nmbench.Pruned(mask, self.weight(kept, name, mask, dense))
             total = {key: total.get(key, 0) + value for key, value in counts.items()}
-        notes = {"imported": {"form": kept.form, **self.content(), **total}}
+        made_for = {"base_model": kept.base_model} if kept.base_model else {}
+        notes = {"imported": {"form": kept.form, **made_for, **self.content(), **total}}
         return nmbench.PrunedModel(layers, notes, origin=nmbench.row_record(self.path))
 
     def weight(self, kept: nmbench.Kept, name: str, mask: Tensor, dense: Tensor) -> Tensor | None:

@@ -33,6 +33,7 @@ def specs(draw):
         metrics=draw(st.sampled_from([(), ("ppl:demo@256",)])),
         dtype=draw(st.sampled_from([None, "bfloat16"])),
         bos=draw(st.sampled_from([None, "auto", "always", "never"])),
+        merge_adapter=draw(st.sampled_from([None, "beside", "my adapter"])),
         trust_remote_code=draw(st.booleans()),
         stream=draw(st.sampled_from([None, True, False])),
         **{name: draw(st.sampled_from([None, True])) for name in ("allow_sparse", "dequantise")},

@@ -68,4 +68,4 @@ def test_a_checkpoint_against_bits_without_shapes(tmp_path):
     content = difference_json(found)
     assert content["total"]["shares"] == {"bits": 1.0, "groups": 1.0, "jaccard": 1.0}
     assert content["layers"][0]["pattern"] == "2:4"
-    assert "w.safetensors has no masks: its non-zeros are compared" in difference_text(found)
+    assert "w.safetensors holds non-zeros, not masks: those are compared" in difference_text(found)

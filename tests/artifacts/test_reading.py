@@ -53,6 +53,14 @@ def maskllm_npz(folder, chosen):
     return folder / "m.npz"
 
 
+def patch_npz(folder, chosen, **meta):
+    """The form of Paramathic/patch: bits and a shape for every weight, and one JSON text."""
+    bits = {f"{name}.weight": np.packbits(mask.numpy()) for name, mask in chosen.items()}
+    shapes = {f"{name}.weight.__shape__": np.array(mask.shape, dtype=np.int64) for name, mask in chosen.items()}
+    np.savez_compressed(folder / "m.npz", __meta__=np.array(json.dumps(meta)), **bits, **shapes)
+    return folder / "m.npz"
+
+
 def maskllm_raw(folder, chosen):
     torch.save({f"{name}.weight.mask": mask.half() for name, mask in chosen.items()}, folder / "m.pt")
     return folder / "m.pt"
@@ -69,7 +77,7 @@ def state_dict(folder, chosen):
     return folder / "m.bin"
 
 
-FORMATS = (nmbench_packed, bool_safetensors, maskllm_npz, maskllm_raw, maskpro_folder, state_dict)
+FORMATS = (nmbench_packed, bool_safetensors, maskllm_npz, patch_npz, maskllm_raw, maskpro_folder, state_dict)
 
 
 @pytest.mark.parametrize("write", FORMATS)
@@ -86,7 +94,7 @@ def test_every_format_gives_the_masks_written(write, tmp_path):
 
 
 @quick
-@given(st.data(), st.sampled_from(FORMATS[:4]), st.integers(1, 80))
+@given(st.data(), st.sampled_from(FORMATS[:5]), st.integers(1, 80))
 def test_slices_are_the_whole_in_order(tmp_path_factory, data, write, weights):
     """Slices of any size, put together, equal the matrix; each comes with its first row and column."""
     pattern = data.draw(patterns(max_group=8))
@@ -179,7 +187,7 @@ def test_what_is_not_there(tmp_path):
     refused(tmp_path, "holds neither model.safetensors")
 
 
-@pytest.mark.parametrize("write", FORMATS[:4])
+@pytest.mark.parametrize("write", FORMATS[:5])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
 def test_truncated_files(write, share, tmp_path):
     """A file that ends early is refused, wherever it ends."""
@@ -190,7 +198,7 @@ def test_truncated_files(write, share, tmp_path):
 
 
 @quick
-@given(st.sampled_from(FORMATS[:4]), st.data())
+@given(st.sampled_from(FORMATS[:5]), st.data())
 def test_flipped_bytes_never_crash(tmp_path_factory, write, data):
     """A file with any byte changed gives masks or `Unreadable`, never another exception."""
     path = write(tmp_path_factory.mktemp("flipped"), {NAMES[0]: two_four()})

@@ -144,6 +144,21 @@ def counting(block: Block, hidden: Tensor) -> Tensor:
     return hidden + block.added(hidden) * block.calls
 
 
+def residual_of_first(block: Block, hidden: Tensor) -> Tensor:
+    """Value residuals: the first block leaves its values in a place that the last one reads."""
+    own = block.added(hidden)
+    if block.first:
+        block.place["values"] = own
+    return hidden + own + (block.place["values"] if block.last else 0)
+
+
+def placed(model: Toy, hidden: Tensor, ids: Tensor) -> Tensor:
+    for number, block in enumerate(model.blocks):
+        block.first, block.last = number == 0, number == 2
+        block.place = model.place = getattr(model, "place", {})
+    return straight(model, hidden, ids)
+
+
 def cast(model: Toy, hidden: Tensor, ids: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return straight(model, hidden, ids)
@@ -152,12 +167,13 @@ def cast(model: Toy, hidden: Tensor, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("form", "join", "what"),
     [
-        (lambda b, h: h + b.size * b.added(h), told, r"block blocks\.1 of toy is given something else"),
+        (lambda b, h: h + b.size * b.added(h), told, r"block blocks\.0 of toy computes something else"),
         (plain, noisy, r"block blocks\.0 of toy is given something else"),
-        (counting, straight, r"block blocks\.1 of toy is given something else"),
+        (counting, straight, r"block blocks\.0 of toy computes something else"),
+        (residual_of_first, placed, r"block blocks\.2 of toy computes something else"),
         (plain, cast, "toy switches autocast, gradients or inference mode"),
     ],
-    ids=["state of modules", "noise", "calls are counted", "autocast"],
+    ids=["state of modules", "noise", "calls are counted", "state that the last block reads", "autocast"],
 )
 def test_what_pausing_would_change_is_refused(form, join, what):
     """A model whose passes disturb each other, or differ when repeated, is refused before anything is pruned."""

@@ -20,6 +20,7 @@ from nmbench.artifacts.rebuilding import find_row
 from nmbench.errors import CannotWrite, ModelChanged, NMBenchError, NotReproduced
 from nmbench.plugins.loading import load_plugins
 from nmbench.results.files import load_masks, save_masks
+from nmbench.results.precision import printed
 from nmbench.verification.strict import masks_digest
 from nmbench_plugins.tiny import FAMILIES
 
@@ -64,28 +65,28 @@ def perplexity(folder, text, window=64):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_an_export_is_the_model_that_was_measured(run, nmbench, tmp_path, texts, model, method):
+def test_an_export_is_the_model_that_was_measured(run, nmbench, tmp_path, texts, model):
     """An export loaded with `from_pretrained` has the perplexity of its row, generates, and is strict."""
-    rows = run(model, "--method", method)
-    result = nmbench("export", "out", method, "--to", "exported")
-    assert result.exit_code == 0, result.output
-    assert "STRICT 2:4" in result.output and "coverage" in result.output
-    assert perplexity(tmp_path / "exported", texts / "test.txt") == pytest.approx(value_of(rows[method]), rel=1e-5)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
-    assert loaded.generate(TOKENS, max_new_tokens=5, min_new_tokens=5).shape == (1, 45)
-    config = json.loads((tmp_path / "exported/config.json").read_text())
-    assert not set(VESTIGES) & set(config)
-    (tmp_path / "plain").touch()
-    modes = {file.stat().st_mode for file in (tmp_path / "exported").rglob("*") if file.is_file()}
-    assert modes == {(tmp_path / "plain").stat().st_mode}  # for others to read
-    found = nmbench("validate", "exported", "--json")
-    assert found.exit_code == 0
-    content = json.loads(found.stdout)
-    assert content["coverage"] == pytest.approx(rows[method]["coverage"]["share_of_decoder"])
-    assert sum(layer["groups"] for layer in content["layers"]) == rows[method]["proof"]["groups"]
-    masks = load_masks(tmp_path / "exported/nmbench/masks.safetensors")
-    assert masks_digest(masks) == rows[method]["proof"]["masks_digest"]
+    rows = run(model, "--method", "wanda", "--method", "sparsegpt")
+    for method in ("wanda", "sparsegpt"):
+        result = nmbench("export", "out", method, "--to", method)
+        assert result.exit_code == 0, result.output
+        assert "STRICT 2:4" in result.output and "coverage" in result.output
+        assert perplexity(tmp_path / method, texts / "test.txt") == pytest.approx(value_of(rows[method]), rel=1e-5)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / method)
+        assert loaded.generate(TOKENS, max_new_tokens=5, min_new_tokens=5).shape == (1, 45)
+        config = json.loads((tmp_path / method / "config.json").read_text())
+        assert not set(VESTIGES) & set(config)
+        (tmp_path / "plain").touch()
+        modes = {file.stat().st_mode for file in (tmp_path / method).rglob("*") if file.is_file()}
+        assert modes == {(tmp_path / "plain").stat().st_mode}  # for others to read
+        found = nmbench("validate", method, "--json")
+        assert found.exit_code == 0
+        content = json.loads(found.stdout)
+        assert content["coverage"] == pytest.approx(rows[method]["coverage"]["share_of_decoder"])
+        assert sum(layer["groups"] for layer in content["layers"]) == rows[method]["proof"]["groups"]
+        masks = load_masks(tmp_path / method / "nmbench/masks.safetensors")
+        assert masks_digest(masks) == rows[method]["proof"]["masks_digest"]
 
 
 def test_an_export_has_the_logits_of_the_masked_model(run, nmbench, tmp_path):
@@ -138,7 +139,8 @@ def test_the_card_and_its_command(run, nmbench, tmp_path, records):
     rows = run("tiny:llama", "--method", "s=sparsegpt", "--set", "s.damping=0.03", "--skip", "k_proj", "--seed", 3)
     assert nmbench("export", "out", "s", "--to", "exported").exit_code == 0
     card = (tmp_path / "exported/README.md").read_text(encoding="utf-8")
-    assert f"{value_of(rows['s']):.4f}" in card and f"{value_of(rows['dense']):.4f}" in card
+    figures = [printed(next(iter(rows[label]["metrics"].values()))) for label in ("dense", "s")]
+    assert f"| {figures[0]} | {figures[1]} |" in card
     command = shlex.split(next(line for line in card.splitlines() if line.startswith("nmbench run")))
     result = nmbench(*command[1:], "--out", "repeated", "--quiet")
     assert result.exit_code == 0, result.output
@@ -264,6 +266,8 @@ def test_published_masks_become_rows(run, nmbench, tmp_path, records):
     rows = run("tiny:llama", "--method", "wanda")
     masks = load_masks(tmp_path / "out/masks/wanda--2-4--seed0.safetensors")
     np.savez_compressed("m.npz", **{f"{name}.weight.mask": np.packbits(mask) for name, mask in masks.items()})
+    bits = {f"{name}.weight": np.packbits(mask) for name, mask in masks.items()}
+    np.savez_compressed("p.npz", **bits, **{f"{name}.weight.__shape__": mask.shape for name, mask in masks.items()})
     (tmp_path / "folder").mkdir()
     for name, mask in masks.items():
         torch.save(mask, tmp_path / "folder" / f"{name}.pt")
@@ -271,7 +275,14 @@ def test_published_masks_become_rows(run, nmbench, tmp_path, records):
     safetensors.torch.save_file(
         safetensors.torch.load_file("exported/model.safetensors"), "sparse.safetensors"
     )  # without masks
-    paths = {"npz": "m.npz", "pt": "folder", "row": "out:wanda", "export": "exported", "sparse": "sparse.safetensors"}
+    paths = {
+        "npz": "m.npz",
+        "shapes": "p.npz",
+        "pt": "folder",
+        "row": "out:wanda",
+        "export": "exported",
+        "sparse": "sparse.safetensors",
+    }
     asked = [
         piece
         for label, path in paths.items()
@@ -394,14 +405,14 @@ print(found.strict, found.bytes, len(seen), max(seen) - seen[0])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_a_validation_takes_little_memory(tmp_path, suffix):
+def test_a_validation_takes_little_memory(python, tmp_path, suffix):
     """A file of 256 MB is judged with 48 MB of memory beyond what a tiny file takes."""
     save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
     mask = torch.tensor([True, True, False, False]).repeat(2048, 512)
     save({"model.layers.0.a.weight": mask[:4, :16].half().contiguous()}, tmp_path / f"small.{suffix}")
     save({f"model.layers.{i}.a.weight": mask.half().clone() for i in range(32)}, tmp_path / f"large.{suffix}")
     paths = [str(tmp_path / f"{name}.{suffix}") for name in ("small", "large")]
-    done = subprocess.run([sys.executable, "-c", WATCHED, *paths], capture_output=True, text=True, check=False)
+    done = python.run("-c", WATCHED, *paths)
     assert done.returncode == 0, done.stderr
     strict, size, looks, more = done.stdout.split()
     assert (strict, int(size)) == ("True", 32 * 2 * mask.numel())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -319,11 +318,9 @@ main(sys.argv[2:])
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on file sizes (POSIX)")
-def test_a_disk_that_refuses(nmbench, small, records, tmp_path):
+def test_a_disk_that_refuses(nmbench, python, small, records, tmp_path):
     """When a file cannot be written the run stops with one line; with room again the same command goes on."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", LIMITED, "6000", "run", *small, "--method", "magnitude", "--quiet"]
-    failed = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    failed = python.run("-c", LIMITED, "6000", "run", *small, "--method", "magnitude", "--quiet")
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     assert "cannot write" in failed.stderr
@@ -397,3 +394,46 @@ def test_output_that_cannot_be_written(arguments):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "Error: the output cannot be written: No space left on device.\n"
+
+
+def test_code_in_a_model_folder_needs_a_word(nmbench, flags_of_code, tmp_path):
+    """Code of a model and code in a pickle never run unasked; each is one line with its remedy."""
+    import torch
+    import transformers
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    config = transformers.LlamaConfig(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+    folder = tmp_path / "model"
+    config.save_pretrained(folder)
+    torch.save({"model.norm.weight": Evil()}, folder / "pytorch_model.bin")
+    result = nmbench(*flags_of_code)
+    assert result.exit_code == 1 and "bring its weights as safetensors." in result.stderr.splitlines()[-1]
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    auto = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": auto}))
+    result = nmbench(*flags_of_code)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].endswith("read the code, and allow it to run by --trust-remote-code.")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def flags_of_code(texts):
+    """A run of magnitude on the folder `model`."""
+    text = ["--calibration", f"text:{texts}/cal.txt", "--metric", f"ppl:text:{texts}/test.txt@64"]
+    return ["run", "--method", "magnitude", "--model", "model", *text, "--out", "out"]
+
+
+def test_a_manifest_that_is_torn(nmbench, small, tmp_path):
+    """A manifest that is no JSON is one line; a count that no machine holds is one too."""
+    flags = [flag if flag != "maskpro" else "magnitude" for flag in small if "maskpro." not in flag and flag != "--set"]
+    assert nmbench("run", *flags).exit_code == 0
+    (tmp_path / "out/manifest.json").write_text("{")
+    result = nmbench("run", *flags)
+    assert result.exit_code == 1
+    assert "manifest.json is not JSON" in result.stderr.splitlines()[-1]
+    result = nmbench("run", *flags, "--windows", 10**30)
+    assert result.exit_code == 1 and "windows must be at most" in result.stderr.splitlines()[-1]

@@ -1,7 +1,8 @@
 """The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` are run.
 
 To follow a page: programs are written to files, commands called, and outputs looked for. Runs get flags that make them
-small, unless the page gives its own: a tiny random model on short texts.
+small, unless the page gives its own: a tiny random model on short texts. Runs from Python read the beginning of the
+demo's test plays.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import io
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ import pytest
 
 from nmbench.plugins.checking import known_hooks
 from nmbench.testing.kit import law_names
+from nmbench_plugins.demo import DemoPlays
 from pages import DOCS, LINK, OTHERS, PAGES, ROOT, TUTORIALS, blocks, commands, prose, provide, text_of
 
 SMALL = ["--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024"]
@@ -38,8 +39,8 @@ def small(arguments: list[str], texts: Path) -> list[str]:
 class Reader:
     """Does what a reader of one page does, in order, in a folder of its own; `output` is what was printed."""
 
-    def __init__(self, nmbench, folder, texts):
-        self.nmbench, self.folder, self.texts = nmbench, folder, texts
+    def __init__(self, nmbench, python, folder, texts):
+        self.nmbench, self.run_python, self.folder, self.texts = nmbench, python.run, folder, texts
         self.output = ""
         self.space = {"__name__": "docs"}  # the programs of a page follow each other, as in a notebook
 
@@ -65,8 +66,7 @@ class Reader:
         return result.output
 
     def pytest(self, arguments: list[str]) -> str:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        done = self.run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, cwd=self.folder)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -81,12 +81,18 @@ class Reader:
         assert tomllib.loads(text)
 
 
+def beginnings(plays, split, texts=DemoPlays.texts):
+    """The texts of the demo, those to measure on cut short."""
+    return (text[:20_000] if split == "test" else text for text in texts(plays, split))
+
+
 @pytest.mark.parametrize("page", TUTORIALS)
-def test_a_page_can_be_followed(page, nmbench, texts, tmp_path, monkeypatch):
+def test_a_page_can_be_followed(page, nmbench, python, texts, tmp_path, monkeypatch):
     """A reader who follows the page, and does nothing else, gets the output of the page."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(DemoPlays, "texts", beginnings)
     before = set(sys.modules)
-    reader = Reader(nmbench, tmp_path, texts)
+    reader = Reader(nmbench, python, tmp_path, texts)
     try:
         for language, text in blocks(page):
             getattr(reader, language)(text)
@@ -103,9 +109,9 @@ def test_the_first_plugin_has_fifteen_lines():
     assert len(code) <= 15
 
 
-def test_reporter_page_leaves_its_files(nmbench, texts, tmp_path):
+def test_reporter_page_leaves_its_files(nmbench, python, texts, tmp_path):
     """The report and the observer's file of the reporter page are really there."""
-    reader = Reader(nmbench, tmp_path, texts)
+    reader = Reader(nmbench, python, tmp_path, texts)
     for language, text in blocks("docs/plugins/reporter.md"):
         getattr(reader, language)(text)
     assert "<table" in (tmp_path / "runs/first/page.html").read_text()
@@ -140,7 +146,7 @@ def test_every_command_is_understood(page, nmbench, texts, tmp_path, monkeypatch
     for arguments in commands(page):
         provide(page, arguments, tmp_path)
         finish_runs(arguments, nmbench, texts, shared)
-        if arguments[0] == "run":
+        if arguments[0] == "run" or (arguments[0] == "reproduce" and len(arguments) > 1):
             with monkeypatch.context() as stopped:
                 stop_before_loading(stopped)
                 assert nmbench(*arguments).stderr == "Error: far enough\n", arguments

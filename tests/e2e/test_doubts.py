@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nmbench.pattern import Pattern
@@ -109,3 +110,41 @@ def test_a_nested_context(nmbench, flags, tmp_path):
     result = nmbench(*flags, "--model", "model")
     assert result.exit_code == 1
     assert "@64 is longer than the 48 tokens that model can read; choose less." in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("fault", ["fewer layers", "no biases", "scales of another name"])
+def test_tensors_that_nobody_reads(nmbench, flags, tmp_path, fault):
+    """Tensors of decoder blocks that the loaded model has no place for are a doubt; other tensors are none."""
+    bundle = TinyModel().load("llama")
+    save(bundle, tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    tensors = load_file(path)
+    first = next(name for name in tensors if name.endswith("layers.1.self_attn.q_proj.weight"))
+    more = {
+        "fewer layers": {
+            n.replace("layers.1.", "layers.2."): t.clone() for n, t in tensors.items() if "layers.1." in n
+        },
+        "no biases": {first.replace("weight", "bias"): torch.ones(8)},
+        "scales of another name": {f"scale_of.{first}": torch.ones(1)},
+    }[fault]
+    save_file({**tensors, "vision.patch": torch.ones(2), "rotary.inv_freq": torch.ones(2)}, path, {"format": "pt"})
+    result = nmbench(*flags, "--model", "model", "--out", "sound")
+    assert result.exit_code == 0 and "in its files and not in the model" not in result.stderr, result.output
+    save_file({**tensors, **more}, path, {"format": "pt"})
+    result = nmbench(*flags, "--model", "model")
+    assert result.exit_code == 0, result.output
+    assert f"DOUBT model: {len(more)} tensors of its decoder blocks are in its files" in result.stderr
+    assert f"first {min(more)}" in result.stderr
+
+
+def test_code_that_did_not_run(nmbench, flags, tmp_path):
+    """A folder with code of its own, for a type that transformers knows, runs no code unasked, and says so."""
+    save(TinyModel().load("llama"), tmp_path / "model")
+    (tmp_path / "model/modeling_own.py").write_text("open('ran', 'w').close()\nclass Own: pass\n")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    result = nmbench(*flags, "--model", "model")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "ran").exists()
+    assert "brings code of its own, modeling_own.Own, which did not run: figures are those of LlamaFor" in result.stderr

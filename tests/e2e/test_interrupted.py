@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from nmbench.pruning.learning import COUNTERS
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import FileCheckpoints
-from reference.processes import listening
 
 SLOWLY = ["--set", "maskpro.steps=60", "--set", "maskpro.checkpoint_every=5", "--set", "maskpro.check_every=20"]
 
 
-def start(flags: list[str]) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "nmbench.cli", "run", *flags]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listening
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Wait until a file appears while the process runs."""
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_ends_like_one_that_was_not(nmbench, finished, small, records, tmp_path, how):
+def test_a_killed_run_ends_like_one_that_was_not(nmbench, python, finished, small, records, tmp_path, how):
     """Killed, or interrupted by Ctrl-C, in the middle of learning: the resumed run has the same masks and costs."""
     flags = [*small, *SLOWLY]
-    process = start(flags)
-    wait_for(tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors", process)
+    process = python.start("-m", "nmbench.cli", "run", *flags)
+    process.wait_for(tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors")
     process.send_signal(how)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate()
     assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
     if how is signal.SIGINT:
         assert "The same command goes on" in stderr

@@ -1,4 +1,4 @@
-"""Laws of model files: names that are not those of modules, GGUF, dtypes, adapters, other classes, no network."""
+"""Laws of model files: names that are not those of modules, GGUF, dtypes, other classes, no network."""
 
 from __future__ import annotations
 
@@ -282,22 +282,7 @@ def test_a_row_of_a_gguf_file_is_exported(run, nmbench, tmp_path, records):
         assert torch.equal(exported[name], torch.where(kept, weight, 0.0))
 
 
-# Adapters and classes
-
-
-@pytest.mark.parametrize("beside", [True, False], ids=["beside a model", "alone"])
-def test_adapters_are_refused(run, tmp_path, beside):
-    """A folder with an adapter is refused with what to do, whether the whole model lies beside it or not."""
-    folder = saved(tmp_path / "model", llama()) if beside else tmp_path / "model"
-    folder.mkdir(exist_ok=True)
-    about = {"peft_type": "LORA", "base_model_name_or_path": "some/base", "r": 4}
-    (folder / "adapter_config.json").write_text(json.dumps(about))
-    save_file({"base_model.model.a.lora_A.weight": torch.ones(4, 32)}, folder / "adapter_model.safetensors")
-    result = run("model")
-    assert result.exit_code == 1
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("Error: model model holds an adapter (adapter_config.json: LORA of some/base)")
-    assert "merge it" in last
+# Classes
 
 
 def test_models_that_are_not_causal_are_refused_by_the_name_of_their_class(run, tmp_path):

@@ -11,7 +11,7 @@ from nmbench_plugins.tiny import TinyModel
 
 BLOCK = 32  # rows and columns that share a scale
 FP8 = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "activation_scheme": "dynamic"}
-FLAGS = ["--calibration", "demo", "--metric", "ppl:demo@64", "--windows", 2, "--window-tokens", 32, "--out", "out"]
+SMALL = ["--windows", 2, "--window-tokens", 32, "--pool-tokens", 2048, "--selection-tokens", 1024]
 
 
 def saved(folder, change=lambda tensors: tensors, quantisation=None):
@@ -46,34 +46,37 @@ def as_numbers(tensors):
     return tensors
 
 
-def run(nmbench, *flags):
-    return nmbench("run", "--method", "magnitude", *FLAGS, *flags)
+@pytest.fixture
+def run(nmbench, texts):
+    """Prune a model by magnitude; returns click's result."""
+    flags = ["--calibration", f"text:{texts}/cal.txt", "--metric", f"ppl:text:{texts}/test.txt@64", *SMALL]
+    return lambda *others, out="out": nmbench("run", "--method", "magnitude", *flags, "--out", out, *others)
 
 
-def test_dequantised_on_request(nmbench, tmp_path, records):
+def test_dequantised_on_request(run, tmp_path, records):
     """With the flag a checkpoint in 8 bits is the model that its numbers stand for, and the manifest tells."""
     pytest.importorskip("accelerate")
     saved(tmp_path / "small", in_fp8, FP8)
     saved(tmp_path / "plain", as_numbers)
-    refused = run(nmbench, "--model", "small")
+    refused = run("--model", "small")
     assert refused.exit_code == 1
     assert refused.stderr.startswith("Error: model small is quantised (fp8); prune the checkpoint that it was made")
     assert refused.stderr.endswith("or go on with --dequantise.\n")
     assert not (tmp_path / "out").exists()
-    assert run(nmbench, "--model", "small", "--dequantise").exit_code == 0
+    assert run("--model", "small", "--dequantise").exit_code == 0
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["model_provenance"]["dequantised_from"] == "fp8"
     assert manifest["environment"]["dtype"] == "float32"
-    assert nmbench("run", "--method", "magnitude", *FLAGS[:-1], "other", "--model", "plain").exit_code == 0
+    assert run("--model", "plain", out="other").exit_code == 0
     small, plain = ([row["metrics"] for row in records(tmp_path / name)] for name in ("out", "other"))
     assert small == plain
 
 
-def test_a_dequantised_row_is_exported(nmbench, tmp_path):
+def test_a_dequantised_row_is_exported(run, nmbench, tmp_path):
     """The export holds plain numbers, and its configuration speaks of no quantisation."""
     pytest.importorskip("accelerate")
     saved(tmp_path / "small", in_fp8, FP8)
-    assert run(nmbench, "--model", "small", "--dequantise").exit_code == 0
+    assert run("--model", "small", "--dequantise").exit_code == 0
     result = nmbench("export", "out", "magnitude", "--to", "export")
     assert result.exit_code == 0, result.stderr
     assert "quantization_config" not in json.loads((tmp_path / "export/config.json").read_text())
@@ -83,21 +86,21 @@ def test_a_dequantised_row_is_exported(nmbench, tmp_path):
 
 
 @pytest.mark.parametrize("flag", [[], ["--dequantise"]], ids=["no flag", "flag"])
-def test_a_configuration_that_is_silent(nmbench, tmp_path, flag):
+def test_a_configuration_that_is_silent(run, tmp_path, flag):
     """8-bit weights that the configuration says nothing of would be cast to wrong numbers: refused, with a name."""
     saved(tmp_path / "model", in_fp8)
-    result = run(nmbench, "--model", "model", *flag)
+    result = run("--model", "model", *flag)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: model model holds 14 quantised weights, first model.layers.0.")
     assert "(F8_E4M3), and its configuration does not name the quantisation; prune the checkpoint" in last
 
 
-def test_integer_weights(nmbench, tmp_path):
+def test_integer_weights(run, tmp_path):
     """Integers are no weights, with or without a scale beside them."""
     name = "model.layers.1.mlp.up_proj.weight"
     saved(tmp_path / "model", lambda tensors: {**tensors, name: (tensors[name] * 100).to(torch.int8)})
-    result = run(nmbench, "--model", "model")
+    result = run("--model", "model")
     assert result.exit_code == 1
     assert f"holds 1 quantised weights, first {name} (I8)" in result.stderr.splitlines()[-1]
 
@@ -125,7 +128,7 @@ def stored_as(folder, form):
 
 @pytest.mark.parametrize("form", ["bin", "bin-shards", "safetensors"])
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_small_weights_in_files_of_any_name(nmbench, tmp_path, form, kind):
+def test_small_weights_in_files_of_any_name(run, tmp_path, form, kind):
     """8-bit weights are found in pickled files and in shards, whatever the names of the files."""
 
     def small(tensors):
@@ -136,19 +139,19 @@ def test_small_weights_in_files_of_any_name(nmbench, tmp_path, form, kind):
 
     saved(tmp_path / "model", small)
     stored_as(tmp_path / "model", form)
-    result = run(nmbench, "--model", "model")
+    result = run("--model", "model")
     assert result.exit_code == 1
     assert "holds 14 quantised weights, first model.layers.0." in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("form", ["bin", "bin-shards", "safetensors"])
-def test_plain_weights_in_files_of_any_name(nmbench, tmp_path, records, form):
+def test_plain_weights_in_files_of_any_name(run, tmp_path, records, form):
     """A checkpoint of plain numbers gives the same rows from files of every form."""
     saved(tmp_path / "model")
-    assert run(nmbench, "--model", "model").exit_code == 0
+    assert run("--model", "model").exit_code == 0
     before = [row["metrics"] for row in records(tmp_path / "out")]
     stored_as(tmp_path / "model", form)
-    assert nmbench("run", "--method", "magnitude", *FLAGS[:-1], "other", "--model", "model").exit_code == 0
+    assert run("--model", "model", out="other").exit_code == 0
     assert [row["metrics"] for row in records(tmp_path / "other")] == before
 
 
@@ -156,7 +159,7 @@ SPARSE_ONLY = {"quant_method": "compressed-tensors", "format": "dense", "config_
 
 
 @pytest.mark.parametrize("groups", [{}, None], ids=["no groups", "none"])
-def test_a_configuration_that_only_says_sparse(nmbench, tmp_path, groups):
+def test_a_configuration_that_only_says_sparse(run, nmbench, tmp_path, groups):
     """Weights in plain numbers whose configuration names zeros and no quantisation are pruned like others."""
     about = {
         **SPARSE_ONLY,
@@ -164,52 +167,52 @@ def test_a_configuration_that_only_says_sparse(nmbench, tmp_path, groups):
         "sparsity_config": {"format": "dense", "sparsity_structure": "2:4"},
     }
     saved(tmp_path / "model", quantisation=about)
-    assert run(nmbench, "--model", "model").exit_code == 0
+    assert run("--model", "model").exit_code == 0
     assert nmbench("export", "out", "magnitude", "--to", "export").exit_code == 0
     assert "quantization_config" not in json.loads((tmp_path / "export/config.json").read_text())
     assert nmbench("validate", "export").exit_code == 0
 
 
-def test_zeros_that_are_not_stored(nmbench, tmp_path):
+def test_zeros_that_are_not_stored(run, tmp_path):
     """A format of compressed-tensors that leaves zeros out is refused by its name, with what to do."""
     about = {**SPARSE_ONLY, "sparsity_config": {"format": "sparse-24-bitmask"}}
     saved(tmp_path / "model", quantisation=about)
-    result = run(nmbench, "--model", "model", "--dequantise")
+    result = run("--model", "model", "--dequantise")
     assert result.exit_code == 1
     assert "compressed format 'sparse-24-bitmask' of compressed-tensors" in result.stderr.splitlines()[-1]
 
 
-def test_compressed_tensors_with_small_weights(nmbench, tmp_path):
+def test_compressed_tensors_with_small_weights(run, tmp_path):
     """A configuration of compressed-tensors that names a group of small weights is one of a quantisation."""
     about = {**SPARSE_ONLY, "format": "int-quantized", "config_groups": {"a": {"weights": {"num_bits": 8}}}}
     saved(tmp_path / "model", quantisation=about)
-    result = run(nmbench, "--model", "model")
+    result = run("--model", "model")
     assert result.exit_code == 1
     assert "model model is quantised (compressed-tensors)" in result.stderr.splitlines()[-1]
 
 
-def test_a_scale_that_nobody_reads(nmbench, tmp_path):
+def test_a_scale_that_nobody_reads(run, tmp_path):
     """A number beside a weight that transformers does not know says how to read the weight."""
     name = "model.layers.1.mlp.up_proj.weight_scale"
     saved(tmp_path / "model", lambda tensors: {**tensors, name: torch.ones(1)})
-    result = run(nmbench, "--model", "model")
+    result = run("--model", "model")
     assert result.exit_code == 1
     assert f"has {name} (1 of this kind) beside a weight" in result.stderr.splitlines()[-1]
 
 
-def test_what_cannot_be_dequantised(nmbench, tmp_path):
+def test_what_cannot_be_dequantised(run, tmp_path):
     """A quantisation that transformers cannot undo is refused in one line, with and without the flag."""
     saved(tmp_path / "model", quantisation={"quant_method": "gptq", "bits": 4, "group_size": 128})
-    result = run(nmbench, "--model", "model", "--dequantise")
+    result = run("--model", "model", "--dequantise")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("Error: cannot load model model: ")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_flag_changes_nothing_else(nmbench, tmp_path, records):
+def test_the_flag_changes_nothing_else(run, tmp_path, records):
     """A checkpoint of plain numbers is the same with and without the flag."""
     saved(tmp_path / "model")
-    assert run(nmbench, "--model", "model").exit_code == 0
+    assert run("--model", "model").exit_code == 0
     before = records(tmp_path / "out")
-    assert run(nmbench, "--model", "model", "--dequantise").exit_code == 0
+    assert run("--model", "model", "--dequantise").exit_code == 0
     assert records(tmp_path / "out") == before

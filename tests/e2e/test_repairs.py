@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -271,12 +269,11 @@ def test_a_copied_row_claims_no_weights(nmbench, tiny, records, tmp_path):
     ("method", "stage"),
     [("nearer", "repair 1"), ("nearer", "block 2 of 2 3"), ("tune", "learn 3")],
 )
-def test_a_killed_repair_ends_like_one_that_was_not(nmbench, finished, tiny, records, tmp_path, method, stage):
+def test_a_killed_repair_ends_like_one_that_was_not(nmbench, python, finished, tiny, records, tmp_path, method, stage):
     """Killed after a block, inside a block or between two checkpoints: the same weights, figures and cost."""
     flags = [*tiny, "--method", method, "--set", f"{method}.steps=4"]
     environment = {**os.environ, repairs.KILLS: stage}
-    command = [sys.executable, "-m", "nmbench.cli", "run", *flags]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    killed = python.run("-m", "nmbench.cli", "run", *map(str, flags), env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [row["label"] for row in records(tmp_path / "out")] == ["dense", "wanda"]
     assert list(tmp_path.glob("out/checkpoints/*.safetensors"))

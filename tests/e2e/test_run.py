@@ -41,6 +41,7 @@ def test_every_job_has_a_row_with_all_fields(done, records):
         assert metric["value"] > 1
         assert metric["lower_is_better"] is True
         assert row["seconds"]["total"] > 0
+        assert row["seconds"]["evaluate_cpu"] > 0 and row["seconds"]["prune_cpu"] >= 0
         assert row["peak_bytes"]["host"] > 10**7
 
 
@@ -313,7 +314,8 @@ def test_a_learner_may_start_from_another_learner(nmbench, small, records, tmp_p
     assert [row["label"] for row in more[4:]] == ["kept"]
     assert more[-1]["proof"]["masks_digest"] == rows["short"]["proof"]["masks_digest"]
     assert more[-1]["metrics"] == rows["short"]["metrics"]
-    assert more[-1]["seconds"]["prune"] > rows["short"]["seconds"]["prune"]
+    for kind in ("prune", "prune_cpu"):
+        assert more[-1]["seconds"][kind] > rows["short"]["seconds"][kind] > 0
 
 
 def test_shared_work_is_the_work_that_would_have_been_done(nmbench, small, records, tmp_path):

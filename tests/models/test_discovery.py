@@ -85,15 +85,16 @@ def test_an_anatomy_told_by_the_source():
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_experts_of_a_layout_that_no_module_tells():
-    """Llama 4 does not declare the layout of its experts; a model source that declares it makes them prunable."""
+    """Experts whose number is not stated either stay dense; a model source that declares them makes them prunable."""
     import transformers
 
     size = {"hidden_size": 64, "intermediate_size": 96, "intermediate_size_mlp": 96, "vocab_size": 257}
     heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = transformers.Llama4TextConfig(**size, **heads, num_local_experts=4, pad_token_id=0)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    found = anatomy_of(model, "it")
     name = "model.layers.0.feed_forward.experts"
+    model.get_submodule(name).num_experts = None
+    found = anatomy_of(model, "it")
     assert found.skipped[f"{name}.down_proj"] == "not a linear layer but Llama4TextExperts (4, 96, 64)"
     parts = [(parameter, expert) for parameter in ("gate_up_proj", "down_proj") for expert in range(4)]
     more = tuple(Weight(name, parameter, expert, transposed=True) for parameter, expert in parts)

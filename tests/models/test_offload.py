@@ -131,9 +131,11 @@ def test_nothing_stays_after_an_exception(where):
     assert (addresses(bundle), bundle.digest()) == (before, digest)
 
 
-def test_a_run_with_streaming(nmbench, records, tmp_path):
+def test_a_run_with_streaming(nmbench, texts, records, tmp_path):
     """`--stream` changes no mask and no figure; a learner of the whole model is refused in one line."""
-    flags = ["--model", "tiny:llama", "--metric", "ppl:demo@64", "--windows", 4, "--window-tokens", 32]
+    text = ["--calibration", f"text:{texts}/cal.txt", "--metric", f"ppl:text:{texts}/test.txt@64"]
+    sizes = ["--windows", 4, "--window-tokens", 32, "--pool-tokens", 2048, "--selection-tokens", 1024]
+    flags = ["--model", "tiny:llama", *text, *sizes]
     rows = []
     for stream in ("--stream", "--no-stream"):
         out = f"out{stream}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nmbench.errors import NMBenchError
 from nmbench.models.bundle import Bundle
 from nmbench.models.causality import cuts_of, with_other_tail
-from nmbench.models.probe import examined
+from nmbench.models.probe import check_length, examined
 from nmbench_plugins.tiny import COMMON, FAMILIES, LLAMA, TinyModel
 
 TEXT = torch.tensor(list(b"It was the best of times, it was the worst of times"))
@@ -196,3 +196,88 @@ def test_models_that_return_tuples():
     """The first of a tuple is the logits."""
     bundle = Bundle.of("toy", Plain(Block()), None)
     assert examined(bundle, TEXT).layers == bundle.layers
+
+
+class Prefix(Block):
+    """A block whose first eight tokens see each other; the others see what is before them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.ones(x.shape[1], x.shape[1]).tril()
+        seen[:8, :8] = 1
+        return x + self.mix((seen / seen.sum(1, keepdim=True)) @ x) + self.mlp(x).relu()
+
+
+def test_a_prefix_that_sees_itself():
+    """A model that sees later tokens in its first few alone is refused as well."""
+    with pytest.raises(NMBenchError, match="is no causal language model"):
+        examined(bundle_of(Prefix(), Prefix()), TEXT)
+
+
+class Both(Model):
+    """A model whose text runs through both stacks."""
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        x = self.embed(input_ids)
+        for block in (*self.text, *self.pictures):
+            x = block(x)
+        return SimpleNamespace(logits=self.head(x))
+
+
+def test_two_stacks():
+    """Two stacks that run one after the other are refused: one of them would stay dense."""
+    bundle = Bundle.of("toy", Both(Block(), Block(), Block(), beside=(Block(), Block())), None)
+    with pytest.raises(NMBenchError, match=r"text runs through pictures of toy as well \(2 blocks, 4096 weights\)"):
+        examined(bundle, TEXT)
+    one = bundle_of(Block(), Block(), Block(), beside=(Block(), Block()))
+    assert len(examined(one, TEXT).layers) == 6
+
+
+class Noisy(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.2, training=True))
+
+
+def test_other_logits_each_time():
+    """Dropout that is never off is refused before anything is measured."""
+    with pytest.raises(NMBenchError, match="computes other logits each time"):
+        examined(bundle_of(Noisy(), Noisy()), TEXT)
+
+
+class Last(Model):
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=super().forward(input_ids).logits[:, -1:])
+
+
+def test_logits_of_the_last_token_alone():
+    """Logits that are not one row for each token are refused with their shape."""
+    with pytest.raises(NMBenchError, match=r"logits of shape \(3, 1, 256\) for 3 rows of 24 tokens"):
+        examined(Bundle.of("toy", Last(Block(), Block()), None), TEXT)
+
+
+class Placed(Model):
+    """A model of 30 positions in a parameter that nothing names."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        self.places = nn.Parameter(torch.randn(30, WIDTH))
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        self.places[torch.arange(input_ids.shape[1])]
+        return super().forward(input_ids)
+
+
+def test_a_context_that_nothing_names():
+    """A window beyond a limit that is found nowhere is one line, before anything is pruned."""
+    bundle = examined(Bundle.of("toy", Placed(Block()), None), TEXT)
+    check_length(bundle, TEXT[:30])
+    with pytest.raises(NMBenchError, match=r"fails on 31 tokens of text: IndexError.*choose shorter windows"):
+        check_length(bundle, TEXT[:31])
+
+
+def test_a_weight_that_is_computed():
+    """A layer whose weight is computed from other parameters stays dense, with the reason; others are pruned."""
+    block = Block()
+    block.mix = nn.utils.parametrizations.weight_norm(block.mix)
+    bundle = examined(bundle_of(block), TEXT)
+    assert list(bundle.layers) == ["text.0.mlp"]
+    assert bundle.left_dense()

@@ -91,9 +91,23 @@ def test_the_weight_of_a_shared_expert():
     assert found(**parts, shared_gate=nn.Linear(WIDTH, 1)) == {"moe.gate", "moe.shared_gate"}
 
 
+def test_routers_of_several_layers():
+    """All layers of a router stay dense; the layers of a shared expert do not, whatever its width."""
+    router = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, EXPERTS))
+    assert found(router=router, experts=experts(), shared=Expert()) == {"moe.router.0", "moe.router.2"}
+    router = nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH))
+    assert found(gate=nn.Linear(WIDTH, WIDTH), other=router, experts=experts(WIDTH)) == {"moe.gate"}
+
+
+def test_experts_of_nothing():
+    """A lone layer that scores a few more than the experts is their router; it may choose no expert at all."""
+    assert found(gate=nn.Linear(WIDTH, EXPERTS + 1), experts=experts(), shared=Expert()) == {"moe.gate"}
+    assert found(gate=nn.Linear(WIDTH, EXPERTS), low=nn.Linear(WIDTH, EXPERTS + 1), experts=experts()) == {"moe.gate"}
+
+
 def test_what_is_no_router():
     """Layers of another number of outputs, those of a shared expert, and layers without experts are pruned."""
-    assert found(gate=nn.Linear(WIDTH, EXPERTS + 1), experts=experts()) == set()
+    assert found(gate=nn.Linear(WIDTH, 2 * EXPERTS + 1), experts=experts()) == set()
     assert found(gate=nn.Linear(WIDTH, WIDTH), shared=Expert(), experts=experts(WIDTH)) == {"moe.gate"}
     assert found(gate=nn.Linear(WIDTH, EXPERTS), one=Expert(), two=Expert()) == set()
     assert found(conv=nn.Conv1d(EXPERTS, 8, 3), gate=nn.Linear(WIDTH, EXPERTS)) == set()

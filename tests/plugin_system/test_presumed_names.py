@@ -10,6 +10,6 @@ def test_presumed_names_are_registered():
     """Model, folder, calibration, test text, metric and start of the defaults exist."""
     found = load_plugins().registries
     assert spec.MODEL in found.models and spec.TINY in found.models and spec.MODEL_FOLDER in found.models
-    assert spec.CALIBRATION in found.datasets and spec.TEST_TEXT in found.datasets
+    assert {spec.CALIBRATION, *spec.TEST_TEXTS} <= {entry.name for entry in found.datasets}
     assert spec.PERPLEXITY in found.metrics
     assert spec.START in found.methods

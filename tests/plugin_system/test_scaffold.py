@@ -16,12 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError
+from nmbench.methods import Pruned
 from nmbench.pattern import Pattern
 from nmbench.plain_data import read_toml
 from nmbench.plugins.scaffold import KINDS, check_name, new_plugin
 from nmbench.testing.strategies import layers
 
-NAMES = {"scorer": "acme", "solver": "acme-2", "refiner": "acme-3", "learner": "my-own-method", "metric": "acme-4"}
+NAMES = {
+    **{"scorer": "acme", "solver": "acme-2", "refiner": "acme-3", "repair": "acme-5", "learner": "my-own-method"},
+    "metric": "acme-4",
+}
 METHODS = [name for kind, name in NAMES.items() if KINDS[kind].registers == "method"]
 FILES = ["pyproject.toml", "README.md", "tox.ini", ".github/workflows/tests.yml", ".gitignore"]
 
@@ -86,23 +90,12 @@ def test_what_is_written(folder, kind):
     assert "nmbench_nmbench" not in everything
 
 
-IN_TURN = """
-import os, sys, pytest
-for root in sys.argv[1:]:
-    os.chdir(root)
-    print(f"report of {root}", flush=True)
-    pytest.main(["-q", "-p", "no:cacheprovider"])
-    sys.modules.pop("test_conformance", None)  # the next package has one, too
-"""
-
-
 @pytest.fixture(scope="module")
-def reports(folder, environment):
-    """The report of every package on its own tests; one process runs them, so that torch is imported once."""
-    roots = [str(folder / f"nmbench-{name}") for name in NAMES.values()]
-    command = [sys.executable, "-c", IN_TURN, *roots]
-    output = check(subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False))
-    return dict(zip(NAMES, output.split("report of ")[1:], strict=True))
+def reports(folder, environment, python):
+    """The report of every package on its own tests."""
+    roots = {kind: folder / f"nmbench-{name}" for kind, name in NAMES.items()}
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    return {kind: check(python.run(*command, cwd=root, env=environment)) for kind, root in roots.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,7 +129,10 @@ def test_new_plugins_in_a_comparison(folder, environment, nmbench, small, record
     compared = {row["label"]: row for row in rows if row["label"] != "dense"}
     assert set(compared) == {"wanda", f"{NAMES['learner']}@init", *METHODS}
     assert all(row["status"] == "ok" and row["strict"] for row in compared.values())
-    assert [row["label"] for row in rows if row["weights_changed"]] == [NAMES["solver"]]
+    assert compared[NAMES["repair"]]["started_from"] == "wanda"
+    changed = {row["label"] for row in rows if row["weights_changed"]}
+    undone = not compared[NAMES["repair"]]["notes"]["confirmation"]["holds"]
+    assert changed == {NAMES["solver"]} | (set() if undone else {NAMES["repair"]})
     assert all(0 < row["metrics"][metric]["value"] <= 1 for row in rows)
 
 
@@ -163,6 +159,27 @@ def test_a_new_refiner_ends_where_no_exchange_helps(folder, data):
                 other = mask.clone()
                 other[drop], other[restore] = False, True
                 assert error(row, other) >= reached - rounding
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_a_new_repair_takes_the_best_factor(folder, data):
+    """No other factor, within the limit, brings the outputs of a row closer to the dense ones."""
+    pattern = Pattern(*data.draw(st.sampled_from([(2, 4), (1, 4), (3, 5)])))
+    weight, stats = data.draw(layers(pattern))
+    mask = pattern.top(weight.abs())
+    kept = weight.masked_fill(~mask, 0.0)
+    module = runpy.run_path(str(folder / "nmbench-acme-5/src/nmbench_acme_5/__init__.py"))
+    repaired = module["Acme5"]().repair(weight, stats, Pruned(mask, kept), pattern).weight
+    gram = stats.gram.double()
+    for dense, start, found in zip(weight.double(), kept.double(), repaired.double(), strict=True):
+
+        def error(row, dense=dense):
+            return float((dense - row) @ gram @ (dense - row))
+
+        rounding = 1e-5 * error(torch.zeros_like(dense)) + 1e-6
+        for factor in (0.25, 0.9, 1.0, 1.1, 2.0, 4.0):
+            assert error(found) <= error(factor * start) + rounding
 
 
 # What is refused

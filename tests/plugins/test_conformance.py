@@ -7,12 +7,15 @@ import importlib.metadata
 from nmbench.plugins.loading import load_plugins
 from nmbench.testing import conformance_tests
 from nmbench_plugins.alps import ALPS
+from nmbench_plugins.distil import Distil
 from nmbench_plugins.importing import Import
+from nmbench_plugins.leastsquares import LeastSquares
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
 from nmbench_plugins.soft import Soft
-from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.sparsegpt import SparseGPT, SparseGPTRepair
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
 
@@ -23,12 +26,19 @@ METHODS = (
     RIA(),
     SparseGPT(),
     ALPS(),
+    ALPS(dense_weight=0.5, sequential=True),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=140, **QUICK),
     Soft(passes=20.0, minibatch=8, learning_rate=5e-3, check_every=20, checkpoint_every=9),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
+    SparseGPTRepair(),
+    LeastSquares(),
+    LeastSquares(solver="exact", sequential=False),
+    Reconstruct(steps=20),
+    Distil(passes=4.0, check_every=5, checkpoint_every=3),
+    Distil(passes=4.0, refresh_every=3, check_every=5, checkpoint_every=3),
 )
 
 test_built_in_methods = conformance_tests(*METHODS)

@@ -67,6 +67,12 @@ def test_default_pool_does_not_overlap_with_the_test_text():
     assert defaults.windows <= len(pool.calibration)
 
 
+def test_the_default_metric():
+    """A run without other wishes measures the perplexity of 335 windows of the test plays."""
+    assert demo().defaults.metrics == ("ppl:demo@256",)
+    assert len(data.encode(demo().tokenizer, data.test_text(DemoPlays(), "demo"))) // 256 == 335
+
+
 def test_assets_are_small():
     """Everything the demo brings weighs less than 12 MB."""
     files = [path for path in ASSETS.rglob("*") if path.is_file()]

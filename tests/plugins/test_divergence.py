@@ -63,14 +63,20 @@ def test_fewer_weights_diverge_further():
     assert values == sorted(values, reverse=True)
 
 
+@pytest.fixture(scope="module")
+def pair() -> tuple[Bundle, DenseView]:
+    """A pruned model and the dense one; nobody changes them."""
+    return pruned()
+
+
 @quick
 @given(st.integers(1, 7), st.integers(1, 20))
-def test_sizes_of_parts_do_not_matter(batch, part):
+def test_sizes_of_parts_do_not_matter(pair, batch, part):
     """How many windows are run, and how many tokens compared, at once changes nothing but rounding."""
-    whole = measured(*pruned())
+    whole = measured(*pair)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plugin, "PART_BYTES", part * 4 * VOCABULARY)
-        parts = measured(*pruned(), logit_bytes=batch * 4 * VOCABULARY * WINDOW)
+        parts = measured(*pair, logit_bytes=batch * 4 * VOCABULARY * WINDOW)
     assert parts[0].value == pytest.approx(whole[0].value, rel=1e-5)
     assert parts[1].value == whole[1].value
 

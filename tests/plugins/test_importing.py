@@ -63,6 +63,20 @@ def test_what_cannot_be_known_is_counted(folder):
     assert len(notes["files_digest"]) == 16
 
 
+def test_masks_of_non_zeros_are_filled_up(folder):
+    """A mask file made of a checkpoint's non-zeros is read like the checkpoint; the record names its base model."""
+    dense = torch.tensor([[4.0, 0.0, 2.0, 1.0, 5.0, 6.0, 7.0, 8.0]])
+    entries = {f"{LAYER}.weight": np.packbits([1, 0, 0, 0, 1, 1, 0, 0]), f"{LAYER}.weight.__shape__": np.array([1, 8])}
+    np.savez(folder / "p.npz", __meta__=np.array('{"base_model": "acme/base"}'), **entries)
+    brought = Import(str(folder / "p.npz")).bring(model_of(dense))
+    assert brought.layers[LAYER].mask.int().tolist() == [[1, 1, 0, 0, 1, 1, 0, 0]]
+    notes = dict(brought.notes["imported"])
+    assert (notes["groups_filled"], notes["filled_with_nonzero_dense_weights"]) == (1, 0)
+    assert notes["base_model"] == "acme/base"
+    with pytest.raises(nmbench.NotStrict, match=r"is not 1:4 in .*: 1 of 2 groups"):
+        Import(str(folder / "p.npz")).bring(model_of(dense, nmbench.Pattern(1, 4)))
+
+
 def test_weights_of_a_checkpoint_may_come_along(folder):
     """With `weights`, the row has the checkpoint's weights; masks have none to take."""
     dense, checkpoint = torch.ones(1, 4), torch.tensor([[2.0, 3.0, -0.0, 0.0]])

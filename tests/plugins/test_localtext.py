@@ -112,6 +112,36 @@ def test_folder_stands_for_its_files(tmp_path):
     assert "holds no file whose name ends in .jsonl" in refusal(JsonLines, tmp_path)
 
 
+def test_links_in_a_folder(tmp_path):
+    """Linked folders are read, each folder once; a link to nothing and a pipe are refused, not left out."""
+    for name in ("a/1.txt", "b/2.txt"):
+        (tmp_path / name).parent.mkdir()
+        written(tmp_path / name, name)
+    (tmp_path / "a/more").symlink_to("../b")
+    (tmp_path / "a/loop").symlink_to("..")
+    assert sorted(read(TextFiles, tmp_path / "a")) == ["a/1.txt", "b/2.txt"]
+    (tmp_path / "b/3.txt").symlink_to("nowhere")
+    assert "3.txt is no file that can be read" in refusal(TextFiles, tmp_path / "a")
+    (tmp_path / "b/3.txt").unlink()
+    os.mkfifo(tmp_path / "b/3.txt")
+    assert "3.txt is no file that can be read" in refusal(TextFiles, tmp_path / "b")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    """A folder inside that cannot be listed is named, not left out."""
+    (tmp_path / "in").mkdir()
+    written(tmp_path / "1.txt", "one")
+    scan = os.scandir
+
+    def refused(path):
+        if str(path).endswith("in"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert "Permission denied" in refusal(TextFiles, tmp_path)
+
+
 def test_home_is_expanded(tmp_path, monkeypatch):
     """`~` is the home of the user."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import math
 import random
+import re
 
 import numpy
 import pytest
@@ -12,7 +14,9 @@ import nmbench_plugins.zeroshot as plugin
 from nmbench.errors import NMBenchError
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench_plugins.tiny import TinyModel
-from nmbench_plugins.zeroshot import ZeroShot
+from nmbench_plugins.zeroshot import WordPerplexity, ZeroShot
+from nmbench_plugins.zeroshot import harness as zeroshot_harness
+from nmbench_plugins.zeroshot.harness import indexed, stock_definition
 from nmbench_plugins.zeroshot.items import TASKS, check, read
 
 harness = pytest.mark.skipif(
@@ -100,6 +104,65 @@ def test_every_task_runs_offline(items, task, monkeypatch):
     for value in found.values():
         assert value.n == 6
         assert (value.value * 6) == pytest.approx(round(value.value * 6))
+
+
+PAGES = ("The king met Eve in a wet wood. They saw no one and went home\n", "Water is wet; a stone is dry")
+
+
+@harness
+@loud
+def test_word_perplexity_is_that_of_an_independent_script(tmp_path):
+    """The loss of all bytes after BOS, summed over the documents, divided by the words that white space divides."""
+    (tmp_path / "wikitext").mkdir()
+    (tmp_path / "wikitext/test.jsonl").write_text("".join(json.dumps({"page": page}) + "\n" for page in PAGES))
+    found, subject = measured(WordPerplexity(f"{tmp_path}/wikitext"))
+    bundle = TinyModel().load("llama")
+    nats, words = [], []
+    for page in PAGES:
+        text = page.replace(" ; ", "; ")
+        nats.append(-log_likelihood(bundle, "", text))
+        words.append(len(re.split(r"\s+", page)))
+    value = found[f"wordppl:{tmp_path}/wikitext"]
+    assert value.value == pytest.approx(math.exp(sum(nats) / sum(words)), rel=1e-5)
+    assert (value.n, value.lower_is_better, value.unit) == (2, True, "per word")
+    assert value.about["words"] == sum(words)
+    assert not subject.per_window
+    one = WordPerplexity(f"{tmp_path}/wikitext@1").measure(subject, DenseSubject({}))
+    assert one[f"wordppl:{tmp_path}/wikitext@1"].stderr is None
+
+
+@harness
+@loud
+def test_word_perplexity_of_what_has_none(items, tmp_path):
+    """A task with answers, a page without a word, and an accuracy of pages are refused in one line."""
+    with pytest.raises(NMBenchError, match="arc_easy of lm-evaluation-harness has no word perplexity; give wikitext"):
+        measured(WordPerplexity(f"{items}/arc_easy"))
+    (tmp_path / "wikitext").mkdir()
+    for content, metric, message in (
+        ('{"page": " "}', WordPerplexity, "line 1 is not an item of wikitext: ValueError its page holds no word"),
+        ('{"page": "a b"}', ZeroShot, "wikitext of lm-evaluation-harness has no accuracy"),
+    ):
+        (tmp_path / "wikitext/test.jsonl").write_text(content)
+        with pytest.raises(NMBenchError, match=message):
+            measured(metric(f"{tmp_path}/wikitext"))
+
+
+@harness
+@loud
+@pytest.mark.slow
+def test_definitions_are_those_of_the_index():
+    """The file found for a task is the one that the harness's own index names."""
+    assert {task: stock_definition(task) for task in TASKS} == {task: indexed(task) for task in TASKS}
+
+
+@harness
+@loud
+@pytest.mark.parametrize("found", [[], ["one.yaml", "other.yaml"]], ids=["none", "two"])
+def test_the_index_decides_where_names_do_not(monkeypatch, found):
+    """Where no file or several files name a task, the index of the harness is asked."""
+    monkeypatch.setattr(zeroshot_harness, "definitions", lambda: {"piqa": found})
+    monkeypatch.setattr(zeroshot_harness, "indexed", lambda task: f"the file of {task}")
+    assert stock_definition("piqa") == "the file of piqa"
 
 
 @harness

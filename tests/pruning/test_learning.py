@@ -14,10 +14,10 @@ from nmbench.errors import NMBenchError, NotStrict
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.learning import LearnTask, OnReport
+from nmbench.pruning.learning import COUNTERS, LearnTask, OnReport
 from nmbench.pruning.live_weights import LiveWeights, masked
 from nmbench.results.files import MemoryCheckpoints
-from nmbench.runtime.cost import Cost
+from nmbench.runtime.cost import Cost, Spent
 from nmbench_plugins.tiny import TinyModel
 
 TWO_FOUR = Pattern(2, 4)
@@ -342,6 +342,19 @@ def test_reading_the_selection_is_recorded():
     assert task.cost.selection_tokens == 32
 
 
+def test_processor_seconds_of_an_older_checkpoint_are_unknown():
+    """A checkpoint without processor seconds makes those of the whole job unknown; the wall-clock seconds are known."""
+    store = MemoryCheckpoints()
+    make(store=store).checkpoints.save({"step": 7})
+    state = store.load()
+    del state[COUNTERS]["cpu_seconds"]
+    store.save(state)
+    again = make(store=store)
+    again.checkpoints.load()
+    assert again.checkpoints.earlier.seconds > 0 and again.checkpoints.earlier.cpu_seconds is None
+    assert (again.checkpoints.earlier + Spent(1.0, 1.0)).cpu_seconds is None
+
+
 def test_counters_resume_with_the_checkpoint():
     """A checkpoint gives back what was saved, and the counters as they were then, whatever happened in between."""
     store = MemoryCheckpoints()
@@ -359,7 +372,8 @@ def test_counters_resume_with_the_checkpoint():
     assert state["step"] == 7
     assert torch.equal(state["logits"], torch.arange(3.0))
     assert asdict(again.settle()) == saved == {**asdict(Cost()), "forward_tokens": 16, "unique_tokens": 24}
-    assert again.checkpoints.earlier_seconds > 0
+    assert again.checkpoints.earlier.seconds > 0
+    assert again.checkpoints.earlier.cpu_seconds > 0
     next(again.batches(3, start=1))
     assert again.settle().unique_tokens == 48
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nmbench.errors import NMBenchError
+from nmbench.evaluation import Objective
 from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
@@ -18,6 +19,7 @@ from nmbench.pruning.confirming import unseen
 from nmbench.pruning.one_shot import Made
 from nmbench.pruning.repairing import BlockStore, repaired_blocks, repaired_layers
 from nmbench.results.files import MemoryCheckpoints
+from nmbench.testing import LearnCase
 from nmbench_plugins.tiny import TinyModel
 from reference.repairs import Nearer, Rescale
 
@@ -131,6 +133,17 @@ def test_the_dense_path_is_counted_once():
     bundle = load("llama")
     passes = by_blocks(bundle, Idle()).cost.forward_tokens / WINDOWS.numel()
     assert passes == pytest.approx(2 * 1 / 2)  # on both paths through the first of two equal blocks
+
+
+def test_gradients_do_not_outlive_the_training():
+    """After the training of a weight learner no parameter has a gradient, and the weights are dense again."""
+    task = LearnCase().weight_task()
+    before = task.bundle.digest()
+    with task.training() as live:
+        live.backward(task.pool[:4], Objective())
+        assert all(parameter.grad is not None for parameter in live.parameters.values())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in task.model.parameters())
+    assert task.bundle.digest() == before
 
 
 @pytest.mark.parametrize(("count", "half"), [(4, 2), (5, 3), (16, 8)])

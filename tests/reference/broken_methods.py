@@ -104,7 +104,7 @@ class GoodLearner(nmbench.MaskLearner):
 
     def loss(self, task: nmbench.LearnTask, live: Any, masks: dict[str, Tensor]) -> float:
         live.apply(masks)
-        return float(task.loss(task.pool).mean())
+        return float(task.loss(task.pool[:8]).mean())
 
     def tell(self, task: nmbench.LearnTask, step: int, masks: dict[str, Tensor], loss: float) -> None:
         task.report(step, masks=masks, loss=loss)
@@ -119,7 +119,53 @@ class GoodLearner(nmbench.MaskLearner):
         return new.view(mask.shape)
 
 
-GOOD = (GoodScorer(), GoodSolver(), GoodRefiner(), GoodLearner())
+@dataclass(frozen=True)
+class GoodChooser(GoodLearner):
+    """The same search; of its masks those are returned that are best by the selection windows."""
+
+    steps: int = nmbench.option(60, "shuffles tried", unit="steps")
+
+    @torch.no_grad()
+    def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
+        with task.masked_weights() as live:
+
+            def losses(windows: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+                live.apply(masks)
+                return task.loss(windows)
+
+            selection = nmbench.Selection(task, task.initial, tolerance_nats=0.0)
+            step, masks = self.begun(task, selection, losses)
+            least = self.loss(task, live, masks)
+            for at in range(step, self.steps):
+                name = list(masks)[at % len(masks)]
+                trial = {**masks, name: self.exchanged(masks[name], task, name)}
+                if (loss := self.loss(task, live, trial)) <= least:
+                    masks, least = trial, loss
+                task.report(at + 1, masks=masks, loss=least)
+                if (at + 1) % 4 == 0:
+                    selection.look(at + 1, masks, losses(selection.looked_at, masks))
+                    self.save(task, at + 1, masks, selection)
+            selection.look(self.steps, masks, losses(selection.looked_at, masks))
+            return selection.verdict(losses)
+
+    def begun(self, task: nmbench.LearnTask, selection: Any, losses: Any) -> tuple[int, dict[str, Tensor]]:
+        state = task.checkpoints.load()
+        if state is None:
+            selection.start(losses(selection.looked_at, task.initial))
+            return 0, task.initial
+        task.generator.set_state(state["random"])
+        self.recall(selection, state, losses)
+        return state["step"], {name: state[name] for name in task.layers}
+
+    def save(self, task: nmbench.LearnTask, step: int, masks: dict[str, Tensor], selection: Any) -> None:
+        state = {"step": step, "random": task.generator.get_state(), "selection": selection.state(), **masks}
+        task.checkpoints.save(state)
+
+    def recall(self, selection: Any, state: Mapping[str, Any], losses: Any) -> None:
+        selection.restore(state["selection"])
+
+
+GOOD = (GoodScorer(), GoodSolver(), GoodRefiner(), GoodLearner(), GoodChooser())
 
 
 # One for every law
@@ -462,6 +508,14 @@ class Amnesiac(GoodLearner):
 
 
 @dataclass(frozen=True)
+class Undecided(GoodChooser):
+    """Forgets the best masks so far when it is interrupted."""
+
+    def recall(self, selection: Any, state: Mapping[str, Any], losses: Any) -> None:
+        selection.start(losses(selection.looked_at, selection.initial))
+
+
+@dataclass(frozen=True)
 class Silent(GoodLearner):
     """Says nothing for all its life."""
 
@@ -510,6 +564,6 @@ BROKEN: dict[str, tuple[nmbench.Scorer | nmbench.Solver | nmbench.Refiner | nmbe
     "reported_masks_are_strict": (LooseReports(),),
     "zero_steps_return_the_initial_mask": (Starting(),),
     "planted_problem_improves": (Idle(),),
-    "interrupted_runs_resume": (Amnesiac(), Silent()),
+    "interrupted_runs_resume": (Amnesiac(), Undecided(), Silent()),
     "tokens_are_counted": (Uncounted(),),
 }

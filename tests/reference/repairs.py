@@ -49,9 +49,10 @@ class Nearer(nmbench.BlockRepair):
         return found
 
     def trained(self, block, part):
-        masters = {name: block.weights[name].float().clone().requires_grad_() for name in part.layers}
+        masters = {name: self.begin(block, name).float().clone().requires_grad_() for name in part.layers}
         targets = [part.target(number, 0.5) for number in range(part.batches)]
         optimiser = torch.optim.Adam(list(masters.values()), lr=self.rate)
+        loss = torch.zeros(())
         for step in range(self.steps):
             optimiser.zero_grad()
             for number, target in enumerate(targets):
@@ -61,10 +62,11 @@ class Nearer(nmbench.BlockRepair):
                 master.grad.mul_(block.masks[name])
             optimiser.step()
             block.progress(step + 1, self.steps)
-        if not self.steps:
-            return {}
         block.report(loss=float(loss.detach()))
         return {name: master.detach().masked_fill(~block.masks[name], 0.0) for name, master in masters.items()}
+
+    def begin(self, block, name):
+        return block.weights[name]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Tune(nmbench.WeightLearner):
                     live.write(name, master)
                 live.clear()
                 batch = next(task.batches(self.minibatch, task.generator))
-                losses = live.backward(batch.tokens, Objective(kl=1.0))
+                losses = self.backward(live, batch.tokens)
                 for name, master in masters.items():
                     master.grad = live.gradient(name).float() * masks[name]
                 optimiser.step()
@@ -99,6 +101,9 @@ class Tune(nmbench.WeightLearner):
             name: nmbench.Pruned(masks[name], master.detach().masked_fill(~masks[name], 0.0))
             for name, master in masters.items()
         }
+
+    def backward(self, live, tokens):
+        return live.backward(tokens, Objective(kl=1.0))
 
     def state(self, task, step, masters, optimiser):
         random = task.generator.get_state()

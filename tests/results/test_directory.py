@@ -5,8 +5,7 @@ import errno
 import json
 import os
 import shlex
-import subprocess
-import sys
+import signal
 
 import pytest
 from hypothesis import given, settings
@@ -410,26 +409,25 @@ def test_adopting_repairs(directory):
 
 
 HOLDER = """
-import sys, pathlib
+import sys, pathlib, time
 from nmbench.results.directory import RunDirectory
 with RunDirectory(pathlib.Path(sys.argv[1])):
-    print("locked", flush=True)
-    sys.stdin.read()
+    pathlib.Path(sys.argv[1], "locked").touch()
+    time.sleep(600)
 """
 
 
-def test_one_run_at_a_time(tmp_path):
+def test_one_run_at_a_time(python, tmp_path):
     """A directory that another process writes to is refused in one line; a killed process leaves no lock behind."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "locked\n"
-        text = refusal(RunDirectory(tmp_path).__enter__, error=NMBenchError)
-        assert text == f"another nmbench run is writing to {tmp_path}; wait for it or give another --out."
-        other.kill()
-        other.wait()
-        with RunDirectory(tmp_path) as directory:
-            directory.append(record())
-        assert directory.records() == [record()]
+    other = python.start("-c", HOLDER, str(tmp_path))
+    other.wait_for(tmp_path / "locked")
+    text = refusal(RunDirectory(tmp_path).__enter__, error=NMBenchError)
+    assert text == f"another nmbench run is writing to {tmp_path}; wait for it or give another --out."
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    with RunDirectory(tmp_path) as directory:
+        directory.append(record())
+    assert directory.records() == [record()]
 
 
 def test_a_file_is_no_directory(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from nmbench.errors import NMBenchError
 from nmbench.experiment.record import nothing_said
-from nmbench.results.format import ADDED, FORMAT, Figures, Identity, Record, upgraded
+from nmbench.results.format import ADDED, FORMAT, NO_CPU, Figures, Identity, Record, upgraded
 from nmbench.results.records import read_records
 from nmbench.results.results import load_results
 
@@ -41,7 +41,7 @@ def test_the_first_format_is_reported(first, nmbench):
     """`nmbench report` prints the table of such a directory, its ranking and its notes, and writes other formats."""
     result = nmbench("report", first, "--format", "csv", "--format", "json", "--out", "out")
     assert result.exit_code == 0, result.stderr
-    for text in ("266.0244", "maskpro@init = maskpro = wanda < dense", "NOTE wanda 2:4 seed 0", "against its initial"):
+    for text in ("266.024", "maskpro@init = maskpro = wanda < dense", "NOTE wanda 2:4 seed 0", "against its initial"):
         assert text in result.output
     assert load_results(first).tidy()["value"].notna().all()
 
@@ -65,7 +65,7 @@ def test_a_later_format_is_refused(first):
 
 def test_today_is_left_alone():
     """A record of today's format comes back as it was."""
-    record = Record(format=FORMAT, label="acme", notes={"same_as": "my own word"}, **ADDED)
+    record = Record(format=FORMAT, label="acme", notes={"same_as": "my own word"}, seconds=dict(NO_CPU), **ADDED)
     assert upgraded(record) == record
 
 
@@ -78,3 +78,14 @@ def test_a_line_that_is_no_record(first, nmbench, line):
     assert result.exit_code == 1
     assert "records.jsonl line 5 is not a record: " in result.stderr and "remove the line" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("odd", [None, {}, {"value": "7"}, [1]])
+def test_a_metric_without_a_value(first, odd):
+    """A line whose metric holds no number is named, wherever it is read."""
+    path = first / "records.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    changed = {**json.loads(lines[0]), "metrics": {"ppl:x@8": odd}}
+    path.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n", encoding="utf-8")
+    with pytest.raises(NMBenchError, match="line 1 is not a record: its metric 'ppl:x@8' has no value"):
+        load_results(first)

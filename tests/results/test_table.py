@@ -50,7 +50,14 @@ def record(label, value, pattern="2:4", seed=0, protocol="p", **others):
         "coverage": None if dense else {"share_of_decoder": 0.9876},
         "metrics": {"ppl:demo@8": {"value": value, "stderr": 0.5, "n": 12, "lower_is_better": True}},
         "against_dense": {} if dense else {TEXT: {"mean": 0.25, "low": -0.125, "high": 0.5, "windows": 12}},
-        "seconds": {"prune": 1.0, "evaluate": 2.0, "total": 3.0, "cpu_share": 1.0},
+        "seconds": {
+            "prune": 1.0,
+            "evaluate": 2.0,
+            "total": 3.0,
+            "prune_cpu": 1.0,
+            "evaluate_cpu": 2.0,
+            "cpu_share": 1.0,
+        },
         "environment": {"device": "cpu"},
         "peak_bytes": {"host": 300 * 2**20, "host_growth": 30 * 2**20, "device": None},
         "cost": {"forward_tokens": 4096},
@@ -116,7 +123,7 @@ def test_a_number_never_travels_alone():
         "pattern": "2:4",
         "seed": "0",
         "strict": "yes, 640 groups",
-        "ppl:demo@8": "31.2346",
+        "ppl:demo@8": "31.235",
         "nats over dense, demo@8": "+0.2500 [-0.1250, +0.5000]",
         "in N:M": "98.8%",
         "weights": "dense",
@@ -150,7 +157,7 @@ def test_dense_claims_no_proof():
     """The dense row has no pattern, seed, proof or share pruned, but a value."""
     shown = row(record("dense", 20.0))
     assert {shown[name] for name in ("pattern", "seed", "strict", "in N:M")} == {"-"}
-    assert shown["ppl:demo@8"] == "20.0000"
+    assert shown["ppl:demo@8"] == "20.000"
 
 
 def test_failed_row_shows_no_number():
@@ -182,10 +189,10 @@ def test_means_over_seeds(two_seeds):
     assert "Mean over seeds" in render(two_seeds)
     shown = means(two_seeds).set_index("label")
     assert shown["ppl:demo@8"].to_dict() == {
-        "dense": "20.0000",
-        "acme@init": "40.5000 ± 0.7071",
-        "acme": "31.0000 ± 1.4142",
-        "sparsegpt": "35.0000",
+        "dense": "20.000",
+        "acme@init": "40.500 ± 0.707",
+        "acme": "31.000 ± 1.414",
+        "sparsegpt": "35.000",
     }
     assert shown["seeds"].to_dict() == {"dense": "1", "acme@init": "2", "acme": "2", "sparsegpt": "1"}
 
@@ -199,7 +206,7 @@ def test_patterns_are_never_averaged(tmp_path):
     ]
     shown = means(results(tmp_path, *rows))
     assert shown["pattern"].tolist() == ["2:4", "4:8"]
-    assert [text.split()[0] for text in shown["ppl:demo@8"]] == ["30.0000", "25.0000"]
+    assert [text.split()[0] for text in shown["ppl:demo@8"]] == ["30.000", "25.000"]
 
 
 def test_runs_are_never_averaged(tmp_path):
@@ -211,7 +218,7 @@ def test_runs_are_never_averaged(tmp_path):
     shown = means(both)
     assert shown["run"].tolist() == ["a", "b"]
     assert shown["seeds"].tolist() == ["2", "2"]
-    assert shown["ppl:demo@8"].dropna().tolist() == ["30.0000 ± 0.0000"]
+    assert shown["ppl:demo@8"].dropna().tolist() == ["30.000 ± 0.000"]
     assert shown["ppl:novel@9"].dropna().tolist() == ["99.0000 ± 0.0000"]
     assert "run label" in " ".join(render(both).split())
 
@@ -373,12 +380,17 @@ def test_rows_of_other_commands_are_counted(tmp_path):
 
 def test_a_busy_machine_is_named(tmp_path):
     """Seconds of a job that waited for the processor are doubted beside the table; those of others are not."""
-    slow = {"prune": 60.0, "evaluate": 1.0, "total": 61.0}
-    busy, idle = (
-        record(name, 30.0, seconds={**slow, "cpu_share": share}) for name, share in (("busy", 0.2), ("idle", 0.98))
-    )
-    (line,) = lines_with(render(results(tmp_path, (busy, HARD), (idle, HARD))), "NOTE")
-    assert "busy" in line and "20% of one processor" in line
+    slow = {"prune": 60.0, "evaluate": 1.0, "total": 61.0, "prune_cpu": None, "evaluate_cpu": None}
+    cases = {
+        "busy": {"prune_cpu": 12.0, "cpu_share": 0.99},
+        "older": {"cpu_share": 0.2},
+        "idle": {"prune_cpu": 58.8, "cpu_share": 0.1},
+        "unknown": {"cpu_share": None},
+    }
+    rows = [(record(name, 30.0, seconds={**slow, **seconds}), HARD) for name, seconds in cases.items()]
+    lines = lines_with(render(results(tmp_path, *rows)), "NOTE")
+    assert [line.split()[1] for line in lines] == ["busy", "older"]
+    assert all("took 60.0 s, in which processors worked 12.0 s" in line for line in lines)
 
 
 def test_without_losses_there_is_no_ranking(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,15 @@ from nmbench.errors import NMBenchError, UnknownName
 from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests, run_checks
 from nmbench.testing.kit import law_names
 from nmbench.testing.laws import LAWS
+from nmbench.testing.laws.learner import TURN
 from nmbench.testing.observation import observe
+from nmbench.testing.planted import planted_bundle, strongest
 from reference import broken_methods as zoo
+from reference import broken_repairs, repairs
 
-ALL = [(law, method) for law, methods in zoo.BROKEN.items() for method in methods]
+TESTS = Path(__file__).parents[1]
+GOOD = (*zoo.GOOD, repairs.Rescale(), repairs.Nearer(), repairs.Tune())
+ALL = [(law, method) for broken in (zoo.BROKEN, broken_repairs.BROKEN) for law in broken for method in broken[law]]
 TEXT = re.compile(
     r"(?P<cls>\w+) breaks (?P<law>\w+): .+\n  call:     .+\n  got:      .+\n  expected: .+\n"
     r"  see it with:\n(?P<code>(    .+\n?)+)"
@@ -27,7 +33,7 @@ def named(value):
     return value if isinstance(value, str) else type(value).__name__
 
 
-@pytest.mark.parametrize("method", zoo.GOOD, ids=named)
+@pytest.mark.parametrize("method", GOOD, ids=named)
 def test_good_methods_keep_every_law(method):
     """A method that breaks no law passes every check."""
     assert {name: text for name, text in run_checks(method).items() if text} == {}
@@ -63,7 +69,7 @@ def attempt(code: str) -> Exception | None:
 
 def test_every_check_has_a_broken_method():
     """Every check has a method that fails it."""
-    assert set(zoo.BROKEN) == set(law_names())
+    assert {law for law, _ in ALL} == set(law_names())
     assert len(law_names()) == len(set(law_names())) == len(LAWS)
 
 
@@ -128,10 +134,12 @@ def test_no_supported_pattern_is_no_pass():
 
 def test_which_checks_a_kind_has():
     """Each kind has its own checks and those of every method; a check of option `steps` needs that option."""
-    names = {type(method).__name__: {check.name for check in checks_of(method)} for method in zoo.GOOD}
+    names = {type(method).__name__: {check.name for check in checks_of(method)} for method in GOOD}
     assert "scores_are_finite" in names["GoodScorer"] - names["GoodSolver"] - names["GoodLearner"]
     assert "repair_does_not_hurt" in names["GoodSolver"] - names["GoodRefiner"]
     assert "zero_steps_return_the_initial_mask" in names["GoodLearner"]
+    assert "the_mask_stays" in names["Rescale"] & names["Tune"] - names["Nearer"] - names["GoodSolver"]
+    assert "zero_steps_return_the_start" in names["Nearer"] & names["Tune"] - names["Rescale"]
     assert set.intersection(*names.values()) == {
         law.name for law in LAWS if len(law.kinds) == 1 and law.kinds[0].__name__ == "Method"
     }
@@ -143,6 +151,28 @@ def test_what_is_no_method():
     assert len(checks_of(zoo.GoodScorer)) == len(checks_of(zoo.GoodScorer()))
     with pytest.raises(NMBenchError, match="is no method; derive it from"):
         checks_of(3)
+
+
+@pytest.mark.parametrize(("turn", "text"), [(TURN, "another mask of"), (0.0, "")])
+def test_a_forgotten_selection_shows_where_losses_turn(turn, text, monkeypatch):
+    """A learner that loses its best masks at a kill ends with the same ones while every look is better than before."""
+    monkeypatch.setattr("nmbench.testing.laws.learner.TURN", turn)
+    (check,) = (check for check in checks_of(zoo.Undecided()) if check.name == "interrupted_runs_resume")
+    with pytest.raises(CheckFailed, match=text) if text else contextlib.nullcontext():
+        check()
+
+
+def test_losses_on_selection_windows_turn():
+    """Below the turn a selection loss rises by as much as it would fall; losses on the pool stay what they are."""
+    plain, turned = LearnCase(), LearnCase(turn=1.5)
+    bundle = planted_bundle()
+    best = strongest(bundle, plain.patterns(bundle.layers))
+    for case, low in ((turned, 2.0), (plain, 0.0)):
+        task = case.task()
+        with task.live_weights() as live, torch.no_grad():
+            live.apply(best)
+            assert float(task.loss(task.pool).mean()) < 0.1
+            assert low <= float(task.loss(task.selection).mean()) < low + 1
 
 
 def test_cases_are_what_their_repr_says():
@@ -164,26 +194,12 @@ test_it = conformance_tests(GoodScorer(), {broken}(), expected_failures={expecte
 """
 
 
-def outcomes(pytester_path, monkeypatch, broken, expected):
-    """Run a test file, written as by an author, in a process of its own; return its report."""
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    (pytester_path / "test_mine.py").write_text(CONFORMING.format(broken=broken, expected=expected))
-    (pytester_path / "pytest.ini").write_text("[pytest]\n")
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "test_mine.py"]
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=pytester_path, capture_output=True, text=True, env=environment, check=False)
-    return done.stdout
-
-
-def test_one_line_gives_one_id_per_law(tmp_path, monkeypatch):
+def test_one_line_gives_one_id_per_law(python, tmp_path):
     """Ids name method and law; an expected failure is an xfail, and an expected failure that passes is a failure."""
     expected = {"channel_signs_do_not_matter": "it takes small for negative"}
-    report = outcomes(tmp_path, monkeypatch, "Signed", expected)
+    (tmp_path / "test_mine.py").write_text(CONFORMING.format(broken="Signed", expected=expected))
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {TESTS}\n")
+    report = python.run("-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path).stdout
     assert "PASSED test_mine.py::test_it[GoodScorer-scores_are_finite]" in report
     assert "XFAIL test_mine.py::test_it[Signed-channel_signs_do_not_matter] - it takes small for negative" in report
     assert "FAILED test_mine.py::test_it[GoodScorer-channel_signs_do_not_matter]" in report  # it passes, strictly

@@ -5,8 +5,8 @@ Every law judges one property and skips cases that break another law, so that a 
 
 from __future__ import annotations
 
-from nmbench.testing.laws import conduct, every, layerwise, learner, refiner, results, scorer, solver
+from nmbench.testing.laws import conduct, every, layerwise, learner, refiner, repair, results, scorer, solver
 from nmbench.testing.laws.base import Law
 
-MODULES = (every, results, conduct, layerwise, scorer, solver, refiner, learner)
+MODULES = (every, results, conduct, layerwise, scorer, solver, refiner, learner, repair)
 LAWS: tuple[Law, ...] = tuple(law for module in MODULES for law in vars(module).values() if isinstance(law, Law))

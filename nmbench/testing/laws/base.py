@@ -10,11 +10,15 @@ from typing import Any
 from nmbench.errors import NMBenchError
 from nmbench.methods import MaskLearner, Method
 from nmbench.pattern import Pattern
+from nmbench.repairs import BlockRepair, WeightLearner
 from nmbench.testing.cases import LayerCase, LearnCase, variants
 from nmbench.testing.observation import Observation
 
 PATTERNS = ("1:2", "2:4", "1:4", "3:4", "2:3", "4:8", "3:7", "8:16", "16:32")  # usual, odd and wide ones
 PLANTED_PATTERNS = ("1:2", "2:4", "1:4", "3:4", "4:8", "8:16")  # those that 16 inputs fall into
+
+
+OF_MODELS = (MaskLearner, BlockRepair, WeightLearner)
 
 
 class Outcome(enum.Enum):
@@ -93,8 +97,8 @@ def tasks(*patterns: str, second: str = "") -> Callable[[Method], list[LearnCase
 def one_or_other(
     layer_cases: Callable[[Method], Sequence[Any]], learn_cases: Callable[[Method], Sequence[Any]]
 ) -> Callable[[Method], Sequence[Any]]:
-    """Tasks for a mask learner, layers for any other method."""
-    return lambda method: learn_cases(method) if isinstance(method, MaskLearner) else layer_cases(method)
+    """Tasks for methods that need a model, layers for any other method."""
+    return lambda method: learn_cases(method) if isinstance(method, OF_MODELS) else layer_cases(method)
 
 
 def supported(method: Method, pattern: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nmbench.methods import LayerStats, Pruned, Refiner, Scorer, Solver
 from nmbench.pruning.one_shot import call
+from nmbench.repairs import LayerRepair
 from nmbench.runtime.isolation import isolating
 from nmbench.testing.cases import INPUTS
 from nmbench.testing.laws.base import (
@@ -31,7 +32,9 @@ Change = Callable[[Tensor, LayerStats], tuple[Tensor, LayerStats]]
 HOSTILE = tuple(kind for kind in KINDS if kind != "normal")
 
 
-@law(Scorer, Solver, Refiner, cases=layers(pattern=("2:4", "4:8"), rows=(1, 5), inputs=INPUTS, kind=HOSTILE))
+@law(
+    Scorer, Solver, Refiner, LayerRepair, cases=layers(pattern=("2:4", "4:8"), rows=(1, 5), inputs=INPUTS, kind=HOSTILE)
+)
 def hostile_values_are_survived(observed: Observation) -> Judgement:
     """Ties, zeros, outliers, huge and subnormal weights, dead inputs: a result or an `NMBenchError`, no other error."""
     if observed.error is None or refused(observed):
@@ -39,7 +42,7 @@ def hostile_values_are_survived(observed: Observation) -> Judgement:
     return Broken(raised(observed), "a result, or nmbench.NumericalFailure where going on would mean another algorithm")
 
 
-@law(Scorer, Solver, Refiner, cases=layers(rows=(256,), groups=(16,), dtype=("bfloat16", "float16")))
+@law(Scorer, Solver, Refiner, LayerRepair, cases=layers(rows=(256,), groups=(16,), dtype=("bfloat16", "float16")))
 def half_precision_is_done(observed: Observation) -> Judgement:
     """Half-precision weights are pruned; a scorer rates them as the float32 numbers that they stand for."""
     if observed.error is not None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from nmbench.methods import Method, Scorer
 from nmbench.models.bit_equality import same_bits
+from nmbench.repairs import BlockRepair
+from nmbench.testing.cases import LayerCase
 from nmbench.testing.laws.base import (
     HOLDS,
     SKIPPED,
@@ -22,6 +24,7 @@ from nmbench.testing.laws.base import (
     usual,
 )
 from nmbench.testing.observation import Observation
+from nmbench.testing.planted import planted_bundle
 
 
 @law(Method, cases=usual)
@@ -32,9 +35,16 @@ def results_have_the_right_shape(observed: Observation) -> Judgement:
     for name, got, wanted in results(observed):
         if not isinstance(got, Tensor) or tuple(got.shape) != wanted:
             return Broken(f"{name} {described(got)}", f"a tensor of shape {wanted}")
-    if isinstance(observed.output, dict) and set(observed.output) != set(observed.shapes):
-        return Broken(f"masks for {sorted(map(str, observed.output))}", f"masks for {sorted(observed.shapes)}")
+    if isinstance(observed.output, dict) and not names_are_right(observed):
+        return Broken(f"results for {sorted(map(str, observed.output))}", f"results for {sorted(observed.shapes)}")
     return HOLDS
+
+
+def names_are_right(observed: Observation) -> bool:
+    """True if a learner returned every layer, and a block repair nothing but parameters of the model."""
+    if isinstance(observed.method, BlockRepair):
+        return set(observed.output) <= set(planted_bundle().tensors()) | set(observed.shapes)
+    return set(observed.output) == set(observed.shapes)
 
 
 @law(Method, cases=usual)
@@ -63,7 +73,7 @@ def results_are_on_the_right_device(observed: Observation) -> Judgement:
     """Results are where the weights are (a learner's masks may be in host memory instead); CUDA too if there is one."""
     if observed.error is not None:
         return SKIPPED if observed.case.device == "cpu" else Broken(raised(observed), "a result, as on the CPU")
-    allowed = {observed.case.device} if observed.task is None else {observed.case.device, "cpu"}
+    allowed = {observed.case.device} if isinstance(observed.case, LayerCase) else {observed.case.device, "cpu"}
     for name, got, _ in results(observed):
         if isinstance(got, Tensor) and got.device.type not in allowed:
             return Broken(f"{name} on {got.device}", " or ".join(sorted(allowed)))
@@ -89,12 +99,15 @@ def results(observed: Observation) -> list[tuple[str, object, tuple[int, int]]]:
     """Every tensor of the result: its name, the tensor, and its expected shape."""
     if isinstance(observed.method, Scorer):
         return [("score", observed.output, observed.case.shape)]
-    masks = observed.returned_masks
+    masks, shapes = observed.returned_masks, observed.shapes
     found: list[tuple[str, object, tuple[int, int]]] = [
-        (f"mask of {name}", masks.get(name), shape) for name, shape in observed.shapes.items()
+        (f"mask of {name}", masks.get(name), shape)
+        for name, shape in shapes.items()
+        if not isinstance(observed.method, BlockRepair)
     ]
-    weight = getattr(observed.output, "weight", None)
-    return found if weight is None else [*found, ("weight", weight, observed.case.shape)]
+    weights = observed.returned_weights
+    named = ((f"weight of {name}" if len(shapes) > 1 else "weight", weights.get(name), shapes[name]) for name in shapes)
+    return [*found, *((name, weight, shape) for name, weight, shape in named if weight is not None)]
 
 
 def described(value: object) -> str:

@@ -1,7 +1,7 @@
 """The search for the mask by the alternating direction method of multipliers (ADMM).
 
-For the problem of a layer with dense weights B0 and the matrix H, and a penalty rho, the paper (arXiv 2406.07831)
-alternates
+For the problem of a layer with the matrix H, its goal B0 (in the paper, the dense weights) and a penalty rho, the paper
+(arXiv 2406.07831) alternates
 
     B = (H + rho I)^-1 (H B0 - V + rho D),    D = projection of B + V / rho,    V += rho (B - D),
 
@@ -40,7 +40,9 @@ def search(problem: Problem, pattern: nmbench.Pattern, penalty: float, most_iter
 
     Raises `NumericalFailure` if a weight is not finite, and `NMBenchError` if rows cannot be split into groups.
     """
-    dense = problem.dense
+    dense = problem.goal()
+    if dense is None:
+        return None
     first = mask = pattern.top(dense.abs())
     seen, state, raised, iterations = first, dense.where(first, 0.0), False, 0
     while True:

@@ -25,13 +25,11 @@ def next_step(penalty: float, raised: bool, change: float, iterations: int) -> S
     Until the penalty has been raised once, it is too high for the mask to move away from the start: it is lowered, and
     the search begins again if the mask moved a little. The figures are those of the paper's code.
     """
-    if change > 0.1:
-        step = Step(1.3 * penalty, True)
-    elif change > 0.005:
-        step = Step(1.2 * penalty, True)
-    elif change > 0:
-        step = Step(1.1 * penalty, True) if raised else Step(penalty / 5, False, restart=True)
-    else:
-        step = Step(penalty, True, done=True) if raised else Step(penalty / 5, False)
     settled = iterations > SETTLING and change < SMALL_CHANGE
-    return step._replace(penalty=min(step.penalty, HIGHEST), done=step.done or settled)
+    if (raised and change == 0) or settled:
+        return Step(penalty, raised, done=True)
+    if change > 0.005:
+        return Step(min((1.3 if change > 0.1 else 1.2) * penalty, HIGHEST), True)
+    if raised:
+        return Step(min(1.1 * penalty, HIGHEST), True)
+    return Step(penalty / 5, False, restart=change > 0)

@@ -26,14 +26,12 @@ MASTER, GRADIENT, MOMENTS = 4, 4, 8  # bytes a weight
 class Distil(nmbench.WeightLearner):
     """Distil: the kept weights of the whole model learn the outputs of the dense model."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        "long": {"passes": 20.0, "learning_rate": 3e-4, "minibatch": 32}
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"long": {"passes": 20.0, "minibatch": 16}}
 
     passes: float = nmbench.option(1.0, "passes over the pool")
     tokens: int | None = nmbench.option(None, "tokens to train on; none: as many as `passes` say", unit="tokens")
     kl: float = nmbench.option(1.0, "share of the divergence from the dense model; the rest is cross-entropy")
-    learning_rate: float = nmbench.option(3e-4, "step size of Adam, which falls linearly to 0")
+    learning_rate: float = nmbench.option(1e-3, "step size of Adam, which falls linearly to 0")
     warmup: float = nmbench.option(0.05, "share of the steps in which the step size rises")
     minibatch: int = nmbench.option(8, "windows per step", unit="windows")
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")

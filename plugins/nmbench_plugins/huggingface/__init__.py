@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, ClassVar
 
 import torch
 
 import nmbench
-from nmbench_plugins.huggingface.adapters import refuse_adapter
+from nmbench.runtime import hub_or_cache, offline
+from nmbench_plugins.huggingface.adapters import BESIDE, Adapter, check_peft, merged, refuse_adapter, without_adapter
 from nmbench_plugins.huggingface.gguf_tokenizer import restore
 from nmbench_plugins.huggingface.quantised import (
     check_stored,
@@ -32,16 +33,24 @@ WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.
 class HubModel(nmbench.ModelSource):
     """A model of the Hugging Face hub; the manifest records the commit that was loaded."""
 
+    merges_adapters: ClassVar[bool] = True
+
     def load(self, ref: str) -> nmbench.Bundle:
         name, _, revision = ref.partition("@")
         if not name:
             raise nmbench.NMBenchError("model hf: needs a name after the colon, for example hf:org/name@revision.")
-        return read(f"hf:{ref}", name, self, {"revision": revision or "main"})
+        if self.merge_adapter == BESIDE:
+            raise nmbench.NMBenchError(
+                f"no adapter lies beside a model of the hub; give its folder: --model hf:{ref} --merge-adapter FOLDER."
+            )
+        return with_adapter(read(f"hf:{ref}", name, self, {"revision": revision or "main"}), self.merge_adapter)
 
 
 @dataclass(frozen=True)
 class Folder(nmbench.ModelSource):
     """A folder written by `save_pretrained`; `--model` with a path and no prefix means this source."""
+
+    merges_adapters: ClassVar[bool] = True
 
     def load(self, ref: str) -> nmbench.Bundle:
         folder = Path(ref)
@@ -49,6 +58,24 @@ class Folder(nmbench.ModelSource):
             raise nmbench.NMBenchError(
                 f"model folder {ref} does not exist or is not a folder; for a GGUF file write gguf:{ref}."
             )
+        if self.merge_adapter == BESIDE:
+            return self.load_beside(ref, folder)
+        return with_adapter(self.load_folder(ref, folder), self.merge_adapter)
+
+    def load_beside(self, ref: str, folder: Path) -> nmbench.Bundle:
+        """Return the model in a folder with the adapter beside it, or the model that the adapter alone names."""
+        adapter = Adapter.at(folder)
+        check_peft(adapter)
+        if not (folder / "config.json").is_file():
+            bundle = self.load_folder(ref, adapter.base_folder())
+            if any(folder.glob("tokenizer*")):
+                bundle.tokenizer = tokenizer_of(ref, folder, self)
+            return with_adapter(bundle, str(folder))
+        with without_adapter(folder) as model:
+            return with_adapter(self.load_folder(ref, model), str(folder))
+
+    def load_folder(self, ref: str, folder: Path) -> nmbench.Bundle:
+        """Return the model in `folder`; `ref` names it in messages."""
         if not (folder / "config.json").is_file():
             with offline():
                 refuse_adapter(ref, str(folder), {"local_files_only": True})
@@ -73,43 +100,79 @@ class Gguf(nmbench.ModelSource):
 
 
 def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, Any]) -> nmbench.Bundle:
-    """Load model and tokenizer with transformers. Raises `NMBenchError` with the error of transformers on one line."""
+    """Load model and tokenizer with transformers, those of the hub from its cache if the hub does not answer.
+
+    Raises `NMBenchError` with the error of transformers on one line.
+    """
     from transformers import AutoTokenizer
 
     trust = {"trust_remote_code": source.trust_remote_code}
-    try:
-        with offline() if where.get("local_files_only") else nullcontext():
+    with offline() if where.get("local_files_only") else hub_or_cache() as unreached:
+        try:
             loaded = load(ref, name, source, where, trust)
             tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
-    except nmbench.NMBenchError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
-        raise nmbench.NMBenchError(f"cannot load model {ref}: {type(error).__name__}: {one_line(error)}") from error
+        except nmbench.NMBenchError:
+            raise
+        except Exception as error:  # transformers raises OSError, ValueError, ImportError and more
+            raise nmbench.NMBenchError(reason(error, ref, str(unreached or ""))) from error
     bundle = nmbench.Bundle.of(ref, loaded.model, tokenizer, None, provenance_of(loaded, where))
     bundle.defaults = defaults_of(bundle)
+    bundle.provenance = {**bundle.provenance, **left_out(bundle, loaded.unused, source.trust_remote_code)}
     return bundle
 
 
-@contextmanager
-def offline() -> Iterator[None]:
-    """Forbid requests to the hub: files that lie here need none, and a proxy that does not answer costs minutes."""
-    from huggingface_hub import constants
+def reason(error: Exception, ref: str, unreached: str = "") -> str:
+    """Return why a model cannot be loaded, with the remedy for code that would have to run.
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
+    `unreached`: why the hub could not be asked; empty if it was.
+    """
+    if "trust_remote_code=True" in str(error):
+        return f"model {ref} brings code of its own; read the code, and allow it to run by --trust-remote-code."
+    if isinstance(error, UnpicklingError):
+        return (
+            f"cannot load model {ref}: its weight file is damaged, or holds more than tensors, which could run code; "
+            f"bring its weights as safetensors."
+        )
+    cached = f"{unreached}; and from its cache: " if unreached else ""
+    return f"cannot load model {ref}: {cached}{type(error).__name__}: {one_line(error)}"
+
+
+def tokenizer_of(ref: str, folder: Path, source: nmbench.ModelSource) -> Any:
+    """Return the tokenizer in a folder. Raises `NMBenchError` with the error of transformers on one line."""
+    from transformers import AutoTokenizer
+
     try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+        with offline():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=source.trust_remote_code
+            )
+    except Exception as error:
+        raise nmbench.NMBenchError(reason(error, ref)) from error
+
+
+def with_adapter(bundle: nmbench.Bundle, folder: str | None) -> nmbench.Bundle:
+    """Return a bundle of the same model with the adapter in `folder`, if one is asked for, merged into its weights."""
+    if folder is None:
+        return bundle
+    adapter = Adapter.at(Path(folder).expanduser())
+    check_peft(adapter)
+    model = merged(bundle.model, adapter, bundle.ref)
+    origin = {"merged_adapter": {"folder": str(adapter.folder), "kind": adapter.kind, "made_for": adapter.base}}
+    provenance = {**bundle.provenance, **origin}
+    return nmbench.Bundle.of(bundle.ref, model, bundle.tokenizer, bundle.defaults, provenance)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with plain numbers, the configuration of an undone quantisation, and the dtype of the files' weights."""
+    """A model with plain numbers, the configuration of an undone quantisation, and the dtype of the files' weights.
+
+    `unused`: names of tensors in the files that the model has no place for.
+    """
 
     model: Any
     about: Mapping[str, Any] = field(default_factory=dict)
     stored_dtype: str | None = None
+    unused: tuple[str, ...] = ()
 
 
 def load(
@@ -138,7 +201,7 @@ def load(
     model = dequantised_model(model, about, ref)
     tensors = list(stored_tensors(files_of(name, config, where)))
     check_stored(model, tensors, unused, about, ref)
-    return Loaded(model, about, None if about else usual_dtype(tensors))
+    return Loaded(model, about, None if about else usual_dtype(tensors), tuple(unused))
 
 
 def complete(loaded: tuple[Any, Mapping[str, Any]], ref: str) -> tuple[Any, list[str]]:
@@ -173,7 +236,7 @@ def defaults_of(bundle: nmbench.Bundle) -> nmbench.Defaults:
         window_tokens=window,
         pool_tokens=128 * window,
         selection_tokens=32 * window,
-        metrics=(f"ppl:wikitext2@{window}",),
+        metrics=(f"ppl:wikitext2@{window}", f"ppl:c4@{window}"),  # two domains
         dtype=str(bundle.model.dtype).removeprefix("torch."),
     )
 
@@ -188,6 +251,27 @@ def provenance_of(loaded: Loaded, where: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         **({"stored_dtype": loaded.stored_dtype} if loaded.stored_dtype else {}),
         **({"dequantised_from": origin} if origin else {}),
+    }
+
+
+BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "attention.bias")  # that older versions of transformers stored
+
+
+def left_out(bundle: nmbench.Bundle, unused: Iterable[str], own_code: bool) -> dict[str, Any]:
+    """Return what of a folder has no part in the loaded model, for the record: the run doubts its figures then.
+
+    `unread_tensors`: number and first name of the `unused` tensors of decoder blocks; `code_not_run`: the class that
+    the folder brings, where a class of transformers was loaded because `own_code` is not allowed.
+    """
+    stack = next(iter(bundle.blocks)).rpartition(".")[0]
+    places = {f"{stack}.", f"{stack.removeprefix(f'{bundle.model.base_model_prefix}.')}."}
+    inside = [name for name in unused if any(f".{name}".find(f".{place}") >= 0 for place in places)]
+    inside = sorted(name for name in inside if not name.endswith(BUFFERS))
+    classes = getattr(bundle.model.config, "auto_map", None) or {}
+    code = None if own_code else next((str(c) for name, c in classes.items() if name.startswith("AutoModel")), None)
+    return {
+        **({"unread_tensors": {"number": len(inside), "first": inside[0]}} if inside else {}),
+        **({"code_not_run": code} if code else {}),
     }
 
 

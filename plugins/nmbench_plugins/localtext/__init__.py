@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,14 @@ class LocalText(nmbench.Dataset):
             path = self.path
             if path.is_file():
                 return [path]
-            found = sorted(file for file in path.rglob("*") if self.is_text(file)) if path.is_dir() else []
+            found = sorted(file for file in files_below(path) if self.is_text(file)) if path.is_dir() else []
             there = path.exists()
         except (OSError, RuntimeError, ValueError) as error:
             raise nmbench.NMBenchError(f"text file {self.argument} cannot be read: {first_line(error)}.") from None
+        if odd := [file for file in found if not file.is_file()]:
+            raise nmbench.NMBenchError(
+                f"{odd[0]} is no file that can be read (a link to nothing, or a pipe); take it out of the folder."
+            )
         if found:
             return found
         if not there:
@@ -60,10 +65,10 @@ class LocalText(nmbench.Dataset):
         raise nmbench.NMBenchError(f"folder {self.argument} holds no file whose name ends in {kinds}; name a file.")
 
     def is_text(self, file: Path) -> bool:
-        """Return True for a file of a folder that is to be read; what is hidden is not."""
+        """Return True for a file of a folder that is to be read, by its name; what is hidden is not."""
         endings = (*(f"{kind}{packed}" for kind in self.kinds for packed in PACKED), ".parquet")
         hidden = any(part.startswith(".") for part in file.relative_to(self.path).parts)
-        return not hidden and file.name.lower().endswith(endings) and file.is_file()
+        return not hidden and file.name.lower().endswith(endings)
 
     def texts(self, split: str) -> Iterable[str]:
         return [] if split == "selection" else self.documents()
@@ -88,6 +93,25 @@ class LocalText(nmbench.Dataset):
         if self.path.is_file():
             return {"sha256": digests[str(self.path)]}
         return {"sha256": {str(Path(file).relative_to(self.path)): digest for file, digest in digests.items()}}
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and in the folders in it, linked ones too, each folder once, but for folders.
+
+    Raises `OSError` for a folder that cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from nmbench_plugins.reconstruct.training import Plan, trained
 @dataclass(frozen=True)
 class Reconstruct(nmbench.BlockRepair):
     """Reconstruct, block by block: kept weights are trained by Adam to give the outputs of the dense block."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"long": {"steps": 400, "windows": None}}
 
     scope: str = nmbench.option(
         "block",

@@ -33,17 +33,19 @@ def sweep(
     pattern: nmbench.Pattern,
     block_columns: int,
     sweep_block: BlockSweep = reference.sweep_block,
+    given: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prune `weight` `[out, in]` from left to right; return the mask and the repaired weight.
 
-    `root`: R `[in, in]` of `factor`, in the dtype of `weight`; `weight` does not change. Raises `NMBenchError` if rows
+    `root`: R `[in, in]` of `factor`, in the dtype of `weight`; `weight` does not change. `given`: a mask bool `[out,
+    in]` that stays, for `reference.repair_block`. Raises `NMBenchError` if rows
     cannot be split into groups and `NumericalFailure` if a score or a repaired weight is not finite.
     """
     pattern.groups(weight)
     columns = weight.shape[1]
     width = block_width(pattern, block_columns, columns)
     spreads, pivots = inverses(root, width), root.diagonal().contiguous()
-    mask = torch.zeros_like(weight, dtype=torch.bool)
+    mask = torch.zeros_like(weight, dtype=torch.bool) if given is None else given.clone()
     repaired, correction = torch.empty_like(weight), torch.zeros_like(weight)
     for spread, start in zip(spreads, range(0, columns, width), strict=True):
         stop = min(start + width, columns)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 
 import nmbench
-from nmbench_plugins.zeroshot.items import TASKS, read
+from nmbench.runtime import hub_or_cache, offline
+from nmbench_plugins.zeroshot.items import KNOWN, TASKS, read
 
 BATCH = 8
 FIGURES = ("acc", "acc_norm")
+WORDS = "word_perplexity"
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,65 @@ class Answers:
     context: int
 
 
+@dataclass(frozen=True)
+class Pages:
+    """Log-likelihoods of documents in nats, and their numbers of words, both float64 `[documents]`; versions."""
+
+    log_likelihoods: Tensor
+    words: Tensor
+    versions: Mapping[str, Any]
+
+
 def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | None) -> Answers:
     """Evaluate the live model of a bundle on one task.
 
     Raises `NMBenchError` if the harness does not know the task, has no accuracy for the task, or cannot load its items.
     """
+    found, model = called(bundle, task, folder, limit)
+    samples = samples_of(found, task)
+    figures = [name for name in FIGURES if samples and name in samples[0]]
+    if not figures:
+        raise nmbench.NMBenchError(
+            f"task {task} of lm-evaluation-harness has no accuracy; give one of {', '.join(TASKS)}."
+        )
+    scores = {name: torch.tensor([float(sample[name]) for sample in samples]).double() for name in figures}
+    cut = sum(any(tuple(asked) in model.too_long for asked in sample["arguments"]) for sample in samples)
+    return Answers(scores, versions(found, task), cut, model.max_length)
+
+
+def pages(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | None) -> Pages:
+    """Compute the log-likelihoods of the documents of one task with the live model of a bundle.
+
+    One BOS token stands before a document: that of the harness, to which the tokenizer adds none, as in the versions of
+    the harness that published figures come from. Raises `NMBenchError` if the harness has no word perplexity for the
+    task, or cannot load its documents.
+    """
+    found, _ = called(bundle, task, folder, limit, {"add_bos_token": False})
+    samples = samples_of(found, task)
+    if not samples or WORDS not in samples[0]:
+        raise nmbench.NMBenchError(f"task {task} of lm-evaluation-harness has no word perplexity; give wikitext.")
+    pairs = torch.tensor([sample[WORDS] for sample in samples], dtype=torch.float64)  # [documents, 2]
+    return Pages(pairs[:, 0], pairs[:, 1], versions(found, task))
+
+
+def samples_of(found: Mapping[str, Any], task: str) -> list[Any]:
+    """Return the items of one task with their scores, in the order of the task."""
+    return sorted(found["samples"].get(task, []), key=lambda sample: sample["doc_id"])
+
+
+def called(
+    bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int | None, settings: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
+    """Return the harness's results of one task, and its view of the model. Raises `NMBenchError`.
+
+    `settings` are options of the harness's model, beside those of `noting_model`.
+    """
     from lm_eval import simple_evaluate
 
-    with restoring_random_states(), tempfile.TemporaryDirectory() as scratch:
+    hub = hub_or_cache() if folder is None else offline()
+    with restoring_random_states(), tempfile.TemporaryDirectory() as scratch, hub as unreached:
         try:
-            model = noting_model(bundle)
+            model = noting_model(bundle, settings or {})
             found = simple_evaluate(
                 model,
                 tasks=[task],
@@ -64,7 +116,8 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
         except nmbench.NMBenchError:
             raise
         except Exception as error:  # the harness, datasets and transformers raise many kinds
-            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            cached = f"{unreached}; and from the cache: " if unreached else ""
+            message = cached + " ".join(f"{type(error).__name__}: {error}".split())[:300]
             shadow = (
                 f"; for the items in the folder {task} write zeroshot:./{task}"
                 if folder is None and Path(task).is_dir()
@@ -72,18 +125,10 @@ def evaluate(bundle: nmbench.Bundle, task: str, folder: Path | None, limit: int 
             )
             raise nmbench.NMBenchError(f"lm-evaluation-harness cannot evaluate {task}: {message}{shadow}") from error
     assert found is not None
-    samples = sorted(found["samples"].get(task, []), key=lambda sample: sample["doc_id"])
-    figures = [name for name in FIGURES if samples and name in samples[0]]
-    if not figures:
-        raise nmbench.NMBenchError(
-            f"task {task} of lm-evaluation-harness has no accuracy; give one of {', '.join(TASKS)}."
-        )
-    scores = {name: torch.tensor([float(sample[name]) for sample in samples]).double() for name in figures}
-    cut = sum(any(tuple(asked) in model.too_long for asked in sample["arguments"]) for sample in samples)
-    return Answers(scores, versions(found, task), cut, model.max_length)
+    return found, model
 
 
-def noting_model(bundle: nmbench.Bundle) -> Any:
+def noting_model(bundle: nmbench.Bundle, settings: Mapping[str, Any]) -> Any:
     """Return the harness's view of the live model, which notes in `too_long` the requests that exceed the context.
 
     A request is a pair of context and continuation. Without a token for padding, unknown words or the end of text, the
@@ -108,14 +153,14 @@ def noting_model(bundle: nmbench.Bundle) -> Any:
         tokenizer.pad_token_id = 0
     begins = tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None
     prefix = None if begins else 0  # what stands before an item without a context
-    return Noting(pretrained=bundle.model, tokenizer=tokenizer, batch_size=BATCH, prefix_token_id=prefix)
+    return Noting(pretrained=bundle.model, tokenizer=tokenizer, batch_size=BATCH, prefix_token_id=prefix, **settings)
 
 
 def local(task: str, folder: Path, scratch: Path) -> Any:
     """Return a task manager with the harness's definition of one task on the items of a folder, in `scratch`."""
     from lm_eval.tasks import TaskManager
 
-    split = TASKS[task][0]
+    split = KNOWN[task][0]
     items = scratch / "items.jsonl"
     items.write_text("".join(json.dumps(item) + "\n" for item in read(folder)), encoding="utf-8")
     definition = {
@@ -132,9 +177,30 @@ def local(task: str, folder: Path, scratch: Path) -> Any:
     return TaskManager(include_path=str(scratch), include_defaults=False)
 
 
-@functools.cache
 def stock_definition(task: str) -> Path:
     """Return the file in which the harness defines a task."""
+    found = definitions().get(task, [])
+    return found[0] if len(found) == 1 else indexed(task)
+
+
+@functools.cache
+def definitions() -> dict[str, list[Path]]:
+    """Return the files of the harness that define the tasks of `TASKS`, found by the line with the name of the task.
+
+    The index of the harness parses all 14,000 files, which takes ten seconds or more.
+    """
+    line = re.compile(rf"^task: *['\"]?({'|'.join(TASKS)})['\"]?\s*$", re.MULTILINE)
+    import lm_eval.tasks
+
+    found: dict[str, list[Path]] = {}
+    for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
+        if match := line.search(path.read_text(encoding="utf-8")):
+            found.setdefault(match[1], []).append(path)
+    return found
+
+
+def indexed(task: str) -> Path:
+    """Return the file in which a task is defined, by the index of the harness."""
     from lm_eval.tasks import TaskManager
 
     entry = TaskManager().task_index[task]

@@ -3,7 +3,7 @@
 A folder `<task>/` holds `test.jsonl` or `validation.jsonl`, whichever the harness evaluates on, one item a line: with
 the fields of the data set on the hub, or for ARC and OpenBookQA with "question", a list "choices" and the index "gold",
 and for BoolQ with a truth value "answer" instead of a "label". Every item has a gold answer: the test splits of some
-data sets have -1 instead, which would count as the last choice.
+data sets have -1 instead, which would count as the last choice. An item of WikiText is a "page" and has no answer.
 """
 
 from __future__ import annotations
@@ -56,6 +56,13 @@ def unchanged(item: Item) -> Item:
     return item if item["text"] else among("", (), item)
 
 
+def paged(item: Item) -> Item:
+    """Return an item whose `page` is the text of a document with words."""
+    if not item["page"].split():
+        raise ValueError("its page holds no word")
+    return item
+
+
 def among(gold: Any, known: Container[Any], item: Item) -> Item:
     """Return `item` if its `gold` answer is one of the `known` ones. Raises `ValueError` for one without an answer."""
     if isinstance(gold, bool) or gold not in known:
@@ -74,14 +81,17 @@ TASKS: dict[str, tuple[str, Callable[[Item], Item]]] = {
     "lambada_openai": ("test", unchanged),
 }
 
+PAGES: dict[str, tuple[str, Callable[[Item], Item]]] = {"wikitext": ("test", paged)}  # tasks without answers
+KNOWN = {**TASKS, **PAGES}
+
 
 def check(folder: Path) -> Path:
     """Return the file of items in a folder. Raises `NMBenchError` for a missing file or an unknown folder name."""
-    if folder.name not in TASKS:
+    if folder.name not in KNOWN:
         raise nmbench.NMBenchError(
-            f"no zero-shot task is known by the folder name {folder.name!r}; name it {', '.join(TASKS)}."
+            f"no zero-shot task is known by the folder name {folder.name!r}; name it {', '.join(KNOWN)}."
         )
-    path = folder / f"{TASKS[folder.name][0]}.jsonl"
+    path = folder / f"{KNOWN[folder.name][0]}.jsonl"
     if not path.is_file():
         raise nmbench.NMBenchError(f"zero-shot items {path} do not exist; one JSON object a line is expected there.")
     return path
@@ -89,7 +99,7 @@ def check(folder: Path) -> Path:
 
 def read(folder: Path) -> list[Item]:
     """Return all items of a folder. Raises `NMBenchError` with the first line that is not an item of the task."""
-    path, form = check(folder), TASKS[folder.name][1]
+    path, form = check(folder), KNOWN[folder.name][1]
     items = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():

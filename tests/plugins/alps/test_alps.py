@@ -1,5 +1,7 @@
 """Laws of ALPS (arXiv 2406.07831), and equality of its search with the plain formulas of the paper."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.methods import LayerStats
+from nmbench.methods import LayerStats, Stat
 from nmbench.pattern import Pattern
 from nmbench.testing import strategies
 from nmbench_plugins.alps import ALPS, admm
@@ -138,6 +140,28 @@ def test_error_is_below_that_of_sparsegpt(pattern):
     assert sum(ours / theirs for ours, theirs in errors) < 0.9 * len(errors)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_aim_at_the_dense_model(share):
+    """With a target towards the dense model's outputs, the outputs come closer to that target than without."""
+    x, noise = strategies.values("normal", (256, 32), 0), strategies.values("normal", (256, 32), 1)
+    x[:, 1:] += 0.7 * x[:, :-1]
+    y, weight = x + 0.3 * noise + 0.3 * x.roll(1, 1), strategies.values("normal", (16, 32), 2)
+    stats = replace(strategies.statistics(x, 2), drift=(y - x).T @ x)
+    target = (x + share * (y - x)) @ weight.T
+    weights = [ALPS(dense_weight=aim).solve(weight, stats, Pattern(2, 4)).weight for aim in (share, 0.0)]
+    errors = [float((x @ pruned.T - target).square().sum()) for pruned in weights]
+    assert errors[0] < 0.9 * errors[1]
+    goal = Problem.of(weight, stats.gram, 0.0, share * stats.drift).goal() / Problem.of(weight, stats.gram, 0.0).scale
+    expected = torch.linalg.lstsq(x.double(), target.double()).solution.T
+    torch.testing.assert_close(goal, expected.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_drift_is_needed_for_that_aim_only():
+    """Without an aim at the dense model, no second pass through the dense model is asked for."""
+    assert ALPS().needs is Stat.GRAM
+    assert ALPS(dense_weight=0.5).needs == Stat.GRAM | Stat.DRIFT
+
+
 # Inputs that are hard
 
 
@@ -182,7 +206,7 @@ def test_no_factor_is_a_failure():
         (False, 0.0, 3, (0.2, False, False, False)),
         (True, 0.0, 3, (1.0, True, False, True)),
         (True, 0.0002, 30, (1.1, True, False, False)),
-        (True, 0.0002, 33, (1.1, True, False, True)),
+        (True, 0.0002, 33, (1.0, True, False, True)),
     ],
 )
 def test_penalty_follows_the_change_of_the_mask(raised, change, iterations, expected):
@@ -196,3 +220,5 @@ def test_impossible_options_are_refused(options):
     """A negative damping, no penalty, no iteration and a negative number of steps are errors that name the limits."""
     with pytest.raises(NMBenchError, match="alps needs damping >= 0"):
         ALPS(**options)
+    with pytest.raises(NMBenchError, match="dense_weight from 0 to 1"):
+        ALPS(dense_weight=-0.5)

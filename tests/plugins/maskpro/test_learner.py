@@ -39,8 +39,8 @@ quick = settings(max_examples=20, deadline=None)
 @pytest.mark.parametrize("patterns", [(TWO_FOUR, TWO_FOUR), (FOUR_EIGHT, FOUR_EIGHT), (TWO_FOUR, FOUR_EIGHT)])
 @pytest.mark.parametrize("options", [{"learning_rate": "3", "prior": "2"}, {}])
 def test_preset_paper_takes_the_papers_steps(monkeypatch, patterns, options):
-    """50 steps of the preset are the published ones, minibatch after minibatch, computed from the formulas alone."""
-    small = {"steps": "50", "window_tokens": str(LENGTH), "pool_windows": "30", "minibatch": "4"}
+    """25 steps of the preset are the published ones, minibatch after minibatch, computed from the formulas alone."""
+    small = {"steps": "25", "window_tokens": str(LENGTH), "pool_windows": "30", "minibatch": "4"}
     method = build(MaskPro, {"preset": "paper", **small, **options}, "acme")
     draws, store = record_draws(monkeypatch), MemoryCheckpoints()
     task = make(store=store, patterns=patterns, seed=4)

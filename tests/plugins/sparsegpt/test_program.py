@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import subprocess
 import sys
 from typing import Any
 
@@ -20,6 +19,8 @@ from nmbench.testing import strategies
 from nmbench_plugins.sparsegpt import SparseGPT, launch, reference
 from nmbench_plugins.sparsegpt.factor import damped_root, inverses
 from nmbench_plugins.sparsegpt.sweep import block_width, sweep
+from reference import triton_language
+from reference.processes import WITHOUT_TRITON
 
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (7, 8), (8, 16), (1, 16))]
 MODULE = "nmbench_plugins.sparsegpt.program"
@@ -34,7 +35,7 @@ def interpreted():
     """The program in Triton's interpreter, beside the one that a GPU would compile."""
     triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
     other = sys.modules.pop(MODULE, None)
-    with triton.knobs.runtime.scope(), pytest.MonkeyPatch.context() as patch:
+    with triton_language.restored(), triton.knobs.runtime.scope(), pytest.MonkeyPatch.context() as patch:
         triton.knobs.runtime.interpret = True
         module = importlib.import_module(MODULE)
         del sys.modules[MODULE]
@@ -47,10 +48,10 @@ def interpreted():
 
 
 @pytest.fixture
-def compiled(monkeypatch):
-    """Triton's own functions as a GPU compiles them, also after tests that used the interpreter."""
-    triton = importlib.import_module("triton")
-    monkeypatch.setattr(triton.language, "sum", triton.language.standard.sum)
+def compiled():
+    """Triton's language as a GPU compiles it, also between tests that use the interpreter."""
+    with triton_language.restored(triton_language.untouched()):
+        yield
 
 
 def problem(rows: int, columns: int, seed: int, kind: str = "normal") -> tuple[Tensor, Tensor]:
@@ -163,6 +164,16 @@ def test_infinite_errors_do_not_go_unnoticed(interpreted):
     assert not weight.isfinite().any()
 
 
+def test_interpreting_leaves_no_trace(interpreted):
+    """The fixture `compiled` undoes all that the interpreter changes in Triton's language, and only for one test."""
+    agree(Pattern(2, 4), 3, 16, 128, 0, "normal", interpreted)
+    after = triton_language.state()
+    with triton_language.restored(triton_language.untouched()):
+        assert triton_language.state() == triton_language.untouched()
+        assert triton_language.state() != after
+    assert triton_language.state() == after
+
+
 @on_gpu
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("pattern", [*PATTERNS[:3], Pattern(4, 8), Pattern(8, 16)], ids=str)
@@ -192,9 +203,9 @@ def test_what_there_are_programs_for():
     assert not launch.usable(Pattern(2, 4), 128, torch.device("cpu"))
 
 
-def test_launcher_needs_no_triton():
+def test_launcher_needs_no_triton(python):
     """Where Triton is missing, SparseGPT is importable and sweeps by the loop."""
-    code = "import sys; sys.modules['triton'] = None; from nmbench_plugins.sparsegpt import launch"
+    code = WITHOUT_TRITON + "from nmbench_plugins.sparsegpt import launch"
     code += "; from nmbench.runtime import triton_available; print(triton_available('cpu'), triton_available('cuda'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python.run("-c", code)
     assert done.stdout.split() == ["False", "False"], done.stderr

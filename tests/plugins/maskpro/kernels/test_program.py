@@ -15,6 +15,7 @@ from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.kernels import launch
 from nmbench_plugins.maskpro.policy import gumbel
 from reference import policy as enumeration
+from reference import triton_language
 from reference.kernel_layers import Layer, make, make_logits
 
 PATTERNS = sorted(launch.FUSED)
@@ -34,13 +35,14 @@ def interpreted():
     triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
     names = ["nmbench_plugins.maskpro.kernels.program", "nmbench_plugins.maskpro.kernels.group_program"]
     others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    with triton.knobs.runtime.scope():
-        triton.knobs.runtime.interpret = True
-        module = importlib.import_module(names[0])
-    for name in names:
-        del sys.modules[name]
-    sys.modules.update(others)
-    return module
+    with triton_language.restored():
+        with triton.knobs.runtime.scope():
+            triton.knobs.runtime.interpret = True
+            module = importlib.import_module(names[0])
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(others)
+        yield module
 
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 9)).map(lambda shape: (shape[0], shape[1] * 8))
