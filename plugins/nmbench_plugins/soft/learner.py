@@ -26,10 +26,11 @@ from nmbench_plugins.soft.training import Run
 
 ESTIMATORS = ("soft", "straight-through")
 LOGIT, MOMENTS = 4, 8  # bytes a weight
-LONG = {"passes": 20.0, "minibatch": 32, "learning_rate": 1e-3}
+LONG = {"passes": 20.0, "minibatch": 32, "learning_rate": 1e-3, "leave": 0.2}
 STRAIGHT = {
     "passes": 15.0,
     "estimator": "straight-through",
+    "leave": 0.2,
     "learning_rate": 5e-4,
     "fall": 0.0,
     "kl": 0.0,
@@ -50,7 +51,7 @@ class Soft(nmbench.MaskLearner):
     kl: float = nmbench.option(1.0, "share of the divergence from the dense model; the rest is cross-entropy")
     learning_rate: float = nmbench.option(2e-3, "step size of Adam on the logits, at the first step")
     fall: float = nmbench.option(0.1, "step size at the last step, relative to the first; it falls linearly")
-    leave: float = nmbench.option(0.2, "probability that a draw of a group leaves the start, at the first step")
+    leave: float = nmbench.option(0.35, "probability that a draw of a group leaves the start, at the first step")
     first_noise: float = nmbench.option(0.02, "noise scale at the first step: logits are divided by it")
     last_noise: float = nmbench.option(0.002, "noise scale after three quarters of the steps")
     minibatch: int = nmbench.option(4, "windows per step", unit="windows")

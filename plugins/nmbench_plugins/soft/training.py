@@ -44,7 +44,7 @@ class Run:
         with self.task.gradients() as live, torch.no_grad():
             self._begin(live)
             steps = Steps(live, self.logits, self.objective, self.method.straight, self.seed)
-            batches = self.task.batches(self.minibatch, self.task.generator, self.windows)
+            batches = self.task.batches(self.minibatch, None, self.windows, self.step)  # a pass reads every window
             while self.step < self.count:
                 tokens, setting = next(batches).tokens, self.schedule.at(self.step)
                 losses = steps.take(tokens, setting)
@@ -65,7 +65,6 @@ class Run:
             return
         self.logits.restore(state)
         self.selection.restore(state["selection"])
-        self.task.generator.set_state(state["random"])
         self.step, self.seed = state["step"], state["seed"]
 
     def _check(self, live: Training, steps: Steps, tokens: Tensor, losses: Tensor, temperature: float) -> None:
@@ -116,4 +115,4 @@ class Run:
     def _state(self) -> dict[str, Any]:
         """Return everything that later steps depend on."""
         plain = {"step": self.step, "seed": self.seed, "selection": self.selection.state()}
-        return {**plain, "random": self.task.generator.get_state(), **self.logits.state()}
+        return {**plain, **self.logits.state()}
