@@ -1,6 +1,6 @@
 """The gain and the cost of mask learners and repairs over their starts: a table and a plot of finished runs.
 
-    nmbench run --plugin straight_through.py --method swaps-judged --method maskpro --method straight-through --out RUN
+    nmbench run --method swaps-judged --method maskpro --method soft --out RUN
     python learners.py RUN --json results/learners.json --plot results/learners.png
 
 Every learner is compared with the row of its initial mask in the same run: nats gained on the test text, forward and

@@ -6,7 +6,8 @@ from nmbench.pruning.least_squares import better_rows, conjugate_gradients
 from nmbench.pruning.live_weights import LiveWeights, Provider, masked
 from nmbench.pruning.selection import Selection
 from nmbench.pruning.static_call import StaticCall
-from nmbench.pruning.weights_task import Training, WeightTask
+from nmbench.pruning.training import Training
+from nmbench.pruning.weights_task import WeightTask
 
 __all__ = [
     "SCOPES",

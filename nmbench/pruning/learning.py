@@ -21,6 +21,7 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.live_weights import LiveWeights as LiveWeights
+from nmbench.pruning.training import Training
 from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
 from nmbench.runtime.cost import Cost, Spent
 from nmbench.verification.strict import check_masks
@@ -144,6 +145,18 @@ class LearnTask:
         with self.live_weights() as live:
             live.apply(self.initial)
             yield live
+
+    @contextlib.contextmanager
+    def gradients(self) -> Iterator[Training]:
+        """Open the live weights, masked by `initial`, with gradients; dense weights come back when the context closes.
+
+        `Training.backward` computes the gradients of an `Objective`, with the dense model as teacher if it needs one.
+        """
+        try:
+            with self.masked_weights():
+                yield Training(self, self._weights)
+        finally:
+            self.bundle.model.zero_grad()  # gradients are as large as the model
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the mean cross-entropy of each window in nats, float32 `[size]`, under the current weights.

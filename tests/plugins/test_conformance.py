@@ -14,6 +14,7 @@ from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
 from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
+from nmbench_plugins.soft import Soft
 from nmbench_plugins.sparsegpt import SparseGPT, SparseGPTRepair
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
@@ -29,6 +30,7 @@ METHODS = (
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=140, **QUICK),
+    Soft(passes=20.0, minibatch=8, learning_rate=5e-3, check_every=20, checkpoint_every=9),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
     SparseGPTRepair(),

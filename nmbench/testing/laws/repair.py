@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nmbench.methods import Pruned
 from nmbench.models.bit_equality import same_bits
-from nmbench.pruning.weights_task import Training
+from nmbench.pruning.training import Training
 from nmbench.repairs import BlockRepair, LayerRepair, Repair, WeightLearner
 from nmbench.testing.cases import INPUTS, LearnCase
 from nmbench.testing.interruption import interrupted

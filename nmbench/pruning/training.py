@@ -1,0 +1,158 @@
+"""Gradients of the whole model for a learner: live weights, an objective, and the dense model as teacher.
+
+The dense model needs no second model: hooks show dense weights to one block at a time (`DenseView`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nmbench.evaluation.losses import batch_size
+from nmbench.evaluation.objective import Objective, objective_losses
+from nmbench.models.bundle import Bundle
+from nmbench.models.dense_view import DenseView
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.models.forward import logits_of, run_model
+from nmbench.models.recomputing import recomputing
+from nmbench.runtime.cost import Cost
+
+ACTIVATIONS = 6  # copies of inputs and outputs of all layers that backpropagation keeps, norms and attention included
+TRAINING_LOGIT_BYTES = 2**32  # of the float32 logits of the windows that go through the model at once on a GPU
+FILL = 0.5  # share of the free memory that kept activations may take
+
+
+class Counting(Protocol):
+    """The task that gradients are computed for: its model, its cost so far, and its notes for the record."""
+
+    bundle: Bundle
+    model: nn.Module
+    cost: Cost
+    notes: dict[str, Any]
+
+    def count_forward(self, tokens: int) -> None: ...
+
+
+class Training:
+    """The live weights of a model, with gradients; the host restores the dense weights afterwards.
+
+    Only prunable weights have gradients.
+    """
+
+    def __init__(self, task: Counting, weights: DenseWeights) -> None:
+        self.task, self.bundle, self._weights = task, task.bundle, weights
+        self.parameters = {
+            layer.where.stored: layer.module.get_parameter(layer.where.parameter)
+            for layer in self.bundle.layers.values()
+        }
+        self._fitting: dict[int, bool] = {}  # tokens at once -> whether their activations fit
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Set the live weight of a layer to `weight` `[out, in]`, of any float dtype."""
+        with torch.no_grad():
+            self.bundle.layers[name].write(weight)
+
+    def gradient(self, name: str) -> Tensor:
+        """Return the gradient of a layer since `clear`, `[out, in]` in the dtype of the model."""
+        where = self.bundle.layers[name].where
+        gradient = self.parameters[where.stored].grad
+        return where.view(torch.zeros_like(self.parameters[where.stored]) if gradient is None else gradient)
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def backward(self, tokens: Tensor, objective: Objective) -> Tensor:
+        """Add the gradient of the mean objective of `tokens` `[n, window_tokens]`; return its values, float32 `[n]`.
+
+        The windows go through the model in parts that fit. Tokens of the teacher, of the student and of its backward
+        pass are counted.
+        """
+        self.count(tokens.numel(), objective)
+        losses = []
+        with torch.enable_grad(), self._recomputing(tokens):
+            for part in tokens.split(self.part_windows(tokens)):
+                teacher = self.teacher_logits(part) if objective.kl else None
+                values = objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher)
+                (values.sum() / len(tokens)).backward()
+                losses.append(values.detach())
+        return torch.cat(losses)
+
+    def count(self, tokens: int, objective: Objective) -> None:
+        """Count the tokens of one `backward`: forward once, twice with a teacher, and backward."""
+        self.task.count_forward(tokens * (2 if objective.kl else 1))
+        self.task.cost.backward_tokens += tokens
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Forget the tokens that are counted while the context is open, as those of a trial."""
+        cost = dataclasses.replace(self.task.cost)
+        try:
+            yield
+        finally:
+            self.task.cost = cost
+
+    @torch.no_grad()
+    def losses(self, tokens: Tensor, objective: Objective) -> Tensor:
+        """Return the objective of every window `[n, window_tokens]` under the live weights, float32 `[n]`."""
+        self.task.count_forward(tokens.numel() * (2 if objective.kl else 1))
+        losses = []
+        for part in tokens.split(self.part_windows(tokens)):
+            teacher = self.teacher_logits(part) if objective.kl else None
+            losses.append(objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher))
+        return torch.cat(losses)
+
+    @torch.no_grad()
+    def teacher_logits(self, tokens: Tensor) -> Tensor:
+        """Return the logits of the dense model, `[n, window_tokens, vocabulary]` in the dtype of the model."""
+        with self.teacher.shown() as model:
+            return logits_of(run_model(model, tokens))
+
+    @cached_property
+    def teacher(self) -> DenseView:
+        """A view of the dense model; its weights are copied to the device once, and shared with it on a CPU."""
+        device, copies = self.bundle.device, self._weights.copies
+        inside = tuple(f"{name}." for name in self.bundle.blocks)
+        return DenseView(self.bundle, {n: t.to(device) for n, t in copies.items() if n.startswith(inside)})
+
+    def dense(self, name: str) -> Tensor:
+        """Return the dense weight `[out, in]` of a layer on the device, a tensor shared with the teacher; read-only."""
+        where = self.bundle.layers[name].where
+        return where.view(self.teacher.copies[where.stored])
+
+    def part_windows(self, tokens: Tensor) -> int:
+        """Return the number of windows that go through the model at once."""
+        on_gpu = self.bundle.device.type == "cuda"
+        return batch_size(self.task.model, tokens.shape[1], TRAINING_LOGIT_BYTES if on_gpu else None)
+
+    @contextlib.contextmanager
+    def _recomputing(self, tokens: Tensor) -> Iterator[None]:
+        """Recompute blocks in the backward pass where the activations of all of them would not fit."""
+        count = min(len(tokens), self.part_windows(tokens)) * tokens.shape[1]
+        if count not in self._fitting:  # asked once: a CUDA graph must not ask for free memory
+            self._fitting[count] = fits(self.bundle, count)
+        with contextlib.nullcontext() if self._fitting[count] else recomputing(self.bundle.blocks.values()):
+            yield
+
+
+def fits(bundle: Bundle, tokens: int) -> bool:
+    """Return True if the device has room for the activations of `tokens` tokens in all blocks; a CPU always has."""
+    if bundle.device.type != "cuda":
+        return True
+    widths = sum(sum(layer.shape) for layer in bundle.layers.values() if not layer.fused or layer.where.expert == 0)
+    free = torch.cuda.mem_get_info(bundle.device)[0] + cached_bytes(bundle.device)
+    return ACTIVATIONS * tokens * widths * bundle.dtype.itemsize < FILL * free
+
+
+def cached_bytes(device: torch.device) -> int:
+    """Return the bytes that torch holds of a CUDA device without using them."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

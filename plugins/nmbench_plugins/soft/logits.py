@@ -1,0 +1,72 @@
+"""Logits of all layers, one a weight, and the moments of Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+import nmbench
+from nmbench_plugins.soft.prior import lead_of
+from nmbench_plugins.soft.relaxation import as_rows, columns, greedy
+
+PART = {"cpu": 2**17, "cuda": 2**23}  # weights times rounds that are computed at once: the cache, or enough threads
+BETAS = (0.9, 0.95)
+EPSILON = 1e-8
+
+
+class Logits:
+    """Logits and moments by layer, float32 `[out, in]` on the device of the model.
+
+    They begin at the masks of the start: a group leaves it with probability `leave` in a draw at noise scale `noise`.
+    """
+
+    def __init__(self, task: nmbench.LearnTask, leave: float, noise: float) -> None:
+        self.patterns, device = task.pattern, task.bundle.device
+        gaps = {name: noise * lead_of(pattern, leave) for name, pattern in task.pattern.items()}
+        self.values = {name: mask.to(device).float().mul_(gaps[name]) for name, mask in task.initial.items()}
+        self.first = {name: torch.zeros_like(value) for name, value in self.values.items()}
+        self.second = {name: torch.zeros_like(value) for name, value in self.values.items()}
+
+    def parts(self, name: str) -> Iterator[slice]:
+        """Yield the rows of a layer, as many at once as bound the memory of the computation."""
+        rows, inputs = self.values[name].shape
+        at_once = max(1, PART.get(self.values[name].device.type, 2**23) // (inputs * self.patterns[name].keep))
+        return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
+
+    def greedy(self, name: str) -> Tensor:
+        """Return the mask of the largest logits of a layer, bool `[out, in]`."""
+        pattern = self.patterns[name]
+        parts = (self.values[name][rows] for rows in self.parts(name))
+        return torch.cat([as_rows(greedy(columns(part, pattern.group), pattern.keep), part.shape) for part in parts])
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return the greedy masks of all layers, in host memory."""
+        return {name: self.greedy(name).cpu() for name in self.values}
+
+    def update(self, name: str, rows: slice, gradient: Tensor, pace: Tensor) -> None:
+        """Take one step of Adam on rows of a layer; `pace` is float32 `[4]` on the device (`pace_of`)."""
+        blend_first, blend_second, rate, unbias = pace.unbind()
+        first = self.first[name][rows].lerp_(gradient, blend_first)
+        second = self.second[name][rows].lerp_(gradient.square(), blend_second)
+        self.values[name][rows].sub_((first * rate).div_(second.mul(unbias).sqrt_().add_(EPSILON)))
+
+    def state(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return everything, for a checkpoint."""
+        return {"logits": self.values, "first": self.first, "second": self.second}
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on with the tensors of a checkpoint, in place."""
+        for name in self.values:
+            self.values[name].copy_(state["logits"][name])
+            self.first[name].copy_(state["first"][name])
+            self.second[name].copy_(state["second"][name])
+
+
+def pace_of(rate: float, step: int) -> tuple[float, float, float, float]:
+    """Return what Adam needs in a step, counted from 0: weights of the new gradient in both moments, the step size
+    divided by the bias of the first moment, and one over the bias of the second.
+    """
+    first, second = BETAS
+    return 1 - first, 1 - second, rate / (1 - first ** (step + 1)), 1 / (1 - second ** (step + 1))

@@ -1,0 +1,39 @@
+"""The logits of the start, derived from the probability that a group leaves its start.
+
+A group of the start has logits gap on its N kept weights and 0 elsewhere. A draw at noise scale lam keeps the start if
+the N first places of the race all go to kept weights. With r = exp(gap / lam), j kept weights placed already, and
+N - j left, the next place goes to a kept weight with probability (N - j) r / ((N - j) r + M - N). So
+
+    P(leave) = 1 - prod over j = 1 ... N of  j r / (j r + M - N),
+
+which falls from 1 - 1 / C(M, N) at gap 0 to 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import nmbench
+
+LARGEST = 700.0  # of gap / lam: exp of it is finite
+
+
+def leaving(pattern: nmbench.Pattern, lead: float) -> float:
+    """Return the probability that a draw leaves the start, whose kept keys lead by `lead` = gap / lam."""
+    dropped = (pattern.group - pattern.keep) * math.exp(-lead)
+    stays = -sum(math.log1p(dropped / kept) for kept in range(1, pattern.keep + 1))
+    return -math.expm1(stays)
+
+
+def lead_of(pattern: nmbench.Pattern, leave: float) -> float:
+    """Return gap / lam at which a group leaves its start with probability `leave`, by bisection.
+
+    At or above the probability of an even draw the lead is 0.
+    """
+    low, high = 0.0, LARGEST
+    if leave >= leaving(pattern, low):
+        return low
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if leaving(pattern, middle) > leave else (low, middle)
+    return (low + high) / 2

@@ -1,0 +1,99 @@
+"""Laws of an update: the gradient of the logits is that of the loss, and of parts as of the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from nmbench.evaluation import Objective, objective
+from nmbench.testing.cases import LearnCase
+from nmbench_plugins.soft import logits as logits_module
+from nmbench_plugins.soft.logits import Logits, pace_of
+from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask
+from nmbench_plugins.soft.schedule import Setting
+from nmbench_plugins.soft.steps import Steps
+
+SETTING = Setting(0, 0.5, 0.02, 1e-3)
+
+
+def plain_gradient(steps: Steps, live, tokens, straight: bool):
+    """The gradient of the logits by autograd through the whole model, layer name -> `[out, in]`."""
+    leaves = {name: value.clone().requires_grad_() for name, value in steps.logits.values.items()}
+    weights = {}
+    for number, (name, leaf) in enumerate(leaves.items()):
+        pattern = steps.logits.patterns[name]
+        groups = columns(leaf, pattern.group)
+        if straight:
+            mask = greedy(groups, pattern.keep).float() + groups - groups.detach()
+        else:
+            noise = steps._drawn(number, name, slice(0, len(leaf))) - columns(
+                steps.logits.values[name] / steps.scales[1], pattern.group
+            )
+            mask = soft_mask(groups / steps.scales[1] + noise, steps.scales[0], pattern.keep)
+        where = live.bundle.layers[name].where.stored
+        weights[where] = as_rows(mask, leaf.shape) * live.dense(name)
+    out = functional_call(live.task.model, weights, (tokens,)).logits
+    teacher = live.teacher_logits(tokens)
+    objective.objective_losses(out, tokens, steps.objective, teacher).mean().backward()
+    return {name: leaf.grad for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("straight", [False, True])
+@pytest.mark.parametrize("part", [2**17, 40])
+def test_the_gradient_of_the_logits_is_that_of_autograd(monkeypatch, straight, part):
+    """The first moment after one step is a tenth of the gradient by autograd, however few rows are computed at once."""
+    monkeypatch.setattr(logits_module, "PART", {"cpu": part})
+    task = LearnCase("2:4", "1:4").task()
+    tokens = task.pool[:8]
+    with task.gradients() as live:
+        steps = Steps(live, Logits(task, 0.4, 0.02), Objective(0.5), straight, seed=5)
+        steps.take(tokens, SETTING)
+        learnt = {name: moment.clone() for name, moment in steps.logits.first.items()}
+        steps.logits = Logits(task, 0.4, 0.02)
+        with torch.enable_grad():
+            expected = plain_gradient(steps, live, tokens, straight)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(learnt[name], 0.1 * gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_the_step_is_that_of_adam():
+    """Two updates are those of `torch.optim.Adam`."""
+    task = LearnCase().task()
+    logits = Logits(task, 0.2, 0.02)
+    name, value = next(iter(logits.values.items()))
+    own = value.clone().requires_grad_()
+    adam = torch.optim.Adam([own], lr=1e-3, betas=logits_module.BETAS)
+    for step in range(2):
+        gradient = torch.randn(own.shape, generator=torch.Generator().manual_seed(step))
+        own.grad = gradient
+        adam.step()
+        logits.update(name, slice(0, len(value)), gradient, torch.tensor(pace_of(1e-3, step)))
+    torch.testing.assert_close(value, own.detach(), rtol=1e-5, atol=1e-8)
+
+
+def test_an_update_at_pace_0_changes_nothing():
+    """With `pace` 0, as while a CUDA graph is captured, logits and moments stay as they are."""
+    task = LearnCase().task()
+    with task.gradients() as live:
+        steps = Steps(live, Logits(task, 0.2, 0.02), Objective(), False, seed=0)
+        before = {name: value.clone() for name, value in steps.logits.values.items()}
+        steps._update(task.pool[:4])
+    assert all(value.equal(before[name]) for name, value in steps.logits.values.items())
+    assert not any(moment.any() for moment in (*steps.logits.first.values(), *steps.logits.second.values()))
+
+
+def test_the_start_is_the_greedy_mask():
+    """Logits of the start have the masks of the start, and the dense weights come back at the end."""
+    task = LearnCase("4:8").task()
+    dense = {name: weight.clone() for name, weight in task.dense.items()}
+    with task.gradients() as live:
+        steps = Steps(live, Logits(task, 0.2, 0.02), Objective(), False, seed=0)
+        steps.take(task.pool[:4], Setting(0, 1.0, 0.02, 0.0))
+        steps.show_greedy()
+        for name, mask in task.initial.items():
+            assert steps.logits.masks()[name].equal(mask)
+            assert live.bundle.layers[name].read().equal(dense[name].masked_fill(~mask, 0.0))
+    for name, layer in task.bundle.layers.items():
+        assert layer.read().equal(dense[name])
+        assert not layer.module.get_parameter(layer.where.parameter).requires_grad
