@@ -296,7 +296,7 @@ def test_any_shared_run_of_64_is_found(case):
         refuse_overlap(made, "mine", test, "theirs", tokenizer)
     text = str(caught.value)
     assert text.startswith(f"1 of {3 if which == 'calibration' else 2} {which} windows of mine share 64 or more")
-    assert text.endswith("...'; calibrate on another text.")
+    assert text.endswith("...'; calibrate on another text, or leave its --metric out.")
     assert "\n" not in text
     row, here, there, quote = re.search(
         r"tokens with the test text theirs, first window (\d+) from its token (\d+) and the test text from its token "

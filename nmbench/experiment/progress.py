@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from nmbench.plugins.events import Progress
 from nmbench.plugins.hookspecs import hookimpl
-from nmbench.results.precision import printed
 from nmbench.spec import DENSE
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ class ProgressPrinter:
         if record["status"] != "ok":
             self._show(f"{name}: failed: {record['error']}", end="\n")
             return
+        from nmbench.results.precision import printed  # not above: this module needs no torch
+
         figures = ", ".join(f"{metric} {printed(value)}" for metric, value in record["metrics"].items())
         self._show(f"{name}: {figures} in {record['seconds']['total']:.1f} s", end="\n")
 

@@ -71,7 +71,7 @@ def test_shapes_larger_than_a_device(shape, most, least):
     [Wanda(), SparseGPT(), SparseGPT(sequential=True), Swaps()],
     ids=["wanda", "sparsegpt", "in turn", "swaps"],
 )
-@pytest.mark.parametrize("size", [(256, 512), (64, 1024)], ids=["many statistics", "one large layer"])
+@pytest.mark.parametrize("size", [(128, 256), (32, 512)], ids=["many statistics", "one large layer"])
 def test_what_is_used_stays_below(method, size):
     """The memory of a walk besides the model stays below the estimate, and the estimate is not far off."""
     config = LlamaConfig(
@@ -84,15 +84,15 @@ def test_what_is_used_stays_below(method, size):
     )
     bundle = Bundle.of("it", LlamaForCausalLM(config), None)
     dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, Pattern(2, 4))
-    windows = torch.randint(64, (16, 128), generator=torch.Generator().manual_seed(0))
+    windows = torch.randint(64, (16, 64), generator=torch.Generator().manual_seed(0))
     with Live() as live:
         prune_one_shot(bundle, dense, method, patterns, windows, "it", init=Wanda())
-    planned = estimate(bundle, method.needs | Stat.INPUT_NORM, 16, 128, "cpu", False, 2048)
+    planned = estimate(bundle, method.needs | Stat.INPUT_NORM, 16, 64, "cpu", False, 1024)
     besides = planned.peak - sum(map(bytes_of, bundle.blocks.values()))
     assert live.peak < besides < 4 * live.peak
 
 
-@pytest.mark.parametrize("method", [Wanda(), SparseGPT(), Swaps()], ids=["wanda", "sparsegpt", "swaps"])
+@pytest.mark.parametrize("method", [Wanda(), Swaps()], ids=["wanda", "swaps"])
 def test_a_streamed_walk_needs_what_is_estimated(method, monkeypatch):
     """For a slice of the 8B shape on a small scale, in its proportions, the estimate is at most a tenth too high."""
     config = LlamaConfig(

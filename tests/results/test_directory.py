@@ -17,7 +17,7 @@ from nmbench.plain_data import read_toml
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import merged, same
 from nmbench.results.files import write_atomic
-from nmbench.results.format import ADDED
+from nmbench.results.format import ADDED, NO_CPU
 from nmbench.results.records import newest
 from nmbench.results.results import Results, load_results
 from nmbench.spec import Defaults, MethodSpec, RunSpec
@@ -56,12 +56,13 @@ def records(draw):
         "seed": draw(st.sampled_from([None, 0, 1])),
         "job_digest": draw(st.sampled_from(["j1", "j2"])),
         "status": draw(st.sampled_from(["ok", "failed"])),
-        **{"metrics": {}, "seconds": {}, "cost": {}, **ADDED},
+        **{"metrics": {}, "seconds": dict(NO_CPU), "cost": {}, **ADDED},
         "notes": draw(st.dictionaries(st.text(), values | st.lists(values), max_size=3)),
     }
 
 
-def record(label="wanda", seed=0, **others):
+def record(label="wanda", seed=0, seconds=None, **others):
+    """A record as it is read; `seconds`: those that its line holds."""
     return {
         "format": 2,
         "label": label,
@@ -69,7 +70,7 @@ def record(label="wanda", seed=0, **others):
         "seed": seed,
         "job_digest": f"{label}{seed}",
         "status": "ok",
-        **{"notes": {}, "metrics": {}, "seconds": {}, "cost": {}, **ADDED},
+        **{"notes": {}, "metrics": {}, "seconds": {**NO_CPU, **(seconds or {})}, "cost": {}, **ADDED},
         **others,
     }
 

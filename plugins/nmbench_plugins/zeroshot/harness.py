@@ -185,11 +185,11 @@ def stock_definition(task: str) -> Path:
 
 @functools.cache
 def definitions() -> dict[str, list[Path]]:
-    """Return the files of the harness that define the tasks of `TASKS`, found by the line with the name of the task.
+    """Return the files of the harness that define the tasks of `KNOWN`, found by the line with the name of the task.
 
     The index of the harness parses all 14,000 files, which takes ten seconds or more.
     """
-    line = re.compile(rf"^task: *['\"]?({'|'.join(TASKS)})['\"]?\s*$", re.MULTILINE)
+    line = re.compile(rf"^task: *['\"]?({'|'.join(KNOWN)})['\"]?\s*$", re.MULTILINE)
     import lm_eval.tasks
 
     found: dict[str, list[Path]] = {}
