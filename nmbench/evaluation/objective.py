@@ -1,4 +1,4 @@
-"""What training lowers: the cross-entropy of the text, the divergence from the dense model, or a mix of both."""
+"""The objective of training: cross-entropy of the text, divergence from the dense model, or a mix of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a block repair or a block-local learner works on: one decoder block, or a module inside it, and its inputs.
+"""One decoder block, or a module inside it, with its inputs: the task of a block repair or a block-local learner.
 
 The calibration windows are cut into batches. Each batch waits at the entry of the block twice: on the pruned path,
 where all earlier blocks are as they were left, and on the dense path, where all blocks are dense.

@@ -41,7 +41,7 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class Walked:
-    """What became of every layer, `experts` for the record, and the tokens that it took."""
+    """The result for every layer, `experts` for the record, and the tokens that were read."""
 
     layers: Mapping[str, Pruned]
     experts: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What changes from step to step: temperature, noise scale and step size."""
+"""The schedules of temperature, noise scale and step size."""
 
 from __future__ import annotations
 
