@@ -78,12 +78,13 @@ class Blocks:
             for index, block in enumerate(bundle.blocks.values()):
                 with bundle.holding(block), parameters_kept(block):
                     task = self.task(index, live, dense)
-                    task.write({**task.weights, **self.start_others(task)})
+                    start = {**task.weights, **self.start_others(task)}
+                    task.write(start)
                     known = finished(index)
                     with torch.enable_grad():
                         tensors = learn(task) if known is None else known
                     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-                    task.write(tensors)
+                    task.write({**start, **tensors})  # also what `learn` wrote and did not return
                     if index + 1 < len(bundle.blocks):
                         if known is None:  # the tally of a block that was learnt before has its passes
                             self.count_passes(task, dense)

@@ -98,7 +98,7 @@ def repaired_blocks(
     layers = {name: Pruned(pruned.mask, pruned.weight) for name, pruned in blocks.start.layers.items()}
     others, curve = dict(blocks.start.others), []
     for task, tensors in blocks.visit(learn, lambda index: store.load(index, blocks.tally)):
-        kept = {name: tensor.to(blocks.bundle.dtype) for name, tensor in tensors.items()}
+        kept = {name: tensor.to(live_of(name, task).dtype) for name, tensor in tensors.items()}
         store.save(task, kept)
         for name, tensor in kept.items():
             here = tensor.to(blocks.bundle.host)
@@ -110,6 +110,11 @@ def repaired_blocks(
         report(task.index + 1, task.blocks)
     notes = trained_share(blocks.bundle, others) if others else {}
     return Made(PrunedModel(layers, notes=notes, curve=curve, others=others), blocks.cost(), store.earlier)
+
+
+def live_of(name: str, task: BlockTask) -> Tensor:
+    """Return the live tensor of a layer, or of another parameter of the block."""
+    return task.layers[name].read() if name in task.layers else task.others[name]
 
 
 def check_block(tensors: object, task: BlockTask, who: str) -> None:

@@ -111,8 +111,9 @@ def keep_weights(
     if not wanted or not pruned.weights_changed or experiment.spec.keep_weights is False:
         path.unlink(missing_ok=True)
         return None
-    dtype = experiment.bundle.dtype
-    weights = {n: layer.weight.to(dtype) + 0.0 for n, layer in pruned.layers.items() if layer.weight is not None}
+    live = experiment.bundle.layers
+    changed = {name: layer.weight for name, layer in pruned.layers.items() if layer.weight is not None}
+    weights = {name: weight.to(live[name].read().dtype) + 0.0 for name, weight in changed.items()}
     return save_weights(path, weights, pruned.masks, pruned.others, origin)
 
 

@@ -14,10 +14,12 @@ from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
+from nmbench.pruning.block_parts import BlockTask
 from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.confirming import unseen
 from nmbench.pruning.one_shot import Made
 from nmbench.pruning.repairing import BlockStore, repaired_blocks, repaired_layers
+from nmbench.repairs import BlockRepair
 from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing import LearnCase
 from nmbench_plugins.tiny import TinyModel
@@ -153,3 +155,32 @@ def test_unseen_windows(count, half):
     assert torch.equal(unseen(windows, "it"), windows[-half:])
     with pytest.raises(NMBenchError, match="it needs at least 4 selection windows"):
         unseen(windows[:3], "it")
+
+
+class Noting(BlockRepair):
+    """Changes nothing, and notes the outputs of every block; `scribbles`: writes into the live block beforehand."""
+
+    scribbles = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "seen", [])
+
+    def repair_block(self, block: BlockTask) -> Mapping[str, Tensor]:
+        self.seen.append(block.outputs(0))
+        if self.scribbles:
+            block.write({name: torch.zeros_like(weight) for name, weight in block.weights.items()})
+        return {}
+
+
+class Scribbling(Noting):
+    scribbles = True
+
+
+def test_weights_that_are_written_but_not_returned_are_forgotten():
+    """Later blocks see what a repair returned, not what it left in the live block."""
+    plain, scribbling = Noting(), Scribbling()
+    for method in (plain, scribbling):
+        assert not by_blocks(load("llama"), method).pruned.weights_changed
+    assert len(plain.seen) > 1
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(plain.seen, scribbling.seen, strict=True))
