@@ -18,18 +18,17 @@ ALPS is lower. `--device cpu` runs tiny layers, and the demo with `--model demo`
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import seconds
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -50,22 +49,7 @@ PENALTY = 0.1
 
 def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median milliseconds of a call after one that is not counted; on a GPU between events."""
-    run()
-    if device.type != "cuda":
-        return 1e3 * statistics.median(elapsed(run) for _ in range(repeats))
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    events[0].record()
-    for event in events[1:]:
-        run()
-        event.record()
-    torch.cuda.synchronize(device)
-    return statistics.median(before.elapsed_time(after) for before, after in itertools.pairwise(events))
-
-
-def elapsed(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+    return 1e3 * statistics.median(seconds(run, repeats, device, warm_up=1))
 
 
 def layer(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,24 +14,24 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import itertools
 import json
 import math
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import seconds
 from torch import Tensor
 
 from nmbench_plugins.maskpro.kernels import launch as kernels
 from nmbench_plugins.maskpro.kernels import reference as plain_kernels
 
 SEED = 2**40 + 7
+WARM_UPS = 3
 SCALE = 1e-3  # of the updates: logits stay what they are
 LAUNCHES = (
     *(kernels.Launch(128, 4, registers) for registers in (None, 40, 48, 56, 64, 80)),
@@ -303,7 +303,7 @@ def copy_bandwidth(device: torch.device, repeats: int) -> float:
     """Bytes read plus bytes written per second of a large copy on the device."""
     source = torch.ones(2**31 if device.type == "cuda" else 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    times = seconds(lambda: target.copy_(source), repeats, device)
+    times = seconds(lambda: target.copy_(source), repeats, device, WARM_UPS)
     return 2 * source.numel() / statistics.median(times)
 
 
@@ -318,7 +318,7 @@ def row(
 ) -> Row:
     """Time, print and return one line; `size`: the bytes that must move; `plain`: milliseconds to compare with."""
     extra = extra_bytes(run, device)
-    times = seconds(run, repeats, device)
+    times = seconds(run, repeats, device, WARM_UPS)
     median = statistics.median(times)
     low, _, high = statistics.quantiles(times, n=4)
     speed = size / median
@@ -352,27 +352,6 @@ def extra_bytes(run: Callable[[], Any], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def seconds(run: Callable[[], Any], repeats: int, device: torch.device, warm_up: int = 3) -> list[float]:
-    """Seconds of every repeat; on a GPU between events, without synchronisation between repeats."""
-    for _ in range(warm_up):
-        run()
-    if device.type != "cuda":
-        return [elapsed(run) for _ in range(repeats)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    events[0].record()
-    for event in events[1:]:
-        run()
-        event.record()
-    torch.cuda.synchronize(device)
-    return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(events)]
-
-
-def elapsed(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def sweep(shape: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
     """Times of a 2:4 step with other block sizes."""
     lines = []
@@ -381,7 +360,7 @@ def sweep(shape: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
     step = torch.ones(1, dtype=torch.int64, device=device)
     for launch in LAUNCHES:
         run = functools.partial(call, variant, *data, step, launch=launch)
-        median = statistics.median(seconds(run, repeats, device))
+        median = statistics.median(seconds(run, repeats, device, WARM_UPS))
         lines.append(report({"sweep": variant.name, **asdict(launch), "milliseconds": round(median * 1e3, 4)}))
     return lines
 

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import json
 import platform
 import statistics
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import seconds
 from torch import Tensor
 
 from nmbench import Pattern
@@ -66,24 +65,7 @@ class Bench:
 
     def milliseconds(self, run: Callable[[], Any], repeats: int | None = None, warm_up: int = 1) -> float:
         """Median milliseconds of a call; on a GPU between events."""
-        repeats = repeats or self.repeats
-        for _ in range(warm_up):
-            run()
-        if self.device.type != "cuda":
-            return 1e3 * statistics.median(elapsed(run) for _ in range(repeats))
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-        events[0].record()
-        for event in events[1:]:
-            run()
-            event.record()
-        torch.cuda.synchronize(self.device)
-        return statistics.median(before.elapsed_time(after) for before, after in itertools.pairwise(events))
-
-
-def elapsed(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+        return 1e3 * statistics.median(seconds(run, repeats or self.repeats, self.device, warm_up))
 
 
 def main() -> None:
