@@ -3,7 +3,7 @@
 Read in this order:
 
 1. `solver`: the method, its options and the order of its steps; `repair`: its repair alone, of another method's mask.
-2. `factor`: the triangular root of the damped Hessian.
+2. `layer`: one sweep of one layer, and its options; `factor`: the triangular root of the damped Hessian.
 3. `sweep`: from block to block of columns.
 4. `launch`, `program`, `reference`: the columns of one block. On NVIDIA GPUs `launch` runs the Triton program in
    `program`; on other devices, and for other patterns, the plain loop in `reference` does the same.
