@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +18,6 @@ from typing import Any
 from nmbench.errors import NMBenchError, unknown
 from nmbench.pattern import Pattern
 from nmbench.plain_data import check_form, digest, refuse_duplicates
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 DENSE = "dense"
 # Names that the host itself presumes; a test proves that plugins register each.

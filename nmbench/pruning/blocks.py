@@ -18,8 +18,8 @@ from nmbench.calibration.finite import ONE_BY_ONE
 from nmbench.calibration.paused_forward import PausedForward, go_on
 from nmbench.calibration.statistics import Skip
 from nmbench.calibration.walk import passes
-from nmbench.methods import Pruned, PrunedModel, Stat
-from nmbench.models.applying import applied
+from nmbench.methods import PrunedModel, Stat
+from nmbench.models.applying import applied, moved
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 from nmbench.pruning.block_parts import BlockTask, Tally, others_of
@@ -113,7 +113,9 @@ class Blocks:
             pattern={name: self.pattern[name] for name in layers},
             masks={name: pruned.mask.to(bundle.device) for name, pruned in start.items()},
             dense=originals,
-            weights={name: applied(on(start[name], original), original) for name, original in originals.items()},
+            weights={
+                name: applied(moved(start[name], original.device), original) for name, original in originals.items()
+            },
             others=others_of(bundle, index),
             generator=torch.Generator(bundle.device).manual_seed((self.seed + index * NEXT_BLOCK) % 2**63),
             on_progress=lambda done, total: self.on_progress(index, done, total),
@@ -127,9 +129,3 @@ class Blocks:
     def start_others(self, task: BlockTask) -> dict[str, Tensor]:
         """Return the other parameters of a block that the start trained."""
         return {name: tensor for name, tensor in self.start.others.items() if name in task.others}
-
-
-def on(pruned: Pruned, like: Tensor) -> Pruned:
-    """Return a pruned layer on the device of a tensor."""
-    weight = None if pruned.weight is None else pruned.weight.to(like.device)
-    return Pruned(pruned.mask.to(like.device), weight)

@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from nmbench.errors import NMBenchError
 from nmbench.evaluation.comparison import not_worse
 from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
 from nmbench.models.applying import apply
+from nmbench.pruning.selection import halves
 from nmbench.runtime.cost import Cost
 
 CONFIRMATION = "confirmation"  # the note in the record
@@ -21,12 +21,9 @@ CONFIRMATION = "confirmation"  # the note in the record
 def unseen(selection: Tensor, who: str) -> Tensor:
     """Return the second half of the selection windows, which no learner chooses by.
 
-    Raises `NMBenchError` unless each half has two windows: one difference has no interval.
+    Raises `NMBenchError` as `halves`.
     """
-    half = len(selection) // 2
-    if half < 2:
-        raise NMBenchError(f"{who} needs at least 4 selection windows; raise --selection-tokens.")
-    return selection[half:]
+    return halves(selection, who)[1]
 
 
 def confirmed(

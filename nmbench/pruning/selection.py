@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Mapping[str, Tensor])  # masks, however a learner keeps them
 
 
+def halves(selection: Tensor, who: str) -> tuple[Tensor, Tensor]:
+    """Return the windows to choose by, and those to confirm the choice by: `[n, window_tokens]` each.
+
+    Raises `NMBenchError` unless each half has two windows: one difference has no interval.
+    """
+    half = len(selection) // 2
+    if half < 2:
+        raise NMBenchError(f"{who} needs at least 4 selection windows; raise --selection-tokens.")
+    return selection[:half], selection[half:]
+
+
 class Selection(Generic[M]):
     """The best masks of one learner so far, by the selection windows of its task.
 
@@ -34,10 +45,7 @@ class Selection(Generic[M]):
     """
 
     def __init__(self, task: LearnTask, initial: M, tolerance_nats: float) -> None:
-        half = len(task.selection) // 2
-        if half < 2:
-            raise NMBenchError(f"{task.who} needs at least 4 selection windows; raise --selection-tokens.")
-        self.looked_at, self.unseen = task.selection[:half], task.selection[half:]
+        self.looked_at, self.unseen = halves(task.selection, task.who)
         self.best = self.initial = initial
         self.tolerance_nats = tolerance_nats
         self.who = task.who
