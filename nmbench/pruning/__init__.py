@@ -1,9 +1,11 @@
 """From a method to masks and weights: scored, solved, refined, learnt, imported or repaired."""
 
 from nmbench.pruning.block_parts import SCOPES, BlockTask, Part
+from nmbench.pruning.budget import rise_and_fall, steps_within
 from nmbench.pruning.learning import Batch, LearnTask
 from nmbench.pruning.least_squares import better_rows, conjugate_gradients
 from nmbench.pruning.live_weights import LiveWeights, Provider, masked
+from nmbench.pruning.replay import Replay
 from nmbench.pruning.selection import Selection
 from nmbench.pruning.static_call import StaticCall
 from nmbench.pruning.training import Training
@@ -17,6 +19,7 @@ __all__ = [
     "LiveWeights",
     "Part",
     "Provider",
+    "Replay",
     "Selection",
     "StaticCall",
     "Training",
@@ -24,4 +27,6 @@ __all__ = [
     "better_rows",
     "conjugate_gradients",
     "masked",
+    "rise_and_fall",
+    "steps_within",
 ]

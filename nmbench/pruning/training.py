@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -60,6 +60,12 @@ class Training:
         with torch.no_grad():
             self.bundle.layers[name].write(weight)
 
+    def apply(self, masks: Mapping[str, Tensor]) -> None:
+        """Set the live weights of the layers in `masks` to dense where kept, and to zero elsewhere."""
+        for name, mask in masks.items():
+            dense = self.dense(name)
+            self.write(name, dense.masked_fill(~mask.to(dense.device), 0.0))
+
     def gradient(self, name: str) -> Tensor:
         """Return the gradient of a layer since `clear`, `[out, in]` in the dtype of the model."""
         where = self.bundle.layers[name].where
@@ -81,8 +87,7 @@ class Training:
         losses = []
         with torch.enable_grad(), self._recomputing(tokens):
             for part in tokens.split(self.part_windows(tokens)):
-                teacher = self.teacher_logits(part) if objective.kl else None
-                values = objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher)
+                values = self._values(part, objective)
                 (values.sum() / len(tokens)).backward()
                 losses.append(values.detach())
         return torch.cat(losses)
@@ -105,11 +110,12 @@ class Training:
     def losses(self, tokens: Tensor, objective: Objective) -> Tensor:
         """Return the objective of every window `[n, window_tokens]` under the live weights, float32 `[n]`."""
         self.task.count_forward(tokens.numel() * (2 if objective.kl else 1))
-        losses = []
-        for part in tokens.split(self.part_windows(tokens)):
-            teacher = self.teacher_logits(part) if objective.kl else None
-            losses.append(objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher))
-        return torch.cat(losses)
+        return torch.cat([self._values(part, objective) for part in tokens.split(self.part_windows(tokens))])
+
+    def _values(self, part: Tensor, objective: Objective) -> Tensor:
+        """Return the objective of windows that go through the model at once, float32 `[n]`."""
+        teacher = self.teacher_logits(part) if objective.kl else None
+        return objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher)
 
     @torch.no_grad()
     def teacher_logits(self, tokens: Tensor) -> Tensor:

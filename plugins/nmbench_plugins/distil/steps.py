@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nmbench.evaluation import Objective
-from nmbench.runtime import graph_of
+from nmbench.pruning import Replay
 from nmbench_plugins.distil.masters import Masters
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ class Steps:
         self.live, self.masters, self.objective, self.decay = live, masters, objective, decay
         device = live.bundle.device
         self.cuda = device.type == "cuda"
-        self.wants_graph = self.cuda and graph
         self.rate = torch.zeros((), device=device)
         chosen = {"lr": self.rate, "fused": True, "capturable": True} if self.cuda else {}
         parameters = list(masters.tensors.values())
@@ -39,23 +38,17 @@ class Steps:
             step = torch.zeros((), device=device) if self.cuda else torch.zeros(())
             moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             self.optimiser.state[parameter] = {"step": step, **moments}
-        self.tokens: Tensor | None = None
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.replay = Replay(live, objective, self._update, graph)
         self.write()
 
     def take(self, tokens: Tensor, rate: float) -> Tensor:
         """Update the masters by a minibatch `[n, window_tokens]`; return the objective by window, float32 `[n]`."""
-        if self.wants_graph and self.tokens is None:
+        if self.replay.due:
             self._capture(tokens)
         self.rate.fill_(rate)
         if not self.cuda:
             self.optimiser.param_groups[0]["lr"] = rate
-        if self.graph is None or self.tokens is None or self.tokens.shape != tokens.shape:
-            return self._update(tokens)
-        self.tokens.copy_(tokens)
-        self.graph.replay()
-        self.live.count(tokens.numel(), self.objective)
-        return self.losses
+        return self.replay(tokens)
 
     def write(self) -> None:
         """Make the masked masters the live weights."""
@@ -84,18 +77,9 @@ class Steps:
 
     def _capture(self, tokens: Tensor) -> None:
         """Capture an update with step size 0; the state of the optimiser is put back afterwards."""
-        self.tokens = tokens.clone()
         self.rate.fill_(0.0)
         before = {name: {k: v.clone() for k, v in state.items()} for name, state in self.moments().items()}
         try:
-            with self.live.uncounted():
-                self.graph = graph_of(self._hold)
-        except RuntimeError as error:  # the model synchronises with the device, as routers do
-            self.wants_graph, self.graph = False, None
-            self.live.task.notes["cuda graph"] = f"none: {str(error).splitlines()[0]}"
+            self.replay.capture(tokens)
         finally:
             self.restore(before)
-
-    def _hold(self) -> None:
-        assert self.tokens is not None
-        self.losses = self._update(self.tokens)

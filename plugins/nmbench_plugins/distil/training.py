@@ -11,6 +11,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import Objective
+from nmbench.pruning import rise_and_fall, steps_within
 from nmbench_plugins.distil.masters import Masters
 from nmbench_plugins.distil.steps import Steps
 
@@ -26,7 +27,8 @@ class Run:
         self.method, self.task = method, task
         self.windows = task.windows(method.window_tokens)
         self.minibatch = min(method.minibatch, len(self.windows))
-        self.count = steps_of(method, self.windows.numel(), self.minibatch * self.windows.shape[1])
+        step_tokens = self.minibatch * self.windows.shape[1]
+        self.count = steps_within(method.tokens, method.passes, self.windows.numel(), step_tokens)
         self.masters = Masters(task, method.chooses)
         self.held_out = task.selection[: max(1, len(task.selection) // 2)]
         self.step = 0
@@ -38,19 +40,14 @@ class Run:
             steps = Steps(live, self.masters, Objective(self.method.kl), self.method.decay)
             self._resume(steps)
             while self.step < self.count:
-                losses = steps.take(next(batches).tokens, self._rate())
+                rate = self.method.learning_rate * rise_and_fall(self.step, self.count, self.method.warmup)
+                losses = steps.take(next(batches).tokens, rate)
                 self.step += 1
                 if self.method.chooses and self.step % self.method.refresh_every == 0:
                     self.task.notes["flipped last"] = self.masters.refresh()
                     steps.write()
                 self._report(live, losses, steps)
         return self.masters.pruned()
-
-    def _rate(self) -> float:
-        """Return the step size: a linear rise, then a linear fall to 0."""
-        rising = max(1, round(self.method.warmup * self.count))
-        falling = (self.count - self.step) / max(1, self.count - rising)
-        return self.method.learning_rate * min((self.step + 1) / rising, falling)
 
     def _report(self, live: Training, losses: Tensor, steps: Steps) -> None:
         last = self.step == self.count
@@ -78,9 +75,3 @@ class Run:
         steps.restore(state["moments"])
         self.task.generator.set_state(state["random"])
         self.step = state["step"]
-
-
-def steps_of(method: Distil, pool_tokens: int, step_tokens: int) -> int:
-    """Return the number of steps that the budget allows."""
-    tokens = method.tokens if method.tokens is not None else round(method.passes * pool_tokens)
-    return tokens // step_tokens

@@ -35,7 +35,6 @@ class Steps:
         self.part, self.targets, self.masters, self.masks = part, targets, masters, masks
         device = next(iter(masters.values())).device
         self.cuda = device.type == "cuda"
-        self.refused = ""  # why there is no graph
         self.rate = torch.zeros((), device=device)
         chosen = {"lr": self.rate, "fused": True, "capturable": True} if self.cuda else {}
         self.optimiser = torch.optim.Adam(list(masters.values()), betas=BETAS, **chosen)  # type: ignore[arg-type]
@@ -72,8 +71,7 @@ class Steps:
         part = dataclasses.replace(self.part, calls=[self.static], tally=tally)
         try:
             return graph_of(lambda: self._update(part, 0, self.target))  # with step size 0
-        except RuntimeError as error:  # the block synchronises with the device, as routers do
-            self.refused = str(error).splitlines()[0]
+        except RuntimeError:  # the block synchronises with the device, as routers do
             return None
         finally:
             self.optimiser.zero_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.pruning import rise_and_fall
 from nmbench_plugins.reconstruct.steps import Steps, squares
 
 TINY = 1e-30  # of a sum of squares: a part whose target is 0 everywhere has the error 0
@@ -25,8 +26,7 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """Return the step size of update `step`: a linear rise, then a linear fall to 0."""
-        rising = max(1, round(self.warmup * self.steps))
-        return self.learning_rate * min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising))
+        return self.learning_rate * rise_and_fall(step, self.steps, self.warmup)
 
 
 def trained(
@@ -39,13 +39,14 @@ def trained(
     targets = [part.target(number, plan.target).to(part.host) for number in range(part.batches)]
     start = {**{name: block.weights[name] for name in part.layers}, **others}
     masters = {name: tensor.detach().float().clone().requires_grad_() for name, tensor in start.items()}
-    before = error(part, targets, {})
+    whole = sum(float(target.float().square().sum(dtype=torch.float64)) for target in targets)
+    before = error(part, targets, whole, {})
     steps = Steps(part, targets, masters, {name: block.masks[name] for name in part.layers})
     for step, number in zip(range(plan.steps), order(part.batches, block.generator), strict=False):
         steps.take(number, plan.rate(step))
         block.progress(step + 1, plan.steps)
     found = {name: kept(master, block.masks.get(name)) for name, master in masters.items()}
-    after = error(part, targets, found)
+    after = error(part, targets, whole, found)
     inner = part.name.removeprefix(block.name).removeprefix(".")
     place = f" {inner}" if inner else ""
     block.report(**{f"error before{place}": before, f"error after{place}": min(before, after)})
@@ -59,11 +60,10 @@ def order(count: int, generator: torch.Generator) -> Iterator[int]:
 
 
 @torch.no_grad()
-def error(part: nmbench.Part, targets: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> float:
-    """Return the sum of squared errors over all batches, as a share of that of the targets."""
+def error(part: nmbench.Part, targets: Sequence[Tensor], whole: float, tensors: Mapping[str, Tensor]) -> float:
+    """Return the sum of squared errors over all batches, as a share of `whole`, the sum of squares of the targets."""
     wrong = sum(squares(part, i, target, tensors).sum(dtype=torch.float64) for i, target in enumerate(targets))
-    whole = sum(target.float().square().sum(dtype=torch.float64) for target in targets)
-    return float(wrong) / max(float(whole), TINY)
+    return float(wrong) / max(whole, TINY)
 
 
 def kept(master: Tensor, mask: Tensor | None) -> Tensor:

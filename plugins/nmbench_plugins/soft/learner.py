@@ -84,11 +84,6 @@ class Soft(nmbench.MaskLearner):
         """The noise scale of the first step, and after the annealing."""
         return self.first_noise, self.last_noise
 
-    def steps_of(self, pool_tokens: int, step_tokens: int) -> int:
-        """Return the number of steps that the budget allows."""
-        tokens = self.tokens if self.tokens is not None else round(self.passes * pool_tokens)
-        return tokens // step_tokens
-
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of logits, moments, a gradient of the live weight, and the dense weight."""
         return LOGIT + MOMENTS + 2 * itemsize

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nmbench.evaluation import Objective
-from nmbench.runtime import graph_of
+from nmbench.pruning import Replay
 from nmbench_plugins.soft.kernels import launch
 from nmbench_plugins.soft.logits import EPSILON, Logits, pace_of
 from nmbench_plugins.soft.noise import gumbel, step_keys
@@ -34,31 +34,24 @@ class Steps:
     ) -> None:
         self.live, self.logits, self.objective, self.straight, self.seed = live, logits, objective, straight, seed
         self.device = live.bundle.device
-        self.wants_graph = self.device.type == "cuda" and graph
         self.keys = torch.zeros(2, dtype=torch.int32, device=self.device)  # of the noise of this step
         self.scales = torch.ones(2, device=self.device)  # temperature, noise scale
         self.pace = torch.zeros(4, device=self.device)  # of Adam
-        self.tokens: Tensor | None = None
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.replay = Replay(live, objective, self._update, graph)
 
     def take(self, tokens: Tensor, setting: Setting) -> Tensor:
         """Update the logits by a minibatch `[n, window_tokens]`; return the objective by window, float32 `[n]`."""
-        if self.wants_graph and self.tokens is None:
-            self._capture(tokens)
+        if self.replay.due:
+            self.pace.zero_()  # an update changes nothing
+            self.replay.capture(tokens)
         self._set(self.keys, step_keys(self.seed, setting.step))
         self._set(self.scales, (setting.temperature, setting.noise))
         self._set(self.pace, pace_of(setting.rate, setting.step))
-        if self.graph is None or self.tokens is None or self.tokens.shape != tokens.shape:
-            return self._update(tokens)
-        self.tokens.copy_(tokens)
-        self.graph.replay()
-        self.live.count(tokens.numel(), self.objective)
-        return self.losses
+        return self.replay(tokens)
 
     def show_greedy(self) -> None:
         """Make the greedy masks those of the live weights, until the next update."""
-        for name in self.logits.values:
-            self.live.write(name, self.live.dense(name).masked_fill(~self.logits.greedy(name), 0.0))
+        self.live.apply({name: self.logits.greedy(name) for name in self.logits.values})
 
     def _update(self, tokens: Tensor) -> Tensor:
         for number, name in enumerate(self.logits.values):
@@ -116,18 +109,3 @@ class Steps:
 
     def _set(self, target: Tensor, values: tuple[float, ...]) -> None:
         target.copy_(torch.tensor(values, dtype=target.dtype))
-
-    def _capture(self, tokens: Tensor) -> None:
-        """Capture an update. While `pace` is 0 an update changes nothing."""
-        self.tokens = tokens.clone()
-        self.pace.zero_()
-        try:
-            with self.live.uncounted():
-                self.graph = graph_of(self._hold)
-        except RuntimeError as error:  # the model synchronises with the device, as routers do
-            self.wants_graph, self.graph = False, None
-            self.live.task.notes["cuda graph"] = f"none: {str(error).splitlines()[0]}"
-
-    def _hold(self) -> None:
-        assert self.tokens is not None
-        self.losses = self._update(self.tokens)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import Objective, groups_changed
+from nmbench.pruning import steps_within
 from nmbench_plugins.soft.logits import Logits
 from nmbench_plugins.soft.schedule import Schedule
 from nmbench_plugins.soft.steps import Steps
@@ -31,7 +32,8 @@ class Run:
         self.method, self.task = method, task
         self.windows = task.windows(method.window_tokens)
         self.minibatch = min(method.minibatch, len(self.windows))
-        self.count = method.steps_of(self.windows.numel(), self.minibatch * self.windows.shape[1])
+        step_tokens = self.minibatch * self.windows.shape[1]
+        self.count = steps_within(method.tokens, method.passes, self.windows.numel(), step_tokens)
         self.schedule = Schedule(self.count, method.noise, method.learning_rate, method.fall)
         self.logits = Logits(task, method.leave, method.noise[0])
         self.objective = Objective(method.kl)
@@ -94,9 +96,7 @@ class Run:
         """Confirm the best masks, and write the notes of the record."""
 
         def measure(windows: Tensor, masks: Masks) -> Tensor:
-            for name, mask in masks.items():
-                dense = live.dense(name)
-                live.write(name, dense.masked_fill(~mask.to(dense.device), 0.0))
+            live.apply(masks)
             return live.losses(windows, Objective())
 
         masks = self.selection.verdict(measure)
