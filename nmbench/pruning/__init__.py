@@ -1,6 +1,6 @@
 """From a method to masks and weights: scored, solved, refined, learnt, imported or repaired."""
 
-from nmbench.pruning.block_parts import SCOPES, BlockTask, Part
+from nmbench.pruning.block_parts import BlockTask, Part
 from nmbench.pruning.budget import rise_and_fall, steps_within
 from nmbench.pruning.learning import Batch, LearnTask
 from nmbench.pruning.least_squares import better_rows, conjugate_gradients
@@ -12,7 +12,6 @@ from nmbench.pruning.training import Training
 from nmbench.pruning.weights_task import WeightTask
 
 __all__ = [
-    "SCOPES",
     "Batch",
     "BlockTask",
     "LearnTask",

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nmbench
-from nmbench_plugins.soft.training import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ESTIMATORS = ("soft", "straight-through")
 LOGIT = 4  # bytes a weight
@@ -93,6 +93,8 @@ class Soft(nmbench.MaskLearner):
 
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the learnt mask by layer, or that of the start if it is not better."""
+        from nmbench_plugins.soft.training import Run
+
         return Run(self, task).result()
 
 
