@@ -58,7 +58,7 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         bounds = {
             "prompt": (self.prompt >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < float("inf"), "at least 0 and finite"),
+            "temperature": (self.temperature >= 0, "at least 0"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1, or none"),
             "real": (0 <= self.real < 1, "at least 0 and less than 1"),
             "batch": (self.batch >= 1, "at least 1"),
