@@ -72,7 +72,8 @@ class Sampler:
         try:
             kept = read_piece(path, key) if path.exists() else None
         except NMBenchError as error:
-            print(f"\nNOTICE {error} Its windows are sampled again.", file=sys.stderr, flush=True)
+            start = "\n" if sys.stderr.isatty() else ""  # below the line of the progress
+            print(f"{start}NOTICE {error} Its windows are sampled again.", file=sys.stderr, flush=True)
             kept = None
         if kept is None:
             kept = self.drawn(index, prompts, report)
