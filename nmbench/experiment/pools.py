@@ -24,11 +24,9 @@ def pool_of(
 ) -> Pool:
     """Return the pool of one seed; without a mask learner, only the windows for statistics.
 
-    `least`: the calibration windows that suffice for a pool of sampled text; None: all that the specification asks for.
-    A pool of sampled text always holds selection windows back, so that prompts do not depend on the methods.
+    `least`: the calibration windows that suffice, for sampled text; None: all that the specification asks for.
     """
-    selection = spec.selection_tokens if learners or least is not None else 0
-    sizes = (spec.window_tokens, pool_tokens(spec, learners), selection)
+    sizes = (spec.window_tokens, pool_tokens(spec, learners), spec.selection_tokens if learners else 0)
     return calibration_pool(dataset, spec.calibration, bundle.tokenizer, *sizes, seed, spec.bos == "always", least)
 
 

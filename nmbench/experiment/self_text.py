@@ -58,8 +58,7 @@ def sampled_pool(experiment: Experiment, directory: RunDirectory, seed: int) -> 
     calibration = torch.empty(len(places), samples.shape[1], dtype=torch.int64)
     calibration[places], calibration[~places] = shown, samples
     notes = f"{real.notes}; {len(samples)} of {len(places)} calibration windows sampled from the dense model"
-    selection = real.selection if experiment.plan.learns else real.selection[:0]
-    pool = dataclasses.replace(real, calibration=calibration, selection=selection, notes=notes)
+    pool = dataclasses.replace(real, calibration=calibration, notes=notes)
     return pool, described(sampler, sieve, pieces, samples, len(shown))
 
 
