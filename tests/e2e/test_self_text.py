@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from nmbench.results.files import read_tensors
+
 
 @pytest.fixture
 def flags(texts):
@@ -66,3 +68,16 @@ def test_bad_input_is_one_line(nmbench, flags, calibration, said):
     result = nmbench("run", *flags, "--calibration", calibration, "--out", "out")
     assert result.exit_code == 1
     assert result.stderr.startswith(said) and len(result.stderr.splitlines()) == 1
+
+
+def test_export_reads_the_same_samples(nmbench, finished, flags, tmp_path):
+    """A row with repaired weights is made again from the samples of its run directory, or from new ones alike."""
+    flags = ["sparsegpt" if flag == "wanda" else flag for flag in flags]
+    finished(*flags, "--out", "out")
+    assert nmbench("export", "out", "sparsegpt", "--to", "kept").exit_code == 0
+    piece = tmp_path / "out/sampled/seed0.piece0.safetensors"
+    windows = read_tensors(piece)[0]["windows"]
+    piece.unlink()
+    result = nmbench("export", "out", "sparsegpt", "--to", "new")
+    assert result.exit_code == 0, result.output
+    assert read_tensors(piece)[0]["windows"].equal(windows)
