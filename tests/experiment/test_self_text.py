@@ -14,6 +14,7 @@ from nmbench.experiment.sampled_pieces import Sampler, special_tokens
 from nmbench.experiment.sampled_windows import EARLIER, Sieve, looping, repeated
 from nmbench.experiment.self_text import sample_text, sampling_doubts
 from nmbench.experiment.setup import prepared
+from nmbench.models.sampling import Continuation
 from nmbench.plugins.loading import load_plugins
 from nmbench.results.directory import RunDirectory
 from nmbench.sources import Sampling, SamplingOptions
@@ -331,6 +332,30 @@ def test_broken_cache_is_refused(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(sampled_pieces, "run_model", lambda model, tokens: model(input_ids=tokens.flip(1)))
     with pytest.raises(NMBenchError, match="computes other logits with its key-value cache than without"):
         setup(texts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.cuda.OutOfMemoryError("no"), "lacks memory to sample 5 windows of 64 tokens at once; choose a smaller"),
+        (RuntimeError("no"), "fails while text is sampled from it: RuntimeError: no"),
+        (None, "are NaN while text is sampled from it"),
+    ],
+)
+def test_a_model_that_fails(texts, tmp_path, monkeypatch, error, said):
+    """Lack of memory, an error of the model and logits that are NaN are one line each, and no piece is kept."""
+
+    def failing(model, prompts, length, choose, report):
+        if error:
+            raise error
+        choose(torch.full((len(prompts), 257), torch.nan))
+        return Continuation(prompts, 0, torch.zeros(len(prompts), 257))
+
+    monkeypatch.setattr(sampled_pieces, "continued", failing)
+    monkeypatch.setattr(sampled_pieces, "check_cache", lambda bundle, found: 0)
+    with pytest.raises(NMBenchError, match=said):
+        setup(texts, tmp_path)
+    assert not list(tmp_path.glob("sampled/*"))
 
 
 @pytest.mark.parametrize(
