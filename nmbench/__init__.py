@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from nmbench.sources import Metric as Metric
     from nmbench.sources import ModelSource as ModelSource
     from nmbench.sources import Reporter as Reporter
+    from nmbench.sources import Sampling as Sampling
     from nmbench.sources import Value as Value
     from nmbench.sources import WindowMetric as WindowMetric
     from nmbench.spec import Defaults as Defaults
@@ -135,6 +136,7 @@ HOMES = {
         "Metric",
         "ModelSource",
         "Reporter",
+        "Sampling",
         "Value",
         "WindowMetric",
     ),

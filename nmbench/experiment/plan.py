@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.registry import Registry
 from nmbench.repairs import Repair
-from nmbench.spec import Defaults, ResolvedSpec, RunSpec
+from nmbench.spec import CALIBRATION, Defaults, ResolvedSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Plan:
 def checked(spec: RunSpec, plugins: Plugins) -> Plan:
     """Return the plan of `spec` with its methods built. Raises `NMBenchError` for unknown names and bad values."""
     check_names(spec, plugins)
-    spec = with_typed_options(spec, plugins)
+    spec = with_typed_calibration(with_typed_options(spec, plugins), plugins)
     found = tuple(contenders(spec, plugins))
     check_supported(found, (*spec.patterns, *(pattern for _, pattern in spec.pattern_for)))
     return Plan(spec, plugins, found)
@@ -76,7 +77,7 @@ def check_names(spec: RunSpec, plugins: Plugins) -> None:
     """Raise `NMBenchError` for an unknown or ill-formed model, metric, data set or dtype, before anything is loaded."""
     source_of(spec.model, plugins)
     if spec.calibration:
-        look_up(plugins, plugins.registries.datasets, spec.calibration)
+        check_calibration(spec.calibration, plugins)
     for text in spec.metrics:
         for name in look_up(plugins, plugins.registries.metrics, text).datasets:
             look_up(plugins, plugins.registries.datasets, name)
@@ -86,10 +87,29 @@ def check_names(spec: RunSpec, plugins: Plugins) -> None:
     device_of(spec.device)
 
 
+def check_calibration(name: str, plugins: Plugins) -> None:
+    """Raise `NMBenchError` for an unknown data set, and for prompts from text that is sampled itself."""
+    sampling = look_up(plugins, plugins.registries.datasets, name).sampling
+    if sampling and look_up(plugins, plugins.registries.datasets, sampling.source).sampling:
+        raise NMBenchError(
+            f"--calibration {name} takes its prompts from text that is sampled itself; name real text, for example "
+            f"{CALIBRATION}."
+        )
+
+
 def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
     """Return the data set or metric of the text `name` or `name:argument`."""
     name, _, argument = text.partition(":")
     return plugins.lookup(registry, name)(argument)
+
+
+def with_typed_calibration(spec: RunSpec, plugins: Plugins) -> RunSpec:
+    """Return `spec` with the options of sampled calibration text in one form, so that equal values make equal runs."""
+    if not spec.calibration:
+        return spec
+    sampling = look_up(plugins, plugins.registries.datasets, spec.calibration).sampling
+    name = f"{spec.calibration.partition(':')[0]}:{sampling}" if sampling else spec.calibration
+    return dataclasses.replace(spec, calibration=name)
 
 
 def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> None:
