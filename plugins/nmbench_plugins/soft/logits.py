@@ -17,15 +17,22 @@ EPSILON = 1e-8
 
 
 class Logits:
-    """Logits and moments by layer, float32 `[out, in]` on the device of the model.
+    """Logits and moments of the layers in `start`, name -> bool mask `[out, in]`: float32 `[out, in]` on `device`.
 
-    They begin at the masks of the start: a group leaves it with probability `leave` in a draw at noise scale `noise`.
+    They begin at the start: a group leaves it with probability `leave` in a draw at noise scale `noise`.
     """
 
-    def __init__(self, task: nmbench.LearnTask, leave: float, noise: float) -> None:
-        self.patterns, device = task.pattern, task.bundle.device
-        gaps = {name: noise * lead_of(pattern, leave) for name, pattern in task.pattern.items()}
-        self.values = {name: mask.to(device).float().mul_(gaps[name]) for name, mask in task.initial.items()}
+    def __init__(
+        self,
+        patterns: Mapping[str, nmbench.Pattern],
+        start: Mapping[str, Tensor],
+        device: torch.device,
+        leave: float,
+        noise: float,
+    ) -> None:
+        self.patterns, self.device = patterns, device
+        leads = {pattern: noise * lead_of(pattern, leave) for pattern in set(patterns.values())}
+        self.values = {name: mask.to(device).float().mul_(leads[patterns[name]]) for name, mask in start.items()}
         self.first = {name: torch.zeros_like(value) for name, value in self.values.items()}
         self.second = {name: torch.zeros_like(value) for name, value in self.values.items()}
 
