@@ -134,7 +134,7 @@ def estimate(
         if streamed
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(together(layers, needs, sequential) for layers in block_layers),
-        working=max(run, solve) + largest,  # copies of the dense weights of the pruned block
+        working=max(run, solve) + (0 if streamed else largest),  # copies of the dense weights of the pruned block
         learning=tuple(dict.fromkeys(learning(method, bundle, streamed, pool_tokens) for method in learners)),
     )
 

@@ -94,7 +94,8 @@ def greedy_masks(
     """
     generator = block.generator
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    logits = Logits(block.pattern, block.masks, generator.device, method.leave, method.noise[0])
+    start = (block.pattern, block.masks, generator.device, method.leave, method.noise[0])
+    logits = Logits(*start, getattr(torch, method.moments))
     steps = BlockSteps(block, targets, Relaxed(logits, method.straight, seed), before)
     for step, number in zip(range(schedule.steps), in_passes(block.batches, generator), strict=False):
         steps.take(number, schedule.at(step))

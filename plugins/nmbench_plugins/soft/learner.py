@@ -30,8 +30,9 @@ from nmbench_plugins.soft.training import Run
 
 SCOPES = ("model", "block")
 ESTIMATORS = ("soft", "straight-through")
-LOGIT, MOMENTS = 4, 8  # bytes a weight
-LONG = {"passes": 20.0, "minibatch": 32, "learning_rate": 1e-3, "leave": 0.2}
+LOGIT = 4  # bytes a weight
+MOMENTS = {"float32": 8, "bfloat16": 4}  # bytes a weight, of both moments
+LONG = {"passes": 20.0, "minibatch": 16, "learning_rate": 1e-3, "leave": 0.2, "compile": True}
 STRAIGHT = {
     "passes": 15.0,
     "estimator": "straight-through",
@@ -61,8 +62,10 @@ class Soft(nmbench.MaskLearner):
     leave: float = nmbench.option(0.35, "probability that a draw of a group leaves the start, at the first step")
     first_noise: float = nmbench.option(0.02, "noise scale at the first step: logits are divided by it")
     last_noise: float = nmbench.option(0.002, "noise scale after three quarters of the steps")
+    moments: str = nmbench.option("float32", "dtype in which the moments of Adam are kept", choices=tuple(MOMENTS))
     minibatch: int = nmbench.option(4, "windows per step", unit="windows")
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")
+    compile: bool = nmbench.option(False, "fuse the work between matrix products: half the time of a step on a GPU")
     check_every: int = nmbench.option(50, "steps between two measurements on selection windows", unit="steps")
     checkpoint_every: int = nmbench.option(100, "steps between two checkpoints", unit="steps")
 
@@ -98,7 +101,7 @@ class Soft(nmbench.MaskLearner):
 
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of logits, moments, a gradient of the live weight, and the dense weight."""
-        return LOGIT + MOMENTS + 2 * itemsize
+        return LOGIT + MOMENTS[self.moments] + 2 * itemsize
 
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the learnt mask by layer, or that of the start if it is not better."""

@@ -17,9 +17,10 @@ EPSILON = 1e-8
 
 
 class Logits:
-    """Logits and moments of the layers in `start`, name -> bool mask `[out, in]`: float32 `[out, in]` on `device`.
+    """Logits, float32, and moments, of dtype `moments`, by layer: `[out, in]` on `device`.
 
-    They begin at the start: a group leaves it with probability `leave` in a draw at noise scale `noise`.
+    They begin at `start`, name -> bool mask; a group leaves it with probability `leave` in a draw at noise scale
+    `noise`.
     """
 
     def __init__(
@@ -29,12 +30,13 @@ class Logits:
         device: torch.device,
         leave: float,
         noise: float,
+        moments: torch.dtype = torch.float32,
     ) -> None:
         self.patterns, self.device = patterns, device
         leads = {pattern: noise * lead_of(pattern, leave) for pattern in set(patterns.values())}
         self.values = {name: mask.to(device).float().mul_(leads[patterns[name]]) for name, mask in start.items()}
-        self.first = {name: torch.zeros_like(value) for name, value in self.values.items()}
-        self.second = {name: torch.zeros_like(value) for name, value in self.values.items()}
+        self.first = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
+        self.second = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
 
     def parts(self, name: str) -> Iterator[slice]:
         """Yield the rows of a layer, as many at once as bound the memory of the computation."""
@@ -55,8 +57,9 @@ class Logits:
     def update(self, name: str, rows: slice, gradient: Tensor, pace: Tensor) -> None:
         """Take one step of Adam on rows of a layer; `pace` is float32 `[4]` on the device (`pace_of`)."""
         blend_first, blend_second, rate, unbias = pace.unbind()
-        first = self.first[name][rows].lerp_(gradient, blend_first)
-        second = self.second[name][rows].lerp_(gradient.square(), blend_second)
+        first = self.first[name][rows].float().lerp_(gradient, blend_first)
+        second = self.second[name][rows].float().lerp_(gradient.square(), blend_second)
+        self.first[name][rows], self.second[name][rows] = first, second
         self.values[name][rows].sub_((first * rate).div_(second.mul(unbias).sqrt_().add_(EPSILON)))
 
     def state(self) -> Mapping[str, Mapping[str, Tensor]]:

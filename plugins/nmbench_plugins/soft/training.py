@@ -35,7 +35,8 @@ class Run:
         step_tokens = self.minibatch * self.windows.shape[1]
         self.count = steps_within(method.tokens, method.passes, self.windows.numel(), step_tokens)
         self.schedule = Schedule(self.count, method.noise, method.learning_rate, method.fall)
-        self.logits = Logits(task.pattern, task.initial, task.bundle.device, method.leave, method.noise[0])
+        logits = (task.pattern, task.initial, task.bundle.device, method.leave, method.noise[0])
+        self.logits = Logits(*logits, getattr(torch, method.moments))
         self.objective = Objective(method.kl)
         self.selection: nmbench.Selection[Masks] = nmbench.Selection(task, task.initial, TOLERANCE_NATS)
         self.seed = int(torch.randint(2**62, (), generator=task.generator, device=task.bundle.device))
@@ -45,6 +46,8 @@ class Run:
         """Return the best masks on held-out windows if others confirm them, else those of the start."""
         with self.task.gradients() as live, torch.no_grad():
             self._begin(live)
+            if self.method.compile:
+                live.compile(self.windows[: self.minibatch], self.objective)
             steps = Steps(live, self.logits, self.objective, self.method.straight, self.seed)
             batches = self.task.batches(self.minibatch, None, self.windows, self.step)  # a pass reads every window
             while self.step < self.count:

@@ -88,6 +88,29 @@ def test_an_update_at_pace_0_changes_nothing():
     assert not any(moment.any() for moment in (*steps.logits.first.values(), *steps.logits.second.values()))
 
 
+def test_moments_may_be_short():
+    """Moments in bfloat16 take the same first step to rounding, and half the bytes."""
+    moved = {}
+    for moments in (torch.float32, torch.bfloat16):
+        task = LearnCase().task()
+        with task.gradients() as live:
+            steps = Steps(
+                live,
+                Logits(task.pattern, task.initial, task.bundle.device, 0.2, 0.02, moments),
+                Objective(),
+                False,
+                seed=0,
+            )
+            before = {name: value.clone() for name, value in steps.logits.values.items()}
+            steps.take(task.pool[:4], SETTING)
+            moved[moments] = {name: value - before[name] for name, value in steps.logits.values.items()}
+            assert {moment.dtype for moment in (*steps.logits.first.values(), *steps.logits.second.values())} == {
+                moments
+            }
+    for name, step in moved[torch.float32].items():
+        torch.testing.assert_close(moved[torch.bfloat16][name], step, rtol=1e-3, atol=1e-8)
+
+
 def test_the_start_is_the_greedy_mask():
     """Logits of the start have the masks of the start, and the dense weights come back at the end."""
     task = LearnCase("4:8").task()
