@@ -31,6 +31,7 @@ METHODS = (
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=140, **QUICK),
     Soft(passes=20.0, minibatch=8, learning_rate=5e-3, check_every=20, checkpoint_every=9),
+    Soft(scope="block", passes=20.0, minibatch=8, learning_rate=5e-3),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
     SparseGPTRepair(),

@@ -17,17 +17,24 @@ EPSILON = 1e-8
 
 
 class Logits:
-    """Logits, float32, and moments, of dtype `moments`, by layer: `[out, in]` on the device of the model.
+    """Logits, float32, and moments, of dtype `moments`, by layer: `[out, in]` on `device`.
 
-    They begin at the masks of the start: a group leaves it with probability `leave` in a draw at noise scale `noise`.
+    They begin at `start`, name -> bool mask; a group leaves it with probability `leave` in a draw at noise scale
+    `noise`.
     """
 
     def __init__(
-        self, task: nmbench.LearnTask, leave: float, noise: float, moments: torch.dtype = torch.float32
+        self,
+        patterns: Mapping[str, nmbench.Pattern],
+        start: Mapping[str, Tensor],
+        device: torch.device,
+        leave: float,
+        noise: float,
+        moments: torch.dtype = torch.float32,
     ) -> None:
-        self.patterns, device = task.pattern, task.bundle.device
-        gaps = {name: noise * lead_of(pattern, leave) for name, pattern in task.pattern.items()}
-        self.values = {name: mask.to(device).float().mul_(gaps[name]) for name, mask in task.initial.items()}
+        self.patterns, self.device = patterns, device
+        leads = {pattern: noise * lead_of(pattern, leave) for pattern in set(patterns.values())}
+        self.values = {name: mask.to(device).float().mul_(leads[patterns[name]]) for name, mask in start.items()}
         self.first = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
         self.second = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
 

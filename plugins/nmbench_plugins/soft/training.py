@@ -35,7 +35,8 @@ class Run:
         step_tokens = self.minibatch * self.windows.shape[1]
         self.count = steps_within(method.tokens, method.passes, self.windows.numel(), step_tokens)
         self.schedule = Schedule(self.count, method.noise, method.learning_rate, method.fall)
-        self.logits = Logits(task, method.leave, method.noise[0], getattr(torch, method.moments))
+        logits = (task.pattern, task.initial, task.bundle.device, method.leave, method.noise[0])
+        self.logits = Logits(*logits, getattr(torch, method.moments))
         self.objective = Objective(method.kl)
         self.selection: nmbench.Selection[Masks] = nmbench.Selection(task, task.initial, TOLERANCE_NATS)
         self.seed = int(torch.randint(2**62, (), generator=task.generator, device=task.bundle.device))
