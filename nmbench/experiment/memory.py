@@ -18,6 +18,7 @@ from torch import nn
 from nmbench.calibration.walk import batch_tokens
 from nmbench.methods import Layerwise, MaskLearner, Method, Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
+from nmbench.pattern import Pattern
 from nmbench.repairs import WeightLearner
 from nmbench.spec import ResolvedSpec
 
@@ -84,10 +85,12 @@ def estimate(
     batch_tokens: int,
     learners: Sequence[MaskLearner | WeightLearner] = (),
     sequential: bool = False,
+    patterns: Sequence[Pattern] = (),
 ) -> Estimate:
     """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time.
 
-    `sequential`: whether all methods prune the layers of a block one after the other.
+    `sequential`: whether all methods prune the layers of a block one after the other. Of several `patterns`, a learner
+    is estimated for the one that needs most.
     """
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
@@ -111,15 +114,19 @@ def estimate(
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(together(layers, needs, sequential) for layers in block_layers),
         working=max(run, solve) + largest,  # copies of the dense weights of the pruned block
-        learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),
+        learning=tuple(dict.fromkeys(learning(method, bundle, patterns) for method in learners)),
     )
 
 
-def learning(method: MaskLearner | WeightLearner, bundle: Bundle) -> Learning:
-    """Return the estimate for one learner."""
-    each = method.bytes_per_weight(bundle.dtype.itemsize)
+def learning(method: MaskLearner | WeightLearner, bundle: Bundle, patterns: Sequence[Pattern]) -> Learning:
+    """Return the estimate for one learner, at the pattern that needs most."""
+    size = bundle.dtype.itemsize
+    of_patterns = [method.bytes_at(it, size) for it in patterns] if isinstance(method, MaskLearner) else []
+    each = of_patterns or [method.bytes_per_weight(size)]
+    known = [value for value in each if value is not None]
     count = sum(math.prod(layer.shape) for layer in bundle.layers.values())
-    return Learning(type(method).__name__, bytes_of(bundle.model), None if each is None else round(each * count))
+    own = round(max(known) * count) if len(known) == len(each) else None
+    return Learning(type(method).__name__, bytes_of(bundle.model), own)
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -189,4 +196,5 @@ def planned(
     learners = [method for method in methods if isinstance(method, (MaskLearner, WeightLearner))]
     at_once = batch_tokens(bundle, device)
     in_turn = all(method.sequential for method in walked)
-    return estimate(bundle, needs, spec.windows, spec.window_tokens, device.type, streamed, at_once, learners, in_turn)
+    walk = needs, spec.windows, spec.window_tokens, device.type, streamed, at_once
+    return estimate(bundle, *walk, learners, in_turn, spec.patterns)
