@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from nmbench.evaluation import Objective
-from nmbench.pruning import Replay
+from nmbench.pruning import MaskSteps, gumbel
 from nmbench_plugins.soft.kernels import launch
-from nmbench_plugins.soft.logits import EPSILON, Logits, pace_of
-from nmbench_plugins.soft.noise import gumbel, step_keys
+from nmbench_plugins.soft.logits import EPSILON, Logits
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
 from nmbench_plugins.soft.schedule import Setting
 
@@ -24,45 +23,26 @@ if TYPE_CHECKING:
     from nmbench.pruning import Training
 
 
-class Steps:
+class Steps(MaskSteps):
     """Updates of `logits`. `straight`: the forward pass has the greedy mask, and the gradient of the mask is taken for
-    that of the logits, without noise. `seed`: of the noise.
+    that of the logits, without noise. `seed`: of the noise. `scales`: temperature and noise scale.
     """
 
     def __init__(
         self, live: Training, logits: Logits, objective: Objective, straight: bool, seed: int, graph: bool = True
     ) -> None:
-        self.live, self.logits, self.objective, self.straight, self.seed = live, logits, objective, straight, seed
-        self.device = live.bundle.device
-        self.keys = torch.zeros(2, dtype=torch.int32, device=self.device)  # of the noise of this step
-        self.scales = torch.ones(2, device=self.device)  # temperature, noise scale
-        self.pace = torch.zeros(4, device=self.device)  # of Adam
-        self.replay = Replay(live, objective, self._update, graph)
+        super().__init__(live, objective, tuple(logits.values), 2, seed, graph)
+        self.logits, self.straight = logits, straight
 
     def take(self, tokens: Tensor, setting: Setting) -> Tensor:
         """Update the logits by a minibatch `[n, window_tokens]`; return the objective by window, float32 `[n]`."""
-        if self.replay.due:
-            self.pace.zero_()  # an update changes nothing
-            self.replay.capture(tokens)
-        self._set(self.keys, step_keys(self.seed, setting.step))
-        self._set(self.scales, (setting.temperature, setting.noise))
-        self._set(self.pace, pace_of(setting.rate, setting.step))
-        return self.replay(tokens)
+        return self.advance(tokens, setting.step, setting.rate, (setting.temperature, setting.noise))
 
-    def show_greedy(self) -> None:
-        """Make the greedy masks those of the live weights, until the next update."""
-        self.live.apply({name: self.logits.greedy(name) for name in self.logits.values})
+    def greedy(self, name: str) -> Tensor:
+        """Return the mask of the largest logits of a layer, bool `[out, in]`."""
+        return self.logits.greedy(name)
 
-    def _update(self, tokens: Tensor) -> Tensor:
-        for number, name in enumerate(self.logits.values):
-            self._write(number, name)
-        self.live.clear()
-        losses = self.live.backward(tokens, self.objective)
-        for number, name in enumerate(self.logits.values):
-            self._learn(number, name)
-        return losses
-
-    def _write(self, number: int, name: str) -> None:
+    def write_layer(self, number: int, name: str) -> None:
         """Write W * m of a layer into the model."""
         dense, logits, pattern = self.live.dense(name), self.logits.values[name], self.logits.patterns[name]
         weight = torch.empty_like(dense)
@@ -74,7 +54,7 @@ class Steps:
             weight[rows] = dense[rows] * self._mask(number, name, rows)
         self.live.write(name, weight)
 
-    def _learn(self, number: int, name: str) -> None:
+    def learn_layer(self, number: int, name: str) -> None:
         """Update the logits of a layer by the gradient of its live weight."""
         dense, gradient, pattern = self.live.dense(name), self.live.gradient(name), self.logits.patterns[name]
         if not self.straight and launch.usable(pattern, self.device, dense, gradient):
@@ -106,6 +86,3 @@ class Steps:
         logits = self.logits.values[name]
         noise = gumbel(self.keys, number, rows.start * logits.shape[1], logits[rows].shape)
         return columns(noise.add_(logits[rows] / self.scales[1]), self.logits.patterns[name].group)
-
-    def _set(self, target: Tensor, values: tuple[float, ...]) -> None:
-        target.copy_(torch.tensor(values, dtype=target.dtype))
