@@ -232,6 +232,10 @@ class MaskLearner(Method):
         """
         return None
 
+    def bytes_at(self, pattern: Pattern, itemsize: int) -> float | None:
+        """Return the same at one pattern; a learner overrides this method instead if its memory depends on it."""
+        return self.bytes_per_weight(itemsize)
+
     def learn(self, task: LearnTask) -> Mapping[str, Tensor]:
         """Return one bool mask `[out, in]` for every name in `task.layers`."""
         raise NotImplementedError

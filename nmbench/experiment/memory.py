@@ -18,6 +18,7 @@ from torch import nn
 from nmbench.calibration.walk import batch_tokens
 from nmbench.methods import Layerwise, MaskLearner, Method, Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
+from nmbench.pattern import Pattern
 from nmbench.repairs import WeightLearner
 from nmbench.spec import ResolvedSpec
 
@@ -107,11 +108,12 @@ def estimate(
     learners: Sequence[MaskLearner | WeightLearner] = (),
     sequential: bool = False,
     pool_tokens: int = 0,
+    patterns: Sequence[Pattern] = (),
 ) -> Estimate:
     """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time.
 
     `sequential`: whether all methods prune the layers of a block one after the other. `pool_tokens`: those that
-    learners read.
+    learners read. Of several `patterns`, a learner is estimated for the one that needs most.
     """
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
@@ -135,13 +137,15 @@ def estimate(
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(together(layers, needs, sequential) for layers in block_layers),
         working=max(run, solve) + (0 if streamed else largest),  # copies of the dense weights of the pruned block
-        learning=tuple(dict.fromkeys(learning(method, bundle, streamed, pool_tokens) for method in learners)),
+        learning=tuple(dict.fromkeys(learning(it, bundle, patterns, streamed, pool_tokens) for it in learners)),
     )
 
 
-def learning(method: MaskLearner | WeightLearner, bundle: Bundle, streamed: bool, pool_tokens: int) -> Learning:
+def learning(
+    method: MaskLearner | WeightLearner, bundle: Bundle, patterns: Sequence[Pattern], streamed: bool, pool_tokens: int
+) -> Learning:
     """Return the estimate for one learner: of the whole model, or of its largest block if it learns block by block."""
-    each = method.bytes_per_weight(bundle.dtype.itemsize)
+    each = bytes_each(method, patterns, bundle.dtype.itemsize)
     counts = [sum(math.prod(la.shape) for la in bundle.block_layers(index)) for index in range(len(bundle.blocks))]
     name, model = type(method).__name__, bytes_of(bundle.model)
     if learns_whole(method):
@@ -151,6 +155,14 @@ def learning(method: MaskLearner | WeightLearner, bundle: Bundle, streamed: bool
     hidden = 0 if streamed else PASSING * pool_tokens * hidden_width(bundle) * bundle.dtype.itemsize
     own = None if each is None else round(each * max(counts))
     return Learning(name, live + LEARNT * max(blocks), own, hidden, blockwise=True)
+
+
+def bytes_each(method: MaskLearner | WeightLearner, patterns: Sequence[Pattern], itemsize: int) -> float | None:
+    """Return the bytes of a learner for a prunable weight, at the pattern that needs most; None if not known."""
+    of_patterns = [method.bytes_at(it, itemsize) for it in patterns] if isinstance(method, MaskLearner) else []
+    each = of_patterns or [method.bytes_per_weight(itemsize)]
+    known = [value for value in each if value is not None]
+    return max(known) if len(known) == len(each) else None
 
 
 def learns_whole(method: Method) -> bool:
@@ -225,15 +237,5 @@ def planned(
     learners = [method for method in methods if isinstance(method, (MaskLearner, WeightLearner))]
     at_once = batch_tokens(bundle, device)
     in_turn = all(method.sequential for method in walked)
-    return estimate(
-        bundle,
-        needs,
-        spec.windows,
-        spec.window_tokens,
-        device.type,
-        streamed,
-        at_once,
-        learners,
-        in_turn,
-        spec.pool_tokens,
-    )
+    walk = needs, spec.windows, spec.window_tokens, device.type, streamed, at_once
+    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns)

@@ -16,6 +16,7 @@ from nmbench.pattern import Pattern
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.results.files import MemoryCheckpoints
+from nmbench_plugins.maskllm import MaskLLM
 from nmbench_plugins.maskpro.learner import MaskPro
 from nmbench_plugins.soft import Soft
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -157,6 +158,20 @@ def test_an_8b_model_fits_a_gpu_of_80_gib_by_blocks():
     learners = [Soft(scope="block"), Soft()]
     blocks, whole = estimate(bundle, Stat.NONE, 8, 2048, "cuda", True, 4096, learners, pool_tokens=2**20).learning
     assert blocks.least < 10 * GIBIBYTE < 110 * GIBIBYTE < whole.least
+
+
+def test_a_learner_is_estimated_for_its_patterns():
+    """Of several patterns, the estimate is for the one that needs most: gates of 4:8 need more than those of 2:4."""
+    bundle = TinyModel().load("llama")
+    count = sum(layer.read().numel() for layer in bundle.layers.values())
+
+    def own(*patterns):
+        args = bundle, Stat.NONE, 8, 64, "cuda", False, 4096, [MaskLLM(), Soft()]
+        return [it.own for it in estimate(*args, patterns=patterns).learning]
+
+    two, four, size = Pattern(2, 4), Pattern(4, 8), 2 * bundle.dtype.itemsize
+    assert own(two) == [(12 * 1.5 + size) * count, (12 + size) * count]
+    assert own(two, four) == own(four, two) == [(12 * 8.75 + size) * count, (12 + size) * count]
 
 
 def test_what_a_learner_holds_is_not_less():

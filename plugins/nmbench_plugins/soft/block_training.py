@@ -20,9 +20,9 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import groups_changed
-from nmbench.pruning import PartReplay, in_passes, relative_error, squared_errors, steps_within
+from nmbench.pruning import PartReplay, StepSettings, in_passes, relative_error, squared_errors, steps_within
 from nmbench_plugins.soft.logits import Logits
-from nmbench_plugins.soft.relaxed import Relaxed
+from nmbench_plugins.soft.relaxed import SCALES, Relaxed
 from nmbench_plugins.soft.schedule import Schedule, Setting
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def greedy_masks(
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     start = (block.pattern, block.masks, generator.device, method.leave, method.noise[0])
     logits = Logits(*start, getattr(torch, method.moments))
-    steps = BlockSteps(block, targets, Relaxed(logits, method.straight, seed), before)
+    steps = BlockSteps(block, targets, logits, method.straight, seed, before)
     for step, number in zip(range(schedule.steps), in_passes(block.batches, generator), strict=False):
         steps.take(number, schedule.at(step))
         block.progress(step + 1, schedule.steps)
@@ -104,21 +104,31 @@ def greedy_masks(
 
 
 class BlockSteps:
-    """Updates of the logits of a block by the relative error of its outputs, which is `before` under the start.
+    """Updates of the `logits` of a block by the relative error of its outputs, which is `before` under the start.
 
-    `targets`: the outputs that each batch of the block should have.
+    `targets`: the outputs that each batch of the block should have; `straight` as for `Relaxed`; `seed`: of the noise.
     """
 
-    def __init__(self, block: nmbench.BlockTask, targets: Sequence[Tensor], relaxed: Relaxed, before: float) -> None:
-        self.relaxed, self.dense, self.before = relaxed, block.dense, before
+    def __init__(
+        self,
+        block: nmbench.BlockTask,
+        targets: Sequence[Tensor],
+        logits: Logits,
+        straight: bool,
+        seed: int,
+        before: float,
+    ) -> None:
+        self.settings = StepSettings(logits.device, SCALES, seed)
+        self.relaxed = Relaxed(logits, straight, self.settings)
+        self.dense, self.before = block.dense, before
         self.replay = PartReplay(block, targets, self._update)
 
     def take(self, number: int, setting: Setting) -> None:
         """Update the logits by batch `number`."""
         if self.replay.due:
-            self.relaxed.pace.zero_()
+            self.settings.hold()
             self.replay.capture()
-        self.relaxed.set(setting)
+        self.settings.begin(setting.step, setting.rate, (setting.temperature, setting.noise))
         self.replay(number)
 
     def _update(self, part: nmbench.Part, number: int, target: Tensor) -> None:

@@ -10,32 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nmbench.pruning import StepSettings, gumbel
 from nmbench_plugins.soft.kernels import launch
-from nmbench_plugins.soft.logits import EPSILON, Logits, pace_of
-from nmbench_plugins.soft.noise import gumbel, step_keys
+from nmbench_plugins.soft.logits import EPSILON, Logits
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
-from nmbench_plugins.soft.schedule import Setting
+
+SCALES = 2  # temperature and noise scale
 
 
 class Relaxed:
     """The masks of the layers of `logits` in one step. `straight`: they are the greedy masks, without noise, and the
-    gradient of the mask is taken for that of the logits. `seed`: of the noise.
-
-    What changes from step to step is in tensors on the device, so that a CUDA graph can read it.
+    gradient of the mask is taken for that of the logits. `settings`: of the step, with temperature and noise scale.
     """
 
-    def __init__(self, logits: Logits, straight: bool, seed: int) -> None:
-        self.logits, self.straight, self.seed = logits, straight, seed
+    def __init__(self, logits: Logits, straight: bool, settings: StepSettings) -> None:
+        self.logits, self.straight = logits, straight
         self.device = logits.device
-        self.keys = torch.zeros(2, dtype=torch.int32, device=self.device)  # of the noise of this step
-        self.scales = torch.ones(2, device=self.device)  # temperature, noise scale
-        self.pace = torch.zeros(4, device=self.device)  # of Adam; 0: an update changes nothing
-
-    def set(self, setting: Setting) -> None:
-        """Begin a step."""
-        self._copy(self.keys, step_keys(self.seed, setting.step))
-        self._copy(self.scales, (setting.temperature, setting.noise))
-        self._copy(self.pace, pace_of(setting.rate, setting.step))
+        self.keys, self.scales, self.pace = settings.keys, settings.scales, settings.pace
 
     def weight(self, number: int, name: str, dense: Tensor) -> Tensor:
         """Return W * m of a layer, `[out, in]` in the dtype of the `dense` weight; `number`: of the layer."""
@@ -80,6 +71,3 @@ class Relaxed:
         logits = self.logits.values[name]
         noise = gumbel(self.keys, number, rows.start * logits.shape[1], logits[rows].shape)
         return columns(noise.add_(logits[rows] / self.scales[1]), self.logits.patterns[name].group)
-
-    def _copy(self, target: Tensor, values: tuple[float, ...]) -> None:
-        target.copy_(torch.tensor(values, dtype=target.dtype))

@@ -7,9 +7,10 @@ import torch
 from torch.func import functional_call
 
 from nmbench.evaluation import Objective, objective
+from nmbench.pruning import BETAS, pace_of
 from nmbench.testing.cases import LearnCase
 from nmbench_plugins.soft import logits as logits_module
-from nmbench_plugins.soft.logits import Logits, pace_of
+from nmbench_plugins.soft.logits import Logits
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask
 from nmbench_plugins.soft.schedule import Setting
 from nmbench_plugins.soft.steps import Steps
@@ -68,7 +69,7 @@ def test_the_step_is_that_of_adam():
     logits = of_task(task, 0.2)
     name, value = next(iter(logits.values.items()))
     own = value.clone().requires_grad_()
-    adam = torch.optim.Adam([own], lr=1e-3, betas=logits_module.BETAS)
+    adam = torch.optim.Adam([own], lr=1e-3, betas=BETAS)
     for step in range(2):
         gradient = torch.randn(own.shape, generator=torch.Generator().manual_seed(step))
         own.grad = gradient
@@ -120,7 +121,7 @@ def test_the_start_is_the_greedy_mask():
         steps.take(task.pool[:4], Setting(0, 1.0, 0.02, 0.0))
         steps.show_greedy()
         for name, mask in task.initial.items():
-            assert steps.logits.masks()[name].equal(mask)
+            assert steps.masks()[name].equal(mask)
             assert live.bundle.layers[name].read().equal(dense[name].masked_fill(~mask, 0.0))
     for name, layer in task.bundle.layers.items():
         assert layer.read().equal(dense[name])
