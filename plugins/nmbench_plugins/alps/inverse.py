@@ -30,7 +30,8 @@ def triangular_inverse(lower: Tensor, block: int = BLOCK) -> Tensor:
         with full_float32():
             unit = torch.eye(rows.stop - rows.start, dtype=lower.dtype, device=lower.device)
             diagonal = torch.linalg.solve_triangular(lower[rows, rows], unit, upper=False)
-        lower[rows, above] = (diagonal @ (lower[rows, above] @ lower[above, above])).neg_()
+        product = lower[rows, above] @ lower[above, above]
+        lower[rows, above].addmm_(diagonal, product, beta=0, alpha=-1)
         lower[rows, rows] = diagonal
     return lower
 

@@ -38,7 +38,7 @@ class Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         call = str(func.overloadpacket).split(".")[-1], torch.backends.cuda.matmul.allow_tf32
         self.calls[call] = self.calls.get(call, 0) + 1
-        if call in (("mm", True), ("addmm", True)):
+        if call in (("mm", True), ("addmm", True), ("addmm_", True)):
             args = (*args[:-2], *map(rounded, args[-2:]))
         return func(*args, **(kwargs or {}))
 
