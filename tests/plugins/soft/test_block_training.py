@@ -22,7 +22,6 @@ from nmbench_plugins.soft import Soft
 from nmbench_plugins.soft.block_training import BlockSteps, learnt
 from nmbench_plugins.soft.logits import Logits
 from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask
-from nmbench_plugins.soft.relaxed import Relaxed
 from nmbench_plugins.soft.schedule import Schedule, Setting
 from nmbench_plugins.tiny import TinyModel
 
@@ -162,12 +161,12 @@ def test_the_gradient_of_the_logits_is_that_of_autograd(family):
     def learn(block):
         target = block.target(0, 0.5)
         logits = Logits(block.pattern, block.masks, bundle.device, 0.4, 0.02)
-        relaxed = Relaxed(logits, False, seed=3)
         leaves = {name: value.double().requires_grad_() for name, value in logits.values.items()}
-        BlockSteps(block, [target], relaxed, 0.5).take(0, Setting(0, 0.5, 0.02, 1e-3))
+        steps = BlockSteps(block, [target], logits, False, 3, 0.5)
+        steps.take(0, Setting(0, 0.5, 0.02, 1e-3))
         fresh = Logits(block.pattern, block.masks, bundle.device, 0.4, 0.02)
-        relaxed.logits = fresh
-        loss = plain_loss(block, target, relaxed, leaves) / 0.5
+        steps.relaxed.logits = fresh
+        loss = plain_loss(block, target, steps.relaxed, leaves) / 0.5
         expected = torch.autograd.grad(loss, list(leaves.values()))
         for name, gradient in zip(leaves, expected, strict=True):
             assert gradient.norm() > 0
