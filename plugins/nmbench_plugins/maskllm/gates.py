@@ -18,20 +18,22 @@ EPSILON = 1e-5  # of Adam, as in the paper
 
 
 class Gates:
-    """Gates and moments by layer, float32 `[C(M, N), groups]` on the device of the model.
+    """Gates, float32, and moments, of dtype `moments`, by layer: `[C(M, N), groups]` on the device of the model.
 
     They begin at the masks of the start: a group leaves it with probability `leave` in a draw at `scale`.
     """
 
-    def __init__(self, task: nmbench.LearnTask, leave: float, scale: float) -> None:
+    def __init__(
+        self, task: nmbench.LearnTask, leave: float, scale: float, moments: torch.dtype = torch.float32
+    ) -> None:
         self.shapes, self.patterns, device = task.layers, task.pattern, task.bundle.device
         self.candidates = {pattern: candidates(pattern).to(device) for pattern in set(self.patterns.values())}
         self.values = {}
         for name, pattern in self.patterns.items():
             kept = members(task.initial[name].to(device).float(), pattern.group)  # [M, groups]
             self.values[name] = (self.of(name) @ kept).mul_(lead_of(pattern, leave) / scale)
-        self.first = {name: torch.zeros_like(value) for name, value in self.values.items()}
-        self.second = {name: torch.zeros_like(value) for name, value in self.values.items()}
+        self.first = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
+        self.second = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
 
     def of(self, name: str) -> Tensor:
         """Return the candidates of a layer, `[C(M, N), M]`."""

@@ -25,7 +25,8 @@ from nmbench_plugins.maskllm.schedule import ANNEALINGS
 if TYPE_CHECKING:
     from torch import Tensor
 
-GATE, MOMENTS = 4, 8  # bytes a gate
+GATE = 4  # bytes a gate
+MOMENTS = {"float32": 8, "bfloat16": 4}  # bytes a gate, of both moments
 PAPER = {
     "tokens": 2000 * 256 * 4096,
     "kl": 0.0,
@@ -64,6 +65,7 @@ class MaskLLM(nmbench.MaskLearner):
     first_scale: float = nmbench.option(50.0, "factor of the gates beside the noise, at the first step")
     last_scale: float = nmbench.option(500.0, "factor of the gates after the annealing")
     reward: float = nmbench.option(0.0, "reward of the sum of squares of kept weights; it fades linearly to 0")
+    moments: str = nmbench.option("float32", "dtype in which the moments of Adam are kept", choices=tuple(MOMENTS))
     minibatch: int = nmbench.option(4, "windows per step", unit="windows")
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")
     compile: bool = nmbench.option(False, "fuse the work between matrix products: half the time of a step on a GPU")
@@ -97,7 +99,7 @@ class MaskLLM(nmbench.MaskLearner):
 
     def bytes_at(self, pattern: nmbench.Pattern, itemsize: int) -> float:
         """Return the bytes of gates, moments, a gradient of the live weight, and the dense weight."""
-        return (GATE + MOMENTS) * count_of(pattern) / pattern.group + 2 * itemsize
+        return (GATE + MOMENTS[self.moments]) * count_of(pattern) / pattern.group + 2 * itemsize
 
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the learnt mask by layer, or that of the start if it is not better."""

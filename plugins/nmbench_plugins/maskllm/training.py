@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 import nmbench
@@ -23,7 +24,7 @@ def learnt(method: MaskLLM, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
     run = MaskRun(task, method)
 
     def begin(live: Training, seed: int) -> Updates:
-        gates = Gates(task, method.leave, method.first_scale)
+        gates = Gates(task, method.leave, method.first_scale, getattr(torch, method.moments))
         return Updates(Steps(live, gates, run.objective, seed), schedule_of(method, run.steps))
 
     return run.result(begin)
