@@ -19,13 +19,16 @@ from typing import ClassVar
 import nmbench
 
 MASTER, GRADIENT, MOMENTS = 4, 4, 8  # bytes a weight
+LONG = {"passes": 20.0, "minibatch": 16, "compile": True, "check_every": 200}
 
 
 @dataclass(frozen=True)
 class Distil(nmbench.WeightLearner):
     """Distil: the kept weights of the whole model learn the outputs of the dense model."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"long": {"passes": 20.0, "minibatch": 16, "compile": True}}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "long": {"passes": 20.0, "minibatch": 16, "compile": True, "check_every": 200}
+    }
 
     passes: float = nmbench.option(1.0, "passes over the pool")
     tokens: int | None = nmbench.option(None, "tokens to train on; none: as many as `passes` say", unit="tokens")

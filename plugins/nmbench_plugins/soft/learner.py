@@ -31,7 +31,16 @@ SCOPES = ("model", "block")
 ESTIMATORS = ("soft", "straight-through")
 LOGIT = 4  # bytes a weight
 MOMENTS = {"float32": 8, "bfloat16": 4}  # bytes a weight, of both moments
-LONG = {"passes": 20.0, "minibatch": 16, "learning_rate": 1e-3, "leave": 0.2, "compile": True}
+LONG = {
+    "passes": 15.0,
+    "minibatch": 16,
+    "learning_rate": 5e-4,
+    "leave": 0.2,
+    "compile": True,
+    "moments": "bfloat16",
+    "check_every": 200,
+    "checkpoint_every": 500,
+}
 STRAIGHT = {
     "passes": 15.0,
     "estimator": "straight-through",

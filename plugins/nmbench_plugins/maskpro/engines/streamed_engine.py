@@ -20,10 +20,11 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import window_losses
+from nmbench.models import ignoring_packed_windows
 from nmbench.pruning import LiveWeights, masked
 from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engines.base import Engine
-from nmbench_plugins.maskpro.engines.step_graph import Recorded, ignoring_packed_windows
+from nmbench_plugins.maskpro.engines.step_graph import Recorded
 from nmbench_plugins.maskpro.masks import Computed, Masks
 from nmbench_plugins.maskpro.tracker import Rule
 
