@@ -50,7 +50,7 @@ class RunOptions(Protocol):
 
 
 class MaskUpdates(Protocol):
-    """What a learner brings to a `MaskRun`: its updates and its state."""
+    """The updates and the state that a learner brings to a `MaskRun`."""
 
     def take(self, tokens: Tensor, step: int) -> Tensor:
         """Take update `step`, counted from 0, by a minibatch; return the objective by window, float32 `[n]`."""
