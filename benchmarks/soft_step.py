@@ -82,7 +82,13 @@ def measured(bundle: Bundle, args: argparse.Namespace, moments: torch.dtype, com
         if compiled:
             live.compile(tokens, objective)
         bare_ms = bare_milliseconds(live, tokens, objective, args.repeats)
-        steps = Steps(live, Logits(task, 0.2, 0.02, moments), objective, straight=False, seed=0)
+        steps = Steps(
+            live,
+            Logits(task.pattern, task.initial, task.bundle.device, 0.2, 0.02, moments),
+            objective,
+            straight=False,
+            seed=0,
+        )
         steps.take(tokens, SETTING)
         torch.cuda.reset_peak_memory_stats()
         step_ms = milliseconds(lambda: steps.take(tokens, SETTING), args.repeats)

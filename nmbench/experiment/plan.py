@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmbench.errors import NMBenchError
-from nmbench.experiment.contenders import Contender, contenders, lineage, look_up_method, names_of
+from nmbench.experiment.contenders import Contender, contenders, lineage, names_of, with_typed_options
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.loading import device_of, dtype_of, source_of
 from nmbench.methods import MaskLearner, Method
-from nmbench.options import typed
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.registry import Registry
@@ -102,18 +101,6 @@ def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
     """Return the data set or metric of the text `name` or `name:argument`."""
     name, _, argument = text.partition(":")
     return plugins.lookup(registry, name)(argument)
-
-
-def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
-    """Return `spec` with the options of its methods as values instead of text, so that equal values make equal runs.
-
-    Raises `NMBenchError` for an unknown method or option.
-    """
-    methods = []
-    for asked in spec.methods:
-        cls = look_up_method(asked.name, plugins)
-        methods.append(dataclasses.replace(asked, options=typed(cls, asked.options, asked.label)))
-    return dataclasses.replace(spec, methods=tuple(methods))
 
 
 def with_typed_calibration(spec: RunSpec, plugins: Plugins) -> RunSpec:

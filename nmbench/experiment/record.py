@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import cast
 
-from nmbench.evaluation.comparison import paired
+from nmbench.comparison import paired
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.experiment.dense_checks import better_than_dense
 from nmbench.experiment.doubts import Doubt

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import nmbench
-from nmbench_plugins.distil.training import Run
 
 MASTER, GRADIENT, MOMENTS = 4, 4, 8  # bytes a weight
 
@@ -52,4 +51,6 @@ class Distil(nmbench.WeightLearner):
 
     def learn(self, task: nmbench.WeightTask) -> Mapping[str, nmbench.Pruned]:
         """Return masks and trained weights of all layers."""
+        from nmbench_plugins.distil.training import Run
+
         return Run(self, task).result()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nmbench as nm
+from nmbench.pruning import gumbel, pace_of, step_keys
 from nmbench.runtime import triton_available
 from nmbench_plugins.soft.kernels import launch
-from nmbench_plugins.soft.logits import EPSILON, pace_of
-from nmbench_plugins.soft.noise import gumbel, step_keys
+from nmbench_plugins.soft.logits import EPSILON
 from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask, soft_mask_gradient
 
 MODULE = "nmbench_plugins.soft.kernels.program"
