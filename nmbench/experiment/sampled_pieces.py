@@ -65,10 +65,11 @@ class Sampler:
     def piece(self, index: int, report: Callable[[int], None]) -> Piece:
         """Return a piece from its file, or sample it; `report(drawn)` is called with the tokens that each window got.
 
-        A file that is damaged, or of other prompts or options, is not used, and a notice says so.
+        A file that is damaged is not used, and a notice says so. Files of other prompts or options have other names.
         """
-        prompts, path = self.prompts(index), self.files(f"seed{self.seed}.piece{index}")
+        prompts = self.prompts(index)
         key = self.key(index, prompts)
+        path = self.files(f"seed{self.seed}.piece{index}.{key}")
         try:
             kept = read_piece(path, key) if path.exists() else None
         except NMBenchError as error:
@@ -202,7 +203,7 @@ def read_piece(path: Path, key: str) -> Piece:
     """Return a piece from its file. Raises `NMBenchError` for a damaged file, and for a piece of another key."""
     tensors, about = read_tensors(path)
     if about.get("key") != key:
-        raise NMBenchError(f"{path} was sampled from another model, or by other prompts or options.")
+        raise NMBenchError(f"{path} is damaged: it holds windows of another model, or of other prompts or options.")
     if "windows" not in tensors or any(name not in about for name in DONE):
         raise NMBenchError(f"{path} is damaged: it lacks its windows or their cost.")
     piece = Piece(tensors["windows"], **{name: about[name] for name in DONE})

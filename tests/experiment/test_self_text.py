@@ -250,7 +250,7 @@ def test_interrupted_sampling_goes_on(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(Sampler, "drawn", noted)
     with pytest.raises(KeyboardInterrupt):
         setup(texts, tmp_path / "out")
-    (tmp_path / "out/sampled/.seed0.piece1.safetensors.half").write_bytes(b"half")
+    (tmp_path / "out/sampled/.seed0.piece1.0123.safetensors.half").write_bytes(b"half")
     resumed = setup(texts, tmp_path / "out")
     assert made == [0, 1, 1, 2]
     assert resumed.pools[0].digest == straight.pools[0].digest
@@ -259,10 +259,29 @@ def test_interrupted_sampling_goes_on(texts, tmp_path, monkeypatch):
     assert made == [0, 1, 1, 2]
 
 
+def piece(folder, index):
+    """The file of one piece of seed 0."""
+    (path,) = folder.glob(f"seed0.piece{index}.*.safetensors")
+    return path
+
+
 def flipped(path):
     content = bytearray(path.read_bytes())
     content[-8] ^= 1  # a token of the last window
     path.write_bytes(content)
+
+
+def test_other_prompts_leave_the_pieces_alone(texts, tmp_path):
+    """Where the text of the prompts has changed, other pieces are sampled, and those of the run are not lost."""
+    for name in ("cal", "test"):
+        (tmp_path / f"{name}.txt").write_text((texts / f"{name}.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    before = setup(tmp_path, tmp_path / "out").pools[0].digest
+    text = (tmp_path / "cal.txt").read_text(encoding="utf-8")
+    (tmp_path / "cal.txt").write_text(text[1:], encoding="utf-8")
+    assert setup(tmp_path, tmp_path / "out").pools[0].digest != before
+    assert len(list((tmp_path / "out/sampled").iterdir())) == 6
+    (tmp_path / "cal.txt").write_text(text, encoding="utf-8")
+    assert setup(tmp_path, tmp_path / "out").pools[0].digest == before
 
 
 @pytest.mark.parametrize(
@@ -270,17 +289,14 @@ def flipped(path):
     [
         (flipped, "its content does not have its hash"),
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot read"),
-        (
-            lambda path: path.write_bytes(path.with_name("seed0.piece2.safetensors").read_bytes()),
-            "sampled from another",
-        ),
+        (lambda path: path.write_bytes(piece(path.parent, 2).read_bytes()), "it holds windows of another model"),
     ],
 )
 def test_damaged_piece_is_sampled_again(texts, tmp_path, capsys, damage, said):
     """A piece whose file is damaged, or is that of another piece, is sampled again, and a notice says so."""
     before = setup(texts, tmp_path)
     assert "NOTICE" not in capsys.readouterr().err
-    damage(tmp_path / "sampled/seed0.piece1.safetensors")
+    damage(piece(tmp_path / "sampled", 1))
     again = setup(texts, tmp_path)
     assert again.pools[0].digest == before.pools[0].digest
     said_all = capsys.readouterr().err
