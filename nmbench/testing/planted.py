@@ -80,7 +80,7 @@ def planted_bundle() -> Bundle:
 
 @functools.cache
 def planted_weights() -> Mapping[str, Tensor]:
-    """The dense weights of every planted model: layer name -> `[16, 16]`. Not to be written to: all calls share them."""
+    """The dense weights of every planted model: layer name -> `[16, 16]`; all calls share them, so only to be read."""
     return MappingProxyType({name: layer.read().clone() for name, layer in planted_bundle().layers.items()})
 
 
