@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from nmbench.data import test_text
+from nmbench import data
 from nmbench.plugins.checking import known_hooks
 from nmbench.testing.kit import law_names
 from nmbench_plugins.demo import DemoPlays
@@ -89,7 +89,7 @@ def beginnings(plays, split, texts=DemoPlays.texts):
 
 def beginning(dataset, name):
     """The test text of any data set, cut short."""
-    return test_text(dataset, name)[:8_000]
+    return data.test_text(dataset, name)[:8_000]
 
 
 @pytest.mark.parametrize("page", TUTORIALS)
