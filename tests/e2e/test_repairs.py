@@ -29,7 +29,7 @@ def tiny(small):
 @pytest.fixture(scope="session")
 def demo(tiny):
     """Flags of the demo on the texts of the tiny model."""
-    return ["demo" if flag == "tiny:llama" else flag for flag in tiny]
+    return [*("demo" if flag == "tiny:llama" else flag for flag in tiny), "--pool-tokens", "1024"]
 
 
 TRAINED = [
