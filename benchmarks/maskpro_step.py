@@ -25,11 +25,12 @@ from nmbench import Bundle, LearnTask, Pattern, load_plugins
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.environment import version
 from nmbench.experiment.loading import load_model
+from nmbench.models import ignoring_packed_windows
 from nmbench.models.bundle import Layer
 from nmbench.pruning.live_weights import LiveWeights
 from nmbench.results.files import MemoryCheckpoints
 from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, choose
-from nmbench_plugins.maskpro.engines.step_graph import ignoring_packed_windows, record
+from nmbench_plugins.maskpro.engines.step_graph import record
 from nmbench_plugins.maskpro.tracker import Rule
 
 SHAPES = {

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from nmbench import NMBenchError, Results, load_results
-from nmbench.evaluation.comparison import Difference, paired
+from nmbench.comparison import Difference, paired
 from nmbench.results.files import read_tensors
 from nmbench.results.pareto import cost_of
 from nmbench.results.ranking import file_name, grouped

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from nmbench.plugins import Register as Register
     from nmbench.plugins import hookimpl as hookimpl
     from nmbench.plugins import load_plugins as load_plugins
-    from nmbench.pruning import SCOPES as SCOPES
     from nmbench.pruning import Batch as Batch
     from nmbench.pruning import BlockTask as BlockTask
     from nmbench.pruning import LearnTask as LearnTask
     from nmbench.pruning import Part as Part
     from nmbench.pruning import Selection as Selection
     from nmbench.pruning import WeightTask as WeightTask
+    from nmbench.repairs import SCOPES as SCOPES
     from nmbench.repairs import BlockRepair as BlockRepair
     from nmbench.repairs import LayerRepair as LayerRepair
     from nmbench.repairs import WeightLearner as WeightLearner
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from nmbench.sources import Metric as Metric
     from nmbench.sources import ModelSource as ModelSource
     from nmbench.sources import Reporter as Reporter
+    from nmbench.sources import Sampling as Sampling
     from nmbench.sources import Value as Value
     from nmbench.sources import WindowMetric as WindowMetric
     from nmbench.spec import Defaults as Defaults
@@ -111,7 +112,6 @@ HOMES = {
         "load_plugins",
     ),
     "pruning": (
-        "SCOPES",
         "Batch",
         "BlockTask",
         "LearnTask",
@@ -120,6 +120,7 @@ HOMES = {
         "WeightTask",
     ),
     "repairs": (
+        "SCOPES",
         "BlockRepair",
         "LayerRepair",
         "WeightLearner",
@@ -135,6 +136,7 @@ HOMES = {
         "Metric",
         "ModelSource",
         "Reporter",
+        "Sampling",
         "Value",
         "WindowMetric",
     ),

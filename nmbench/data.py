@@ -57,19 +57,24 @@ def calibration_pool(
     selection_tokens: int,
     seed: int,
     bos: bool = False,
+    least: int | None = None,
 ) -> Pool:
     """Draw the pool of `dataset` for one seed; with `selection_tokens` 0 it has no selection windows.
 
     The first windows do not depend on the sizes. With `bos` every window begins with the BOS token and has one token
     less of the text. Selection windows that repeat text of a calibration window are left out, and the next ones take
-    their place. Raises `NMBenchError` if the text is too short.
+    their place. Raises `NMBenchError` if the text is too short: with `least`, if beside the selection windows it has
+    fewer calibration windows than that.
     """
     wanted = max(1, pool_tokens // window_tokens)
     held_back = max(1, selection_tokens // window_tokens) if selection_tokens else 0
     own = list(dataset.texts("selection")) if held_back else []
     length, chosen_by = window_tokens - bos, f"{name} (its selection texts)"
     dealt = windows_of(dataset.texts("calibration"), tokenizer, length, seed, name, bos)
-    calibration = stacked(itertools.islice(dealt, wanted), length)
+    found = list(itertools.islice(dealt, wanted + held_back * (not own)))
+    if least is not None:
+        wanted = max(least, min(wanted, len(found) - held_back * (not own)))
+    calibration, dealt = stacked(found[:wanted], length), itertools.chain(found[wanted:], dealt)
     if own:
         enough(len(calibration), wanted, window_tokens, name)
         dealt = windows_of(own, tokenizer, length, seed, chosen_by, bos)

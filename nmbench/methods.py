@@ -216,12 +216,25 @@ class MaskLearner(Method):
         "whose mask, on the dense weights, is the start: a one-shot method, or a label of the same run",
     )
 
+    @property
+    def blockwise(self) -> bool:
+        """True if the learner needs one block on the device at a time, so that the model may be larger than the device.
+
+        It learns by `task.learn_blocks`, and uses the whole model for losses without gradients only.
+        """
+        return False
+
     def bytes_per_weight(self, itemsize: int) -> float | None:
         """Return the device memory of learning per prunable weight, in bytes: dense copies, logits, masks.
 
         The model itself, of `itemsize` bytes per weight, is not included. None if unknown; the estimate then says so.
+        If the learner is `blockwise`, the weights are those of one block.
         """
         return None
+
+    def bytes_at(self, pattern: Pattern, itemsize: int) -> float | None:
+        """Return the same at one pattern; a learner overrides this method instead if its memory depends on it."""
+        return self.bytes_per_weight(itemsize)
 
     def learn(self, task: LearnTask) -> Mapping[str, Tensor]:
         """Return one bool mask `[out, in]` for every name in `task.layers`."""

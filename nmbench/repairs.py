@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nmbench.pruning.block_parts import BlockTask
     from nmbench.pruning.weights_task import WeightTask
 
+SCOPES = ("block", "module", "layer")  # of training: the whole block, its attention and its MLP, each layer
+
 
 @dataclass(frozen=True)
 class Repair(Method):

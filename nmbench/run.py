@@ -13,6 +13,7 @@ from nmbench.experiment.jobs import Job
 from nmbench.experiment.memory import planned
 from nmbench.experiment.plan import checked
 from nmbench.experiment.reuse import Shared
+from nmbench.experiment.self_text import sample_text
 from nmbench.experiment.setup import Experiment, prepared
 from nmbench.plugins.loading import Plugins, load_plugins
 from nmbench.pruning.rows import attempted, dense_row
@@ -34,6 +35,7 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
     plan = checked(spec, plugins)  # names, options, patterns: nothing is loaded yet
     experiment = prepared(plan)  # the dense model, tokens, metrics: nothing is pruned yet
     with RunDirectory(out or experiment.directory()) as directory:
+        sample_text(experiment, directory)  # calibration text of the model itself, if the run asks for it
         directory.adopt(experiment.spec, experiment.manifest())
         announce_start(experiment)
         record, dense = dense_row(experiment, directory)  # the reference, before every job

@@ -1,6 +1,7 @@
 """Base classes of the plugin classes besides methods: model sources, data sets, metrics and reporters.
 
 The text after the first colon of a reference (`text:novel.txt`, `ppl:wikitext2@2048`) is the `argument` of the class.
+`Sampling` describes calibration text that the host samples from the dense model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from nmbench.errors import NMBenchError
+from nmbench.options import build, option, resolved
 from nmbench.spec import WITH_BOS
 
 if TYPE_CHECKING:
@@ -44,6 +46,62 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
+class SamplingOptions:
+    """How windows are sampled from the dense model. Raises `NMBenchError` for an option out of its bounds."""
+
+    prompt: int = option(16, "tokens of real text that begin a sampled window", unit="tokens")
+    temperature: float = option(1.0, "temperature of the draw; 0: the most likely token")
+    top_p: float | None = option(None, "draw among the likeliest tokens of this share; none: among all")
+    real: float = option(0.0, "share of the calibration windows that are real text")
+    batch: int = option(32, "windows that are sampled at once", unit="windows")
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "prompt": (self.prompt >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "at least 0"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1, or none"),
+            "real": (0 <= self.real < 1, "at least 0 and less than 1"),
+            "batch": (self.batch >= 1, "at least 1"),
+        }
+        for name, (holds, legal) in bounds.items():
+            if not holds:
+                raise NMBenchError(f"option self.{name} must be {legal}, not {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Calibration text that is sampled from the dense model: the reference of the data set `source`, and options.
+
+    Prompts are taken from the calibration text of `source`; selection text is the real text of `source`.
+    """
+
+    source: str
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+
+    @classmethod
+    def parse(cls, argument: str) -> Sampling:
+        """Return the sampling of the text `SOURCE` or `SOURCE@option=value,option=value`.
+
+        Raises `NMBenchError` for an unknown option, an illegal value and a missing source.
+        """
+        source, at, tail = argument.rpartition("@")
+        if not at or "=" not in tail:  # an @ that is part of the name of a file
+            source, tail = argument, ""
+        pairs = [part.partition("=") for part in tail.split(",") if part]
+        if not source:
+            raise NMBenchError(
+                "self: needs a data set after the colon, from which prompts are taken, for example self:demo."
+            )
+        return cls(source, build(SamplingOptions, {name.strip(): value for name, _, value in pairs}, "self"))
+
+    def __str__(self) -> str:
+        """The argument with only the options that are not the defaults, so that equal samplings are equal texts."""
+        usual = resolved(SamplingOptions())
+        changed = [f"{name}={value}" for name, value in resolved(self.options).items() if value != usual[name]]
+        return f"{self.source}@{','.join(changed)}" if changed else self.source
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A collection of texts in three splits that are never mixed."""
 
@@ -59,6 +117,11 @@ class Dataset:
         the calibration texts.
         """
         raise NotImplementedError
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How the host samples the calibration text from the dense model; None: calibration text is in `texts`."""
+        return None
 
     def provenance(self) -> Mapping[str, Any]:
         """Return the origin of the texts for the manifest: a hub revision, a file digest."""

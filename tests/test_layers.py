@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "runtime"},
     {"pattern", "options"},
     {"plain_data"},
-    {"spec"},
+    {"spec", "comparison"},
     {"methods", "sources"},
     {"repairs"},
     {"data"},
@@ -122,3 +122,11 @@ def test_no_import_circles():
         for name in ready:
             del left[name]
     assert left == {}
+
+
+def test_results_need_no_model():
+    """The package `results` imports no layer that needs a model, so that `nmbench report` loads no transformers."""
+    for path in (ROOT / "results").glob("*.py"):
+        found = imports(path.read_text(encoding="utf-8"))
+        needed = {part_of(module) for module, typing_only in found if not typing_only}
+        assert not needed & {"models", "calibration", "evaluation"}, path

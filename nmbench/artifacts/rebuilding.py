@@ -17,6 +17,7 @@ from nmbench.errors import ModelChanged, NMBenchError, NotReproduced, unknown
 from nmbench.experiment.contenders import BESIDE
 from nmbench.experiment.loading import dtype_of, load_dense
 from nmbench.experiment.plan import checked
+from nmbench.experiment.self_text import sample_text
 from nmbench.experiment.setup import prepared
 from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.applying import apply
@@ -150,14 +151,15 @@ def repeated(row: Row, spec: RunSpec, bundle: Bundle, plugins: Plugins) -> Prune
 
     Raises `NotReproduced` if the calibration tokens, a file or an option is no longer the row's.
     """
+    directory = RunDirectory(row.directory)
     experiment = prepared(checked(spec, plugins), bundle)
+    sample_text(experiment, directory)
     same = [job for job in experiment.jobs() if job.digest == row.record["job_digest"]]
     if not same or experiment.calibration_digest(same[0].seed) != row.record["calibration_digest"]:
         raise NotReproduced(
             f"{row.title} cannot be repeated: its texts, a file or a default of its method has changed since "
             f"{row.directory} was made."
         )
-    directory = RunDirectory(row.directory)
     pruned = made(same[0], experiment, directory).pruned
     directory.drop_checkpoint(same[0].name, row.record)
     return pruned

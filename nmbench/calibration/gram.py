@@ -68,8 +68,19 @@ def by_conversion(gram: Tensor, x: Tensor) -> None:
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """While the context is open, TF32 is off: a Cholesky factorisation fails on a Gram matrix of 10-bit products."""
+    with tf32(allowed=False):
+        yield
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool = True) -> Iterator[None]:
+    """While the context is open, float32 products on a GPU may round their factors to TF32, 10 bits after the point.
+
+    Such products are several times faster on tensor cores; other devices ignore the context. Contexts nest, and the
+    setting before comes back, also after an exception.
+    """
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:

@@ -56,7 +56,7 @@ def walk(
     `windows` is int64 `[windows, window_tokens]`; the first `skip_tokens` of each are in no statistic. A block is one
     step, or several if `sequential`. `original` gives the dense weight `[out, in]` of a layer, if the live ones are not
     dense. The blocks before `start` are no steps. If `undo`, the prunable weights of a block are put back once its
-    outputs have been computed: a copy where the block is costs less than one from the host. `checks` says when the
+    outputs have been computed, from a copy beside them; a streamed block is dropped instead. `checks` says when the
     statistics are found to be finite. `tokens_at_once`: tokens of a batch, by default what suits the device. TF32 is
     off while statistics are gathered. Raises `NMBenchError` if no token of a window is left, or if the model cannot be
     paused at its blocks.
@@ -65,7 +65,8 @@ def walk(
     check_skip(rules.skip)
     with passes(bundle, windows, rules, tokens_at_once) as (live, dense):
         for index, block in enumerate(bundle.blocks.values()):
-            with bundle.holding(block), undoing(bundle.block_layers(index) if undo else ()):
+            copied = bundle.block_layers(index) if undo and not bundle.streaming else ()  # streamed: the host has them
+            with bundle.holding(block, undo), undoing(copied):
                 visit = BlockVisit(bundle, index, live, dense, rules)
                 if index < start:
                     visit.pass_by()

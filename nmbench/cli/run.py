@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--pattern-for", multiple=True, metavar="LAYERS=N:M", help="Another pattern for layers, as 'mlp.*=4:8'.")
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Leave layers dense, as 'q_proj' or 'layers.0.*'.")
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Repeatable.  [0]")
-@click.option("--calibration", metavar="DATA", help="demo, c4, wikitext2, text:FILE or jsonl:FILE.")
+@click.option("--calibration", metavar="DATA", help="demo, c4, wikitext2, text:FILE, jsonl:FILE; self:DATA.")
 @click.option("--windows", type=click.IntRange(min=1), help="Calibration windows for statistics.")
 @click.option("--window-tokens", type=click.IntRange(min=2), help="Tokens in a calibration window.")
 @click.option("--pool-tokens", type=click.IntRange(min=1), help="Tokens that learners may learn from.")

@@ -25,11 +25,13 @@ plugin_option = click.option(
 
 def done(spec: RunSpec, out: Path | None, quiet: bool) -> Results:
     """Do a run with progress, unless `quiet`, and doubts on standard error; write its reports; return the results."""
+    from nmbench.experiment.contenders import with_typed_options
     from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
     from nmbench.plugins.loading import load_plugins
 
     plugins = load_plugins(spec.plugins)
     check_plugin_files(plugins)
+    spec = with_typed_options(spec, plugins)  # a misspelt method or option is answered before torch is imported
     if not quiet:
         plugins.add_observer(ProgressPrinter(), "progress")
     plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break

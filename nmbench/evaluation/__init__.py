@@ -1,6 +1,6 @@
-"""Losses, metrics, and whether two rows can be told apart."""
+"""Losses and metrics, and the comparison of losses for plugins."""
 
-from nmbench.evaluation.comparison import (
+from nmbench.comparison import (
     ONE_SIDED_95,
     Confirmation,
     Difference,

@@ -9,7 +9,7 @@ from typing import Any
 
 from nmbench.errors import NMBenchError, did_you_mean
 from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
-from nmbench.options import PRESET, build, resolved
+from nmbench.options import PRESET, build, resolved, typed
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.source_digest import code_of
 from nmbench.repairs import Repair
@@ -124,6 +124,18 @@ def look_up_method(name: str, plugins: Plugins) -> type[Method]:
     """Return the class of a method. Raises `NMBenchError` for an unknown name."""
     found: type[Method] = plugins.lookup(plugins.registries.methods, name)
     return found
+
+
+def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
+    """Return `spec` with the options of its methods as values instead of text, so that equal values make equal runs.
+
+    Raises `NMBenchError` for an unknown method or option.
+    """
+    methods = []
+    for asked in spec.methods:
+        cls = look_up_method(asked.name, plugins)
+        methods.append(dataclasses.replace(asked, options=typed(cls, asked.options, asked.label)))
+    return dataclasses.replace(spec, methods=tuple(methods))
 
 
 def built(label: str, name: str, given: Mapping[str, Any], found: Found) -> Contender:

@@ -10,12 +10,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from nmbench.errors import NMBenchError, unknown
-from nmbench.experiment.memory import planned
-from nmbench.methods import MaskLearner, Method
+from nmbench.experiment.memory import learns_whole, planned
+from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.sanity import check_dense, check_finite
 from nmbench.plugins.loading import Plugins
-from nmbench.repairs import WeightLearner
 from nmbench.sources import ModelSource
 from nmbench.spec import MODEL_FOLDER, ResolvedSpec, RunSpec
 
@@ -82,11 +81,11 @@ def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device:
 
     Raises `NMBenchError` for a streamed model with a learner of the whole model.
     """
-    learners = any(isinstance(method, (MaskLearner, WeightLearner)) for method in methods)
+    learners = any(map(learns_whole, methods))
     streamed = spec.stream
     if streamed is None:
         whole = planned(bundle, spec, methods, device, streamed=False)
-        streamed = device.type == "cuda" and not learners and whole.peak > FILL * torch.cuda.mem_get_info(device)[0]
+        streamed = device.type == "cuda" and not learners and whole.most > FILL * torch.cuda.mem_get_info(device)[0]
     if streamed and learners:
         raise NMBenchError("a learner of the whole model needs it on the device; run it without --stream.")
     if streamed:

@@ -18,11 +18,18 @@ from torch import nn
 from nmbench.calibration.walk import batch_tokens
 from nmbench.methods import Layerwise, MaskLearner, Method, Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
+from nmbench.pattern import Pattern
 from nmbench.repairs import WeightLearner
 from nmbench.spec import ResolvedSpec
 
 FLOAT = 4  # bytes of a float32
 HIDDEN = 5  # hidden states of the batch at work: held by its pass twice, lent to the block, residual stream, norm
+LEARNT = (
+    4  # copies of the block at work of a learner, besides the live one: two dense ones, the start, the one put back
+)
+PASSING = (
+    6  # hidden states of all windows while blocks are learnt: on both paths, their arguments twice, outputs, targets
+)
 RANKING = 4  # float32 copies of a weight while scores are checked and ranked
 FACTORING = (3, 2)  # float32 copies of the Gram matrix and of the weight while the former is factorised
 SWEEPING = (1, 5)  # the same while the weight is swept
@@ -32,18 +39,29 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Learning:
-    """Bytes that a mask learner always holds: `weights` of the model, and its `own` bytes (None: not known)."""
+    """Bytes that a learner always holds: `weights` of the model, its `own` (None: not known), and `hidden` states.
+
+    `blockwise`: it learns one block at a time; weights and own bytes are those while it learns the largest block.
+    """
 
     name: str
     weights: int
     own: int | None
+    hidden: int = 0
+    blockwise: bool = False
+
+    @property
+    def least(self) -> int:
+        """All bytes that are known."""
+        return self.weights + self.hidden + (self.own or 0)
 
     def __str__(self) -> str:
-        least = (self.weights + (self.own or 0)) / GIBIBYTE
         own = "" if self.own is None else f", its own {self.own / GIBIBYTE:.1f}"
+        hidden = f", hidden {self.hidden / GIBIBYTE:.1f}" if self.blockwise else ""
+        known = f"weights {self.weights / GIBIBYTE:.1f}{own}{hidden}"
         missing = "activations" if self.own is not None else "what it holds itself, and activations,"
-        known = f"weights {self.weights / GIBIBYTE:.1f}{own}"
-        return f"{self.name}: at least about {least:.1f} GiB ({known}), {missing} not included"
+        how = "; it learns one block at a time" if self.blockwise else ""
+        return f"{self.name}: at least about {self.least / GIBIBYTE:.1f} GiB ({known}), {missing} not included{how}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,11 @@ class Estimate:
         """The bytes of a walk at its peak."""
         return self.weights + self.hidden + self.statistics + self.working
 
+    @property
+    def most(self) -> int:
+        """The bytes of a walk, or of a learner that works block by block, whichever needs more."""
+        return max(self.peak, *(it.least for it in self.learning if it.blockwise), 0)
+
     def __str__(self) -> str:
         parts = ("weights", "hidden", "statistics", "working")
         listed = ", ".join(f"{name} {getattr(self, name) / GIBIBYTE:.1f}" for name in parts)
@@ -84,10 +107,13 @@ def estimate(
     batch_tokens: int,
     learners: Sequence[MaskLearner | WeightLearner] = (),
     sequential: bool = False,
+    pool_tokens: int = 0,
+    patterns: Sequence[Pattern] = (),
 ) -> Estimate:
     """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time.
 
-    `sequential`: whether all methods prune the layers of a block one after the other.
+    `sequential`: whether all methods prune the layers of a block one after the other. `pool_tokens`: those that
+    learners read. Of several `patterns`, a learner is estimated for the one that needs most.
     """
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
@@ -110,16 +136,38 @@ def estimate(
         if streamed
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(together(layers, needs, sequential) for layers in block_layers),
-        working=max(run, solve) + largest,  # copies of the dense weights of the pruned block
-        learning=tuple(dict.fromkeys(learning(method, bundle) for method in learners)),
+        working=max(run, solve) + (0 if streamed else largest),  # copies of the dense weights of the pruned block
+        learning=tuple(dict.fromkeys(learning(it, bundle, patterns, streamed, pool_tokens) for it in learners)),
     )
 
 
-def learning(method: MaskLearner | WeightLearner, bundle: Bundle) -> Learning:
-    """Return the estimate for one learner."""
-    each = method.bytes_per_weight(bundle.dtype.itemsize)
-    count = sum(math.prod(layer.shape) for layer in bundle.layers.values())
-    return Learning(type(method).__name__, bytes_of(bundle.model), None if each is None else round(each * count))
+def learning(
+    method: MaskLearner | WeightLearner, bundle: Bundle, patterns: Sequence[Pattern], streamed: bool, pool_tokens: int
+) -> Learning:
+    """Return the estimate for one learner: of the whole model, or of its largest block if it learns block by block."""
+    each = bytes_each(method, patterns, bundle.dtype.itemsize)
+    counts = [sum(math.prod(la.shape) for la in bundle.block_layers(index)) for index in range(len(bundle.blocks))]
+    name, model = type(method).__name__, bytes_of(bundle.model)
+    if learns_whole(method):
+        return Learning(name, model, None if each is None else round(each * sum(counts)))
+    blocks = [bytes_of(block) for block in bundle.blocks.values()]
+    live = model - sum(blocks) + max(blocks) if streamed else model
+    hidden = 0 if streamed else PASSING * pool_tokens * hidden_width(bundle) * bundle.dtype.itemsize
+    own = None if each is None else round(each * max(counts))
+    return Learning(name, live + LEARNT * max(blocks), own, hidden, blockwise=True)
+
+
+def bytes_each(method: MaskLearner | WeightLearner, patterns: Sequence[Pattern], itemsize: int) -> float | None:
+    """Return the bytes of a learner for a prunable weight, at the pattern that needs most; None if not known."""
+    of_patterns = [method.bytes_at(it, itemsize) for it in patterns] if isinstance(method, MaskLearner) else []
+    each = of_patterns or [method.bytes_per_weight(itemsize)]
+    known = [value for value in each if value is not None]
+    return max(known) if len(known) == len(each) else None
+
+
+def learns_whole(method: Method) -> bool:
+    """Return True for a learner that needs the whole model on the device."""
+    return isinstance(method, WeightLearner) or (isinstance(method, MaskLearner) and not method.blockwise)
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -189,4 +237,5 @@ def planned(
     learners = [method for method in methods if isinstance(method, (MaskLearner, WeightLearner))]
     at_once = batch_tokens(bundle, device)
     in_turn = all(method.sequential for method in walked)
-    return estimate(bundle, needs, spec.windows, spec.window_tokens, device.type, streamed, at_once, learners, in_turn)
+    walk = needs, spec.windows, spec.window_tokens, device.type, streamed, at_once
+    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns)

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmbench.errors import NMBenchError
-from nmbench.experiment.contenders import Contender, contenders, lineage, look_up_method, names_of
+from nmbench.experiment.contenders import Contender, contenders, lineage, names_of, with_typed_options
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.loading import device_of, dtype_of, source_of
 from nmbench.methods import MaskLearner, Method
-from nmbench.options import typed
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.registry import Registry
 from nmbench.repairs import Repair
-from nmbench.spec import Defaults, ResolvedSpec, RunSpec
+from nmbench.spec import CALIBRATION, Defaults, ResolvedSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Plan:
 def checked(spec: RunSpec, plugins: Plugins) -> Plan:
     """Return the plan of `spec` with its methods built. Raises `NMBenchError` for unknown names and bad values."""
     check_names(spec, plugins)
-    spec = with_typed_options(spec, plugins)
+    spec = with_typed_calibration(with_typed_options(spec, plugins), plugins)
     found = tuple(contenders(spec, plugins))
     check_supported(found, (*spec.patterns, *(pattern for _, pattern in spec.pattern_for)))
     return Plan(spec, plugins, found)
@@ -78,7 +77,7 @@ def check_names(spec: RunSpec, plugins: Plugins) -> None:
     """Raise `NMBenchError` for an unknown or ill-formed model, metric, data set or dtype, before anything is loaded."""
     source_of(spec.model, plugins)
     if spec.calibration:
-        look_up(plugins, plugins.registries.datasets, spec.calibration)
+        check_calibration(spec.calibration, plugins)
     for text in spec.metrics:
         for name in look_up(plugins, plugins.registries.metrics, text).datasets:
             look_up(plugins, plugins.registries.datasets, name)
@@ -88,22 +87,29 @@ def check_names(spec: RunSpec, plugins: Plugins) -> None:
     device_of(spec.device)
 
 
+def check_calibration(name: str, plugins: Plugins) -> None:
+    """Raise `NMBenchError` for an unknown data set, and for prompts from text that is sampled itself."""
+    sampling = look_up(plugins, plugins.registries.datasets, name).sampling
+    if sampling and look_up(plugins, plugins.registries.datasets, sampling.source).sampling:
+        raise NMBenchError(
+            f"--calibration {name} takes its prompts from text that is sampled itself; name real text, for example "
+            f"{CALIBRATION}."
+        )
+
+
 def look_up(plugins: Plugins, registry: Registry, text: str) -> Any:
     """Return the data set or metric of the text `name` or `name:argument`."""
     name, _, argument = text.partition(":")
     return plugins.lookup(registry, name)(argument)
 
 
-def with_typed_options(spec: RunSpec, plugins: Plugins) -> RunSpec:
-    """Return `spec` with the options of its methods as values instead of text, so that equal values make equal runs.
-
-    Raises `NMBenchError` for an unknown method or option.
-    """
-    methods = []
-    for asked in spec.methods:
-        cls = look_up_method(asked.name, plugins)
-        methods.append(dataclasses.replace(asked, options=typed(cls, asked.options, asked.label)))
-    return dataclasses.replace(spec, methods=tuple(methods))
+def with_typed_calibration(spec: RunSpec, plugins: Plugins) -> RunSpec:
+    """Return `spec` with the options of sampled calibration text in one form, so that equal values make equal runs."""
+    if not spec.calibration:
+        return spec
+    sampling = look_up(plugins, plugins.registries.datasets, spec.calibration).sampling
+    name = f"{spec.calibration.partition(':')[0]}:{sampling}" if sampling else spec.calibration
+    return dataclasses.replace(spec, calibration=name)
 
 
 def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> None:

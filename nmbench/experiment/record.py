@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import cast
 
-from nmbench.evaluation.comparison import paired
+from nmbench.comparison import paired
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.experiment.dense_checks import better_than_dense
 from nmbench.experiment.doubts import Doubt
@@ -39,6 +39,7 @@ def identity_of(job: Job, experiment: Experiment) -> Identity:
         "coverage": cast(Coverage, experiment.bundle.coverage()),
         "calibration": spec.calibration,
         "calibration_digest": experiment.calibration_digest(job.seed),
+        "sampled": experiment.sampled.get(job.seed),
         "pool_digest": pool.digest if job.learns else None,
         "job_digest": job.digest,
     }
@@ -62,6 +63,7 @@ def dense_identity(experiment: Experiment) -> Identity:
         "coverage": None,
         "calibration": None,
         "calibration_digest": None,
+        "sampled": None,
         "pool_digest": None,
         "job_digest": dense_digest(experiment.protocol_digest),
         "spec_digest": experiment.spec.digest,

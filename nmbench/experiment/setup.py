@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.data import Pool, calibration_pool, cut, encode, refuse_overlap, test_text, tokens_digest
+from nmbench.data import Pool, cut, encode, refuse_overlap, test_text, tokens_digest
 from nmbench.errors import ModelChanged, NMBenchError
 from nmbench.experiment.bos import check_bos
 from nmbench.experiment.doubts import Doubt
@@ -21,17 +21,20 @@ from nmbench.experiment.input_doubts import input_doubts, tokens_of
 from nmbench.experiment.jobs import Job, jobs
 from nmbench.experiment.loading import load_dense
 from nmbench.experiment.plan import Plan, look_up
+from nmbench.experiment.pools import least_real, pool_of, real_text
 from nmbench.experiment.tokenizer_checks import check_ids
 from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
 from nmbench.models.context import sliding_window
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.probe import check_length, examined
+from nmbench.options import resolved
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
 from nmbench.plugins.events import Progress
 from nmbench.plugins.loading import Plugins
-from nmbench.sources import Dataset, Metric
+from nmbench.results.format import SampledText
+from nmbench.sources import Metric, Sampling
 from nmbench.spec import ResolvedSpec
 from nmbench.verification.fingerprint import LOOSE, Fingerprint, check_intact, fingerprint, is_intact, probe_of
 from nmbench.verification.strict import check_divides
@@ -39,7 +42,12 @@ from nmbench.verification.strict import check_divides
 
 @dataclass
 class Experiment:
-    """The shared state of one run. `bundle`, `dense` and `fingerprint` are replaced if a method changed the model."""
+    """The shared state of one run. `bundle`, `dense` and `fingerprint` are replaced if a method changed the model.
+
+    `pools` are the tokens by seed. With `sampling` they are empty until `nmbench.experiment.self_text` has sampled
+    them; `real` holds the pools of real text, from which prompts and selection windows are, and `sampled` describes
+    the samples of every seed.
+    """
 
     plan: Plan
     spec: ResolvedSpec
@@ -52,6 +60,9 @@ class Experiment:
     probe: Tensor
     fingerprint: Fingerprint
     doubts: tuple[Doubt, ...] = ()
+    sampling: Sampling | None = None
+    real: Mapping[int, Pool] = field(default_factory=dict)
+    sampled: Mapping[int, SampledText] = field(default_factory=dict)
 
     @property
     def plugins(self) -> Plugins:
@@ -75,7 +86,9 @@ class Experiment:
     def protocol_digest(self) -> str:
         """The digest of everything that comparable rows share, by content: also of weights and test tokens."""
         content = {"model_digest": self.dense.digest, "test_digests": self.test_digests}
-        others = {"metric_provenance": self.metric_provenance} if self.metric_provenance else {}
+        others: dict[str, Any] = {"metric_provenance": self.metric_provenance} if self.metric_provenance else {}
+        if self.sampling:
+            others["sampling"] = resolved(self.sampling)
         return digest({**self.spec.protocol(), **content, **others})
 
     @cached_property
@@ -163,12 +176,14 @@ class Experiment:
             "calibration_notes": {str(seed): pool.notes for seed, pool in self.pools.items()},
             "sliding_window": self.sliding_window,
             "doubts": list(map(str, self.doubts)),
+            **({"sampled": {str(seed): dict(about) for seed, about in self.sampled.items()}} if self.sampled else {}),
         }
 
 
 def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     """Return the shared set-up of `plan`: the model (`bundle`, or loaded), the resolved specification, all texts.
 
+    Text that is sampled from the model is not sampled yet.
     Raises `NMBenchError` if a pattern does not divide a layer, if a text is too short, if two texts overlap, or if the
     model is not one that can be pruned and measured (`nmbench.models.probe`).
     """
@@ -180,8 +195,9 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     written = {name: test_text(dataset, name) for name, dataset in datasets.items()}
     texts = {name: encode(bundle.tokenizer, text, f"the test text {name}") for name, text in written.items()}
     check_windows(bundle, spec, metrics, texts)
-    calibration = look_up(plan.plugins, plan.plugins.registries.datasets, spec.calibration)
-    pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns) for seed in spec.seeds}
+    calibration, sampling = real_text(plan, spec.calibration)
+    least = least_real(spec, sampling, bundle, plan.learns) if sampling else None
+    pools = {seed: pool_of(spec, calibration, bundle, seed, plan.learns, least) for seed in spec.seeds}
     for pool in pools.values():
         for name, tokens in texts.items():
             refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
@@ -190,11 +206,12 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
     bundle = examined(bundle, probe[0])
     check_length(bundle, longest_window(spec, metrics, pools, texts))
     doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))
-    provenance = {name: dict(d.provenance()) for name, d in {spec.calibration: calibration, **datasets}.items()}
+    calibrated = sampling.source if sampling else spec.calibration
+    provenance = {name: dict(d.provenance()) for name, d in {calibrated: calibration, **datasets}.items()}
     for pattern in spec.patterns:
         check_divides(spec.layer_patterns(pattern, bundle.layers), bundle.shapes)
-    shared = (metrics, texts, pools, provenance, probe, fingerprint(bundle, probe), doubts)
-    return Experiment(plan, spec, bundle, DenseWeights(bundle), *shared)
+    found = (metrics, texts, {} if sampling else pools, provenance, probe, fingerprint(bundle, probe), doubts)
+    return Experiment(plan, spec, bundle, DenseWeights(bundle), *found, sampling, pools)
 
 
 def check_windows(
@@ -221,14 +238,6 @@ def longest_window(
     """Return the longest window that the run reads: int64 `[tokens]`, of a test text or of the calibration text."""
     found = [texts[name][: window + metric.bos] for metric in metrics.values() for name, window in metric.windows]
     return max((*found, next(iter(pools.values())).calibration[0]), key=len)
-
-
-def pool_of(spec: ResolvedSpec, dataset: Dataset, bundle: Bundle, seed: int, learners: bool) -> Pool:
-    """Return the pool of one seed; without a mask learner, only the windows for statistics."""
-    pool = spec.pool_tokens if learners else spec.windows * spec.window_tokens
-    selection = spec.selection_tokens if learners else 0
-    bos = spec.bos == "always"
-    return calibration_pool(dataset, spec.calibration, bundle.tokenizer, spec.window_tokens, pool, selection, seed, bos)
 
 
 def check_context(bundle: Bundle, window: int, what: str) -> None:

@@ -148,9 +148,9 @@ class Bundle:
         """Offload the blocks: they stay on the host, and each is copied to `device` for its own forward pass."""
         self.streaming = Streaming(self.model, self.blocks.values(), device)
 
-    def holding(self, block: nn.Module) -> AbstractContextManager[None]:
-        """Keep a block on the device while the context is open."""
-        return self.streaming.holding(block) if self.streaming else nullcontext()
+    def holding(self, block: nn.Module, undo: bool = False) -> AbstractContextManager[None]:
+        """Keep a block on the device while the context is open. If blocks are streamed, `undo` restores its weights."""
+        return self.streaming.holding(block, undo) if self.streaming else nullcontext()
 
     @property
     def context_tokens(self) -> int | None:

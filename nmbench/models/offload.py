@@ -39,15 +39,18 @@ class Streaming:
         self._blocks = {id(block) for block in blocks}
 
     @contextlib.contextmanager
-    def holding(self, block: nn.Module) -> Iterator[None]:
-        """Keep a block on the device while the context is open; then copy its weights back to the host."""
+    def holding(self, block: nn.Module, undo: bool = False) -> Iterator[None]:
+        """Keep a block on the device while the context is open; then copy its weights back to the host.
+
+        With `undo` they are not copied, so that the block has the weights of before again.
+        """
         self.bring(block)
         self._held.add(id(block))
         try:
             yield
         finally:
             self._held.discard(id(block))
-            for parameter, on_host in self.present.get(id(block), ()):
+            for parameter, on_host in self.present.get(id(block), ()) if not undo else ():
                 on_host.copy_(parameter.data)
             self.drop(block)
 

@@ -1,10 +1,16 @@
 """From a method to masks and weights: scored, solved, refined, learnt, imported or repaired."""
 
-from nmbench.pruning.block_parts import SCOPES, BlockTask, Part
+from nmbench.pruning.adam import BETAS, adam_step, pace_of
+from nmbench.pruning.block_errors import in_passes, relative_error, squared_errors
+from nmbench.pruning.block_parts import BlockTask, Part
 from nmbench.pruning.budget import rise_and_fall, steps_within
 from nmbench.pruning.learning import Batch, LearnTask
 from nmbench.pruning.least_squares import better_rows, conjugate_gradients
 from nmbench.pruning.live_weights import LiveWeights, Provider, masked
+from nmbench.pruning.mask_run import MaskRun, MaskUpdates, RunOptions
+from nmbench.pruning.mask_steps import MaskSteps, StepSettings
+from nmbench.pruning.noise import gumbel, salt_of, step_keys
+from nmbench.pruning.part_replay import PartReplay
 from nmbench.pruning.replay import Replay
 from nmbench.pruning.selection import Selection
 from nmbench.pruning.static_call import StaticCall
@@ -12,21 +18,35 @@ from nmbench.pruning.training import Training
 from nmbench.pruning.weights_task import WeightTask
 
 __all__ = [
-    "SCOPES",
+    "BETAS",
     "Batch",
     "BlockTask",
     "LearnTask",
     "LiveWeights",
+    "MaskRun",
+    "MaskSteps",
+    "MaskUpdates",
     "Part",
+    "PartReplay",
     "Provider",
     "Replay",
+    "RunOptions",
     "Selection",
     "StaticCall",
+    "StepSettings",
     "Training",
     "WeightTask",
+    "adam_step",
     "better_rows",
     "conjugate_gradients",
+    "gumbel",
+    "in_passes",
     "masked",
+    "pace_of",
+    "relative_error",
     "rise_and_fall",
+    "salt_of",
+    "squared_errors",
+    "step_keys",
     "steps_within",
 ]

@@ -22,8 +22,7 @@ from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.hooks import hooks
 from nmbench.pattern import Pattern
 from nmbench.pruning.parameters import stored_tensors
-
-SCOPES = ("block", "module", "layer")  # the whole block, its attention and its MLP, each layer
+from nmbench.repairs import SCOPES
 
 
 class Call(Protocol):

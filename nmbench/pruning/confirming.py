@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from nmbench.evaluation.comparison import not_worse
+from nmbench.comparison import not_worse
 from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel

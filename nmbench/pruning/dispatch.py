@@ -90,7 +90,7 @@ def learnt(job: Job, method: MaskLearner, experiment: Experiment, directory: Run
     masks = method.learn(task)
     experiment.check_intact(job.label)
     check_masks(masks, task.pattern, task.layers, job.label)
-    pruned = {name: Pruned(mask.to(experiment.bundle.device)) for name, mask in masks.items()}
+    pruned = {name: Pruned(mask.to(experiment.bundle.host)) for name, mask in masks.items()}
     model = PrunedModel(pruned, task.notes, experts=task.experts, curve=task.curve)
     return with_start(Made(model, task.settle(), task.checkpoints.earlier), start.record)
 

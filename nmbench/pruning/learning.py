@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
+from nmbench.pruning.block_masks import BlockMasks, LearnBlock
+from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.live_weights import LiveWeights as LiveWeights
 from nmbench.pruning.training import Training
 from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
@@ -157,6 +160,31 @@ class LearnTask:
                 yield Training(self, self._weights)
         finally:
             self.bundle.model.zero_grad()  # gradients are as large as the model
+
+    def learn_blocks(
+        self, learn: LearnBlock, windows: Tensor | None = None, minibatch: int = 8, dense_path: bool = True
+    ) -> dict[str, Tensor]:
+        """Return masks of all layers, in host memory, learnt one decoder block after the other on dense weights.
+
+        `learn` gets a `BlockTask`, and returns layer name -> bool mask `[out, in]`; a layer that is left out keeps the
+        mask of the start, and later blocks see the masks of earlier ones. `windows` int64 `[n, window_tokens]`, by
+        default the pool, go through the blocks in batches of `minibatch`; with `dense_path` the dense model runs beside
+        them. Only the block at work need be on the device. Every finished block is a checkpoint, so a learner calls
+        this once and keeps no checkpoints of its own. Raises `NotStrict` for masks that are not strict.
+        """
+        windows = self.pool if windows is None else windows
+        self._used.marks(windows)[: len(windows)] = True
+        start = PrunedModel({name: Pruned(mask) for name, mask in self.initial.items()})
+        seed, count = self.generator.initial_seed(), len(self.bundle.blocks)
+
+        def progress(block: int, done: int, total: int) -> None:
+            self.progress(f"block {block + 1} of {count}", done, total)
+
+        blocks = Blocks(self.bundle, start, self.pattern, windows, minibatch, dense_path, seed, progress)
+        try:
+            return BlockMasks(self, blocks, learn).result()
+        finally:
+            self._weights.put_back()
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the mean cross-entropy of each window in nats, float32 `[size]`, under the current weights.

@@ -38,7 +38,8 @@ def conjugate_gradients(
     start, linear, scale = scaled(start.where(mask, 0.0), linear, gram)
     shift = damping * gram.diagonal().mean()
     inverse = (gram.diagonal() + shift).reciprocal().nan_to_num(posinf=0.0)  # [in]; 0 for a dead input
-    residual = (linear - start @ gram).masked_fill_(~mask, 0.0)
+    slope = linear - start @ gram
+    residual = slope.masked_fill(~mask, 0.0)
     moved, direction = start.clone(), residual * inverse
     energy = (residual * direction).sum(dim=1)  # [out]
     goal = tolerance**2 * energy
@@ -52,7 +53,7 @@ def conjugate_gradients(
         preconditioned = residual * inverse
         before, energy = energy, (residual * preconditioned).sum(dim=1)
         direction.mul_(ratio(energy, before)).add_(preconditioned)
-    return better_rows(start, moved, gram, linear) * scale + 0.0  # no -0.0
+    return lower_rows(start, moved, gram, slope) * scale + 0.0  # no -0.0
 
 
 def better_rows(start: Tensor, found: Tensor, gram: Tensor, linear: Tensor) -> Tensor:
@@ -60,7 +61,12 @@ def better_rows(start: Tensor, found: Tensor, gram: Tensor, linear: Tensor) -> T
 
     `gram` `[in, in]` and `linear` `[out, in]` are H and c. Take it once more after a cast to fewer bits.
     """
-    change, slope, _ = scaled(found - start, linear - start @ gram, gram)
+    return lower_rows(start, found, gram, linear - start @ gram)
+
+
+def lower_rows(start: Tensor, found: Tensor, gram: Tensor, slope: Tensor) -> Tensor:
+    """Return the same rows from c - start H, `slope` `[out, in]`."""
+    change, slope, _ = scaled(found - start, slope, gram)
     fall = (change * (2 * slope - change @ gram)).sum(dim=1, keepdim=True)  # f(start) - f(found), without cancellation
     return found.where(fall > 0, start)
 

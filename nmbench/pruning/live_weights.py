@@ -49,7 +49,8 @@ class LiveWeights:
         """Set the weights of the layers in `masks` to dense where kept, and to zero elsewhere."""
         for name, mask in masks.items():
             live = self[name]
-            masked(self.original(name), mask.to(live.device), live)
+            streamed = live.device != self.bundle.device  # the block waits on the host
+            masked(self.dense[name] if streamed else self.original(name), mask.to(live.device), live)
 
     @contextlib.contextmanager
     def provided(self, provider: Provider) -> Iterator[None]:

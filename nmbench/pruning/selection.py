@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from nmbench.comparison import Confirmation, not_worse
 from nmbench.errors import NMBenchError
-from nmbench.evaluation.comparison import Confirmation, not_worse
 from nmbench.results.files import pack, unpack
 
 if TYPE_CHECKING:

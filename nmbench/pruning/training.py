@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -15,17 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.evaluation.losses import batch_size
-from nmbench.evaluation.objective import Objective, objective_losses
+from nmbench.evaluation.objective import Objective, objective_losses, window_objective
+from nmbench.models.block_forwards import compiled, recomputed, running
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_view import DenseView
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.forward import logits_of, run_model
-from nmbench.models.recomputing import recomputing
+from nmbench.models.packed_windows import ignoring_packed_windows
 from nmbench.runtime.cost import Cost
 
 ACTIVATIONS = 6  # copies of inputs and outputs of all layers that backpropagation keeps, norms and attention included
 TRAINING_LOGIT_BYTES = 2**32  # of the float32 logits of the windows that go through the model at once on a GPU
+TINY = 1e-30  # of a norm: losses and gradients of 0 are equal to themselves
 FILL = 0.5  # share of the free memory that kept activations may take
+ROUNDING = {torch.float32: 0.01}  # by which gradients of compiled passes may differ: fused work rounds less often
+SHORT_ROUNDING = 0.3  # the same of shorter dtypes; other seeds of the rounding differ as much
 
 
 class Counting(Protocol):
@@ -52,6 +57,8 @@ class Training:
             for layer in self.bundle.layers.values()
         }
         self._fitting: dict[int, bool] = {}  # tokens at once -> whether their activations fit
+        self._forwards: dict[nn.Module, Callable[..., Any]] = {}  # compiled, by block
+        self._each = window_objective
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
@@ -77,6 +84,38 @@ class Training:
         for parameter in self.parameters.values():
             parameter.grad = None
 
+    def compile(self, tokens: Tensor, objective: Objective, backend: str | None = None) -> None:
+        """Compile the passes of `backward` for minibatches of the shape of `tokens`; gradients are as after `clear`.
+
+        `backend` of torch.compile: by default inductor on a CUDA device, and none elsewhere. A model that cannot be
+        compiled, or whose losses or gradients then differ by more than rounding, is computed as before, which a note
+        of the record says.
+        """
+        if backend is None and self.bundle.device.type != "cuda":
+            return
+        backend = backend or "inductor"
+        with self.uncounted():
+            expected = self._tried(tokens, objective)
+            self._forwards = {block: compiled(block.forward, backend) for block in self.bundle.blocks.values()}
+            self._each = compiled(window_objective, backend)
+            try:
+                found = self._tried(tokens, objective)
+                away = [distance(one, other) for one, other in zip(found, expected, strict=True)]
+                fine = max(away) <= ROUNDING.get(self.bundle.dtype, SHORT_ROUNDING)
+                what = "" if fine else f"losses and gradient differ by the shares {away[0]:.3g}, {away[1]:.3g}"
+            except Exception as error:  # of the compilers: any type
+                what = " ".join(str(error).split()[:30]) or type(error).__name__
+        self.clear()
+        if what:
+            self._forwards, self._each = {}, window_objective
+        self.task.notes["compiled"] = f"no: {what}" if what else "yes"
+
+    def _tried(self, tokens: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Return the objective of every window, and the gradient of the first layer, float32."""
+        self.clear()
+        values = self.backward(tokens, objective)
+        return values.float(), self.gradient(next(iter(self.bundle.layers))).float()
+
     def backward(self, tokens: Tensor, objective: Objective) -> Tensor:
         """Add the gradient of the mean objective of `tokens` `[n, window_tokens]`; return its values, float32 `[n]`.
 
@@ -85,9 +124,9 @@ class Training:
         """
         self.count(tokens.numel(), objective)
         losses = []
-        with torch.enable_grad(), self._recomputing(tokens):
+        with torch.enable_grad(), ignoring_packed_windows(), running(self._chosen_forwards(tokens)):
             for part in tokens.split(self.part_windows(tokens)):
-                values = self._values(part, objective)
+                values = self._values(part, objective, self._each)
                 (values.sum() / len(tokens)).backward()
                 losses.append(values.detach())
         return torch.cat(losses)
@@ -112,10 +151,10 @@ class Training:
         self.task.count_forward(tokens.numel() * (2 if objective.kl else 1))
         return torch.cat([self._values(part, objective) for part in tokens.split(self.part_windows(tokens))])
 
-    def _values(self, part: Tensor, objective: Objective) -> Tensor:
+    def _values(self, part: Tensor, objective: Objective, each: Callable[..., Tensor] = window_objective) -> Tensor:
         """Return the objective of windows that go through the model at once, float32 `[n]`."""
         teacher = self.teacher_logits(part) if objective.kl else None
-        return objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher)
+        return objective_losses(logits_of(run_model(self.task.model, part)), part, objective, teacher, each)
 
     @torch.no_grad()
     def teacher_logits(self, tokens: Tensor) -> Tensor:
@@ -140,14 +179,22 @@ class Training:
         on_gpu = self.bundle.device.type == "cuda"
         return batch_size(self.task.model, tokens.shape[1], TRAINING_LOGIT_BYTES if on_gpu else None)
 
-    @contextlib.contextmanager
-    def _recomputing(self, tokens: Tensor) -> Iterator[None]:
-        """Recompute blocks in the backward pass where the activations of all of them would not fit."""
+    def _chosen_forwards(self, tokens: Tensor) -> dict[nn.Module, Callable[..., Any]]:
+        """Return what runs in place of the blocks: compiled passes, if there are, and recomputed in the backward pass
+        where the activations of all blocks would not fit.
+        """
         count = min(len(tokens), self.part_windows(tokens)) * tokens.shape[1]
         if count not in self._fitting:  # asked once: a CUDA graph must not ask for free memory
             self._fitting[count] = fits(self.bundle, count)
-        with contextlib.nullcontext() if self._fitting[count] else recomputing(self.bundle.blocks.values()):
-            yield
+        if self._fitting[count]:
+            return self._forwards
+        return {block: recomputed(self._forwards.get(block, block.forward)) for block in self.bundle.blocks.values()}
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of a difference, relative to the expected tensor; infinite if it is not a number."""
+    away = float((found - expected).norm() / expected.norm().clamp(min=TINY))
+    return away if math.isfinite(away) else math.inf
 
 
 def fits(bundle: Bundle, tokens: int) -> bool:

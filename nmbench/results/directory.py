@@ -54,12 +54,9 @@ class RunDirectory:
         Raises `RunMismatch` with the difference if the two runs cannot be joined.
         """
         spec_path = self.path / "spec.toml"
+        spec = self.joined_spec(spec)
         if spec_path.exists():
-            earlier = RunSpec.from_dict(read_toml(spec_path), str(spec_path))
-            spec = merged(earlier, spec, self.path, {record["label"] for record in self.records()})
             manifest = self.joined_manifest(manifest)
-        elif self.records_path.exists():
-            raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
         self.repair()
         folder, file = shlex.quote(str(self.path)), shlex.quote(str(spec_path))
         again = (
@@ -69,6 +66,16 @@ class RunDirectory:
         )
         write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+    def joined_spec(self, spec: RunSpec) -> RunSpec:
+        """Return `spec` joined with that of the directory. Raises `RunMismatch` if they cannot be joined."""
+        path = self.path / "spec.toml"
+        if path.exists():
+            earlier = RunSpec.from_dict(read_toml(path), str(path))
+            return merged(earlier, spec, self.path, {record["label"] for record in self.records()})
+        if self.records_path.exists():
+            raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
+        return spec
 
     def joined_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Return `manifest` with doubts, and digests and notes of further seeds, from the earlier manifest.
@@ -84,7 +91,7 @@ class RunDirectory:
             if name in earlier and earlier[name] != manifest[name]:
                 raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")
         joined = dict(manifest)
-        for name in ("calibration_digests", "pool_digests", "calibration_notes"):
+        for name in ("calibration_digests", "pool_digests", "calibration_notes", "sampled"):
             if name in manifest or name in earlier:
                 joined[name] = {**manifest.get(name, {}), **earlier.get(name, {})}
         if "doubts" in manifest:
@@ -138,5 +145,5 @@ class RunDirectory:
                 block.unlink()
 
     def file(self, kind: str, job_name: str, suffix: str) -> Path:
-        """Return the path of a file of a job; `kind` is masks, weights, losses, checkpoints or errors."""
+        """Return the path of a file of a job; `kind` is masks, weights, losses, checkpoints, sampled or errors."""
         return self.path / kind / f"{job_name}{suffix}"

@@ -24,7 +24,7 @@ IN_EVERY_RECORD: dict[
 }
 ADDED: Mapping[str, Any] = {  # fields that came within format 2
     **{"doubts": [], "unranked": [], "sliding_window": None},
-    **{"repairs": None, "kept_bytes": None},
+    **{"repairs": None, "kept_bytes": None, "sampled": None},
 }
 NO_CPU = {"prune_cpu": None, "evaluate_cpu": None, "cpu_share": None}  # of records that lack processor seconds
 
@@ -83,12 +83,41 @@ class Coverage(Extent, total=False):
     kinds: dict[str, int]
 
 
+class SampledText(TypedDict):
+    """The calibration text of one seed that was sampled from the dense model, and its cost, which all rows share.
+
+    `source`: the data set of the prompts; `prompt` to `batch`: the options. `windows` were sampled and `real_windows`
+    are of real text; `drawn_tokens` are those of the samples behind their prompts. `forward_tokens` and `seconds` are
+    the cost, samples that were left out included; `left_out`: what those repeat -> their number. `looping`: share of
+    samples that repeat themselves, and `looping_real` that of real windows. `ending`: mean probability of special
+    tokens, which are never drawn. `digest`: of the sampled windows.
+    """
+
+    source: str
+    prompt: int
+    temperature: float
+    top_p: float | None
+    real: float
+    batch: int
+    windows: int
+    real_windows: int
+    drawn_tokens: int
+    forward_tokens: int
+    seconds: float
+    left_out: dict[str, int]
+    looping: float
+    looping_real: float
+    ending: float
+    digest: str
+
+
 class Identity(TypedDict):
     """The part of a record that is known before the job is done.
 
     `started_from`: the label of the row that a learner or a repair begins with. `repairs`: the label of a repair as the
     user gave it, which its rows share if it begins with several; None for other methods.
     `sliding_window`: the tokens that the attention of some or all blocks sees, if that is less than a test window.
+    `sampled`: how calibration text was sampled from the dense model; None if it is real text.
     """
 
     format: int
@@ -106,6 +135,7 @@ class Identity(TypedDict):
     coverage: Coverage | None
     calibration: str | None
     calibration_digest: str | None
+    sampled: SampledText | None
     pool_digest: str | None
     job_digest: str
     spec_digest: str

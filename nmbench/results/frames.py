@@ -78,6 +78,8 @@ WIDE = {
     "peak_bytes.device": TIDY["peak_device_bytes"],
     **{f"cost.{name}": text for name, text in TIDY.items() if name.endswith("_tokens") and name != "pareto_tokens"},
     "calibration": "data set of the calibration",
+    "sampled": "none for real calibration text, and for dense",
+    "sampled.*": "calibration text sampled from the dense model: options, windows, and its cost, which all rows share",
     "*_digest": "16 hex digits that name tokens, job, run or protocol; equal digests: equal content",
     "environment.*": "versions, device, threads, dtypes",
     "notes.*": "JSON values that the method notes of its work",

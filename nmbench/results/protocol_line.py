@@ -10,6 +10,7 @@ from nmbench.plain_data import read_toml
 from nmbench.results.format import Record
 from nmbench.results.ranking import of_run, pattern_of
 from nmbench.results.records import Rows
+from nmbench.results.sampled_note import sampled_protocol
 
 
 def protocol_lines(results: Rows) -> list[str]:
@@ -38,7 +39,8 @@ def line(records: Sequence[Record], directory: Path) -> str:
         "seeds": joined(record["seed"] for record in records if record["seed"] is not None),
     }
     stated = [f"{name} {text}" for name, text in parts.items() if text]
-    return "; ".join([*stated, *composition(records), *sizes(directory), environment(records)]) + "."
+    about = (*sampled_protocol(records), *composition(records), *sizes(directory))
+    return "; ".join([*stated, *about, environment(records)]) + "."
 
 
 def composition(records: Sequence[Record]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nmbench.evaluation.comparison import Difference, paired
+from nmbench.comparison import Difference, paired
 from nmbench.results.doubt_lines import is_unranked, unranked_texts
 from nmbench.results.files import read_tensors
 from nmbench.results.format import Record

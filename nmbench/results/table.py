@@ -12,6 +12,7 @@ from nmbench.results.pareto import loss_of, pareto, quality, row_key
 from nmbench.results.precision import decimals_of_mean, printed
 from nmbench.results.ranking import comparisons, grouped, of_run, pattern_of
 from nmbench.results.records import Rows, identity
+from nmbench.results.sampled_note import sampled_notes
 from nmbench.results.table_width import fitted
 from nmbench.sources import ValueRecord
 
@@ -34,7 +35,7 @@ def render(results: Rows, width: int | None = None) -> str:
     if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
         parts.append("Mean over seeds (± standard deviation)\n" + fitted(means(results), width))
     ranked = "\n".join([*comparisons(results), *pareto_note(results.records)])
-    notes = "\n".join(filter(None, (fallbacks(results.records), kept_weights(shown))))
+    notes = "\n".join(filter(None, (sampled_notes(shown), fallbacks(results.records), kept_weights(shown))))
     parts += [ranked, notes, failures(results.records), "\n".join(doubt_lines(shown))]
     return "\n\n".join(filter(None, parts))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nmbench.testing.kit import conformance_tests as conformance_tests
     from nmbench.testing.kit import run_checks as run_checks
 
-KIT_VERSION = "1.1"  # docs/plugins/compatibility.md says what a new number means
+KIT_VERSION = "1.2"  # docs/plugins/compatibility.md says what a new number means
 WHERE = {
     "CheckFailed": "failure",
     "LayerCase": "cases",

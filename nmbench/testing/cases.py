@@ -121,7 +121,8 @@ class LearnCase(ShortRepr):
     """A learning task on the planted model (`nmbench.testing.planted`), which starts from the worst masks.
 
     A repair starts from the best masks instead, with weights that are half of the dense ones. The model has two layers;
-    `second` is the pattern of the second layer, "" for that of the first. With `turn`, losses on selection windows that
+    `second` is the pattern of the second layer, "" for that of the first. `streamed`: its blocks are offloaded to the
+    host, as those of a model larger than the device. With `turn`, losses on selection windows that
     fall below `turn` nats rise again, as those of a learner that overfits: the best masks come before the last ones.
     """
 
@@ -130,6 +131,7 @@ class LearnCase(ShortRepr):
     seed: int = 0
     device: str = "cpu"
     turn: float = 0.0
+    streamed: bool = False
 
     def patterns(self, names: Any) -> dict[str, Pattern]:
         """The pattern of each layer: layer name -> pattern."""
@@ -139,7 +141,10 @@ class LearnCase(ShortRepr):
     def bundle(self) -> Bundle:
         """A fresh model."""
         bundle = planted_bundle()
-        bundle.model.to(self.device)
+        if self.streamed:
+            bundle.stream(torch.device(self.device))
+        else:
+            bundle.model.to(self.device)
         return bundle
 
     def start(self, bundle: Bundle) -> PrunedModel:

@@ -15,13 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 import nmbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PART_BYTES = 32 * 2**20  # of float32 logits at once
 
@@ -48,6 +47,8 @@ class Divergence(nmbench.WindowMetric):
 
         Raises `NumericalFailure` if a logit is NaN or infinite.
         """
+        import torch
+
         batches = subject.batches(self.dataset, self.window, self.bos)
         logits = ((dense.logits(tokens, self.bos), subject.logits(tokens, self.bos)) for tokens in batches)
         found = torch.cat([compared(*both) for both in logits])
@@ -79,6 +80,8 @@ class Top1(Divergence):
 
 def compared(dense: Tensor, pruned: Tensor) -> Tensor:
     """Return means over each window, float64 `[n, 2]` on the CPU, from logits `[n, window - 1, vocabulary]`."""
+    import torch
+
     size = max(1, PART_BYTES // (4 * dense.shape[-1]))
     means = []
     for p, q in zip(dense, pruned, strict=True):  # one window at a time: all windows at once would be a copy
@@ -90,6 +93,9 @@ def compared(dense: Tensor, pruned: Tensor) -> Tensor:
 
 def of_tokens(dense: Tensor, pruned: Tensor) -> Tensor:
     """Return KL in nats and agreement, 1 or 0, of every token `[tokens, 2]`, from float32 `[tokens, vocabulary]`."""
+    import torch
+    import torch.nn.functional as F
+
     log_p, log_q = F.log_softmax(dense, dim=-1), F.log_softmax(pruned, dim=-1)
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
     agree = dense.argmax(dim=-1) == pruned.argmax(dim=-1)

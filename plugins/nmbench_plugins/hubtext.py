@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import nmbench
-from nmbench.runtime import hub_or_cache
 
 C4_SHARDS = {"calibration": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"}
 C4_TEST_DOCUMENTS = 1100  # the first documents, as in the GPTQ and SparseGPT papers
@@ -25,6 +24,8 @@ class HubDataset(nmbench.Dataset):
         Raises `NMBenchError` with a remedy if the rows cannot be loaded.
         """
         import datasets
+
+        from nmbench.runtime import hub_or_cache
 
         with hub_or_cache() as unreached:
             try:

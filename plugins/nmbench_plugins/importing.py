@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import nmbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def mask_of(kept: nmbench.Kept, name: str, dense: Tensor, pattern: nmbench.Patte
 
     The host checks the groups of the mask.
     """
+    import torch
+
     mask = kept.of_layer(name, (dense.shape[0], dense.shape[1])).whole()
     counts = {}
     if kept.weights:

@@ -16,13 +16,12 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nmbench
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 UNIT = "relative to the dense output"
 
@@ -49,6 +48,8 @@ class LayerErrors(nmbench.WindowMetric):
 
         Raises `NumericalFailure` naming the first layer whose error is NaN or infinite.
         """
+        import torch
+
         layers = separate_layers(subject.bundle)
         sums = {name: Sums(layer.read()) for name, layer in layers.items()}
         for tokens in subject.batches(self.dataset, self.window, self.bos):
@@ -85,6 +86,9 @@ class Sums:
 
     def add(self, inputs: Tensor, weight: Tensor) -> None:
         """Add inputs `[..., in]` of the layer with its dense weight `[out, in]`. The host does not wait for a GPU."""
+        import torch
+        import torch.nn.functional as F
+
         inputs, weight = inputs.float(), weight.float()
         change = self.pruned.to(weight.device).float() - weight
         self.error = self.error + F.linear(inputs, change).square().sum(dtype=torch.float64)

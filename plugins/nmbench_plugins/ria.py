@@ -16,10 +16,12 @@ The paper's code takes the root of the mean over windows of the sum of squares a
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import nmbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

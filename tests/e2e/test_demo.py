@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nmbench.evaluation.comparison import paired
+from nmbench.comparison import paired
 from nmbench.results.files import read_tensors
 
 QUICK = ["--windows", "4", "--pool-tokens", "2048", "--selection-tokens", "1024", "--set", "maskpro.steps=4"]

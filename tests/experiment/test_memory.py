@@ -16,7 +16,9 @@ from nmbench.pattern import Pattern
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.one_shot import prune_one_shot
 from nmbench.results.files import MemoryCheckpoints
+from nmbench_plugins.maskllm import MaskLLM
 from nmbench_plugins.maskpro.learner import MaskPro
+from nmbench_plugins.soft import Soft
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.tiny import FAMILIES, TinyModel
@@ -132,6 +134,44 @@ def test_learners_are_in_it():
     size = bundle.dtype.itemsize
     assert [it.own for it in found] == [4 * count, (4 + 4 + 1 + size) * count, (size + 2) * count, None]
     assert estimate(bundle, Stat.NONE, 8, 64, "cuda", False, 4096).learning == ()
+
+
+def test_a_learner_by_blocks_needs_one_block():
+    """It needs copies of the largest block and its own bytes for that block; streamed, the rest is on the host."""
+    bundle = TinyModel().load("llama")
+    largest = max(map(bytes_of, bundle.blocks.values()))
+    count = sum(layer.read().numel() for layer in bundle.block_layers(0))
+    outside = bytes_of(bundle.model) - sum(map(bytes_of, bundle.blocks.values()))
+    for streamed in (True, False):
+        planned = estimate(bundle, Stat.NONE, 8, 64, "cuda", streamed, 4096, [Soft(scope="block")], pool_tokens=1000)
+        (found,) = planned.learning
+        assert found.weights == (outside + largest if streamed else bytes_of(bundle.model)) + 4 * largest
+        assert found.own == (4 + 8 + 2 * bundle.dtype.itemsize) * count
+        assert (found.hidden > 0) != streamed
+        assert planned.most == max(planned.peak, found.least)
+        assert str(planned).endswith("activations not included; it learns one block at a time")
+
+
+def test_an_8b_model_fits_a_gpu_of_80_gib_by_blocks():
+    """For the shape of Llama 3.1 8B, learning by blocks needs a few GiB where streamed; the whole model needs 150."""
+    bundle = llama(4096, 14336, 32, 32)
+    learners = [Soft(scope="block"), Soft()]
+    blocks, whole = estimate(bundle, Stat.NONE, 8, 2048, "cuda", True, 4096, learners, pool_tokens=2**20).learning
+    assert blocks.least < 10 * GIBIBYTE < 110 * GIBIBYTE < whole.least
+
+
+def test_a_learner_is_estimated_for_its_patterns():
+    """Of several patterns, the estimate is for the one that needs most: gates of 4:8 need more than those of 2:4."""
+    bundle = TinyModel().load("llama")
+    count = sum(layer.read().numel() for layer in bundle.layers.values())
+
+    def own(*patterns):
+        args = bundle, Stat.NONE, 8, 64, "cuda", False, 4096, [MaskLLM(), Soft()]
+        return [it.own for it in estimate(*args, patterns=patterns).learning]
+
+    two, four, size = Pattern(2, 4), Pattern(4, 8), 2 * bundle.dtype.itemsize
+    assert own(two) == [(12 * 1.5 + size) * count, (12 + size) * count]
+    assert own(two, four) == own(four, two) == [(12 * 8.75 + size) * count, (12 + size) * count]
 
 
 def test_what_a_learner_holds_is_not_less():

@@ -46,6 +46,7 @@ CHECKS["1.1"] = f"""{CHECKS["1.0"]}
     the_mask_stays dropped_weights_stay_zero repaired_weights_are_finite repairs_improve_their_start
     zero_steps_return_the_start interrupted_repairs_resume parts_of_a_minibatch_do_not_matter
 """
+CHECKS["1.2"] = f"""{CHECKS["1.1"]} blockwise_learners_stream"""
 
 
 def test_hooks_are_those_of_their_version():

@@ -11,6 +11,7 @@ from nmbench_plugins.distil import Distil
 from nmbench_plugins.importing import Import
 from nmbench_plugins.leastsquares import LeastSquares
 from nmbench_plugins.magnitude import Magnitude
+from nmbench_plugins.maskllm import MaskLLM
 from nmbench_plugins.maskpro import MaskPro
 from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
@@ -32,6 +33,8 @@ METHODS = (
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=60, **QUICK),
     Soft(passes=10.0, minibatch=16, learning_rate=3e-2, check_every=8, checkpoint_every=5),
+    Soft(scope="block", passes=10.0, minibatch=16, learning_rate=3e-2),
+    MaskLLM(passes=10.0, minibatch=16, learning_rate=1e-2, check_every=8, checkpoint_every=5),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
     SparseGPTRepair(),

@@ -148,6 +148,22 @@ def interrupted_runs_resume(observed: Observation) -> Judgement:
     return HOLDS
 
 
+@law(MaskLearner, cases=tasks("2:4"))
+def blockwise_learners_stream(observed: Observation) -> Judgement:
+    """A learner that says that it is `blockwise` has the same masks where only one block is on the device."""
+    assert isinstance(observed.method, MaskLearner) and isinstance(observed.case, LearnCase)
+    if not observed.method.blockwise:
+        return HOLDS
+    streamed = observe(observed.method, dataclasses.replace(observed.case, streamed=True))
+    call = f"{observed.method!r}.learn(task), with blocks on the host"
+    if streamed.error is not None and observed.error is None:
+        return Broken(raised(streamed), "the same masks", call)
+    for name, mask in observed.masks.items():
+        if name not in streamed.masks or not mask.equal(streamed.masks[name]):
+            return Broken(f"another mask of {name}", "that of a model that is wholly on the device", call)
+    return HOLDS if observed.masks else SKIPPED
+
+
 @law(MaskLearner, WeightLearner, cases=tasks("2:4", "4:8"))
 def tokens_are_counted(observed: Observation) -> Judgement:
     """Every token that is sent through the model is counted: by the task, or by `task.count_forward`."""

@@ -5,7 +5,8 @@ Read in this order:
 
 1. `solver`: the method, its options and the order of its steps.
 2. `problem`: the layer as a least-squares problem of unit diagonal.
-3. `admm`: the search for the mask, and `penalty`: its only parameter from step to step.
+3. `inverse`: the inverse of that matrix by products.
+4. `admm`: the search for the mask, and `penalty`: its only parameter from step to step.
 """
 
 from __future__ import annotations

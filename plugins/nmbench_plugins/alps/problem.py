@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nmbench.calibration import full_float32
+from nmbench_plugins.alps.inverse import inverse_of
+
 SMALLEST = 1e-8  # added to s, as in the paper's code: without damping, s may be 0
 
 
@@ -54,16 +57,17 @@ class Problem:
         """Return the best weights `[out, in]` if all are kept; None if `gram` has no Cholesky factor."""
         if self.pull is None:
             return self.dense
-        inverse = self.factor(0.0)
+        inverse = self.inverse(0.0)
         return None if inverse is None else torch.addmm(self.dense, self.pull, inverse)
 
-    def factor(self, penalty: float) -> Tensor | None:
+    def inverse(self, penalty: float) -> Tensor | None:
         """Return (gram + penalty I)^-1 `[in, in]`; None if the matrix is not positive definite in its dtype."""
         shifted = self.gram.clone()
         shifted.diagonal().add_(penalty)
-        lower, failed = torch.linalg.cholesky_ex(shifted)
+        with full_float32():
+            lower, failed = torch.linalg.cholesky_ex(shifted)
         del shifted  # as large as the result
         if failed:
             return None
-        inverse = torch.cholesky_inverse(lower)
-        return inverse if inverse.isfinite().all() else None
+        inverse = inverse_of(lower)
+        return inverse if inverse.diagonal().isfinite().all() else None  # its largest entries are on the diagonal

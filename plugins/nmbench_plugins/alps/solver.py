@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nmbench
-from nmbench.pruning import conjugate_gradients
-from nmbench_plugins.alps.admm import Found, search
-from nmbench_plugins.alps.problem import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nmbench_plugins.alps.admm import Found
+    from nmbench_plugins.alps.problem import Problem
 
 HIGHEST_DAMPING = 1.0
 TOLERANCE = 1e-4  # of the gradients in the repair, relative to those at its start
@@ -52,6 +53,8 @@ class ALPS(nmbench.Solver):
         return nmbench.Stat.GRAM | (nmbench.Stat.DRIFT if self.dense_weight else nmbench.Stat.NONE)
 
     def solve(self, weight: Tensor, stats: nmbench.LayerStats, pattern: nmbench.Pattern) -> nmbench.Pruned:
+        from nmbench.pruning import conjugate_gradients
+
         assert stats.gram is not None
         drift = None
         if self.dense_weight:
@@ -72,6 +75,9 @@ class ALPS(nmbench.Solver):
 
         Raises `NumericalFailure` beyond `HIGHEST_DAMPING`.
         """
+        from nmbench_plugins.alps.admm import search
+        from nmbench_plugins.alps.problem import Problem
+
         damping = self.damping
         while True:
             problem = Problem.of(weight, gram, damping, drift)

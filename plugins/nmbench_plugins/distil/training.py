@@ -37,7 +37,10 @@ class Run:
         """Return masks and trained weights."""
         with self.task.training() as live, torch.no_grad():
             batches = self.task.batches(self.minibatch, self.task.generator, self.windows)
-            steps = Steps(live, self.masters, Objective(self.method.kl), self.method.decay)
+            objective = Objective(self.method.kl)
+            if self.method.compile:
+                live.compile(self.windows[: self.minibatch], objective)
+            steps = Steps(live, self.masters, objective, self.method.decay)
             self._resume(steps)
             while self.step < self.count:
                 rate = self.method.learning_rate * rise_and_fall(self.step, self.count, self.method.warmup)

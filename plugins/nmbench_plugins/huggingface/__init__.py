@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nmbench
-from nmbench.runtime import hub_or_cache, offline
 from nmbench_plugins.huggingface.adapters import BESIDE, Adapter, check_peft, merged, refuse_adapter, without_adapter
 from nmbench_plugins.huggingface.gguf_tokenizer import restore
 from nmbench_plugins.huggingface.quantised import (
@@ -25,6 +22,9 @@ from nmbench_plugins.huggingface.quantised import (
     request_dequantised,
 )
 from nmbench_plugins.huggingface.weight_files import stored_tensors, usual_dtype, weight_files
+
+if TYPE_CHECKING:
+    import torch
 
 WINDOW = 2048  # the field's window; max_position_embeddings (131072 on Llama 3.1) is not a usable default
 
@@ -76,6 +76,8 @@ class Folder(nmbench.ModelSource):
 
     def load_folder(self, ref: str, folder: Path) -> nmbench.Bundle:
         """Return the model in `folder`; `ref` names it in messages."""
+        from nmbench.runtime import offline
+
         if not (folder / "config.json").is_file():
             with offline():
                 refuse_adapter(ref, str(folder), {"local_files_only": True})
@@ -105,6 +107,8 @@ def read(ref: str, name: str, source: nmbench.ModelSource, where: Mapping[str, A
     Raises `NMBenchError` with the error of transformers on one line.
     """
     from transformers import AutoTokenizer
+
+    from nmbench.runtime import hub_or_cache, offline
 
     trust = {"trust_remote_code": source.trust_remote_code}
     with offline() if where.get("local_files_only") else hub_or_cache() as unreached:
@@ -140,6 +144,8 @@ def reason(error: Exception, ref: str, unreached: str = "") -> str:
 def tokenizer_of(ref: str, folder: Path, source: nmbench.ModelSource) -> Any:
     """Return the tokenizer in a folder. Raises `NMBenchError` with the error of transformers on one line."""
     from transformers import AutoTokenizer
+
+    from nmbench.runtime import offline
 
     try:
         with offline():
@@ -224,6 +230,8 @@ def files_of(name: str, config: Any, where: Mapping[str, Any]) -> list[Path]:
 
 def chosen_dtype(name: str | None) -> torch.dtype:
     """Return the named dtype; without a name bfloat16 on a GPU, and float32 on a CPU, where bfloat16 is slow."""
+    import torch
+
     if name:
         return getattr(torch, name)
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32

@@ -13,17 +13,18 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import nmbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG = "adapter_config.json"
 BESIDE = "beside"  # the value of --merge-adapter for the adapter in the folder of the model
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PROBE_TOKENS = 16
-MOST_ERROR = {torch.float32: 1e-4, torch.float64: 1e-4}  # of merged logits, relative
+MOST_ERROR = 1e-4  # of merged logits, relative
 MOST_ERROR_OF_HALVES = 0.05
 
 
@@ -155,16 +156,18 @@ def check_fits(beside: Any, adapter: Adapter, what: str) -> None:
         )
 
 
-@torch.no_grad()
-def logits_of(model: Any) -> torch.Tensor:
+def logits_of(model: Any) -> Tensor:
     """Return the logits of a few tokens, `[1, n, vocabulary]` in the dtype of the model."""
+    import torch
+
     rows = model.get_input_embeddings().weight.shape[0]
-    return model(input_ids=torch.arange(min(PROBE_TOKENS, rows))[None]).logits
+    with torch.no_grad():
+        return model(input_ids=torch.arange(min(PROBE_TOKENS, rows))[None]).logits
 
 
-def check_merged(expected: torch.Tensor, found: torch.Tensor, what: str) -> None:
+def check_merged(expected: Tensor, found: Tensor, what: str) -> None:
     """Raise `NMBenchError` if merged weights compute other logits than the adapter beside the weights."""
-    most = MOST_ERROR.get(expected.dtype, MOST_ERROR_OF_HALVES)
+    most = MOST_ERROR if expected.dtype.itemsize >= 4 else MOST_ERROR_OF_HALVES
     error = float((found.float() - expected.float()).norm() / expected.float().norm())
     if not error <= most:
         raise nmbench.NMBenchError(

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import torch
-
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
-NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-FLOATS = {name: str(dtype).removeprefix("torch.") for dtype, name in NAMES.items()}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,14 @@ def in_safetensors(file: Path) -> Iterator[Stored]:
 
 
 def in_torch_file(file: Path) -> Iterator[Stored]:
+    import torch
+
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if isinstance(content, Mapping):
         for name, tensor in content.items():
             if isinstance(tensor, torch.Tensor):
-                dtype = NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-                yield Stored(str(name), dtype, tensor.numel())
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                yield Stored(str(name), NAMES.get(dtype, dtype), tensor.numel())
 
 
 def usual_dtype(tensors: Iterable[Stored]) -> str | None:

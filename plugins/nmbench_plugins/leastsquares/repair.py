@@ -14,12 +14,12 @@ the calibration text where a layer has more inputs than independent tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import nmbench
-from nmbench.pruning import better_rows, conjugate_gradients
-from nmbench_plugins.leastsquares.solver import exact
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SOLVERS = ("cg", "exact")
 
@@ -68,6 +68,9 @@ class LeastSquares(nmbench.LayerRepair):
         self, weight: Tensor, stats: nmbench.LayerStats, start: nmbench.Pruned, pattern: nmbench.Pattern
     ) -> nmbench.Pruned:
         """Return the mask of the start with the weights at the minimum."""
+        from nmbench.pruning import better_rows, conjugate_gradients
+        from nmbench_plugins.leastsquares.solver import exact
+
         assert stats.gram is not None and start.weight is not None
         gram, linear, before = stats.gram, self.linear(weight.float(), stats), start.weight.float()
         note = ""

@@ -23,17 +23,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nmbench
-from nmbench_plugins.maskpro.engines import ENGINES, LOGIT_TYPES, choose
-from nmbench_plugins.maskpro.policy import MAX_GROUP
-from nmbench_plugins.maskpro.tracker import Rule
-from nmbench_plugins.maskpro.training import Training
+from nmbench_plugins.maskpro.limits import MAX_GROUP
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENGINES = ("auto", "streamed", "torch")
+LOGIT_BYTES = {"float32": 4, "float16": 2}
 PAPER = {
     "steps": 10_000,
     "learning_rate": 50.0,
@@ -80,7 +79,7 @@ class MaskPro(nmbench.MaskLearner):
     )
     engine: str = nmbench.option("auto", "engine that computes the steps; auto: the fastest possible", choices=ENGINES)
     logits: str = nmbench.option(
-        "float32", "dtype of the stored logits; float16 needs CUDA", choices=tuple(LOGIT_TYPES)
+        "float32", "dtype of the stored logits; float16 needs CUDA", choices=tuple(LOGIT_BYTES)
     )
 
     def __post_init__(self) -> None:
@@ -101,15 +100,20 @@ class MaskPro(nmbench.MaskLearner):
 
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of the logits and, with engine `torch`, of a dense copy, a gradient and a mask as well."""
-        logits = LOGIT_TYPES[self.logits].itemsize
+        logits = LOGIT_BYTES[self.logits]
         return logits + itemsize + logits + 1 if self.engine == "torch" else logits
 
-    @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the learnt mask by layer; the docstring of the module states the algorithm."""
+        import torch
+
+        from nmbench_plugins.maskpro.engines import choose
+        from nmbench_plugins.maskpro.tracker import Rule
+        from nmbench_plugins.maskpro.training import Training
+
         windows = self.pool(task)
         rule = Rule(self.learning_rate, self.prior, self.tracker, self.normalise)
-        with self.explaining_memory(task.who), task.live_weights() as live:
+        with torch.no_grad(), self.explaining_memory(task.who), task.live_weights() as live:
             training = Training(task, self, windows, choose(task, live, rule, self.engine, self.logits))
             training.start()
             training.run()
@@ -130,6 +134,8 @@ class MaskPro(nmbench.MaskLearner):
     @contextlib.contextmanager
     def explaining_memory(self, who: str) -> Iterator[None]:
         """Turn an out-of-memory error inside the context into an `NMBenchError` with the options to lower."""
+        import torch
+
         try:
             yield
         except (MemoryError, RuntimeError) as error:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 import nmbench
-from nmbench_plugins.reconstruct.training import Plan, trained
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Reconstruct(nmbench.BlockRepair):
 
     def repair_block(self, block: nmbench.BlockTask) -> Mapping[str, Tensor]:
         """Return the trained weights of one block, where its error fell."""
+        from nmbench_plugins.reconstruct.training import Plan, trained
+
         plan = Plan(self.steps, self.learning_rate, self.warmup, self.target)
         found: dict[str, Tensor] = {}
         for part in block.parts(self.scope):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.pruning import rise_and_fall
-from nmbench_plugins.reconstruct.steps import Steps, squares
-
-TINY = 1e-30  # of a sum of squares: a part whose target is 0 everywhere has the error 0
+from nmbench.pruning import in_passes, relative_error, rise_and_fall
+from nmbench_plugins.reconstruct.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -39,31 +36,17 @@ def trained(
     targets = [part.target(number, plan.target).to(part.host) for number in range(part.batches)]
     start = {**{name: block.weights[name] for name in part.layers}, **others}
     masters = {name: tensor.detach().float().clone().requires_grad_() for name, tensor in start.items()}
-    whole = sum(float(target.float().square().sum(dtype=torch.float64)) for target in targets)
-    before = error(part, targets, whole, {})
+    before = relative_error(part, targets, {})
     steps = Steps(part, targets, masters, {name: block.masks[name] for name in part.layers})
-    for step, number in zip(range(plan.steps), order(part.batches, block.generator), strict=False):
+    for step, number in zip(range(plan.steps), in_passes(part.batches, block.generator), strict=False):
         steps.take(number, plan.rate(step))
         block.progress(step + 1, plan.steps)
     found = {name: kept(master, block.masks.get(name)) for name, master in masters.items()}
-    after = error(part, targets, whole, found)
+    after = relative_error(part, targets, found)
     inner = part.name.removeprefix(block.name).removeprefix(".")
     place = f" {inner}" if inner else ""
     block.report(**{f"error before{place}": before, f"error after{place}": min(before, after)})
     return found if after < before else {}
-
-
-def order(count: int, generator: torch.Generator) -> Iterator[int]:
-    """Yield numbers of batches without end, each once in every pass."""
-    while True:
-        yield from torch.randperm(count, generator=generator, device=generator.device).tolist()
-
-
-@torch.no_grad()
-def error(part: nmbench.Part, targets: Sequence[Tensor], whole: float, tensors: Mapping[str, Tensor]) -> float:
-    """Return the sum of squared errors over all batches, as a share of `whole`, the sum of squares of the targets."""
-    wrong = sum(squares(part, i, target, tensors).sum(dtype=torch.float64) for i, target in enumerate(targets))
-    return float(wrong) / max(whole, TINY)
 
 
 def kept(master: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,6 +9,9 @@ Our own, for budgets far below the paper's 2 billion tokens: logits begin at the
 loss is the divergence from the dense model, and the greedy mask is chosen on held-out windows, where it must beat the
 start on windows that were not read before.
 
+With `scope=block` the masks of one block after the other are learnt by the outputs of the block (`block_training`), so
+that the model may be larger than the GPU.
+
 With `estimator=straight-through` (Bengio et al., arXiv 1308.3432) the forward pass has the mask of the largest logits,
 without noise, and the gradient of the mask is taken for that of the logits.
 """
@@ -17,16 +20,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nmbench
-from nmbench_plugins.soft.training import Run
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCOPES = ("model", "block")
 ESTIMATORS = ("soft", "straight-through")
-LOGIT, MOMENTS = 4, 8  # bytes a weight
-LONG = {"passes": 20.0, "minibatch": 32, "learning_rate": 1e-3, "leave": 0.2}
+LOGIT = 4  # bytes a weight
+MOMENTS = {"float32": 8, "bfloat16": 4}  # bytes a weight, of both moments
+LONG = {
+    "passes": 15.0,
+    "minibatch": 16,
+    "learning_rate": 5e-4,
+    "leave": 0.2,
+    "compile": True,
+    "moments": "bfloat16",
+    "check_every": 200,
+    "checkpoint_every": 500,
+}
 STRAIGHT = {
     "passes": 15.0,
     "estimator": "straight-through",
@@ -45,6 +59,8 @@ class Soft(nmbench.MaskLearner):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"long": LONG, "straight-through": STRAIGHT}
 
     init: str = nmbench.option("swaps", "whose mask is the start: a one-shot method, or a label of the same run")
+    scope: str = nmbench.option("model", "what is learnt at once, and by whose outputs", choices=SCOPES)
+    target: float = nmbench.option(0.5, "outputs of a block to aim at, from the pruned path (0) to the dense path (1)")
     estimator: str = nmbench.option("soft", "how gradients reach the logits", choices=ESTIMATORS)
     passes: float = nmbench.option(1.0, "passes over the pool")
     tokens: int | None = nmbench.option(None, "tokens to learn from; none: as many as `passes` say", unit="tokens")
@@ -54,8 +70,10 @@ class Soft(nmbench.MaskLearner):
     leave: float = nmbench.option(0.35, "probability that a draw of a group leaves the start, at the first step")
     first_noise: float = nmbench.option(0.02, "noise scale at the first step: logits are divided by it")
     last_noise: float = nmbench.option(0.002, "noise scale after three quarters of the steps")
+    moments: str = nmbench.option("float32", "dtype in which the moments of Adam are kept", choices=tuple(MOMENTS))
     minibatch: int = nmbench.option(4, "windows per step", unit="windows")
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")
+    compile: bool = nmbench.option(False, "fuse the work between matrix products: half the time of a step on a GPU")
     check_every: int = nmbench.option(50, "steps between two measurements on selection windows", unit="steps")
     checkpoint_every: int = nmbench.option(100, "steps between two checkpoints", unit="steps")
 
@@ -65,7 +83,7 @@ class Soft(nmbench.MaskLearner):
             given = getattr(self, name)
             if given is not None and not given >= value:
                 raise impossible(f"{name} must be at least {value}, not {given}")
-        for name in ("kl", "fall"):
+        for name in ("kl", "fall", "target"):
             if not 0 <= getattr(self, name) <= 1:
                 raise impossible(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         for name in ("learning_rate", "first_noise", "last_noise"):
@@ -84,12 +102,23 @@ class Soft(nmbench.MaskLearner):
         """The noise scale of the first step, and after the annealing."""
         return self.first_noise, self.last_noise
 
+    @property
+    def blockwise(self) -> bool:
+        """True if masks are learnt block by block."""
+        return self.scope == "block"
+
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of logits, moments, a gradient of the live weight, and the dense weight."""
-        return LOGIT + MOMENTS + 2 * itemsize
+        return LOGIT + MOMENTS[self.moments] + 2 * itemsize
 
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the learnt mask by layer, or that of the start if it is not better."""
+        if self.blockwise:
+            from nmbench_plugins.soft.block_training import learnt_by_blocks
+
+            return learnt_by_blocks(self, task)
+        from nmbench_plugins.soft.training import Run
+
         return Run(self, task).result()
 
 

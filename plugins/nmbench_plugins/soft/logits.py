@@ -8,26 +8,35 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.pruning import adam_step
 from nmbench_plugins.soft.prior import lead_of
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy
 
 PART = {"cpu": 2**17, "cuda": 2**23}  # weights times rounds that are computed at once: the cache, or enough threads
-BETAS = (0.9, 0.95)
 EPSILON = 1e-8
 
 
 class Logits:
-    """Logits and moments by layer, float32 `[out, in]` on the device of the model.
+    """Logits, float32, and moments, of dtype `moments`, by layer: `[out, in]` on `device`.
 
-    They begin at the masks of the start: a group leaves it with probability `leave` in a draw at noise scale `noise`.
+    They begin at `start`, name -> bool mask; a group leaves it with probability `leave` in a draw at noise scale
+    `noise`.
     """
 
-    def __init__(self, task: nmbench.LearnTask, leave: float, noise: float) -> None:
-        self.patterns, device = task.pattern, task.bundle.device
-        gaps = {name: noise * lead_of(pattern, leave) for name, pattern in task.pattern.items()}
-        self.values = {name: mask.to(device).float().mul_(gaps[name]) for name, mask in task.initial.items()}
-        self.first = {name: torch.zeros_like(value) for name, value in self.values.items()}
-        self.second = {name: torch.zeros_like(value) for name, value in self.values.items()}
+    def __init__(
+        self,
+        patterns: Mapping[str, nmbench.Pattern],
+        start: Mapping[str, Tensor],
+        device: torch.device,
+        leave: float,
+        noise: float,
+        moments: torch.dtype = torch.float32,
+    ) -> None:
+        self.patterns, self.device = patterns, device
+        leads = {pattern: noise * lead_of(pattern, leave) for pattern in set(patterns.values())}
+        self.values = {name: mask.to(device).float().mul_(leads[patterns[name]]) for name, mask in start.items()}
+        self.first = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
+        self.second = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
 
     def parts(self, name: str) -> Iterator[slice]:
         """Yield the rows of a layer, as many at once as bound the memory of the computation."""
@@ -41,16 +50,10 @@ class Logits:
         parts = (self.values[name][rows] for rows in self.parts(name))
         return torch.cat([as_rows(greedy(columns(part, pattern.group), pattern.keep), part.shape) for part in parts])
 
-    def masks(self) -> dict[str, Tensor]:
-        """Return the greedy masks of all layers, in host memory."""
-        return {name: self.greedy(name).cpu() for name in self.values}
-
     def update(self, name: str, rows: slice, gradient: Tensor, pace: Tensor) -> None:
         """Take one step of Adam on rows of a layer; `pace` is float32 `[4]` on the device (`pace_of`)."""
-        blend_first, blend_second, rate, unbias = pace.unbind()
-        first = self.first[name][rows].lerp_(gradient, blend_first)
-        second = self.second[name][rows].lerp_(gradient.square(), blend_second)
-        self.values[name][rows].sub_((first * rate).div_(second.mul(unbias).sqrt_().add_(EPSILON)))
+        tensors = self.values[name][rows], self.first[name][rows], self.second[name][rows]
+        adam_step(*tensors, gradient, pace, EPSILON)
 
     def state(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Return everything, for a checkpoint."""
@@ -62,11 +65,3 @@ class Logits:
             self.values[name].copy_(state["logits"][name])
             self.first[name].copy_(state["first"][name])
             self.second[name].copy_(state["second"][name])
-
-
-def pace_of(rate: float, step: int) -> tuple[float, float, float, float]:
-    """Return what Adam needs in a step, counted from 0: weights of the new gradient in both moments, the step size
-    divided by the bias of the first moment, and one over the bias of the second.
-    """
-    first, second = BETAS
-    return 1 - first, 1 - second, rate / (1 - first ** (step + 1)), 1 / (1 - second ** (step + 1))

@@ -1,111 +1,43 @@
-"""Updates of the logits; on a CUDA device one update of a whole minibatch is a CUDA graph, replayed.
-
-The live weight of a layer is W * m. Its gradient G, from the backward pass of the model, gives that of the mask, G * W,
-and the relaxation gives that of the logits. So autograd never sees the logits, and nothing of their size is stored
-besides the moments.
-"""
+"""Updates of the logits of the whole model; on a CUDA device one update of a minibatch is a CUDA graph, replayed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from nmbench.evaluation import Objective
-from nmbench.pruning import Replay
-from nmbench_plugins.soft.kernels import launch
-from nmbench_plugins.soft.logits import EPSILON, Logits, pace_of
-from nmbench_plugins.soft.noise import gumbel, step_keys
-from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
+from nmbench.pruning import MaskSteps
+from nmbench_plugins.soft.logits import Logits
+from nmbench_plugins.soft.relaxed import SCALES, Relaxed
 from nmbench_plugins.soft.schedule import Setting
 
 if TYPE_CHECKING:
     from nmbench.pruning import Training
 
 
-class Steps:
-    """Updates of `logits`. `straight`: the forward pass has the greedy mask, and the gradient of the mask is taken for
-    that of the logits, without noise. `seed`: of the noise.
-    """
+class Steps(MaskSteps):
+    """Updates of `logits` by the objective of the whole model; `straight` as for `Relaxed`, `seed` of the noise."""
 
     def __init__(
         self, live: Training, logits: Logits, objective: Objective, straight: bool, seed: int, graph: bool = True
     ) -> None:
-        self.live, self.logits, self.objective, self.straight, self.seed = live, logits, objective, straight, seed
-        self.device = live.bundle.device
-        self.keys = torch.zeros(2, dtype=torch.int32, device=self.device)  # of the noise of this step
-        self.scales = torch.ones(2, device=self.device)  # temperature, noise scale
-        self.pace = torch.zeros(4, device=self.device)  # of Adam
-        self.replay = Replay(live, objective, self._update, graph)
+        super().__init__(live, objective, tuple(logits.values), SCALES, seed, graph)
+        self.logits = logits
+        self.relaxed = Relaxed(logits, straight, self.settings)
 
     def take(self, tokens: Tensor, setting: Setting) -> Tensor:
         """Update the logits by a minibatch `[n, window_tokens]`; return the objective by window, float32 `[n]`."""
-        if self.replay.due:
-            self.pace.zero_()  # an update changes nothing
-            self.replay.capture(tokens)
-        self._set(self.keys, step_keys(self.seed, setting.step))
-        self._set(self.scales, (setting.temperature, setting.noise))
-        self._set(self.pace, pace_of(setting.rate, setting.step))
-        return self.replay(tokens)
+        return self.advance(tokens, setting.step, setting.rate, (setting.temperature, setting.noise))
 
-    def show_greedy(self) -> None:
-        """Make the greedy masks those of the live weights, until the next update."""
-        self.live.apply({name: self.logits.greedy(name) for name in self.logits.values})
+    def greedy(self, name: str) -> Tensor:
+        """Return the mask of the largest logits of a layer, bool `[out, in]`."""
+        return self.logits.greedy(name)
 
-    def _update(self, tokens: Tensor) -> Tensor:
-        for number, name in enumerate(self.logits.values):
-            self._write(number, name)
-        self.live.clear()
-        losses = self.live.backward(tokens, self.objective)
-        for number, name in enumerate(self.logits.values):
-            self._learn(number, name)
-        return losses
-
-    def _write(self, number: int, name: str) -> None:
+    def write_layer(self, number: int, name: str) -> None:
         """Write W * m of a layer into the model."""
-        dense, logits, pattern = self.live.dense(name), self.logits.values[name], self.logits.patterns[name]
-        weight = torch.empty_like(dense)
-        if not self.straight and launch.usable(pattern, self.device, dense, weight):
-            launch.write(logits, dense, weight, pattern, self.keys, self.scales, number)
-            self.live.write(name, weight)
-            return
-        for rows in self.logits.parts(name):
-            weight[rows] = dense[rows] * self._mask(number, name, rows)
-        self.live.write(name, weight)
+        self.live.write(name, self.relaxed.weight(number, name, self.live.dense(name)))
 
-    def _learn(self, number: int, name: str) -> None:
+    def learn_layer(self, number: int, name: str) -> None:
         """Update the logits of a layer by the gradient of its live weight."""
-        dense, gradient, pattern = self.live.dense(name), self.live.gradient(name), self.logits.patterns[name]
-        if not self.straight and launch.usable(pattern, self.device, dense, gradient):
-            state = self.logits.values[name], self.logits.first[name], self.logits.second[name]
-            launch.learn(*state, dense, gradient, pattern, self.keys, self.scales, self.pace, EPSILON, number)
-            return
-        for rows in self.logits.parts(name):
-            slope = gradient[rows].float() * dense[rows].float()
-            self.logits.update(name, rows, self._gradient(number, name, rows, slope), self.pace)
-
-    def _mask(self, number: int, name: str, rows: slice) -> Tensor:
-        """Return the mask of rows of a layer, float32 `[rows, in]`."""
-        pattern, shape = self.logits.patterns[name], self.logits.values[name][rows].shape
-        if self.straight:
-            logits = columns(self.logits.values[name][rows], pattern.group)
-            return as_rows(greedy(logits, pattern.keep), shape).float()
-        return as_rows(soft_mask(self._drawn(number, name, rows), self.scales[0], pattern.keep), shape)
-
-    def _gradient(self, number: int, name: str, rows: slice, slope: Tensor) -> Tensor:
-        """Return the gradient of the logits, `[rows, in]`, from that of the mask."""
-        if self.straight:
-            return slope
-        pattern, keys = self.logits.patterns[name], self._drawn(number, name, rows)
-        gradient = soft_mask_gradient(keys, self.scales[0], pattern.keep, columns(slope, pattern.group))
-        return as_rows(gradient, slope.shape).div_(self.scales[1])
-
-    def _drawn(self, number: int, name: str, rows: slice) -> Tensor:
-        """Return logits / lam + Gumbel noise of rows, `[group, groups]`, the same at every call in a step."""
-        logits = self.logits.values[name]
-        noise = gumbel(self.keys, number, rows.start * logits.shape[1], logits[rows].shape)
-        return columns(noise.add_(logits[rows] / self.scales[1]), self.logits.patterns[name].group)
-
-    def _set(self, target: Tensor, values: tuple[float, ...]) -> None:
-        target.copy_(torch.tensor(values, dtype=target.dtype))
+        self.relaxed.learn(number, name, self.live.dense(name), self.live.gradient(name))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 import nmbench
-from nmbench_plugins.sparsegpt.factor import damped_root
-from nmbench_plugins.sparsegpt.sweep import BlockSweep, sweep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nmbench_plugins.sparsegpt.sweep import BlockSweep
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class SweepOptions:
         given: Tensor | None = None,
     ) -> nmbench.Pruned:
         """Return mask and weights of `weight` `[out, in]` after one sweep; `given` is a mask that stays."""
+        from nmbench_plugins.sparsegpt.factor import damped_root
+        from nmbench_plugins.sparsegpt.sweep import sweep
+
         assert stats.gram is not None
         dead = stats.gram.diagonal() == 0
         work = weight.float().masked_fill(dead, 0.0)

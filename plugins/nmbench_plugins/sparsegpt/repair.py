@@ -7,12 +7,13 @@ given mask drops. Of SparseGPT's own mask it makes SparseGPT's own weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import nmbench
-from nmbench_plugins.sparsegpt import reference
 from nmbench_plugins.sparsegpt.layer import SweepOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,4 +30,6 @@ class SparseGPTRepair(SweepOptions, nmbench.LayerRepair):
         self, weight: Tensor, stats: nmbench.LayerStats, start: nmbench.Pruned, pattern: nmbench.Pattern
     ) -> nmbench.Pruned:
         """Return the mask of the start with dense weights repaired by one sweep."""
+        from nmbench_plugins.sparsegpt import reference
+
         return self.swept(weight, stats, pattern, reference.repair_block, start.mask)

@@ -8,13 +8,15 @@ where U is the upper Cholesky factor of H^-1; the columns to the right compensat
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import nmbench
-from nmbench_plugins.sparsegpt import launch, reference
 from nmbench_plugins.sparsegpt.layer import SweepOptions
-from nmbench_plugins.sparsegpt.sweep import BlockSweep, block_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nmbench_plugins.sparsegpt.sweep import BlockSweep
 
 
 @dataclass(frozen=True)
@@ -33,5 +35,8 @@ class SparseGPT(SweepOptions, nmbench.Solver):
 
 def block_sweep(weight: Tensor, pattern: nmbench.Pattern, block_columns: int) -> BlockSweep:
     """Return the launch of the Triton program where that program is usable, else the plain loop, which is slower."""
+    from nmbench_plugins.sparsegpt import launch, reference
+    from nmbench_plugins.sparsegpt.sweep import block_width
+
     width = block_width(pattern, block_columns, weight.shape[1])
     return launch.sweep_block if launch.usable(pattern, width, weight.device) else reference.sweep_block

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 import nmbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Aim(NamedTuple):

@@ -29,14 +29,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import nmbench
 from nmbench_plugins.swaps.aim import Aim
-from nmbench_plugins.swaps.judged_run import JudgedRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONG = {"statistics_tokens": 196608, "judge_tokens": 98304}
 
@@ -84,8 +83,11 @@ class SwapsJudged(nmbench.MaskLearner):
         """Return the bytes of a dense copy and of two masks: the present mask and the best mask."""
         return itemsize + 2
 
-    @torch.no_grad()
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the best mask, if held-out windows confirm that mask, else the initial mask."""
-        with task.live_weights() as live:
+        import torch
+
+        from nmbench_plugins.swaps.judged_run import JudgedRun
+
+        with torch.no_grad(), task.live_weights() as live:
             return JudgedRun(task, self, live).learnt()

@@ -37,13 +37,13 @@ tokens make no difference. The defaults are meant for deep models; all figures: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import nmbench
 from nmbench_plugins.swaps.aim import Aim
-from nmbench_plugins.swaps.descent import descend
-from nmbench_plugins.swaps.problem import TINY, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class Swaps(nmbench.Refiner):
     def refine(
         self, weight: Tensor, stats: nmbench.LayerStats, mask: Tensor, pattern: nmbench.Pattern
     ) -> nmbench.Pruned:
+        from nmbench_plugins.swaps.descent import descend
+        from nmbench_plugins.swaps.problem import TINY, Problem
+
         assert stats.gram is not None
         problem = Problem.of(weight, stats.gram, *self.aim.target(stats), pattern)
         dropped = (~mask).t().float().contiguous()  # [in, out]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.pattern import Pattern
+from nmbench.pruning import gumbel, step_keys
 from nmbench_plugins.maskpro.policy import log_prob
-from nmbench_plugins.soft.noise import gumbel, step_keys
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
 
 quick = settings(max_examples=50, deadline=None)

@@ -7,14 +7,20 @@ import torch
 from torch.func import functional_call
 
 from nmbench.evaluation import Objective, objective
+from nmbench.pruning import BETAS, pace_of
 from nmbench.testing.cases import LearnCase
 from nmbench_plugins.soft import logits as logits_module
-from nmbench_plugins.soft.logits import Logits, pace_of
+from nmbench_plugins.soft.logits import Logits
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask
 from nmbench_plugins.soft.schedule import Setting
 from nmbench_plugins.soft.steps import Steps
 
 SETTING = Setting(0, 0.5, 0.02, 1e-3)
+
+
+def of_task(task, leave: float) -> Logits:
+    """The logits of all layers of a task, with noise scale 0.02."""
+    return Logits(task.pattern, task.initial, task.bundle.device, leave, 0.02)
 
 
 def plain_gradient(steps: Steps, live, tokens, straight: bool):
@@ -27,10 +33,10 @@ def plain_gradient(steps: Steps, live, tokens, straight: bool):
         if straight:
             mask = greedy(groups, pattern.keep).float() + groups - groups.detach()
         else:
-            noise = steps._drawn(number, name, slice(0, len(leaf))) - columns(
-                steps.logits.values[name] / steps.scales[1], pattern.group
+            noise = steps.relaxed._drawn(number, name, slice(0, len(leaf))) - columns(
+                steps.logits.values[name] / steps.relaxed.scales[1], pattern.group
             )
-            mask = soft_mask(groups / steps.scales[1] + noise, steps.scales[0], pattern.keep)
+            mask = soft_mask(groups / steps.relaxed.scales[1] + noise, steps.relaxed.scales[0], pattern.keep)
         where = live.bundle.layers[name].where.stored
         weights[where] = as_rows(mask, leaf.shape) * live.dense(name)
     out = functional_call(live.task.model, weights, (tokens,)).logits
@@ -47,10 +53,10 @@ def test_the_gradient_of_the_logits_is_that_of_autograd(monkeypatch, straight, p
     task = LearnCase("2:4", "1:4").task()
     tokens = task.pool[:8]
     with task.gradients() as live:
-        steps = Steps(live, Logits(task, 0.4, 0.02), Objective(0.5), straight, seed=5)
+        steps = Steps(live, of_task(task, 0.4), Objective(0.5), straight, seed=5)
         steps.take(tokens, SETTING)
         learnt = {name: moment.clone() for name, moment in steps.logits.first.items()}
-        steps.logits = Logits(task, 0.4, 0.02)
+        steps.logits = steps.relaxed.logits = of_task(task, 0.4)
         with torch.enable_grad():
             expected = plain_gradient(steps, live, tokens, straight)
     for name, gradient in expected.items():
@@ -60,10 +66,10 @@ def test_the_gradient_of_the_logits_is_that_of_autograd(monkeypatch, straight, p
 def test_the_step_is_that_of_adam():
     """Two updates are those of `torch.optim.Adam`."""
     task = LearnCase().task()
-    logits = Logits(task, 0.2, 0.02)
+    logits = of_task(task, 0.2)
     name, value = next(iter(logits.values.items()))
     own = value.clone().requires_grad_()
-    adam = torch.optim.Adam([own], lr=1e-3, betas=logits_module.BETAS)
+    adam = torch.optim.Adam([own], lr=1e-3, betas=BETAS)
     for step in range(2):
         gradient = torch.randn(own.shape, generator=torch.Generator().manual_seed(step))
         own.grad = gradient
@@ -76,11 +82,34 @@ def test_an_update_at_pace_0_changes_nothing():
     """With `pace` 0, as while a CUDA graph is captured, logits and moments stay as they are."""
     task = LearnCase().task()
     with task.gradients() as live:
-        steps = Steps(live, Logits(task, 0.2, 0.02), Objective(), False, seed=0)
+        steps = Steps(live, of_task(task, 0.2), Objective(), False, seed=0)
         before = {name: value.clone() for name, value in steps.logits.values.items()}
         steps._update(task.pool[:4])
     assert all(value.equal(before[name]) for name, value in steps.logits.values.items())
     assert not any(moment.any() for moment in (*steps.logits.first.values(), *steps.logits.second.values()))
+
+
+def test_moments_may_be_short():
+    """Moments in bfloat16 take the same first step to rounding, and half the bytes."""
+    moved = {}
+    for moments in (torch.float32, torch.bfloat16):
+        task = LearnCase().task()
+        with task.gradients() as live:
+            steps = Steps(
+                live,
+                Logits(task.pattern, task.initial, task.bundle.device, 0.2, 0.02, moments),
+                Objective(),
+                False,
+                seed=0,
+            )
+            before = {name: value.clone() for name, value in steps.logits.values.items()}
+            steps.take(task.pool[:4], SETTING)
+            moved[moments] = {name: value - before[name] for name, value in steps.logits.values.items()}
+            assert {moment.dtype for moment in (*steps.logits.first.values(), *steps.logits.second.values())} == {
+                moments
+            }
+    for name, step in moved[torch.float32].items():
+        torch.testing.assert_close(moved[torch.bfloat16][name], step, rtol=1e-3, atol=1e-8)
 
 
 def test_the_start_is_the_greedy_mask():
@@ -88,11 +117,11 @@ def test_the_start_is_the_greedy_mask():
     task = LearnCase("4:8").task()
     dense = {name: weight.clone() for name, weight in task.dense.items()}
     with task.gradients() as live:
-        steps = Steps(live, Logits(task, 0.2, 0.02), Objective(), False, seed=0)
+        steps = Steps(live, of_task(task, 0.2), Objective(), False, seed=0)
         steps.take(task.pool[:4], Setting(0, 1.0, 0.02, 0.0))
         steps.show_greedy()
         for name, mask in task.initial.items():
-            assert steps.logits.masks()[name].equal(mask)
+            assert steps.masks()[name].equal(mask)
             assert live.bundle.layers[name].read().equal(dense[name].masked_fill(~mask, 0.0))
     for name, layer in task.bundle.layers.items():
         assert layer.read().equal(dense[name])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from nmbench.comparison import Confirmation
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.evaluation.comparison import Confirmation
 from nmbench.evaluation.losses import window_losses
 from nmbench.methods import LayerStats
 from nmbench.models.bundle import Bundle

@@ -1,8 +1,6 @@
 """Engines, which compute the steps of MaskPro: in plain torch, or by fused kernels inside the forward pass."""
 
 from nmbench_plugins.maskpro.engines.base import Engine as Engine
-from nmbench_plugins.maskpro.engines.choice import ENGINES as ENGINES
 from nmbench_plugins.maskpro.engines.choice import choose as choose
-from nmbench_plugins.maskpro.engines.streamed_engine import LOGIT_TYPES as LOGIT_TYPES
 from nmbench_plugins.maskpro.engines.streamed_engine import StreamedEngine as StreamedEngine
 from nmbench_plugins.maskpro.engines.torch_engine import TorchEngine as TorchEngine

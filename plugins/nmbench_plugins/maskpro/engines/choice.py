@@ -15,7 +15,6 @@ from nmbench_plugins.maskpro.engines.torch_engine import TorchEngine
 from nmbench_plugins.maskpro.kernels import launch
 from nmbench_plugins.maskpro.tracker import Rule
 
-ENGINES = ("auto", "streamed", "torch")
 WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

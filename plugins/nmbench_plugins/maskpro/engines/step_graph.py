@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
 
 from nmbench.runtime import graph_of
 
@@ -44,23 +42,3 @@ def record(
             tensor.copy_(value)
 
     return Recorded(graph_of(lambda: step(tokens, references), put_back), tokens, references)
-
-
-@contextlib.contextmanager
-def ignoring_packed_windows() -> Iterator[None]:
-    """Set transformers to treat every window as one text while the context is open.
-
-    In each forward pass transformers reads position numbers back from the device to find windows that pack several
-    texts, and the host waits. While a graph is recorded nothing can be read back; transformers then computes with an
-    explicit mask, where a causal kernel is several times faster with the same result.
-    """
-    name = "find_packed_sequence_indices"
-    found = getattr(masking_utils, name, None)
-    if found is None:  # another release of transformers: right without, and slower
-        yield
-        return
-    setattr(masking_utils, name, lambda position_ids: None)
-    try:
-        yield
-    finally:
-        setattr(masking_utils, name, found)

@@ -20,14 +20,13 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import window_losses
+from nmbench.models import ignoring_packed_windows
 from nmbench.pruning import LiveWeights, masked
 from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engines.base import Engine
-from nmbench_plugins.maskpro.engines.step_graph import Recorded, ignoring_packed_windows
+from nmbench_plugins.maskpro.engines.step_graph import Recorded
 from nmbench_plugins.maskpro.masks import Computed, Masks
 from nmbench_plugins.maskpro.tracker import Rule
-
-LOGIT_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 Step = Callable[[Tensor, Tensor], None]  # of tokens and references
 Recorder = Callable[[Step, Tensor, Tensor, Iterable[Tensor]], Recorded]  # as `step_graph.record`
@@ -79,7 +78,7 @@ class StreamedEngine(Engine):
         self.weights = {name: live[name] for name in task.layers}
         sizes = [weight.numel() // task.pattern[name].group for name, weight in self.weights.items()]
         self.first_group = dict(zip(task.layers, itertools.accumulate(sizes, initial=0), strict=False))
-        kind = LOGIT_TYPES[logits]
+        kind = getattr(torch, logits)
         self.logits = {n: torch.empty(w.shape, dtype=kind, device=w.device) for n, w in self.weights.items()}
         self._fill(task.initial)
         largest = max(self.weights.values(), key=torch.Tensor.numel)

@@ -4,4 +4,3 @@ from nmbench_plugins.maskpro.policy.distribution import grad_log_prob as grad_lo
 from nmbench_plugins.maskpro.policy.distribution import greedy as greedy
 from nmbench_plugins.maskpro.policy.distribution import log_prob as log_prob
 from nmbench_plugins.maskpro.policy.distribution import sample as sample
-from nmbench_plugins.maskpro.policy.groups import MAX_GROUP as MAX_GROUP

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nmbench import NMBenchError, NotStrict, NumericalFailure
+from nmbench_plugins.maskpro.limits import MAX_GROUP
 
-MAX_GROUP = 32
 CHUNK_WEIGHTS = {"cpu": 2**17, "cuda": 2**24}  # CPU: temporaries stay in cache; CUDA: few launches, bounded memory
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.pruning import salt_of
 from nmbench.runtime import triton_available
-from nmbench_plugins.soft.noise import salt_of
 
 LARGEST_GROUP = 8  # every member is in registers, once for every round
 BLOCK = 128  # groups

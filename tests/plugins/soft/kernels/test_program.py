@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nmbench as nm
+from nmbench.pruning import gumbel, pace_of, step_keys
 from nmbench.runtime import triton_available
 from nmbench_plugins.soft.kernels import launch
-from nmbench_plugins.soft.logits import EPSILON, pace_of
-from nmbench_plugins.soft.noise import gumbel, step_keys
+from nmbench_plugins.soft.logits import EPSILON
 from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask, soft_mask_gradient
 from reference.processes import WITHOUT_TRITON
 
@@ -51,9 +51,10 @@ def layer(pattern, shape, dtype, seed, device):
 
 
 def agree(pattern, shape, dtype, seed, setting, programs):
-    """Both programs and plain torch agree to rounding."""
+    """Both programs and plain torch agree to rounding, with moments of the dtype of the weights."""
     device = "cpu" if programs else "cuda"
     logits, first, second, dense, gradient = layer(pattern, shape, dtype, seed, device)
+    first, second = first.to(dtype), second.to(dtype)
     keys = torch.tensor(step_keys(seed, 3), dtype=torch.int32, device=device)
     scales = torch.tensor(setting, device=device)
     drawn = columns(gumbel(keys, 2, 0, logits.shape) + logits / scales[1], pattern.group)
@@ -66,12 +67,12 @@ def agree(pattern, shape, dtype, seed, setting, programs):
     slope = columns(gradient.float() * dense.float(), pattern.group)
     wanted = as_rows(soft_mask_gradient(drawn, scales[0], pattern.keep, slope), logits.shape) / scales[1]
     pace = torch.tensor(pace_of(1e-3, 3), device=device)
-    expected = first.lerp(wanted, pace[0]), second.lerp(wanted.square(), pace[1])
+    expected = first.float().lerp(wanted, pace[0]), second.float().lerp(wanted.square(), pace[1])
     moved = logits - expected[0] * pace[2] / ((expected[1] * pace[3]).sqrt() + EPSILON)
     launch.learn(logits, first, second, dense, gradient, pattern, keys, scales, pace, EPSILON, 2, programs)
     scale = float(wanted.abs().max()) + 1
-    torch.testing.assert_close(first, expected[0], rtol=1e-2, atol=1e-3 * scale)
-    torch.testing.assert_close(second, expected[1], rtol=2e-2, atol=1e-3 * scale**2)
+    torch.testing.assert_close(first.float(), expected[0], rtol=1e-2, atol=1e-3 * scale)
+    torch.testing.assert_close(second.float(), expected[1], rtol=2e-2, atol=1e-3 * scale**2)
     torch.testing.assert_close(logits, moved, rtol=1e-2, atol=1e-4)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nmbench_plugins.soft.noise import gumbel, mixed_, mixed_number, signed, step_keys
+from nmbench.pruning.noise import gumbel, mixed_, mixed_number, signed, step_keys
 
 COUNT = 2**18
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nmbench.evaluation.comparison import not_worse, paired, resampled_means
+from nmbench.comparison import not_worse, paired, resampled_means
 from reference import bootstrap as reference
 
 quick = settings(max_examples=12, deadline=None)

@@ -1,0 +1,173 @@
+"""One run of a mask learner by gradients: updates, measurements on selection windows, checkpoints, and the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nmbench.comparison import groups_changed
+from nmbench.errors import NumericalFailure
+from nmbench.evaluation.objective import Objective
+from nmbench.pruning.budget import steps_within
+from nmbench.pruning.learning import LearnTask
+from nmbench.pruning.selection import Selection
+from nmbench.pruning.training import Training
+
+Masks = Mapping[str, Tensor]
+TOLERANCE_NATS = 0.0  # a mask is returned only if it is better than its start
+
+
+class RunOptions(Protocol):
+    """The options of a learner that `MaskRun` reads; a frozen dataclass with these fields will do.
+
+    The budget is `tokens`, or `passes` over the pool if `tokens` is None. `minibatch`: windows a step;
+    `window_tokens`: their length, None for that of the pool. `kl`: share of the divergence in the objective.
+    `compile`: whether the passes of the model are compiled on a GPU. `check_every` and `checkpoint_every`: steps
+    between two measurements, and between two checkpoints.
+    """
+
+    @property
+    def passes(self) -> float: ...
+    @property
+    def tokens(self) -> int | None: ...
+    @property
+    def kl(self) -> float: ...
+    @property
+    def minibatch(self) -> int: ...
+    @property
+    def window_tokens(self) -> int | None: ...
+    @property
+    def compile(self) -> bool: ...
+    @property
+    def check_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
+class MaskUpdates(Protocol):
+    """What a learner brings to a `MaskRun`: its updates and its state."""
+
+    def take(self, tokens: Tensor, step: int) -> Tensor:
+        """Take update `step`, counted from 0, by a minibatch; return the objective by window, float32 `[n]`."""
+
+    def figures(self, step: int) -> Mapping[str, float]:
+        """Return what the curve holds of update `step` besides losses, such as the temperature."""
+
+    def show_greedy(self) -> None:
+        """Make the strict masks those of the live weights, until the next update."""
+
+    def masks(self) -> Masks:
+        """Return the strict masks of now, bool `[out, in]` in host memory."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return everything that later updates depend on, for a checkpoint."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, which holds other entries too."""
+
+
+Begin = Callable[[Training, int], MaskUpdates]
+
+
+class MaskRun:
+    """One run of a learner with `options` on `task`, begun or resumed.
+
+    `steps`: updates in the whole run. The curve of the task has the objective of soft and strict masks on the same
+    minibatch, the loss on selection windows, the share of changed groups, and the figures of the learner.
+    """
+
+    def __init__(self, task: LearnTask, options: RunOptions) -> None:
+        self.task, self.options = task, options
+        self.windows = task.windows(options.window_tokens)
+        self.minibatch = min(options.minibatch, len(self.windows))
+        step_tokens = self.minibatch * self.windows.shape[1]
+        self.steps = steps_within(options.tokens, options.passes, self.windows.numel(), step_tokens)
+        self.objective = Objective(options.kl)
+        self.selection: Selection[Masks] = Selection(task, task.initial, TOLERANCE_NATS)
+        self.seed = int(torch.randint(2**62, (), generator=task.generator, device=task.bundle.device))
+        self.step = 0
+
+    def result(self, begin: Begin) -> Masks:
+        """Return the best masks on held-out windows if others confirm them, else those of the start.
+
+        `begin(live, seed)` returns the updates at the start; `seed` is that of their noise.
+        """
+        with self.task.gradients() as live, torch.no_grad():
+            updates = self._begun(live, begin)
+            batches = self.task.batches(self.minibatch, None, self.windows, self.step)  # a pass reads every window
+            while self.step < self.steps:
+                tokens = next(batches).tokens
+                losses = updates.take(tokens, self.step)
+                self.step += 1
+                if self.step % self.options.check_every == 0 or self.step == self.steps:
+                    self._check(live, updates, tokens, losses)
+                else:
+                    self.task.report(self.step, total=self.steps)
+                if self.step % self.options.checkpoint_every == 0 and self.step < self.steps:
+                    self.task.checkpoints.save(self._state(updates))
+            return self._verdict(live)
+
+    def _begun(self, live: Training, begin: Begin) -> MaskUpdates:
+        """Return the updates of the last checkpoint; or measure the start, which is live, and return its updates."""
+        if self.options.compile:
+            live.compile(self.windows[: self.minibatch], self.objective)
+        state = self.task.checkpoints.load()
+        if state is None:
+            self.selection.start(live.losses(self.selection.looked_at, Objective()))
+            return begin(live, self.seed)
+        self.selection.restore(state["selection"])
+        self.step, self.seed = state["step"], state["seed"]
+        updates = begin(live, self.seed)
+        updates.restore(state)
+        return updates
+
+    def _check(self, live: Training, updates: MaskUpdates, tokens: Tensor, losses: Tensor) -> None:
+        """Measure the strict masks: on the minibatch, beside the loss of the soft masks, and on held-out windows."""
+        soft = float(losses.mean())
+        if not math.isfinite(soft):
+            raise NumericalFailure(f"{self.task.who}: the loss of step {self.step} is {soft}; lower the learning_rate.")
+        updates.show_greedy()
+        hard = float(live.losses(tokens, self.objective).mean())
+        held_out = live.losses(self.selection.looked_at, Objective())
+        masks = updates.masks()
+        self.selection.look(self.step, masks, held_out)
+        self.task.report(
+            self.step,
+            total=self.steps,
+            masks=masks,
+            soft=soft,
+            hard=hard,
+            held_out=float(held_out.mean()),
+            changed=groups_changed(masks, self.task.initial, self.task.pattern),
+            **updates.figures(self.step - 1),
+        )
+
+    def _verdict(self, live: Training) -> Masks:
+        """Confirm the best masks, and write the notes of the record."""
+
+        def measure(windows: Tensor, masks: Masks) -> Tensor:
+            live.apply(masks)
+            return live.losses(windows, Objective())
+
+        masks = self.selection.verdict(measure)
+        confirmation = self.selection.confirmation
+        self.task.notes.update(
+            {
+                "steps": self.step,
+                "returned": "learnt" if self.selection.confirmed else "initial",
+                "best_step": self.selection.best_at,
+                "confirmation": asdict(confirmation) if confirmation else None,
+                "groups_changed": groups_changed(masks, self.task.initial, self.task.pattern),
+            }
+        )
+        return masks
+
+    def _state(self, updates: MaskUpdates) -> dict[str, Any]:
+        """Return everything that later steps depend on."""
+        plain = {"step": self.step, "seed": self.seed, "selection": self.selection.state()}
+        return {**plain, **updates.state()}

@@ -1,0 +1,3 @@
+"""Limits that the options check before any tensor is there."""
+
+MAX_GROUP = 32  # weights

@@ -1,0 +1,93 @@
+"""Laws of the learner: options, budgets, the start, and what it reports. The laws of all learners: test_conformance."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+import nmbench as nm
+from nmbench.results.files import FileCheckpoints
+from nmbench.testing.cases import LearnCase
+from nmbench_plugins.maskllm import MaskLLM
+
+QUICK = MaskLLM(passes=20.0, minibatch=8, learning_rate=2e-3, check_every=16, checkpoint_every=9)
+
+
+def learnt(method: nm.MaskLearner, **case):
+    task = LearnCase(**case).task()
+    return task, method.learn(task)
+
+
+@pytest.mark.parametrize("nothing", [{"tokens": 0}, {"passes": 0.0}])
+def test_no_tokens_return_the_start(nothing):
+    """With a budget of 0 the masks are those of the start."""
+    task, masks = learnt(dataclasses.replace(QUICK, **nothing))
+    assert all(mask.equal(task.initial[name]) for name, mask in masks.items())
+    assert task.notes["returned"] == "initial"
+
+
+def test_a_worse_mask_is_never_returned():
+    """A learner that found nothing better returns the start: here the start is the best mask."""
+    task = LearnCase("2:4").task()
+    task.initial = {name: task.pattern[name].top(weight.abs()) for name, weight in task.dense.items()}
+    masks = MaskLLM(passes=2.0, learning_rate=1.0, fall=1.0, check_every=4).learn(task)
+    assert all(mask.equal(task.initial[name]) for name, mask in masks.items())
+    assert task.notes["returned"] == "initial"
+
+
+def test_what_is_reported():
+    """The curve has soft and hard loss, held-out loss, share of changed groups, temperature and scale; budgets hold."""
+    task, _ = learnt(dataclasses.replace(QUICK, tokens=3100))
+    assert {"step", "soft", "hard", "held_out", "changed", "temperature", "scale"} == set(task.curve[-1])
+    assert (task.curve[-1]["temperature"], task.curve[-1]["scale"]) == pytest.approx((0.05, QUICK.last_scale))
+    assert task.curve[-1]["changed"] > 0
+    assert task.notes["steps"] == 3100 // (8 * 12)
+    assert task.cost.backward_tokens == 32 * 8 * 12
+
+
+@pytest.mark.parametrize("annealing", ["linear", "exponential"])
+def test_the_published_form_learns(annealing):
+    """Preset `paper` on a small budget finds the planted answer in part, from the worst masks."""
+    small = {"tokens": None, "passes": 30.0, "minibatch": 8, "learning_rate": 5e-3, "check_every": 30}
+    task, _ = learnt(MaskLLM(**{**MaskLLM.presets["paper"], **small, "annealing": annealing}))
+    assert task.notes["returned"] == "learnt"
+
+
+@pytest.mark.parametrize("event", [11, 50])
+def test_a_resumed_run_has_the_same_masks(tmp_path, event):
+    """Killed after the first checkpoint or later, a run ends with the masks and tokens of a run that was not."""
+    method = dataclasses.replace(QUICK, kl=0.5, reward=1e-5)
+    whole, masks = learnt(method)
+    store = FileCheckpoints(tmp_path / "maskllm.safetensors", "the same job")
+    killed = LearnCase().task(store)
+    with killed.interrupted_at(event):
+        method.learn(killed)
+    assert store.load() is not None
+    resumed = LearnCase().task(store)
+    again = method.learn(resumed)
+    assert all(mask.equal(again[name]) for name, mask in masks.items())
+    assert resumed.settle() == whole.settle()
+    assert resumed.notes == whole.notes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kl": 1.5},
+        {"leave": 1.0},
+        {"passes": -1.0},
+        {"learning_rate": 0.0},
+        {"first_temperature": 0.0},
+        {"last_scale": float("inf")},
+        {"annealed": 0.0},
+        {"reward": -1.0},
+        {"minibatch": 0},
+        {"window_tokens": 1},
+        {"fall": -0.1},
+    ],
+)
+def test_impossible_options_are_refused(options):
+    """An impossible value is one line that names the option."""
+    with pytest.raises(nm.NMBenchError, match=f"option maskllm.{next(iter(options))} must"):
+        MaskLLM(**options)
