@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,17 @@ from typing import Any
 import pytest
 
 pytest.register_assert_rewrite("reference")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """`os.fsync` returns at once: no test cuts the power, and the files of a run are fsynced a dozen times.
+
+    Tests that files are fsynced, and in which order, put a function of their own in its place.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
+        yield
 
 
 @pytest.fixture(scope="session")

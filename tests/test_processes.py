@@ -4,8 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 
 import pytest
+
+from reference.processes import ForkServer
 
 SURROUNDINGS = """
 import json, os, signal, sys
@@ -55,6 +58,20 @@ def test_surroundings_are_the_same(python, tmp_path):
             python.run(*program, cwd=tmp_path, env=env),
             cold(*program, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL),
         )
+
+
+def test_the_path_of_the_tests_is_not_that_of_programs(tmp_path):
+    """What PYTHONPATH has for the tests and Python finds by itself as well is on the import path of every program."""
+    program = ["-c", "import sys; print(sys.path)"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    both = sysconfig.get_path("purelib")
+    server = ForkServer(modules=(), env={**env, "PYTHONPATH": both})
+    try:
+        for other in ({}, {"PYTHONPATH": str(tmp_path)}, {"PYTHONPATH": both}):
+            given = {**env, **other}
+            same(server.run(*program, cwd=tmp_path, env=given), cold(*program, cwd=tmp_path, env=given))
+    finally:
+        server.close()
 
 
 def test_errors_are_told(python):

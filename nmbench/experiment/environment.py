@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -19,6 +20,7 @@ def cpu_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+@functools.cache  # reading the metadata of a package takes milliseconds, and every row asks for six
 def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

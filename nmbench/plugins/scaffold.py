@@ -48,7 +48,9 @@ KINDS = {
     "solver": Kind("solver"),
     "refiner": Kind("refiner"),
     "repair": Kind("repair", run="--method NAME --method wanda --set NAME.init=magnitude,wanda"),
-    "learner": Kind("mask learner", options="steps=300", run="--method NAME --method wanda --set NAME.steps=50"),
+    "learner": Kind(
+        "mask learner", options="steps=100, checkpoint_every=30", run="--method NAME --method wanda --set NAME.steps=50"
+    ),
     "metric": Kind("metric", "metric", run="--method wanda --metric NAME:demo@256", show="nmbench plugins"),
 }
 

@@ -105,7 +105,8 @@ class LayerCase(ShortRepr):
 
     def start(self) -> Pruned:
         """The start of a repair: the mask, and the dense weights under it."""
-        return Pruned(self.mask(), self.weight().masked_fill(~self.mask(), 0.0))
+        mask = self.mask()
+        return Pruned(mask, self.weight().masked_fill(~mask, 0.0))
 
     def run(self, method: Method) -> Any:
         """The result of a method for this layer, called as the host calls it: scores, or a `Pruned`."""

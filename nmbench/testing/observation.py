@@ -22,7 +22,7 @@ from nmbench.pruning.repairing import call_repair
 from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.runtime.isolation import isolating
 from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask, RecordingWeightTask
-from nmbench.testing.planted import planted_bundle
+from nmbench.testing.planted import planted_weights
 
 
 @dataclass
@@ -103,7 +103,9 @@ class Observation:
         """The shape of every layer of the case."""
         if isinstance(self.case, LayerCase):
             return {"layer": self.case.shape}
-        return planted_bundle().shapes if isinstance(self.case, LearnCase) else {}
+        if not isinstance(self.case, LearnCase):
+            return {}
+        return {name: (weight.shape[0], weight.shape[1]) for name, weight in planted_weights().items()}
 
     @property
     def score(self) -> Tensor | None:
@@ -133,15 +135,15 @@ def observe(method: Method, case: Any) -> Observation:
 
 def observe_layer(observed: Observation, method: Method, case: LayerCase) -> None:
     assert isinstance(method, (Scorer, Solver, Refiner, LayerRepair))
-    weight, mask, start = case.weight(), case.mask(), case.start()
+    weight, start = case.weight(), case.start()
     with catching(observed):
         stats = case.stats(method.needs)
-        inputs = {"weight": weight, "mask": mask, **tensors_of(stats), **tensors_of(start, "start")}
-        with noting_changes(observed, inputs):
+        given = tensors_of(start, "start") if isinstance(method, LayerRepair) else {"mask": start.mask}
+        with noting_changes(observed, {"weight": weight, **tensors_of(stats), **given}):
             if isinstance(method, LayerRepair):
                 observed.output = copied(call_repair(method, weight, stats, start, case.nm))
             else:
-                observed.output = copied(call(method, weight, stats, case.nm, mask))
+                observed.output = copied(call(method, weight, stats, case.nm, start.mask))
 
 
 def observe_learner(observed: Observation, method: Method, case: LearnCase) -> None:

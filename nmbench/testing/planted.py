@@ -6,8 +6,9 @@ from the worst masks has much to gain, and forward losses show which weights mat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ __all__ = [
     "cycles",
     "planted_bundle",
     "planted_loss",
+    "planted_weights",
     "strongest",
     "weakest",
     "weighted_loss",
@@ -76,6 +78,12 @@ def planted_bundle() -> Bundle:
         return Bundle.of("planted", Planted(), None)
 
 
+@functools.cache
+def planted_weights() -> Mapping[str, Tensor]:
+    """The dense weights of every planted model: layer name -> `[16, 16]`; all calls share them, so only to be read."""
+    return MappingProxyType({name: layer.read().clone() for name, layer in planted_bundle().layers.items()})
+
+
 def cycles(count: int, step: int = 1, length: int = LENGTH) -> Tensor:
     """Windows int64 `[count, length]` that count up by `step`, from every start in turn; the model predicts step 1."""
     return (torch.arange(count)[:, None] + step * torch.arange(length)) % VOCABULARY
@@ -96,14 +104,13 @@ def planted_loss(masks: Mapping[str, Tensor], windows: Tensor | None = None) -> 
 
     `windows` are all cycles by default.
     """
-    dense = {name: layer.read() for name, layer in planted_bundle().layers.items()}
-    return weighted_loss({name: weight.double() * masks[name] for name, weight in dense.items()}, windows)
+    return weighted_loss({name: weight.double() * masks[name] for name, weight in planted_weights().items()}, windows)
 
 
 def weighted_loss(weights: Mapping[str, Tensor], windows: Tensor | None = None) -> float:
     """Mean cross-entropy in nats of the planted model with other `weights` `[16, 16]`, as `planted_loss`."""
     windows = cycles(VOCABULARY) if windows is None else windows
     hidden = F.one_hot(windows, VOCABULARY).double()
-    for name in planted_bundle().layers:
+    for name in planted_weights():
         hidden = hidden @ weights[name].detach().cpu().double().t()
     return float(F.cross_entropy(hidden[:, :-1].reshape(-1, VOCABULARY), windows[:, 1:].reshape(-1)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import safetensors.torch
 import torch
 
 MODEL = ["--model", "tiny:llama"]
+LITTLE = ["--calibration", "text:long.txt", "--metric", "ppl:text:short.txt@8"]
 CASES = {
     "unknown method": (
         ["--method", "magnitud"],
@@ -49,12 +48,20 @@ CASES = {
     "unknown dtype": (["--method", "wanda", "--dtype", "float31"], 1, ["unknown dtype 'float31'", "'float32'"]),
     "unknown device": (["--method", "wanda", "--device", "cpux"], 1, ["unknown device 'cpux'", "'cpu'"]),
     "M does not divide the rows": (
-        ["--method", "wanda", "--pattern", "2:5"],
+        ["--method", "wanda", "--pattern", "2:5", *LITTLE],
         1,
         ["model.layers.0.self_attn.q_proj has 64 inputs, not a multiple of 5", "--skip 'q_proj'"],
     ),
-    "skip matches nothing": (["--method", "wanda", "--skip", "nolayer"], 1, ["--skip 'nolayer' matches no", "q_proj"]),
-    "pattern-for matches nothing": (["--method", "wanda", "--pattern-for", "no=4:8"], 1, ["--pattern-for 'no'"]),
+    "skip matches nothing": (
+        ["--method", "wanda", "--skip", "nolayer", *LITTLE],
+        1,
+        ["--skip 'nolayer' matches no", "q_proj"],
+    ),
+    "pattern-for matches nothing": (
+        ["--method", "wanda", "--pattern-for", "no=4:8", *LITTLE],
+        1,
+        ["--pattern-for 'no'"],
+    ),
     "layer pattern twice": (
         ["--method", "wanda", "--pattern-for", "mlp.*=4:8", "--pattern-for", "mlp.*=1:4"],
         1,
@@ -95,7 +102,11 @@ CASES = {
         1,
         ["shorter than one window"],
     ),
-    "too little calibration text": (["--method", "wanda", "--windows", "99999"], 1, ["99999 are needed", "--windows"]),
+    "too little calibration text": (
+        ["--method", "wanda", "--windows", "99999", *LITTLE],
+        1,
+        ["99999 are needed", "--windows"],
+    ),
     "missing configuration": (["--config", "none.toml"], 1, ["none.toml does not exist"]),
     "missing plugin file": (["--method", "wanda", "--plugin", "none.py"], 1, ["none.py does not exist"]),
     "no method": ([], 2, ["--method"]),
@@ -106,11 +117,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_one_clear_line(nmbench, tmp_path, name):
+def test_bad_input_is_one_clear_line(nmbench, texts, tmp_path, name):
     """The error says what is wrong, where, and what was expected; no run directory is left behind."""
     flags, status, pieces = CASES[name]
     model = [] if "--model" in flags else MODEL
     (tmp_path / "short.txt").write_text("Too short.")
+    (tmp_path / "long.txt").write_bytes((texts / "cal.txt").read_bytes())
     result = nmbench("run", *model, *flags, "--out", "out")
     assert result.exit_code == status, result.output
     for piece in pieces:
@@ -385,13 +397,19 @@ def test_names_that_are_not_text(nmbench, arguments):
     assert "holds bytes that are not UTF-8" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+FULL = """
+import os, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+from nmbench.cli import main
+main()
+"""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("arguments", [["methods"], ["--help"]])
-def test_output_that_cannot_be_written(arguments):
-    """Output to a full disk is one line and exit status 1; a pipe that was closed is silent."""
-    command = [sys.executable, "-m", "nmbench.cli", *arguments]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+def test_output_that_cannot_be_written(python, arguments):
+    """Output to a full disk is one line and exit status 1."""
+    done = python.run("-c", FULL, *arguments)
     assert done.returncode == 1
     assert done.stderr == "Error: the output cannot be written: No space left on device.\n"
 

@@ -1,8 +1,8 @@
 """The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` are run.
 
 To follow a page: programs are written to files, commands called, and outputs looked for. Runs get flags that make them
-small, unless the page gives its own: a tiny random model on short texts. Runs from Python read the beginning of the
-demo's test plays.
+small, unless the page gives its own: a tiny random model on short texts. Runs from Python read the beginnings of the
+demo's plays, and no run measures on more than the beginning of its test text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from nmbench import data
 from nmbench.plugins.checking import known_hooks
 from nmbench.testing.kit import law_names
 from nmbench_plugins.demo import DemoPlays
@@ -82,8 +83,13 @@ class Reader:
 
 
 def beginnings(plays, split, texts=DemoPlays.texts):
-    """The texts of the demo, those to measure on cut short."""
-    return (text[:20_000] if split == "test" else text for text in texts(plays, split))
+    """The texts of the demo, cut short."""
+    return (text[:8_000] for text in texts(plays, split))
+
+
+def beginning(dataset, name):
+    """The test text of any data set, cut short."""
+    return data.test_text(dataset, name)[:8_000]
 
 
 @pytest.mark.parametrize("page", TUTORIALS)
@@ -91,6 +97,7 @@ def test_a_page_can_be_followed(page, nmbench, python, texts, tmp_path, monkeypa
     """A reader who follows the page, and does nothing else, gets the output of the page."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(DemoPlays, "texts", beginnings)
+    monkeypatch.setattr("nmbench.experiment.setup.test_text", beginning)
     before = set(sys.modules)
     reader = Reader(nmbench, python, tmp_path, texts)
     try:

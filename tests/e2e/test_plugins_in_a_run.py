@@ -86,12 +86,12 @@ def test_a_method_in_one_file(nmbench, small, records, tmp_path):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_method_costs_its_own_row_only(nmbench, small, records, tmp_path, name):
+def test_a_broken_method_costs_its_own_row_only(nmbench, finished, small, records, tmp_path, name):
     """Its row is marked failed with the reason, has no numbers, and the others are as without it."""
     base, body, message = BROKEN[name]
     path = plugin(tmp_path, f"@dataclass(frozen=True)\nclass Mine(nmbench.{base}):\n{body}")
     flags = small[: small.index("--set")]
-    assert nmbench("run", *flags, "--method", "magnitude", "--out", "alone").exit_code == 0
+    finished(*flags, "--method", "magnitude", "--out", "alone")
     result = nmbench("run", *flags, "--plugin", path, "--method", "mine", "--method", "magnitude", "--out", "out")
     assert result.exit_code == 1
     rows = {row["label"]: row for row in records(tmp_path / "out")}

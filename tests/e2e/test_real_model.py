@@ -26,14 +26,14 @@ def real_model(monkeypatch):
 
 
 @pytest.fixture
-def runs(nmbench, small):
+def runs(finished, small):
     """Two runs of one protocol, a seed each, with a learner, a method of repaired weights, and layer errors."""
     text = small[small.index("--metric") + 1].removeprefix("ppl:")
     flags = [*small[: small.index("--method")], "--metric", f"layers:{text}", "--method", "wanda"]
     for seed in (0, 1):
         methods = ["--method", "maskpro", "--method", "sparsegpt", "--seed", seed, "--out", f"run{seed}"]
-        assert nmbench("run", *flags, *methods).exit_code == 0
-    assert nmbench("run", *flags, "--window-tokens", 32, "--method", "maskpro", "--out", "other").exit_code == 0
+        finished(*flags, *methods)
+    finished(*flags, "--window-tokens", 32, "--method", "maskpro", "--out", "other")
 
 
 def test_the_specification_is_sound():

@@ -20,7 +20,8 @@ from nmbench_plugins.sparsegpt import SparseGPT, SparseGPTRepair
 from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
 
-QUICK = {"minibatch": 8, "learning_rate": 2.0, "prior": 1.0, "check_every": 20, "checkpoint_every": 9}
+# Few steps, and as large ones as the planted model allows: every law calls a learner up to ten times.
+QUICK = {"minibatch": 8, "learning_rate": 1.0, "prior": 0.3, "tracker": 0.9, "check_every": 10, "checkpoint_every": 7}
 METHODS = (
     Magnitude(),
     Wanda(),
@@ -30,10 +31,10 @@ METHODS = (
     ALPS(dense_weight=0.5, sequential=True),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
-    MaskPro(steps=140, **QUICK),
-    Soft(passes=20.0, minibatch=8, learning_rate=5e-3, check_every=20, checkpoint_every=9),
-    Soft(scope="block", passes=20.0, minibatch=8, learning_rate=5e-3),
-    MaskLLM(passes=20.0, minibatch=8, learning_rate=2e-3, check_every=20, checkpoint_every=9),
+    MaskPro(steps=60, **QUICK),
+    Soft(passes=10.0, minibatch=16, learning_rate=3e-2, check_every=8, checkpoint_every=5),
+    Soft(scope="block", passes=10.0, minibatch=16, learning_rate=3e-2),
+    MaskLLM(passes=10.0, minibatch=16, learning_rate=1e-2, check_every=8, checkpoint_every=5),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
     SparseGPTRepair(),

@@ -45,6 +45,12 @@ ITEMS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_list_of_packages(monkeypatch):
+    """Pip is not asked for all packages, which the harness does for a second at every call, for a log of its own."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pip_packages", lambda run, patterns=None: ("pip", ""))
+
+
 @pytest.fixture
 def items(tmp_path):
     """A folder with six items of every task."""

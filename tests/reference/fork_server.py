@@ -1,8 +1,10 @@
 """A process that has imported what is slow to import, and forks into a Python program for each request.
 
-Started by `reference.processes` with the number of a socket. Every message on the socket carries four open files: a
-connection, and the standard input, output and error of the program. The request is a line of JSON on the connection;
-the id of the program's process and its exit status go back, a line each. The server ends when the socket is closed.
+Started by `reference.processes` with the number of a socket, the import path to add, and the modules. PYTHONPATH is not
+in its environment, because Python would then leave out what is on its own import path as well. Every message on the
+socket carries four open files: a connection, and the standard input, output and error of the program. The request is a
+line of JSON on the connection; the id of the program's process and its exit status go back, a line each. The server
+ends when the socket is closed.
 
 Nothing is computed before a fork: threads of torch, which a fork would lose, start with the first computation.
 """
@@ -24,12 +26,10 @@ import traceback
 import types
 from dataclasses import dataclass
 
-PRELOADED = ("torch", "transformers.models.auto", "pytest", "nmbench.run", "nmbench.cli", "nmbench.testing.kit")
 
-
-def preload() -> None:
+def preload(modules: list[str]) -> None:
     """Import the modules, but not plugins of pytest: it warns of those that were imported before it ran."""
-    for module in PRELOADED:
+    for module in modules:
         importlib.import_module(module)
     plugins = {point.module.partition(".")[0] for point in importlib.metadata.entry_points(group="pytest11")}
     for module in [name for name in sys.modules if name.partition(".")[0] in plugins]:
@@ -67,20 +67,21 @@ def become_program(files: list[int]) -> dict:
     return request
 
 
-def settle(cwd: str, environment: dict[str, str], flag: str) -> None:
-    """Working directory, environment, import path and signals are those of a Python started with them."""
-    inherited = paths(os.environ)
+def settle(cwd: str, environment: dict[str, str], flag: str, own: list[str]) -> None:
+    """Working directory, environment, import path and signals are those of a Python started with them; `own` is what
+    Python itself puts on the import path.
+    """
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    others = [entry for entry in sys.path[1:] if entry not in inherited]  # [0] is the folder of this file
-    sys.path[:] = [cwd if flag == "-m" else "", *paths(environment), *others]
+    given = paths(environment.get("PYTHONPATH", ""))
+    sys.path[:] = [cwd if flag == "-m" else "", *given, *(entry for entry in own if entry not in given)]
     importlib.invalidate_caches()
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def paths(environment: dict[str, str] | os._Environ[str]) -> list[str]:
-    return [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+def paths(text: str) -> list[str]:
+    return [os.path.abspath(entry) for entry in text.split(os.pathsep) if entry]
 
 
 def execute(flag: str, what: str, *arguments: str) -> None:
@@ -124,9 +125,12 @@ class Ending:
 
 if __name__ == "__main__":
     atexit.register(ending := Ending())
-    preload()
+    number, path, *modules = sys.argv[1:]
+    own = sys.path[1:]  # [0] is the folder of this file
+    sys.path[1:1] = paths(path)
+    preload(modules)
     gc.collect()
     gc.freeze()  # else a collection in a fork would copy all that is shared
-    request = become_program(requests(socket.socket(fileno=int(sys.argv[1]))))
-    settle(request["cwd"], request["environment"], request["arguments"][0])
+    request = become_program(requests(socket.socket(fileno=int(number))))
+    settle(request["cwd"], request["environment"], request["arguments"][0], own)
     ending.status = status_of(request["arguments"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 SERVER = Path(__file__).with_name("fork_server.py")
+PRELOADED = ("torch", "transformers.models.auto", "pytest", "nmbench.run", "nmbench.cli", "nmbench.testing.kit")
 WITHOUT_TRITON = """
 # Triton cannot be imported, and nothing of nmbench was imported while it could be.
 import sys
@@ -85,12 +86,12 @@ def written(file: IO[str]) -> str:
 
 
 class ForkServer:
-    """Starts Python programs by forking a process that has imported torch, transformers and nmbench."""
+    """Starts Python programs by forking a process that has imported torch, transformers and nmbench, or `modules`."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: tuple[str, ...] = PRELOADED, env: Mapping[str, str] = os.environ) -> None:
         self.control, other = socket.socketpair()
-        command = [sys.executable, str(SERVER), str(other.fileno())]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(SERVER), str(other.fileno()), environment.pop("PYTHONPATH", ""), *modules]
         with other:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[other.fileno()], start_new_session=True

@@ -11,12 +11,11 @@ from nmbench.results.results import load_results
 
 
 @pytest.fixture
-def done(nmbench, small, texts, tmp_path):
+def done(finished, small, texts, tmp_path):
     """Results of a run with every kind of metric, and its records."""
     text = f"text:{texts}/test.txt@64"
     metrics = [flag for word in ("kl", "top1", "layers") for flag in ("--metric", f"{word}:{text}")]
-    result = nmbench("run", *small, *metrics, "--method", "sparsegpt", "--method", "magnitude")
-    assert result.exit_code == 0, result.output
+    result = finished(*small, *metrics, "--method", "sparsegpt", "--method", "magnitude")
     return load_results(tmp_path / "out"), result
 
 

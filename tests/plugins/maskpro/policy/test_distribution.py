@@ -13,6 +13,7 @@ from reference.groups import KINDS, PATTERNS, cases, make, rng, spread
 
 SMALL = [pattern for pattern in PATTERNS if pattern[1] <= 8]
 quick = settings(max_examples=40, deadline=None)
+few = settings(max_examples=20, deadline=None)  # where all masks of a group are enumerated
 
 
 # Probability
@@ -48,7 +49,7 @@ def test_log_prob_is_that_of_the_enumeration(case):
 # Gradient
 
 
-@quick
+@few
 @given(cases())
 def test_gradient_is_that_of_the_enumeration(case):
     """The gradient in float32 equals autograd through the float64 enumeration to one part in a million of N."""
@@ -57,7 +58,7 @@ def test_gradient_is_that_of_the_enumeration(case):
     assert error.abs().max() < 1e-6 * (1 + mask[0].sum())
 
 
-@quick
+@few
 @given(cases())
 def test_float64_is_computed_in_float64(case):
     """With float64 logits, log P and gradient equal the enumeration to twelve digits of the largest logit."""
@@ -69,7 +70,7 @@ def test_float64_is_computed_in_float64(case):
     assert (policy.grad_log_prob(logits, mask) - reference.grad_log_prob(logits, mask)).abs().max() < 1e-12 * scale
 
 
-@quick
+@few
 @given(cases())
 def test_small_gradients_keep_their_digits(case):
     """A gradient down to 1e-6, as in groups that are nearly decided, is still right to one part in a thousand."""
@@ -142,7 +143,7 @@ def test_8_of_16_against_many_digits(kind):
     check_exact((8, 16), kind)
 
 
-@pytest.mark.parametrize(("keep", "kind"), [(16, "normal"), (24, "ties"), (31, "17")])
+@pytest.mark.parametrize(("keep", "kind"), [(13, "normal"), (24, "ties"), (31, "17")])
 def test_wide_groups_against_many_digits(keep, kind):
     """In groups of 32, log P and gradient equal inclusion-exclusion in many digits to one part in a million of N."""
     check_exact((keep, 32), kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 
 import pytest
@@ -17,6 +16,7 @@ from nmbench.runtime import triton_available
 from nmbench_plugins.soft.kernels import launch
 from nmbench_plugins.soft.logits import EPSILON
 from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask, soft_mask_gradient
+from reference.processes import WITHOUT_TRITON
 
 MODULE = "nmbench_plugins.soft.kernels.program"
 PATTERNS = [nm.Pattern.parse(text) for text in ("1:2", "1:4", "2:4", "3:4", "2:3", "4:8")]
@@ -93,9 +93,9 @@ def test_compiled_programs_agree_with_torch(pattern, shape, dtype, seed, setting
     agree(pattern, shape, dtype, seed, setting, None)
 
 
-def test_launchers_need_no_triton():
+def test_launchers_need_no_triton(python):
     """Where Triton is missing, the launchers are importable and say that they are not available."""
-    code = "import sys; sys.modules['triton'] = None; import torch, nmbench; from nmbench_plugins.soft.kernels import "
+    code = WITHOUT_TRITON + "import torch, nmbench; from nmbench_plugins.soft.kernels import "
     code += "launch; print(launch.usable(nmbench.Pattern(2, 4), torch.device('cpu')))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python.run("-c", code)
     assert done.stdout.split() == ["False"], done.stderr
