@@ -12,6 +12,7 @@ from nmbench_plugins.importing import Import
 from nmbench_plugins.leastsquares import LeastSquares
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.proxsparse import ProxSparse
 from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
 from nmbench_plugins.soft import Soft
@@ -31,6 +32,7 @@ METHODS = (
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
     MaskPro(steps=140, **QUICK),
     Soft(passes=20.0, minibatch=8, learning_rate=5e-3, check_every=20, checkpoint_every=9),
+    ProxSparse(passes=20.0, minibatch=8, learning_rate=1e-2, trials=3, check_every=20, checkpoint_every=9),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
     SparseGPTRepair(),

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 SWEEPS = 100
-ACCURACY = 4  # rounding errors of the largest weight of a group, below which a sweep changes nothing
+ACCURACY = 0.75  # of the digits of a dtype, to which groups are swept
 HALF_SWEEPS = 8  # before full ones, where sweeps shall follow the path of the gradient
 
 
@@ -82,7 +82,9 @@ def settled(z: Tensor, lam: float, keep: int) -> Tensor:
 
 
 def best_of_supports(z: Tensor, lam: float, keep: int) -> Tensor:
-    """Return the best candidate over all supports; `z` falls along the group. Of equal ones the sparsest is taken."""
+    """Return the best candidate over all supports; `z` falls along the group. Of equal ones, to rounding, the top N
+    are taken.
+    """
     best = top(z, keep)
     value = objective(best, z, lam, keep)
     for support in range(keep + 1, len(z) + 1):
@@ -90,7 +92,7 @@ def best_of_supports(z: Tensor, lam: float, keep: int) -> Tensor:
             found = torch.zeros_like(z)
             swept(found[:support], z[:support], lam, keep, half_sweeps)
             other = objective(found, z, lam, keep)
-            better = other < value
+            better = other < value * (1 - len(z) * torch.finfo(z.dtype).eps)
             best, value = torch.where(better, found, best), torch.where(better, other, value)
     return best
 
@@ -102,43 +104,38 @@ def objective(w: Tensor, z: Tensor, lam: float, keep: int) -> Tensor:
 
 def swept(w: Tensor, z: Tensor, lam: float, keep: int, half_sweeps: int = 0) -> Tensor:
     """Sweep `w` in place until no group changes any more, and return it: `[k, groups]`, entries at least 0."""
-    bound = ACCURACY * torch.finfo(z.dtype).eps * z.amax(dim=0)
+    bound = torch.finfo(z.dtype).eps ** ACCURACY * z.amax(dim=0)
+    left, right = w.new_zeros(len(w), keep + 1, w.shape[1]), w.new_zeros(2, keep + 1, w.shape[1])
     for number in range(SWEEPS if w.numel() else 0):
         before = w.clone()
-        sweep(w, z, lam, keep, 0.5 if number < half_sweeps else 1.0)
+        sweep(w, z, lam, 0.5 if number < half_sweeps else 1.0, left, right)
         if number >= half_sweeps and ((w - before).abs_().amax(dim=0) <= bound).all():
             break
     return w
 
 
-def sweep(w: Tensor, z: Tensor, lam: float, keep: int, pace: float) -> None:
-    """Move every weight, the last one first, by `pace` of the way to its best value."""
-    left = [unit(w, keep)]  # left[i]: e_0 ... e_N of w_1 ... w_(i-1)
-    for entry in w[:-1]:
-        left.append(times(left[-1], entry))
-    right = unit(w, keep)  # of the weights that were moved
+def sweep(w: Tensor, z: Tensor, lam: float, pace: float, left: Tensor, right: Tensor) -> None:
+    """Move every weight, the last one first, by `pace` of the way to its best value.
+
+    `left` `[k, N + 1, groups]` and `right` `[2, N + 1, groups]` are written: at i, left[i] holds e_0 ... e_N of
+    w[:i], and one half of `right` holds e_N ... e_0 of w[i + 1:], which were moved.
+    """
+    left[:, 0] = 1.0
+    for i, entry in enumerate(w[:-1]):
+        torch.addcmul(left[i, 1:], left[i, :-1], entry, out=left[i + 1, 1:])
+    now, after = right.zero_()
+    right[:, -1] = 1.0
     for i in reversed(range(len(w))):
-        slope = (left[i] * right.flip(0)).sum(dim=0)  # e_N of all others
-        target = (z[i] - lam * slope).clamp_min_(0.0)
-        w[i] = target if pace == 1 else w[i].lerp(target, pace)
-        right = times(right, w[i])
+        slope = (left[i] * now).sum(dim=0)  # e_N of all others
+        w[i].lerp_(torch.sub(z[i], slope, alpha=lam).clamp_min_(0.0), pace)
+        torch.addcmul(now[:-1], now[1:], w[i], out=after[:-1])
+        now, after = after, now
 
 
 def polynomial(w: Tensor, degree: int) -> Tensor:
     """Return e_0 ... e_degree of every group: `[k, groups]` -> `[degree + 1, groups]`."""
-    found = unit(w, degree)
-    for entry in w:
-        found = times(found, entry)
-    return found
-
-
-def unit(w: Tensor, degree: int) -> Tensor:
-    """Return e_0 ... e_degree of no weights: 1, 0 ... 0."""
     found = w.new_zeros(degree + 1, w.shape[1])
     found[0] = 1.0
+    for entry in w:
+        found = torch.cat([found[:1], torch.addcmul(found[1:], found[:-1], entry)])
     return found
-
-
-def times(found: Tensor, entry: Tensor) -> Tensor:
-    """Return the polynomials of one weight more."""
-    return torch.cat([found[:1], torch.addcmul(found[1:], found[:-1], entry)])
