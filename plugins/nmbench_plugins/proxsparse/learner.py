@@ -34,9 +34,14 @@ class ProxSparse(nmbench.MaskLearner):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER}
 
-    init: str = nmbench.option("swaps", "whose mask is the start: a one-shot method, or a label of the same run")
+    init: str = nmbench.option(
+        "swaps",
+        "whose mask is the start, a one-shot method or a label of the same run: what it drops begins at `shrink`, and "
+        "it is the fall-back",
+    )
     shrink: float = nmbench.option(
-        0.5, "share of the dense weight at which weights that the start drops begin; 1: the start is only the fall-back"
+        0.25,
+        "share of the dense weight at which weights dropped by the start begin; 1: the start is the fall-back alone",
     )
     lam: float | None = nmbench.option(None, "strength of the penalty in every update; none: searched for by trials")
     trials: int = nmbench.option(5, "trials of the search for lam at most")
@@ -44,7 +49,7 @@ class ProxSparse(nmbench.MaskLearner):
     passes: float = nmbench.option(1.0, "passes over the pool, trials included")
     tokens: int | None = nmbench.option(None, "tokens to learn from; none: as many as `passes` say", unit="tokens")
     kl: float = nmbench.option(1.0, "share of the divergence from the dense model; the rest is cross-entropy")
-    learning_rate: float = nmbench.option(1e-3, "step size of Adam, which falls linearly to 0")
+    learning_rate: float = nmbench.option(3e-3, "step size of Adam, which falls linearly to 0")
     warmup: float = nmbench.option(0.1, "share of the steps in which the step size rises")
     minibatch: int = nmbench.option(4, "windows per step", unit="windows")
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")
