@@ -44,8 +44,8 @@ class ProxSparse(nmbench.MaskLearner):
         "share of the dense weight at which weights dropped by the start begin; 1: the start is the fall-back alone",
     )
     lam: float | None = nmbench.option(None, "strength of the penalty in every update; none: searched for by trials")
-    trials: int = nmbench.option(5, "trials of the search for lam at most")
-    search: float = nmbench.option(0.3, "share of the budget that the trials may take")
+    trials: int = nmbench.option(3, "trials of the search for lam at most")
+    search: float = nmbench.option(0.5, "share of the budget that the trials may take")
     passes: float = nmbench.option(1.0, "passes over the pool, trials included")
     tokens: int | None = nmbench.option(None, "tokens to learn from; none: as many as `passes` say", unit="tokens")
     kl: float = nmbench.option(1.0, "share of the divergence from the dense model; the rest is cross-entropy")
