@@ -13,6 +13,7 @@ from nmbench_plugins.leastsquares import LeastSquares
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.maskllm import MaskLLM
 from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.proxsparse import ProxSparse
 from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
 from nmbench_plugins.soft import Soft
@@ -35,6 +36,7 @@ METHODS = (
     Soft(passes=10.0, minibatch=16, learning_rate=3e-2, check_every=8, checkpoint_every=5),
     Soft(scope="block", passes=10.0, minibatch=16, learning_rate=3e-2),
     MaskLLM(passes=10.0, minibatch=16, learning_rate=1e-2, check_every=8, checkpoint_every=5),
+    ProxSparse(passes=10.0, minibatch=16, learning_rate=3e-2, trials=3, check_every=8, checkpoint_every=5),
     Import(),
     SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
     SparseGPTRepair(),
