@@ -69,21 +69,20 @@ class Pattern:
         """
         if not score.isfinite().all():
             raise not_finite(score)
-        return top_of_finite(self, score)
+        return self.top_of_finite(score)
+
+    def top_of_finite(self, score: Tensor) -> Tensor:
+        """Return `top` without the check for NaN and infinity; of such scores the mask need not be strict."""
+        groups = self.groups(score)
+        if score.is_cuda and score.numel() * self.group <= PAIRS_AT_ONCE:
+            rank = ranks_at_once(groups)
+        else:
+            rank = ranks_by_pairs(groups) if self.group <= PAIRWISE else ranks_by_sorting(groups)
+        return (rank < self.keep).reshape(score.shape).contiguous()
 
     def kept(self, mask: Tensor) -> Tensor:
         """Count the kept entries of every group: bool `[..., in]` -> int64 `[..., in/group]`."""
         return self.groups(mask).sum(dim=-1)
-
-
-def top_of_finite(pattern: Pattern, score: Tensor) -> Tensor:
-    """Return `Pattern.top` without the check for NaN and infinity; of non-finite scores the mask need not be strict."""
-    groups = pattern.groups(score)
-    if score.is_cuda and score.numel() * pattern.group <= PAIRS_AT_ONCE:
-        rank = ranks_at_once(groups)
-    else:
-        rank = ranks_by_pairs(groups) if pattern.group <= PAIRWISE else ranks_by_sorting(groups)
-    return (rank < pattern.keep).reshape(score.shape).contiguous()
 
 
 def not_finite(score: Tensor) -> NumericalFailure:

@@ -24,7 +24,7 @@ from nmbench.methods import Baseline, LayerStats, Layerwise, Pruned, PrunedModel
 from nmbench.models.applying import applied, moved
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.pattern import Pattern, not_finite, top_of_finite
+from nmbench.pattern import Pattern, not_finite
 from nmbench.runtime.cost import NOTHING, Cost, Spent
 from nmbench.verification.strict import check_masks, check_weight
 
@@ -279,7 +279,7 @@ def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -
         raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
     check_device(score, weight, "scores")
     checks.finite(score, lambda: not_finite(score))
-    return Pruned(top_of_finite(pattern, score))
+    return Pruned(pattern.top_of_finite(score))
 
 
 def finished(walked: Walked, method: Layerwise) -> Made:

@@ -473,6 +473,18 @@ class FirstPattern(GoodLearner):
 
 
 @dataclass(frozen=True)
+class NeverStreamed(GoodLearner):
+    """Says that it learns block by block, and returns the start where only one block is on the device."""
+
+    @property
+    def blockwise(self) -> bool:
+        return True
+
+    def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
+        return task.initial if task.bundle.streaming else super().learn(task)
+
+
+@dataclass(frozen=True)
 class LooseReports(GoodLearner):
     """Reports masks on the way that are not strict."""
 
@@ -565,5 +577,6 @@ BROKEN: dict[str, tuple[nmbench.Scorer | nmbench.Solver | nmbench.Refiner | nmbe
     "zero_steps_return_the_initial_mask": (Starting(),),
     "planted_problem_improves": (Idle(),),
     "interrupted_runs_resume": (Amnesiac(), Undecided(), Silent()),
+    "blockwise_learners_stream": (NeverStreamed(),),
     "tokens_are_counted": (Uncounted(),),
 }

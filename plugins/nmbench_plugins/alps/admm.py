@@ -28,7 +28,6 @@ from torch import Tensor
 
 import nmbench
 from nmbench.calibration import tf32
-from nmbench.pattern import top_of_finite
 from nmbench_plugins.alps.penalty import EVERY, next_step
 from nmbench_plugins.alps.problem import Problem
 
@@ -66,7 +65,7 @@ def searched(
         rounds = min(EVERY, most_iterations - iterations)
         for left in reversed(range(rounds)):
             weight, state = iterated(dense, state, mask, inverse, penalty)
-            mask = top_of_finite(pattern, state.abs()) if left else pattern.top(state.abs())  # NaN stays until then
+            mask = pattern.top_of_finite(state.abs()) if left else pattern.top(state.abs())  # NaN stays until then
         iterations += rounds
         del inverse  # as large as the next one
         change = int((mask != seen).sum()) / (dense.numel() * pattern.density)

@@ -107,7 +107,7 @@ def test_only_products_of_the_search_are_rounded(monkeypatch):
         assert (name, True) not in mode.calls
     repairs = []
     monkeypatch.setattr(
-        solver,
+        nmbench.pruning,
         "conjugate_gradients",
         lambda start, *_: repairs.append(torch.backends.cuda.matmul.allow_tf32) or start,
     )
