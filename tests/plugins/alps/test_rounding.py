@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nmbench import pruning
 from nmbench.calibration import tf32
 from nmbench.errors import NumericalFailure
 from nmbench.methods import LayerStats
 from nmbench.pattern import Pattern
-from nmbench_plugins.alps import ALPS, problem, solver
+from nmbench_plugins.alps import ALPS, problem
 from nmbench_plugins.alps.inverse import inverse_of
 from nmbench_plugins.alps.problem import Problem
 from reference import alps as plain
@@ -107,7 +108,7 @@ def test_only_products_of_the_search_are_rounded(monkeypatch):
         assert (name, True) not in mode.calls
     repairs = []
     monkeypatch.setattr(
-        nmbench.pruning,
+        pruning,
         "conjugate_gradients",
         lambda start, *_: repairs.append(torch.backends.cuda.matmul.allow_tf32) or start,
     )
