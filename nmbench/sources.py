@@ -47,7 +47,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How windows are sampled from the dense model. Raises `NMBenchError` for an option out of its bounds."""
+    """Options by which windows are sampled from the dense model. Raises `NMBenchError` for one out of its bounds."""
 
     prompt: int = option(16, "tokens of real text that begin a sampled window", unit="tokens")
     temperature: float = option(1.0, "temperature of the draw; 0: the most likely token")
@@ -120,7 +120,7 @@ class Dataset:
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the host samples the calibration text from the dense model; None: calibration text is in `texts`."""
+        """The options by which the host samples calibration text from the dense model; None: the text is in `texts`."""
         return None
 
     def provenance(self) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ LAYERS = [
     {"experiment"},
     {"pruning"},
     {"run"},
-    {"testing", "artifacts", "speed", "published"},
+    {"testing", "artifacts", "speed"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}

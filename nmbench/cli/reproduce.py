@@ -30,14 +30,14 @@ def reproduce(
     NAME may be a TOML file of the same form. Exit status 1: a line is outside its tolerance, or its row failed. The
     same command resumes.
     """
-    from nmbench.published.catalogue import table_named, tables
+    from nmbench.cli.published.catalogue import table_named, tables
 
     if name is None:
         for entry in tables():
             click.echo(f"{entry.name:<24} {entry.title} ({len(entry.lines)} lines)\n{'':<24} {entry.source}")
         return
-    from nmbench.published.specification import only, spec_of
-    from nmbench.published.verdicts import verdict_text, verdicts
+    from nmbench.cli.published.specification import only, spec_of
+    from nmbench.cli.published.verdicts import verdict_text, verdicts
 
     table = only(table_named(name), chosen)
     flags["plugins"] = flags.pop("plugin_files")

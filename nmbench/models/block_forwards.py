@@ -1,4 +1,4 @@
-"""What runs in place of the forward passes of blocks: passes that are recomputed for gradients, or compiled."""
+"""Passes that run in place of those of blocks: recomputed where gradients are wanted, or compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the outputs of a part are from their targets, and the order in which a training reads the batches."""
+"""Errors of the outputs of a part against their targets, and the order in which a training reads the batches."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from nmbench.pruning.training import Training
 
 
 class StepSettings:
-    """What changes from step to step, in tensors on `device`, so that a CUDA graph can read it: `keys` int32 `[2]` of
+    """The settings that change from step to step, in tensors on `device` that a CUDA graph reads: `keys` int32 `[2]` of
     the noise (`gumbel`), `scales` float32 `[n]` of the learner, `pace` float32 `[4]` of Adam (`adam_step`).
 
     `seed`: of the noise.

@@ -5,14 +5,14 @@ import importlib.util
 
 import pytest
 
+from nmbench.cli.published import masks
+from nmbench.cli.published.catalogue import FOLDER, table_named, tables
+from nmbench.cli.published.specification import only, spec_of
+from nmbench.cli.published.table import MaskFile, read_table
+from nmbench.cli.published.verdicts import FAILED, OUTSIDE, WITHIN, Verdict, verdict_text, verdicts
 from nmbench.errors import NMBenchError
 from nmbench.experiment.plan import checked
 from nmbench.plugins.loading import load_plugins
-from nmbench.published import masks
-from nmbench.published.catalogue import FOLDER, table_named, tables
-from nmbench.published.specification import only, spec_of
-from nmbench.published.table import MaskFile, read_table
-from nmbench.published.verdicts import FAILED, OUTSIDE, WITHIN, Verdict, verdict_text, verdicts
 from pages import blocks
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmbench.cli.published.masks import mask_path
+from nmbench.cli.published.table import Line, Table, labels
 from nmbench.errors import NMBenchError, unknown
-from nmbench.published.masks import mask_path
-from nmbench.published.table import Line, Table, labels
 from nmbench.spec import DENSE, RunSpec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nmbench.published.table import Line, Table
+from nmbench.cli.published.table import Line, Table
 from nmbench.results.format import Record
 
 HEAD = ("label", "metric", "ours", "theirs", "difference", "tolerance", "verdict")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nmbench.cli.published.table import MaskFile
 from nmbench.errors import NMBenchError
-from nmbench.published.table import MaskFile
 
 
 def mask_path(masks: MaskFile, given: Path | None = None) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nmbench.cli.published.table import Table, read_table
 from nmbench.errors import unknown
-from nmbench.published.table import Table, read_table
 
 FOLDER = Path(__file__).parent / "tables"
 
