@@ -18,6 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FLAT = 4  # rounding errors: a curvature below as many, relative to that of the diagonal of H alone, counts as none
+
 
 def conjugate_gradients(
     start: Tensor,
@@ -37,7 +39,9 @@ def conjugate_gradients(
     """
     start, linear, scale = scaled(start.where(mask, 0.0), linear, gram)
     shift = damping * gram.diagonal().mean()
-    inverse = (gram.diagonal() + shift).reciprocal().nan_to_num(posinf=0.0)  # [in]; 0 for a dead input
+    diagonal = gram.diagonal() + shift
+    inverse = diagonal.reciprocal().nan_to_num(posinf=0.0)  # [in]; 0 for a dead input
+    flat = FLAT * torch.finfo(gram.dtype).eps * diagonal
     slope = linear - start @ gram
     residual = slope.masked_fill(~mask, 0.0)
     moved, direction = start.clone(), residual * inverse
@@ -47,7 +51,8 @@ def conjugate_gradients(
         if not (energy > goal).any():
             break
         image = torch.addmm(direction * shift, direction, gram).masked_fill_(~mask, 0.0)
-        step = ratio(energy, (direction * image).sum(dim=1))
+        curvature = (direction * image).sum(dim=1)
+        step = ratio(energy, curvature.where(curvature > direction.square() @ flat, 0.0))
         moved.addcmul_(step, direction)
         residual.addcmul_(step, image, value=-1)
         preconditioned = residual * inverse
