@@ -11,11 +11,11 @@ from torch import Tensor
 BETAS = (0.9, 0.95)
 
 
-def pace_of(rate: float, step: int) -> tuple[float, float, float, float]:
+def pace_of(rate: float, step: int, betas: tuple[float, float] = BETAS) -> tuple[float, float, float, float]:
     """Return what Adam needs in a step, counted from 0: weights of the new gradient in both moments, the step size
     divided by the bias of the first moment, and one over the bias of the second.
     """
-    first, second = BETAS
+    first, second = betas
     return 1 - first, 1 - second, rate / (1 - first ** (step + 1)), 1 / (1 - second ** (step + 1))
 
 

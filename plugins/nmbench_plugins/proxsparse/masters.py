@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import nmbench
+from nmbench.pruning import adam_step
 from nmbench_plugins.proxsparse.operator import prox_
 
 PART = {
@@ -54,10 +55,7 @@ class Masters:
 
     def update(self, name: str, gradient: Tensor, pace: Tensor) -> None:
         """Take one step of Adam on a layer; `pace` is float32 `[4]` on the device (`pace_of`)."""
-        blend_first, blend_second, rate, unbias = pace.unbind()
-        first = self.first[name].lerp_(gradient, blend_first)
-        second = self.second[name].lerp_(gradient.square(), blend_second)
-        self.layers[name].sub_((first * rate).div_(second.mul(unbias).sqrt_().add_(EPSILON)))
+        adam_step(self.layers[name], self.first[name], self.second[name], gradient, pace, EPSILON)
 
     def penalise(self, lam: Mapping[nmbench.Pattern, float]) -> None:
         """Put the prox of every group in its place."""
@@ -95,11 +93,3 @@ def layers_of(patterns: Mapping[str, nmbench.Pattern]) -> dict[nmbench.Pattern, 
     for name, pattern in patterns.items():
         found.setdefault(pattern, []).append(name)
     return found
-
-
-def pace_of(rate: float, step: int) -> tuple[float, float, float, float]:
-    """Return what Adam needs in a step, counted from 0: weights of the new gradient in both moments, the step size
-    divided by the bias of the first moment, and one over the bias of the second.
-    """
-    first, second = BETAS
-    return 1 - first, 1 - second, rate / (1 - first ** (step + 1)), 1 / (1 - second ** (step + 1))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import Objective
-from nmbench.pruning import Replay
-from nmbench_plugins.proxsparse.masters import Masters, pace_of
+from nmbench.pruning import Replay, pace_of
+from nmbench_plugins.proxsparse.masters import BETAS, Masters
 
 if TYPE_CHECKING:
     from nmbench.pruning import Training
@@ -34,7 +34,7 @@ class Steps:
         if self.replay.due:
             self.pace.zero_()  # an update changes nothing
             self.replay.capture(tokens)
-        self.pace.copy_(torch.tensor(pace_of(rate, step)))
+        self.pace.copy_(torch.tensor(pace_of(rate, step, BETAS)))
         losses = self.replay(tokens)
         self.masters.penalise(lam)
         return losses
