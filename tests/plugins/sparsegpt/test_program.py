@@ -20,7 +20,6 @@ from nmbench_plugins.sparsegpt import SparseGPT, launch, reference
 from nmbench_plugins.sparsegpt.factor import damped_root, inverses
 from nmbench_plugins.sparsegpt.sweep import block_width, sweep
 from reference import triton_language
-from reference.processes import WITHOUT_TRITON
 
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (7, 8), (8, 16), (1, 16))]
 MODULE = "nmbench_plugins.sparsegpt.program"
@@ -201,11 +200,3 @@ def test_what_there_are_programs_for():
     for pattern, width in ((Pattern(2, 3), 126), (Pattern(16, 32), 128), (Pattern(2, 4), 132)):
         assert not launch.has_program(pattern, width)
     assert not launch.usable(Pattern(2, 4), 128, torch.device("cpu"))
-
-
-def test_launcher_needs_no_triton(python):
-    """Where Triton is missing, SparseGPT is importable and sweeps by the loop."""
-    code = WITHOUT_TRITON + "from nmbench_plugins.sparsegpt import launch"
-    code += "; from nmbench.runtime import triton_available; print(triton_available('cpu'), triton_available('cuda'))"
-    done = python.run("-c", code)
-    assert done.stdout.split() == ["False", "False"], done.stderr

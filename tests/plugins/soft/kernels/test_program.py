@@ -16,7 +16,6 @@ from nmbench.runtime import triton_available
 from nmbench_plugins.soft.kernels import launch
 from nmbench_plugins.soft.logits import EPSILON
 from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask, soft_mask_gradient
-from reference.processes import WITHOUT_TRITON
 
 MODULE = "nmbench_plugins.soft.kernels.program"
 PATTERNS = [nm.Pattern.parse(text) for text in ("1:2", "1:4", "2:4", "3:4", "2:3", "4:8")]
@@ -91,11 +90,3 @@ def test_programs_agree_with_torch(interpreted, pattern, shape, dtype, seed, set
 def test_compiled_programs_agree_with_torch(pattern, shape, dtype, seed, setting):
     """The same on a GPU."""
     agree(pattern, shape, dtype, seed, setting, None)
-
-
-def test_launchers_need_no_triton(python):
-    """Where Triton is missing, the launchers are importable and say that they are not available."""
-    code = WITHOUT_TRITON + "import torch, nmbench; from nmbench_plugins.soft.kernels import "
-    code += "launch; print(launch.usable(nmbench.Pattern(2, 4), torch.device('cpu')))"
-    done = python.run("-c", code)
-    assert done.stdout.split() == ["False"], done.stderr
