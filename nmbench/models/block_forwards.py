@@ -23,10 +23,15 @@ def running(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
 
 
 def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward pass that keeps its inputs alone and is repeated when gradients are wanted, which are equal."""
+    """Return a forward pass that keeps its inputs alone and is repeated when gradients are wanted, which are equal.
+
+    The pass draws no random numbers.
+    """
 
     def repeated(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return repeated
 

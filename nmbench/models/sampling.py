@@ -80,7 +80,7 @@ def drawn(logits: Tensor, temperature: float, top_p: float | None, generator: to
     """Draw one token from each row of logits float32 `[n, vocabulary]`: int64 `[n]`; temperature 0 takes the largest.
 
     A race of exponential clocks draws from the softmax with numbers of `generator`, which is on the device of the
-    logits. The draw has no cumulative sum, which rounds differently from call to call on a GPU.
+    logits. Without `top_p` the draw has no cumulative sum, which rounds differently from call to call on a GPU.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)

@@ -84,6 +84,11 @@ class Training:
         for parameter in self.parameters.values():
             parameter.grad = None
 
+    @property
+    def compiled(self) -> bool:
+        """True if `backward` runs compiled passes."""
+        return bool(self._forwards)
+
     def compile(self, tokens: Tensor, objective: Objective, backend: str | None = None) -> None:
         """Compile the passes of `backward` for minibatches of the shape of `tokens`; gradients are as after `clear`.
 

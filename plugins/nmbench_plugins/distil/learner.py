@@ -26,9 +26,7 @@ LONG = {"passes": 20.0, "minibatch": 16, "compile": True, "check_every": 200}
 class Distil(nmbench.WeightLearner):
     """Distil: the kept weights of the whole model learn the outputs of the dense model."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        "long": {"passes": 20.0, "minibatch": 16, "compile": True, "check_every": 200}
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"long": LONG}
 
     passes: float = nmbench.option(1.0, "passes over the pool")
     tokens: int | None = nmbench.option(None, "tokens to train on; none: as many as `passes` say", unit="tokens")
@@ -39,7 +37,7 @@ class Distil(nmbench.WeightLearner):
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")
     refresh_every: int = nmbench.option(0, "steps between two choices of the mask by magnitude; 0: the mask stays")
     decay: float = nmbench.option(2e-4, "pull of dropped weights to 0, if the mask is chosen anew")
-    compile: bool = nmbench.option(False, "fuse the work between matrix products: half the time of a step on a GPU")
+    compile: bool = nmbench.option(False, "on a GPU, fuse the work between the matrix products of a step")
     check_every: int = nmbench.option(50, "steps between two measurements on selection windows", unit="steps")
     checkpoint_every: int = nmbench.option(100, "steps between two checkpoints", unit="steps")
 

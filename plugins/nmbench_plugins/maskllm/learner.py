@@ -68,7 +68,7 @@ class MaskLLM(nmbench.MaskLearner):
     moments: str = nmbench.option("float32", "dtype in which the moments of Adam are kept", choices=tuple(MOMENTS))
     minibatch: int = nmbench.option(4, "windows per step", unit="windows")
     window_tokens: int | None = nmbench.option(None, "window length; none: the pool's", unit="tokens")
-    compile: bool = nmbench.option(False, "fuse the work between matrix products: half the time of a step on a GPU")
+    compile: bool = nmbench.option(False, "on a GPU, fuse the work between the matrix products of a step")
     check_every: int = nmbench.option(50, "steps between two measurements on selection windows", unit="steps")
     checkpoint_every: int = nmbench.option(100, "steps between two checkpoints", unit="steps")
 

@@ -11,6 +11,7 @@ divided by its value under the start, where g is the block under other weights, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -78,6 +79,8 @@ def learnt(block: nmbench.BlockTask, method: Soft, schedule: Schedule) -> Masks:
     masks = greedy_masks(block, targets, method, schedule, before) if before else {}
     kept = {name: block.dense[name].masked_fill(~mask, 0.0) for name, mask in masks.items()}
     after = relative_error(block, targets, kept) if masks else before
+    if not (math.isfinite(before) and math.isfinite(after)):
+        raise nmbench.NumericalFailure(f"the error of the block is {after}, from {before}; lower the learning_rate.")
     better = after < before
     changed = groups_changed(masks, block.masks, block.pattern) if better else 0.0
     block.report(error_before=before, error_after=after if better else before, changed=changed)

@@ -1,7 +1,7 @@
 """Launch the programs of one layer: `write` sets the masked weight, `learn` updates logits and moments.
 
 Nothing waits for the host and nothing is allocated, so that a CUDA graph can capture both after a first call has
-compiled them. `steps` calls them where `usable`, and computes in torch elsewhere.
+compiled them. `relaxed` calls them where `usable`, and computes in torch elsewhere.
 """
 
 from __future__ import annotations
