@@ -3,7 +3,7 @@
 from nmbench.pruning.adam import BETAS, adam_step, pace_of
 from nmbench.pruning.block_errors import in_passes, relative_error, squared_errors
 from nmbench.pruning.block_parts import BlockTask, Part
-from nmbench.pruning.budget import rise_and_fall, steps_within
+from nmbench.pruning.budget import Budget, Budgeted, rise_and_fall
 from nmbench.pruning.learning import Batch, LearnTask
 from nmbench.pruning.least_squares import better_rows, conjugate_gradients
 from nmbench.pruning.live_weights import LiveWeights, Provider, masked
@@ -21,6 +21,8 @@ __all__ = [
     "BETAS",
     "Batch",
     "BlockTask",
+    "Budget",
+    "Budgeted",
     "LearnTask",
     "LiveWeights",
     "MaskRun",
@@ -48,5 +50,4 @@ __all__ = [
     "salt_of",
     "squared_errors",
     "step_keys",
-    "steps_within",
 ]

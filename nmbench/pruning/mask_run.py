@@ -13,7 +13,7 @@ from torch import Tensor
 from nmbench.comparison import groups_changed
 from nmbench.errors import NumericalFailure
 from nmbench.evaluation.objective import Objective
-from nmbench.pruning.budget import steps_within
+from nmbench.pruning.budget import Budget, Budgeted
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.selection import Selection
 from nmbench.pruning.training import Training
@@ -22,25 +22,15 @@ Masks = Mapping[str, Tensor]
 TOLERANCE_NATS = 0.0  # a mask is returned only if it is better than its start
 
 
-class RunOptions(Protocol):
-    """The options of a learner that `MaskRun` reads; a frozen dataclass with these fields will do.
+class RunOptions(Budgeted, Protocol):
+    """The options of a learner that `MaskRun` reads: those of its budget, and these.
 
-    The budget is `tokens`, or `passes` over the pool if `tokens` is None. `minibatch`: windows a step;
-    `window_tokens`: their length, None for that of the pool. `kl`: share of the divergence in the objective.
-    `compile`: whether the passes of the model are compiled on a GPU. `check_every` and `checkpoint_every`: steps
-    between two measurements, and between two checkpoints.
+    `kl`: share of the divergence in the objective. `compile`: whether the passes of the model are compiled on a GPU.
+    `check_every` and `checkpoint_every`: steps between two measurements, and between two checkpoints.
     """
 
     @property
-    def passes(self) -> float: ...
-    @property
-    def tokens(self) -> int | None: ...
-    @property
     def kl(self) -> float: ...
-    @property
-    def minibatch(self) -> int: ...
-    @property
-    def window_tokens(self) -> int | None: ...
     @property
     def compile(self) -> bool: ...
     @property
@@ -83,10 +73,8 @@ class MaskRun:
 
     def __init__(self, task: LearnTask, options: RunOptions) -> None:
         self.task, self.options = task, options
-        self.windows = task.windows(options.window_tokens)
-        self.minibatch = min(options.minibatch, len(self.windows))
-        step_tokens = self.minibatch * self.windows.shape[1]
-        self.steps = steps_within(options.tokens, options.passes, self.windows.numel(), step_tokens)
+        self.budget = Budget.of(task, options)
+        self.steps = self.budget.steps
         self.objective = Objective(options.kl)
         self.selection: Selection[Masks] = Selection(task, task.initial, TOLERANCE_NATS)
         self.seed = int(torch.randint(2**62, (), generator=task.generator, device=task.bundle.device))
@@ -99,7 +87,8 @@ class MaskRun:
         """
         with self.task.gradients() as live, torch.no_grad():
             updates = self._begun(live, begin)
-            batches = self.task.batches(self.minibatch, None, self.windows, self.step)  # a pass reads every window
+            read = self.budget.minibatch, None, self.budget.windows  # a pass reads every window
+            batches = self.task.batches(*read, self.step)
             while self.step < self.steps:
                 tokens = next(batches).tokens
                 losses = updates.take(tokens, self.step)
@@ -115,7 +104,7 @@ class MaskRun:
     def _begun(self, live: Training, begin: Begin) -> MaskUpdates:
         """Return the updates of the last checkpoint; or measure the start, which is live, and return its updates."""
         if self.options.compile:
-            live.compile(self.windows[: self.minibatch], self.objective)
+            live.compile(self.budget.first, self.objective)
         state = self.task.checkpoints.load()
         if state is None:
             self.selection.start(live.losses(self.selection.looked_at, Objective()))

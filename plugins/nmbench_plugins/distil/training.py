@@ -11,7 +11,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import Objective
-from nmbench.pruning import rise_and_fall, steps_within
+from nmbench.pruning import Budget, rise_and_fall
 from nmbench_plugins.distil.masters import Masters
 from nmbench_plugins.distil.steps import Steps
 
@@ -25,10 +25,8 @@ class Run:
 
     def __init__(self, method: Distil, task: nmbench.WeightTask) -> None:
         self.method, self.task = method, task
-        self.windows = task.windows(method.window_tokens)
-        self.minibatch = min(method.minibatch, len(self.windows))
-        step_tokens = self.minibatch * self.windows.shape[1]
-        self.count = steps_within(method.tokens, method.passes, self.windows.numel(), step_tokens)
+        self.budget = Budget.of(task, method)
+        self.count = self.budget.steps
         self.masters = Masters(task, method.chooses)
         self.held_out = task.selection[: max(1, len(task.selection) // 2)]
         self.step = 0
@@ -36,10 +34,10 @@ class Run:
     def result(self) -> Mapping[str, nmbench.Pruned]:
         """Return masks and trained weights."""
         with self.task.training() as live, torch.no_grad():
-            batches = self.task.batches(self.minibatch, self.task.generator, self.windows)
+            batches = self.task.batches(self.budget.minibatch, self.task.generator, self.budget.windows)
             objective = Objective(self.method.kl)
             if self.method.compile:
-                live.compile(self.windows[: self.minibatch], objective)
+                live.compile(self.budget.first, objective)
             steps = Steps(live, self.masters, objective, self.method.decay)
             self._resume(steps)
             while self.step < self.count:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import Objective, groups_changed
-from nmbench.pruning import rise_and_fall, steps_within
+from nmbench.pruning import Budget, rise_and_fall
 from nmbench_plugins.proxsparse.masters import Masters
 from nmbench_plugins.proxsparse.search import RATIO, Trial, best_power, lams, next_power
 from nmbench_plugins.proxsparse.steps import Steps
@@ -35,10 +35,8 @@ class Run:
 
     def __init__(self, method: ProxSparse, task: nmbench.LearnTask) -> None:
         self.method, self.task = method, task
-        self.windows = task.windows(method.window_tokens)
-        self.minibatch = min(method.minibatch, len(self.windows))
-        self.step_tokens = self.minibatch * self.windows.shape[1]
-        self.count = steps_within(method.tokens, method.passes, self.windows.numel(), self.step_tokens)
+        self.budget = Budget.of(task, method)
+        self.count = self.budget.steps
         searched = method.search if method.lam is None else 0.0
         self.trial_steps = int(searched * self.count) // method.trials
         self.masters = Masters(task, method.shrink)
@@ -69,7 +67,8 @@ class Run:
     def _train(self, live: Training, steps: Steps, power: int, count: int) -> float:
         """Go on with a training of `count` steps at `power`; return the held-out loss of its last masks."""
         lam, held_out = self._lam(power, count), math.nan
-        batches = self.task.batches(self.minibatch, None, self.windows, self.step)  # a pass reads every window
+        read = self.budget.minibatch, None, self.budget.windows  # a pass reads every window
+        batches = self.task.batches(*read, self.step)
         while self.step < count:
             rate = self.method.learning_rate * rise_and_fall(self.step, count, self.method.warmup)
             losses = steps.take(next(batches).tokens, self.step, rate, lam)
@@ -154,7 +153,7 @@ class Run:
             {"lam": named(self._lam(t.power, self.trial_steps)), "strength": RATIO**t.power, "held_out": t.held_out}
             for t in self.trials
         ]
-        tokens = len(trials) * self.trial_steps * self.step_tokens
+        tokens = len(trials) * self.trial_steps * self.budget.step_tokens
         return {"trials": trials, "steps": self.trial_steps, "tokens": tokens, "seconds": self.seconds}
 
     def _state(self) -> dict[str, Any]:

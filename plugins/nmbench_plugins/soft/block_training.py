@@ -21,7 +21,7 @@ from torch import Tensor
 
 import nmbench
 from nmbench.evaluation import groups_changed
-from nmbench.pruning import PartReplay, StepSettings, in_passes, relative_error, squared_errors, steps_within
+from nmbench.pruning import Budget, PartReplay, StepSettings, in_passes, relative_error, squared_errors
 from nmbench_plugins.soft.logits import Logits
 from nmbench_plugins.soft.relaxed import SCALES, Relaxed
 from nmbench_plugins.soft.schedule import Schedule, Setting
@@ -36,19 +36,18 @@ TOLERANCE_NATS = 0.0  # masks are returned only if they are better than their st
 def learnt_by_blocks(method: Soft, task: nmbench.LearnTask) -> Masks:
     """Return the masks learnt block by block if held-out windows confirm them, else those of the start."""
     selection: nmbench.Selection[Masks] = nmbench.Selection(task, task.initial, TOLERANCE_NATS)
-    windows = task.windows(method.window_tokens)
-    minibatch = min(method.minibatch, len(windows))
-    count = steps_within(method.tokens, method.passes, windows.numel(), minibatch * windows.shape[1])
-    schedule = Schedule(count, method.noise, method.learning_rate, method.fall)
+    budget = Budget.of(task, method)
+    schedule = Schedule(budget.steps, method.noise, method.learning_rate, method.fall)
 
     def learn(block: nmbench.BlockTask) -> Masks:
         return learnt(block, method, schedule)
 
-    masks = task.learn_blocks(learn, windows, minibatch, dense_path=method.target != 0) if count else task.initial
+    read = budget.windows, budget.minibatch
+    masks = task.learn_blocks(learn, *read, dense_path=method.target != 0) if budget.steps else task.initial
     chosen = confirmed(task, selection, masks)
     task.notes.update(
         {
-            "steps": count,
+            "steps": budget.steps,
             "returned": "learnt" if selection.confirmed else "initial",
             "confirmation": asdict(selection.confirmation) if selection.confirmation else None,
             "groups_changed": groups_changed(chosen, task.initial, task.pattern),
