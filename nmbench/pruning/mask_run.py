@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -48,11 +47,8 @@ class MaskUpdates(Protocol):
     def figures(self, step: int) -> Mapping[str, float]:
         """Return what the curve holds of update `step` besides losses, such as the temperature."""
 
-    def show_greedy(self) -> None:
-        """Make the strict masks those of the live weights, until the next update."""
-
     def masks(self) -> Masks:
-        """Return the strict masks of now, bool `[out, in]` in host memory."""
+        """Return the strict masks of now, bool `[out, in]`."""
 
     def state(self) -> Mapping[str, Any]:
         """Return everything that later updates depend on, for a checkpoint."""
@@ -116,14 +112,14 @@ class MaskRun:
         return updates
 
     def _check(self, live: Training, updates: MaskUpdates, tokens: Tensor, losses: Tensor) -> None:
-        """Measure the strict masks: on the minibatch, beside the loss of the soft masks, and on held-out windows."""
+        """Measure the strict masks: on held-out windows, and on the minibatch, beside the loss of the soft masks."""
         soft = float(losses.mean())
         if not math.isfinite(soft):
             raise NumericalFailure(f"{self.task.who}: the loss of step {self.step} is {soft}; lower the learning_rate.")
-        updates.show_greedy()
-        hard = float(live.losses(tokens, self.objective).mean())
-        held_out = live.losses(self.selection.looked_at, Objective())
         masks = updates.masks()
+        held_out = live.losses_under(self.selection.looked_at, masks)
+        hard = float(live.losses(tokens, self.objective).mean())
+        masks = {name: mask.cpu() for name, mask in masks.items()}
         self.selection.look(self.step, masks, held_out)
         self.task.report(
             self.step,
@@ -138,19 +134,12 @@ class MaskRun:
 
     def _verdict(self, live: Training) -> Masks:
         """Confirm the best masks, and write the notes of the record."""
-
-        def measure(windows: Tensor, masks: Masks) -> Tensor:
-            live.apply(masks)
-            return live.losses(windows, Objective())
-
-        masks = self.selection.verdict(measure)
-        confirmation = self.selection.confirmation
+        masks = self.selection.verdict(live.losses_under)
         self.task.notes.update(
             {
                 "steps": self.step,
-                "returned": "learnt" if self.selection.confirmed else "initial",
+                **self.selection.notes(),
                 "best_step": self.selection.best_at,
-                "confirmation": asdict(confirmation) if confirmation else None,
                 "groups_changed": groups_changed(masks, self.task.initial, self.task.pattern),
             }
         )

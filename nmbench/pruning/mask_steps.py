@@ -79,13 +79,9 @@ class MaskSteps:
         self.settings.begin(step, rate, scales)
         return self.replay(tokens)
 
-    def show_greedy(self) -> None:
-        """Make the strict masks those of the live weights, until the next update."""
-        self.live.apply({name: self.greedy(name) for name in self.names})
-
     def masks(self) -> dict[str, Tensor]:
-        """Return the strict masks of all layers, in host memory."""
-        return {name: self.greedy(name).cpu() for name in self.names}
+        """Return the strict masks of all layers, on the device."""
+        return {name: self.greedy(name) for name in self.names}
 
     def _update(self, tokens: Tensor) -> Tensor:
         for number, name in enumerate(self.names):

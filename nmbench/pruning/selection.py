@@ -8,6 +8,7 @@ be worse than the initial mask, within a tolerance, by the one-sided 95 % bound 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
@@ -99,3 +100,8 @@ class Selection(Generic[M]):
     def confirmed(self) -> bool:
         """True if `verdict` returned other masks than the initial ones."""
         return self.confirmation is not None and self.confirmation.holds
+
+    def notes(self, found: str = "learnt") -> dict[str, Any]:
+        """The notes of a record on the verdict: which masks it returned, `found` or the initial ones, and why."""
+        confirmation = asdict(self.confirmation) if self.confirmation else None
+        return {"returned": found if self.confirmed else "initial", "confirmation": confirmation}

@@ -156,6 +156,11 @@ class Training:
         self.task.count_forward(tokens.numel() * (2 if objective.kl else 1))
         return torch.cat([self._values(part, objective) for part in tokens.split(self.part_windows(tokens))])
 
+    def losses_under(self, tokens: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+        """Make `masks` those of the live weights, and return the cross-entropy of every window, float32 `[n]`."""
+        self.apply(masks)
+        return self.losses(tokens, Objective())
+
     def _values(self, part: Tensor, objective: Objective, each: Callable[..., Tensor] = window_objective) -> Tensor:
         """Return the objective of windows that go through the model at once, float32 `[n]`."""
         teacher = self.teacher_logits(part) if objective.kl else None

@@ -49,8 +49,7 @@ class Updates:
 
     def __init__(self, steps: Steps, schedule: Schedule) -> None:
         self.steps, self.schedule = steps, schedule
-        self.show_greedy, self.masks = steps.show_greedy, steps.masks
-        self.state, self.restore = steps.gates.state, steps.gates.restore
+        self.masks, self.state, self.restore = steps.masks, steps.gates.state, steps.gates.restore
 
     def take(self, tokens: Tensor, step: int) -> Tensor:
         """Take update `step`; return the objective by window."""

@@ -13,7 +13,6 @@ in up to 13,000 steps; going on, two of the same runs gained 17 and 9 % more, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -107,13 +106,8 @@ class Watch:
 
     def verdict(self) -> Masks:
         """Return the best mask if the unseen half of the windows confirms that mask, else the initial mask."""
-        masks, confirmation = self.selection.verdict(self.losses), self.selection.confirmation
-        self.notes = {
-            "returned": "learnt" if self.selection.confirmed else "initial",
-            "best_step": self.best_step,
-            "drifts": self.drifts,
-            "confirmation": asdict(confirmation) if confirmation else None,
-        }
+        masks = self.selection.verdict(self.losses)
+        self.notes = {**self.selection.notes(), "best_step": self.best_step, "drifts": self.drifts}
         return masks
 
     def losses(self, windows: Tensor, masks: Masks | None = None) -> Tensor:

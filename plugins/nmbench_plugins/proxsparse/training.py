@@ -107,8 +107,7 @@ class Run:
                 f"{self.task.who}: the loss of step {at} is {loss}; lower the learning_rate."
             )
         masks = self.masters.masks()
-        live.apply(masks)
-        held_out = live.losses(self.selection.looked_at, Objective())
+        held_out = live.losses_under(self.selection.looked_at, masks)
         self.selection.look(at, masks, held_out)
         self.task.report(
             at,
@@ -124,22 +123,15 @@ class Run:
 
     def _verdict(self, live: Training) -> Masks:
         """Confirm the best masks, and write the notes of the record."""
-
-        def measure(windows: Tensor, masks: Masks) -> Tensor:
-            live.apply(masks)
-            return live.losses(windows, Objective())
-
-        masks = self.selection.verdict(measure)
-        confirmation = self.selection.confirmation
+        masks = self.selection.verdict(live.losses_under)
         self.task.notes.update(
             {
                 "steps": self.done + self.step,
                 "lam": named(self._lam(best_power(self.trials), self.step)),
                 "search": self._search_note(),
                 "sparse": self.masters.sparse(),
-                "returned": "learnt" if self.selection.confirmed else "initial",
+                **self.selection.notes(),
                 "best_step": self.selection.best_at,
-                "confirmation": asdict(confirmation) if confirmation else None,
                 "groups_changed": groups_changed(masks, self.task.initial, self.task.pattern),
             }
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,8 +47,7 @@ def learnt_by_blocks(method: Soft, task: nmbench.LearnTask) -> Masks:
     task.notes.update(
         {
             "steps": budget.steps,
-            "returned": "learnt" if selection.confirmed else "initial",
-            "confirmation": asdict(selection.confirmation) if selection.confirmation else None,
+            **selection.notes(),
             "groups_changed": groups_changed(chosen, task.initial, task.pattern),
             "groups_changed_by_blocks": groups_changed(masks, task.initial, task.pattern),
         }

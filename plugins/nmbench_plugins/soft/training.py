@@ -43,8 +43,7 @@ class Updates:
 
     def __init__(self, steps: Steps, schedule: Schedule) -> None:
         self.steps, self.schedule = steps, schedule
-        self.show_greedy, self.masks = steps.show_greedy, steps.masks
-        self.state, self.restore = steps.logits.state, steps.logits.restore
+        self.masks, self.state, self.restore = steps.masks, steps.logits.state, steps.logits.restore
 
     def take(self, tokens: Tensor, step: int) -> Tensor:
         """Take update `step`; return the objective by window."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -225,11 +224,9 @@ class JudgedRun:
     def conclude(self) -> dict[str, Tensor]:
         """Return the masks by layer, and write the notes of the record."""
         masks = {name: mask.cpu() for name, mask in self.selection.verdict(self.losses).items()}
-        confirmation = self.selection.confirmation
         self.task.notes.update(
-            returned="judged" if self.selection.confirmed else "initial",
+            **self.selection.notes("judged"),
             best_round=self.selection.best_at,
-            confirmation=asdict(confirmation) if confirmation else None,
             groups_changed=groups_changed(masks, self.task.initial, self.task.pattern),
             log=self.log,
         )

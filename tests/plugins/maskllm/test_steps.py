@@ -84,7 +84,7 @@ def test_the_start_is_the_greedy_mask():
     with task.gradients() as live:
         steps = Steps(live, Gates(task, 0.2, 100.0), Objective(), seed=0)
         steps.take(task.pool[:4], Setting(0, 1.0, 100.0, 0.0, 0.0))
-        steps.show_greedy()
+        live.apply(steps.masks())
         for name, mask in task.initial.items():
             assert steps.masks()[name].equal(mask)
             assert live.bundle.layers[name].read().equal(dense[name].masked_fill(~mask, 0.0))
