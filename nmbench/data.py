@@ -71,9 +71,10 @@ def calibration_pool(
     own = list(dataset.texts("selection")) if held_back else []
     length, chosen_by = window_tokens - bos, f"{name} (its selection texts)"
     dealt = windows_of(dataset.texts("calibration"), tokenizer, length, seed, name, bos)
-    found = list(itertools.islice(dealt, wanted + held_back * (not own)))
+    after = 0 if own else held_back  # selection windows that come from the calibration texts, too
+    found = list(itertools.islice(dealt, wanted + after))
     if least is not None:
-        wanted = max(least, min(wanted, len(found) - held_back * (not own)))
+        wanted = max(least, min(wanted, len(found) - after))
     calibration, dealt = stacked(found[:wanted], length), itertools.chain(found[wanted:], dealt)
     if own:
         enough(len(calibration), wanted, window_tokens, name)

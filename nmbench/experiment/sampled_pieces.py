@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nmbench.data import Pool, tokens_digest
 from nmbench.errors import NMBenchError, NumericalFailure, failing_as
+from nmbench.experiment.tokenizer_checks import vocabulary_of
 from nmbench.models.bundle import Bundle
 from nmbench.models.forward import logits_of, run_model
 from nmbench.models.sampling import Continuation, continued, drawn
@@ -166,7 +167,7 @@ def listed_tokens(tokenizer: Any, configs: tuple[Any, ...]) -> Iterator[Any]:
 
 def known_tokens(tokenizer: Any) -> int | None:
     """Return the number of token ids that have a text; embeddings may have more. None: unknown."""
-    entries = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    entries = vocabulary_of(tokenizer)
     return max(entries.values()) + 1 if entries else None
 
 

@@ -11,6 +11,7 @@ from nmbench.pruning.mask_run import MaskRun, MaskUpdates, RunOptions
 from nmbench.pruning.mask_steps import MaskSteps, StepSettings
 from nmbench.pruning.noise import gumbel, salt_of, step_keys
 from nmbench.pruning.part_replay import PartReplay
+from nmbench.pruning.prior import lead_for
 from nmbench.pruning.replay import Replay
 from nmbench.pruning.selection import Selection
 from nmbench.pruning.static_call import StaticCall
@@ -43,6 +44,7 @@ __all__ = [
     "conjugate_gradients",
     "gumbel",
     "in_passes",
+    "lead_for",
     "masked",
     "pace_of",
     "relative_error",

@@ -12,11 +12,11 @@ and s is 100: P(leave) = 0.17 at 2:4.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import nmbench
-
-LARGEST = 700.0  # lead: exp of it is finite
+from nmbench.pruning import lead_for
 
 
 def leaving(pattern: nmbench.Pattern, lead: float) -> float:
@@ -27,14 +27,5 @@ def leaving(pattern: nmbench.Pattern, lead: float) -> float:
 
 
 def lead_of(pattern: nmbench.Pattern, leave: float) -> float:
-    """Return the lead at which a group leaves its start with probability `leave`, by bisection.
-
-    At or above the probability of an even draw the lead is 0.
-    """
-    low, high = 0.0, LARGEST
-    if leave >= leaving(pattern, low):
-        return low
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if leaving(pattern, middle) > leave else (low, middle)
-    return (low + high) / 2
+    """Return the lead at which a group leaves its start with probability `leave`; 0 from that of an even draw on."""
+    return lead_for(functools.partial(leaving, pattern), leave)

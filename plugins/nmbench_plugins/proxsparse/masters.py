@@ -16,10 +16,7 @@ import nmbench
 from nmbench.pruning import adam_step
 from nmbench_plugins.proxsparse.operator import prox_
 
-PART = {
-    "cpu": 2**17,
-    "cuda": 2**24,
-}  # weights times N + 1 that the operator takes at once: the cache, or enough threads
+PART = {"cpu": 2**17, "cuda": 2**24}  # weights times N + 1 that the operator takes: the cache, or enough threads
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 

@@ -117,9 +117,9 @@ class Soft(nmbench.MaskLearner):
             from nmbench_plugins.soft.block_training import learnt_by_blocks
 
             return learnt_by_blocks(self, task)
-        from nmbench_plugins.soft.training import Run
+        from nmbench_plugins.soft.training import learnt
 
-        return Run(self, task).result()
+        return learnt(self, task)
 
 
 def impossible(what: str) -> nmbench.NMBenchError:

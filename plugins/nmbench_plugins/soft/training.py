@@ -19,23 +19,17 @@ if TYPE_CHECKING:
     from nmbench_plugins.soft.learner import Soft
 
 
-class Run:
-    """One run of `method` on `task`, begun or resumed."""
+def learnt(method: Soft, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
+    """Return the best masks on held-out windows if others confirm them, else those of the start."""
+    run = MaskRun(task, method)
+    schedule = Schedule(run.steps, method.noise, method.learning_rate, method.fall)
 
-    def __init__(self, method: Soft, task: nmbench.LearnTask) -> None:
-        self.method, self.task = method, task
-        self.run = MaskRun(task, method)
+    def begin(live: Training, seed: int) -> Updates:
+        start = task.pattern, task.initial, task.bundle.device
+        logits = Logits(*start, method.leave, method.noise[0], getattr(torch, method.moments))
+        return Updates(Steps(live, logits, run.objective, method.straight, seed), schedule)
 
-    def result(self) -> Mapping[str, Tensor]:
-        """Return the best masks on held-out windows if others confirm them, else those of the start."""
-        return self.run.result(self._begin)
-
-    def _begin(self, live: Training, seed: int) -> Updates:
-        start = self.task.pattern, self.task.initial, self.task.bundle.device
-        moments = getattr(torch, self.method.moments)
-        logits = Logits(*start, self.method.leave, self.method.noise[0], moments)
-        steps = Steps(live, logits, self.run.objective, self.method.straight, seed)
-        return Updates(steps, Schedule(self.run.steps, self.method.noise, self.method.learning_rate, self.method.fall))
+    return run.result(begin)
 
 
 class Updates:
