@@ -1,7 +1,7 @@
 """The time of ALPS on one layer beside its plain loop, of each part, and its layer error beside SparseGPT's.
 
     python alps_speed.py --json results/alps_speed_h100.json
-    python alps_speed.py --model FOLDER --calibration text:FILE --layers 12 --json results/alps_layers.json
+    python alps_speed.py --model FOLDER --calibration text:FILE --json results/alps_layers.json
 
 Layers have 4096 x 4096 and 4096 x 14336 weights (out x in), and the Gram matrix of correlated inputs of different size.
 `plain` is the loop of the paper, `tests/reference/alps.py`: eigenvectors in float64, the inverse made of them at every
@@ -11,10 +11,10 @@ has TF32 off there too. `parts` are the milliseconds of the search and the repai
 their pieces, and of the choices not taken. `accuracy` has the relative errors of the products against float64. A part
 that fails is reported, and the others go on. `split` products are three TF32 products of a high and a low part each.
 
-With `--model`, the layers of that model, as many as asked and evenly spread, are pruned on the inputs of the dense
-model: the squared error of the outputs relative to the dense outputs, by ALPS and by SparseGPT, and on how many layers
-ALPS is lower. Only calibration text is read, so that no hub is needed for a local model and `--calibration text:FILE`.
-`--device cpu` runs tiny layers, and the demo with `--model demo`: a test of this file, not of speed.
+With `--model`, all layers of that model are pruned on the inputs of the dense model: the squared error of the outputs
+relative to the dense outputs, by ALPS and by SparseGPT, and on how many layers ALPS is lower. Only calibration text is
+read, so that no hub is needed for a local model and `--calibration text:FILE`. `--device cpu` runs tiny layers, and the
+demo with `--model demo`: a test of this file, not of speed.
 """
 
 from __future__ import annotations
@@ -315,17 +315,15 @@ def exact_part(shifted: Tensor, found: Tensor) -> Tensor:
 
 @torch.no_grad()
 def layers(args: argparse.Namespace, pattern: Pattern) -> dict[str, Any]:
-    """The errors of ALPS and SparseGPT on layers of a model, on the inputs of the dense model."""
+    """The errors of ALPS and SparseGPT on the layers of a model, on the inputs of the dense model."""
     given = {"windows": args.windows, "window_tokens": args.window_tokens, "calibration": args.calibration}
     spec = {"methods": {"alps": {"method": "alps"}}, "model": args.model, "device": args.device, "patterns": ["2:4"]}
     spec["metrics"] = [OFFLINE]
     chosen = {name: value for name, value in given.items() if value}
     experiment = prepared(checked(RunSpec.from_dict({**spec, **chosen}), load_plugins()))
-    names = list(experiment.bundle.layers)
-    wanted = set(names[:: max(len(names) // args.layers, 1)])
     rows: dict[str, dict[str, float]] = {}
     for step in walk(experiment.bundle, experiment.pools[0].calibration[: experiment.spec.windows], Stat.GRAM):
-        for found in (found for found in step.layers if found.name in wanted):
+        for found in step.layers:
             stats, weight = step.stats[found.name], found.read().float()
             with full_float32():
                 rows[found.name] = {
@@ -348,7 +346,6 @@ def main() -> None:
     parser.add_argument("--calibration")
     parser.add_argument("--windows", type=int)
     parser.add_argument("--window-tokens", type=int)
-    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
