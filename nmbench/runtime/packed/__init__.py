@@ -5,13 +5,15 @@ starts the Triton program of `program.py`; `reference.py` is the same product in
 """
 
 from nmbench.runtime.packed.linear import PackedLinear
-from nmbench.runtime.packed.model import PACKED, load_packed, packed_layers, save_packed
-from nmbench.runtime.packed.weight import PackedWeight, pack, packed_share, unpack
+from nmbench.runtime.packed.model import PACKED, description, load_packed, packed_layers, save_packed
+from nmbench.runtime.packed.weight import PackedWeight, kept_of, pack, packed_share, unpack
 
 __all__ = [
     "PACKED",
     "PackedLinear",
     "PackedWeight",
+    "description",
+    "kept_of",
     "load_packed",
     "pack",
     "packed_layers",

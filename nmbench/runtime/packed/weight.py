@@ -109,7 +109,7 @@ def pack(weight: Tensor, pattern: Pattern, mask: Tensor | None = None) -> Packed
     parts = []
     for start in range(0, len(weight), step):
         rows = bits[start : start + step]
-        scores = scores_of(rows, negative) if mask is None else mask[start : start + step].to(torch.uint8)
+        scores = scores_of(rows, negative) if mask is None else mask[start : start + step].to(bits.device, torch.uint8)
         parts.append(packed_rows(rows, scores, pattern, start))
     values = torch.cat([values for values, _ in parts]).view(weight.dtype)
     return PackedWeight(values, torch.cat([codes for _, codes in parts]), pattern, weight.shape[1])

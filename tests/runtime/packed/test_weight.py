@@ -70,8 +70,15 @@ def test_bytes_are_those_of_the_format(pattern, rows, groups):
 
 @pytest.mark.parametrize(
     ("pattern", "share", "indices"),
-    [("2:4", 9 / 16, True), ("1:4", 9 / 32, True), ("4:8", 9 / 16, False), ("8:16", 9 / 16, False)]
-    + [("4:6", 35 / 48, False), ("6:8", 13 / 16, False), ("8:10", 69 / 80, False)],
+    [
+        ("2:4", 9 / 16, True),
+        ("1:4", 9 / 32, True),
+        ("4:8", 9 / 16, False),
+        ("8:16", 9 / 16, False),
+        ("4:6", 35 / 48, False),
+        ("6:8", 13 / 16, False),
+        ("8:10", 69 / 80, False),
+    ],
 )
 def test_shares_of_usual_patterns(pattern, share, indices):
     """The shares of the guide, in 16 bits."""
