@@ -1,4 +1,5 @@
-"""The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` are run.
+"""The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` and of the
+page on the use of a model are run.
 
 To follow a page: programs are written to files, commands called, and outputs looked for. Runs get flags that make them
 small, unless the page gives its own: a tiny random model on short texts. Runs from Python read the beginnings of the
