@@ -2,7 +2,7 @@
 
 A program owns ROWS rows of the weight and runs over their groups, BLOCK at a time. It reads values and codes once, in
 words of up to 64 bits. The members of a group in each vector are read as words as well; the member that belongs to a
-value is then shifted out of a register, so that no lane loads from an address of its own. Sums are float32.
+value is then selected and shifted out of registers, so that no lane loads from an address of its own. Sums are float32.
 """
 # mypy: ignore-errors
 # ruff: noqa: N803
@@ -51,7 +51,8 @@ def product_program(
         packed = _words(value_row, group[None, :], inside, KEEP // VALUES)
         members = ()
         for b in tl.static_range(BATCH):
-            members += (_words(x + b * groups * (GROUP // MEMBERS), group, in_row, GROUP // MEMBERS),)
+            words = _words(x + b * groups * (GROUP // MEMBERS), group, in_row, GROUP // MEMBERS)
+            members += (_pairs(words, MEMBERS),)
         for k in tl.static_range(KEEP):
             value = _value(packed, k, VALUES, BRAIN)  # [ROWS, BLOCK]
             if BITS > 0:
@@ -96,15 +97,27 @@ def _value(words, k: tl.constexpr, VALUES: tl.constexpr, BRAIN: tl.constexpr):
 
 
 @triton.jit
+def _pairs(words, MEMBERS: tl.constexpr):
+    """Return the same members in int32 words of two, or of one if MEMBERS is 1; shifts of 64 bits would be slow."""
+    result = ()
+    for j in tl.static_range(len(words)):
+        result += (words[j].to(tl.int32),)
+        if MEMBERS == 4:
+            result += ((words[j] >> 32).to(tl.int32),)
+    return result
+
+
+@triton.jit
 def _added(total, value, members, place, MEMBERS: tl.constexpr, BRAIN: tl.constexpr):
     """Return the sums after adding, for every vector, `value` times the member of its group at `place`."""
-    shift = place % MEMBERS * 16
+    PAIR: tl.constexpr = 1 if MEMBERS == 1 else 2
+    shift = place % PAIR * 16
     result = ()
     for b in tl.static_range(len(total)):
         word = members[b][0][None, :]
         for j in tl.static_range(1, len(members[b])):
-            word = tl.where(place >= j * MEMBERS, members[b][j][None, :], word)
-        result += (total[b] + value * _float(word >> shift.to(word.dtype), BRAIN),)
+            word = tl.where(place >= j * PAIR, members[b][j][None, :], word)
+        result += (total[b] + value * _float(word >> shift, BRAIN),)
     return result
 
 
