@@ -257,3 +257,18 @@ def test_packed_bytes_are_printed_beside_dense_ones(run, nmbench):
     run("tiny:llama", "--dtype", "bfloat16")
     said = exported(nmbench, "--to", "packed", "--for", "packed").stdout
     assert "56.2% of" in said
+
+
+def test_a_packed_folder_is_read_like_any_other(run, nmbench):
+    """`diff` finds the masks of the row in its packed folder, and `validate` names what runs the pattern."""
+    run("tiny:llama", "--pattern", "6:8")
+    exported(nmbench, "--to", "packed", "--for", "packed")
+    shares = json.loads(nmbench("diff", "out:magnitude", "packed", "--json").stdout)["total"]["shares"]
+    assert set(shares.values()) == {1.0}
+    found = json.loads(nmbench("validate", "packed", "--json").stdout)
+    assert found["hardware"] == {
+        "6:8": [
+            "NVIDIA sparse tensor cores through SlideSparse (INT8, FP8)",
+            "nmbench's packed form (NVIDIA GPU, decoding; memory everywhere)",
+        ]
+    }

@@ -55,13 +55,7 @@ def product_program(
             members += (_pairs(words, MEMBERS),)
         for k in tl.static_range(KEEP):
             value = _value(packed, k, VALUES, BRAIN)  # [ROWS, BLOCK]
-            if BITS > 0:
-                place = (code >> (k * BITS)) & ((1 << BITS) - 1)
-            else:
-                lowest = code & -code
-                place = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127  # its exponent
-                place = tl.maximum(place, 0)  # a group outside has the code 0
-                code = code ^ lowest
+            place, code = _place(code, BITS)
             total = _added(total, value, members, place, MEMBERS, BRAIN)
     for b in tl.static_range(BATCH):
         result = tl.sum(total[b], axis=1)
@@ -79,6 +73,20 @@ def _code(codes, group, inside, code_bytes, CODE: tl.constexpr, BYTES: tl.conste
         there = inside & ((bit >> 3) + more < code_bytes)
         result |= tl.load(codes + (bit >> 3) + more, mask=there, other=0).to(tl.int32) << (8 * more)
     return (result >> (bit & 7)) & ((1 << CODE) - 1)
+
+
+@triton.jit
+def _place(code, BITS: tl.constexpr):
+    """Return the place in its group of the first weight of each code, and the code of the weights after it."""
+    if BITS > 0:
+        place = code & ((1 << BITS) - 1)
+        rest = code >> BITS
+    else:
+        lowest = code & -code
+        exponent = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+        place = tl.maximum(exponent, 0)  # a group outside has the code 0
+        rest = code ^ lowest
+    return place, rest
 
 
 @triton.jit
@@ -125,5 +133,7 @@ def _added(total, value, members, place, MEMBERS: tl.constexpr, BRAIN: tl.conste
 def _float(word, BRAIN: tl.constexpr):
     """Return the number in the lowest 16 bits of each word as float32."""
     if BRAIN:
-        return (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        result = (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        result = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return result
