@@ -138,7 +138,7 @@ def timed(
     x = torch.randn(batch, packed[0].inputs, device=args.device).bfloat16()
     dense_seconds = once(lambda: [F.linear(x, weight) for weight in dense], args) / len(dense)
     tried = {}
-    for launched in LAUNCHES if args.tune and args.device.type == "cuda" else [Launch()]:
+    for launched in LAUNCHES if args.tune and args.device.type == "cuda" else [Launch.of(batch)]:
         call = multiply(packed, x, launched)
         tried[launched] = once(call, args) / len(packed)
     best = min(tried, key=lambda launched: tried[launched])

@@ -27,11 +27,21 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Launch:
-    """The size of one program: rows, groups read at once, and warps."""
+    """The size of one program: rows, groups read at once, and warps.
+
+    One warp needs no barrier to share the vectors among its rows. The defaults follow the instructions of the compiled
+    program for each value (14 at 2:4 and one token). They were not tuned on a GPU, as
+    `benchmarks/packed_linear.py --tune` does.
+    """
 
     rows: int = 4
     block: int = 128
-    warps: int = 4
+    warps: int = 1
+
+    @classmethod
+    def of(cls, tokens: int) -> Launch:
+        """Return the size for a number of tokens: few sums in registers leave room for more reads at once."""
+        return cls(2, 256) if tokens <= 2 else cls()
 
 
 def usable(packed: PackedWeight, x: Tensor) -> bool:
@@ -61,7 +71,7 @@ def product(
     """
     assert fits(packed, x) and packed.values.is_contiguous() and packed.codes.is_contiguous()
     assert x.shape[1] == packed.inputs and x.device == packed.values.device == packed.codes.device
-    launch = launch or Launch()
+    launch = launch or Launch.of(x.shape[0])
     pattern, rows, x = packed.pattern, packed.shape[0], x.contiguous()
     values, members = math.gcd(pattern.keep, WORD), math.gcd(pattern.group, WORD)
     out = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)

@@ -83,8 +83,7 @@ def _place(code, BITS: tl.constexpr):
         rest = code >> BITS
     else:
         lowest = code & -code
-        exponent = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
-        place = tl.maximum(exponent, 0)  # a group outside has the code 0
+        place = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127  # its exponent; -127 for the code 0
         rest = code ^ lowest
     return place, rest
 
@@ -119,7 +118,7 @@ def _pairs(words, MEMBERS: tl.constexpr):
 def _added(total, value, members, place, MEMBERS: tl.constexpr, BRAIN: tl.constexpr):
     """Return the sums after adding, for every vector, `value` times the member of its group at `place`."""
     PAIR: tl.constexpr = 1 if MEMBERS == 1 else 2
-    shift = place % PAIR * 16
+    shift = (place & (PAIR - 1)) * 16  # of members that are zero, for a group outside with any place
     result = ()
     for b in tl.static_range(len(total)):
         word = members[b][0][None, :]

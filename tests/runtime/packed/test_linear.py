@@ -58,7 +58,14 @@ def weight_of(pattern: Pattern, rows: int, inputs: int, dtype: torch.dtype, seed
 
 
 def agree(
-    pattern: Pattern, rows: int, groups: int, tokens: int, dtype: torch.dtype, seed: int, launched: Launch, where: Any
+    pattern: Pattern,
+    rows: int,
+    groups: int,
+    tokens: int,
+    dtype: torch.dtype,
+    seed: int,
+    launched: Launch | None,
+    where: Any,
 ) -> None:
     """Program and plain torch agree to the rounding of the result and of the order of a float32 sum."""
     device = "cpu" if where else "cuda"
@@ -80,7 +87,7 @@ def agree(
     st.integers(1, 8),
     st.sampled_from([torch.bfloat16, torch.float16]),
     st.integers(0, 2**31),
-    st.sampled_from([Launch(), Launch(2, 16), Launch(8, 32)]),
+    st.sampled_from([None, Launch(2, 16), Launch(8, 32)]),
 )
 def test_program_agrees_with_plain_torch(interpreted, pattern, rows, groups, tokens, dtype, seed, launched):
     """Any pattern, odd rows, any number of groups and 1 to 8 vectors: products are those of plain torch."""
@@ -98,13 +105,44 @@ def test_nothing_beyond_the_rows_is_read(interpreted):
     torch.testing.assert_close(ours, reference.product(packed, x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8), Pattern(4, 6)], ids=str)
+def test_program_compiles_without_a_gpu(pattern, monkeypatch):
+    """The program compiles for compute capability 9.0, and reads values in words of 16 bytes a lane where N allows."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
+    program, target = importlib.import_module(MODULE), importlib.import_module("triton.backends.compiler").GPUTarget
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # the usual choice, which newer versions want to be told
+    launched = {}
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: launched.update(arguments=arguments, constants=constants)
+
+    packed = pack(weight_of(pattern, 8, 32 * pattern.group, torch.bfloat16), pattern)
+    launch.product(
+        packed, torch.ones(2, packed.inputs).bfloat16(), programs=type("P", (), {"product_program": Recorder()})
+    )
+    constants = {name: value for name, value in launched["constants"].items() if name.isupper()}
+    names = program.product_program.arg_names
+    words = {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8", torch.bfloat16: "*bf16"}
+    given = zip(names, launched["arguments"], strict=False)
+    signature = {name: words[value.dtype] if isinstance(value, Tensor) else "i32" for name, value in given}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*names[:5], "groups", "code_bytes")}
+    signature.update(dict.fromkeys(constants, "constexpr"))
+    source = triton.compiler.ASTSource(program.product_program, signature, constants, aligned)
+    options = {"num_warps": launched["constants"]["num_warps"]}
+    assembly = triton.compile(source, target=target("cuda", 90, 32), options=options).asm["ptx"]
+    assert ("ld.global.v4.b32" in assembly or "ld.global.v2.b64" in assembly) or pattern.group == 6
+    assert "bar.sync" not in assembly
+
+
 @on_gpu
 @pytest.mark.usefixtures("compiled")
 @in_pattern
 @pytest.mark.parametrize("tokens", [1, 3, 8])
 def test_compiled_program_agrees_with_plain_torch(pattern, tokens):
     """The same law on a GPU."""
-    agree(pattern, 77, 400, tokens, torch.bfloat16, tokens, Launch(), None)
+    agree(pattern, 77, 400, tokens, torch.bfloat16, tokens, None, None)
 
 
 @on_gpu
