@@ -48,6 +48,7 @@ def interpreted():
 @pytest.fixture
 def compiled():
     """Triton's language as a GPU compiles it, also between tests that use the interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
     with triton_language.restored(triton_language.untouched()):
         yield
 
@@ -109,7 +110,7 @@ def test_nothing_beyond_the_rows_is_read(interpreted):
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8), Pattern(4, 6)], ids=str)
 def test_program_compiles_without_a_gpu(pattern, monkeypatch):
     """The program compiles for compute capability 9.0, and reads values in words of 16 bytes a lane where N allows."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
+    triton = importlib.import_module("triton")
     program, target = importlib.import_module(MODULE), importlib.import_module("triton.backends.compiler").GPUTarget
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # the usual choice, which newer versions want to be told
     launched = {}
