@@ -1,4 +1,4 @@
-"""What the user asks for with `--jobs`: how many processes do the rows, and who starts them."""
+"""The value of `--jobs`: how many processes do the rows, and who starts them."""
 
 from __future__ import annotations
 

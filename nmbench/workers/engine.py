@@ -1,4 +1,4 @@
-"""What runs the jobs of a run in other processes: the contract of an engine."""
+"""The contract of an engine, which runs the jobs of a run in other processes."""
 
 from __future__ import annotations
 

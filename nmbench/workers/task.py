@@ -36,7 +36,7 @@ class Task:
 
 @dataclass
 class Prepared:
-    """What the tasks of one run share in a process: the model, the tokens, the dense row."""
+    """The model, the tokens and the dense row of one run, which its tasks share in a process."""
 
     experiment: Experiment
     dense: DenseSubject

@@ -33,6 +33,6 @@ def forbidden(task: Task) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs, a zombie not counted."""
+    """True if a process runs, a zombie not counted."""
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
