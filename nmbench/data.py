@@ -1,7 +1,7 @@
 """Text to tokens: the seeded calibration pool, the evaluation windows, and the proof that they do not overlap.
 
 One pool per (model, data set, seed) serves every method of a run. In seeded order, every document of at least one
-window gives one random crop. Further rounds give further crops, which never overlap the earlier ones. The first round is
+window gives one random crop. Further rounds give further crops, which never overlap the earlier ones. The first one is
 the protocol of the SparseGPT lineage: draw a document, keep it if longer than the window, take a random crop. Documents
 shorter than a window are joined, and used if the long ones do not suffice.
 """
