@@ -31,6 +31,7 @@ LAYERS = [
     {"results"},
     {"experiment"},
     {"pruning"},
+    {"workers"},
     {"run"},
     {"testing", "artifacts", "speed"},
     {"cli"},
