@@ -15,7 +15,7 @@ from torch import Tensor
 from nmbench.comparison import Difference, Resampled, resampled
 from nmbench.results.doubt_lines import is_unranked, unranked_texts
 from nmbench.results.format import Record
-from nmbench.results.ranking import LOSS, Row, common_seeds, pattern_of, rows_of
+from nmbench.results.ranking import LOSS, Row, common_seeds, difference, pattern_of, remark, rows_of
 from nmbench.results.records import Rows
 from nmbench.spec import DENSE
 
@@ -53,9 +53,22 @@ class Standing:
         """Return the paired difference of two rows by their positions; positive: `row` is worse."""
         return self.resampled.difference(row, reference)
 
+    @property
+    def remark(self) -> str:
+        """The seeds that count, where some row has more; else empty."""
+        return remark(self.rows, self.seeds)
+
     def over_dense(self, row: int) -> Difference | None:
         """Return the paired difference of a row to the dense row; None without a dense row."""
         return None if self.dense is None else self.difference(row, self.dense)
+
+    def own_over_dense(self, row: int) -> Difference | None:
+        """Return the same over all seeds of the row, also those that other rows lack."""
+        if self.dense is None:
+            return None
+        seeds = sorted(self.rows[row].seeds) or list(self.seeds)
+        own, dense = (self.rows[place].on(self.text, seeds) for place in (row, self.dense))
+        return None if own is None or dense is None else difference(own, dense)
 
 
 def standings(results: Rows) -> list[Standing]:

@@ -42,7 +42,8 @@ def sentence(view: View, protocol: Protocol, pattern: str) -> str:
         return f"No answer {where}: the dense model does not predict {named(judged)}."
     standing = view.standing(protocol, pattern, judged)
     placed = by_losses(standing, protocol.at(pattern)) if standing else by_record(protocol.at(pattern), judged)
-    return "; ".join([best(placed[0], where, judged), *ties(placed), *cheap(placed)]) + "." if placed else ""
+    seeds = text(standing.remark) if standing else ""
+    return "; ".join([best(placed[0], where, judged), *ties(placed), *cheap(placed)]) + f"{seeds}." if placed else ""
 
 
 def best(found: Placed, where: str, judged: str) -> str:

@@ -70,8 +70,8 @@ def over_dense(view: View, protocol: Protocol, line: Line, name: str) -> Differe
         return found
     standing = view.standing(protocol, str(line.record["pattern"]), name)
     place = position(standing, line) if standing else None
-    whole = standing.over_dense(place) if standing and place is not None else None
-    return whole if whole and standing and set(standing.seeds) == set(line.seeds) else found
+    whole = standing.own_over_dense(place) if standing and place is not None else None
+    return whole or found
 
 
 def position(standing: Standing, line: Line) -> int | None:

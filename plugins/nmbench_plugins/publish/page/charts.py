@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,13 @@ def library() -> str:
     Bundling takes seconds, so the bundle is kept in the user's cache folder, one file per version.
     """
     try:
-        import vl_convert
+        converter: Any = import_module("vl_convert")
     except ImportError:
         return ""
     kept = cache_folder() / f"vega-{version('vl-convert-python')}.js"
     if kept.is_file():
         return kept.read_text(encoding="utf-8")
-    bundle: str = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    bundle: str = converter.javascript_bundle().replace("</script", "<\\/script")
     keep(kept, bundle)
     return bundle
 

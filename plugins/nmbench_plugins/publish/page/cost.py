@@ -15,6 +15,8 @@ from nmbench_plugins.publish.page.view import Line, Protocol, View
 BLUE = "#3b82c4"
 KNOWN = {"filter": "isValid(datum.low)"}
 FRONT = {"filter": "datum.front"}
+SCALES = {"seconds": 1.0, "tokens": 1.0, "bytes": 2.0**30}
+FORMATS = {"seconds": "~g", "tokens": "~s", "bytes": "~g"}
 NAMED = 14  # rows up to which every point has its name beside it
 
 
@@ -41,15 +43,17 @@ def points_of(view: View, protocol: Protocol, pattern: str, kind: str) -> list[d
     if judged is None or protocol.unranked(judged):
         return []
     least = min((line.costs[kind] for line in known if line.costs[kind] > 0), default=1.0) / 3
+    known.sort(key=lambda line: line.costs[kind])
     found = ((line, over_dense(view, protocol, line, judged)) for line in known)
-    return [point(line, over, kind, least) for line, over in found if over is not None]
+    points = [point(line, over, kind, least) for line, over in found if over is not None]
+    return [{**one, "below": bool(place % 2)} for place, one in enumerate(points)]
 
 
 def point(line: Line, over: Difference, kind: str, least: float) -> dict[str, Any]:
     """Return one row as data of a chart."""
     return {
         "row": line.name,
-        "cost": max(line.costs[kind], least),
+        "cost": max(line.costs[kind], least) / SCALES[kind],
         "exact": amount(kind, line.costs[kind]),
         "nats": over.mean,
         "front": kind in line.fronts,
@@ -63,8 +67,8 @@ def specification(points: Sequence[dict[str, Any]], kind: str) -> dict[str, Any]
     y = axis("nats", "nats over dense (lower is better)", zero=False, padding=12)
     return {
         "data": {"values": list(points)},
-        "encoding": {"x": {**x, "axis": {"format": "~s", "grid": False}}, "y": y},
-        "layer": [front_steps(), *intervals(points), marks(kind), names(len(points))],
+        "encoding": {"x": {**x, "axis": {"format": FORMATS[kind], "grid": False}}, "y": y},
+        "layer": [front_steps(), *intervals(points), marks(kind), *names(len(points))],
     }
 
 
@@ -90,7 +94,9 @@ def marks(kind: str) -> dict[str, Any]:
     return {"mark": mark, "encoding": {"color": color, "shape": shape, "tooltip": about}}
 
 
-def names(rows: int) -> dict[str, Any]:
-    """Return the layer of the names, of the front alone where there are many rows."""
-    mark = {"type": "text", "align": "left", "dx": 7, "dy": -7, "limit": 130}
-    return {"transform": [] if rows <= NAMED else [FRONT], "mark": mark, "encoding": {"text": {"field": "row"}}}
+def names(rows: int) -> Iterator[dict[str, Any]]:
+    """Yield the layers of the names, above and below by turns, of the front alone where there are many rows."""
+    shown = [] if rows <= NAMED else [FRONT]
+    for side, height in (("!datum.below", -8), ("datum.below", 11)):
+        mark = {"type": "text", "align": "left", "dx": 6, "dy": height, "limit": 130}
+        yield {"transform": [*shown, {"filter": side}], "mark": mark, "encoding": {"text": {"field": "row"}}}

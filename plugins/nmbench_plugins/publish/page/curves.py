@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nmbench.results import Record
-from nmbench_plugins.publish.page.charts import axis, chart, grid, library, panels, tooltip
+from nmbench_plugins.publish.page import charts
+from nmbench_plugins.publish.page.charts import axis, chart, grid, panels, tooltip
 from nmbench_plugins.publish.page.markup import note
 from nmbench_plugins.publish.page.view import MANY, View
 
@@ -22,7 +23,7 @@ def curves(view: View) -> str:
     wanted = sorted((name for name in names if name != "step"), key=lambda name: name != FIRST)
     if not wanted:
         return ""
-    if not library():
+    if not charts.library():
         return note("Learners reported figures; records.jsonl has them in the field curve.")
     return panels("Figure", {name: grid(list(charts_of(view, name))) for name in wanted})
 

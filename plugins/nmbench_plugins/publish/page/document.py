@@ -6,8 +6,8 @@ from importlib.resources import files
 
 import nmbench
 from nmbench.results import undone_lines
+from nmbench_plugins.publish.page import charts
 from nmbench_plugins.publish.page.answer import answers
-from nmbench_plugins.publish.page.charts import MISSING, library
 from nmbench_plugins.publish.page.cost import cost_charts
 from nmbench_plugins.publish.page.curves import curves
 from nmbench_plugins.publish.page.downloads import downloads
@@ -33,7 +33,7 @@ def document(results: nmbench.Results) -> str:
     """Return the HTML document of results."""
     shown = view(results)
     body = "\n".join((header(shown), *sections(shown)))
-    scripts = "".join(el("script", code) for code in (library(), asset("page.js")) if code)
+    scripts = "".join(el("script", code) for code in (charts.library(), asset("page.js")) if code)
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
@@ -67,10 +67,10 @@ def doubts(shown: View) -> str:
 
 def sections(shown: View) -> list[str]:
     """Return the sections that have content."""
-    charts = cost_charts(shown)
+    quality = cost_charts(shown)
     return [
         section("table", "All rows", rows_table(shown)),
-        section("cost", "Quality against cost", note(COST) if charts else note(MISSING), charts),
+        section("cost", "Quality against cost", note(COST) if quality else without_charts(), quality),
         section("pairs", "Is A better than B?", matrices(shown)),
         section("share", "Share of the baseline's excess removed", shares(shown)),
         section("curves", "Learner curves", curves(shown)),
@@ -81,6 +81,11 @@ def sections(shown: View) -> list[str]:
         section("repeat", "How to repeat a row", repeats(shown)),
         section("files", "Files", downloads(shown)),
     ]
+
+
+def without_charts() -> str:
+    """Return the note on how to get charts; nothing where charts can be drawn."""
+    return "" if charts.library() else note(charts.MISSING)
 
 
 def protocols(shown: View) -> str:

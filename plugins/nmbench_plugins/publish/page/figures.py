@@ -7,7 +7,7 @@ import math
 from nmbench.evaluation import Difference
 from nmbench_plugins.publish.page.markup import el, text
 
-UNITS = {"seconds": "seconds to prune", "tokens": "forward + 2 × backward tokens", "bytes": "peak GPU memory"}
+UNITS = {"seconds": "seconds to prune", "tokens": "forward + 2 × backward tokens", "bytes": "peak GPU memory, GiB"}
 MINUS = "−"
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from nmbench_plugins.publish.page.charts import chart, grid, tooltip
-from nmbench_plugins.publish.page.markup import folded, short, table, text
+from nmbench_plugins.publish.page.figures import badge
+from nmbench_plugins.publish.page.markup import el, folded, named, table, text
 from nmbench_plugins.publish.page.view import MANY, Line, Protocol, View
 
 BLOCK = re.compile(r"^(?:.*?\.)?(\d+)\.(.+)$")  # `model.layers.3.mlp.up_proj`: block 3, kind `mlp.up_proj`
@@ -18,11 +19,17 @@ def layer_maps(view: View) -> str:
     parts = []
     for protocol in view.protocols:
         for metric in protocol.metrics:
-            rows = [(line, values) for line in protocol.lines if (values := detail(line, metric))][:MANY]
+            rows = [(line, values) for line in pruned(protocol) if (values := detail(line, metric))][:MANY]
             if rows:
-                parts.append(grid([heat_map(protocol, metric, line, values, top(rows)) for line, values in rows]))
-                parts.append(folded(text(f"{short(metric)}: mean by kind of layer"), kinds_table(rows)))
+                parts.append(el("h3", f"{named(metric)} of {named(protocol.model)}{badge(protocol.letter)}"))
+                parts.append(grid([heat_map(line, values, top(rows)) for line, values in rows]))
+                parts.append(folded("Mean by kind of layer", kinds_table(rows)))
     return "\n".join(filter(None, parts))
+
+
+def pruned(protocol: Protocol) -> list[Line]:
+    """Return the rows that are neither dense nor copies."""
+    return [line for line in protocol.lines if line.record["pattern"] and not line.copied]
 
 
 def detail(line: Line, metric: str) -> dict[str, float]:
@@ -45,13 +52,13 @@ def split(item: str) -> tuple[int, str]:
     return (int(found[1]), found[2]) if found else (0, item)
 
 
-def heat_map(protocol: Protocol, metric: str, line: Line, values: dict[str, float], largest: float) -> str:
+def heat_map(line: Line, values: dict[str, float], largest: float) -> str:
     """Return the heat map of one row."""
     cells = [
         {"layer": item, "block": split(item)[0], "kind": split(item)[1], "value": value}
         for item, value in values.items()
     ]
-    title = f"{short(metric)}: {line.name} {line.pattern}, {protocol.title}"
+    title = f"{line.name} {line.pattern}"
     return chart(title, specification(cells, largest), height=24 * len({cell["kind"] for cell in cells}) + 10)
 
 

@@ -34,23 +34,23 @@ def overlap(view: View, protocol: Protocol, pattern: str) -> Iterator[str]:
     found = rows_with_masks(view, protocol, pattern)
     if len(found) < 2:
         return
-    title = f"{badge(protocol.letter)} {named(protocol.model)} {text(pattern)}"
-    paths = [path for _, path in found]
+    paths = [path for _, _, path in found]
+    title = f"{badge(protocol.letter)} {named(protocol.model)} {text(pattern)}, seed {found[0][1]}"
     if sum(path.stat().st_size for path in paths) > LARGEST:
         yield note(f"{protocol.model} {pattern}: masks of more than {LARGEST >> 30} GiB are not compared.")
         return
     try:
-        yield folded(title, matrix([name for name, _ in found], mask_overlap(paths).tolist()), opened=True)
+        yield folded(title, matrix([name for name, _, _ in found], mask_overlap(paths).tolist()), opened=True)
     except nmbench.NMBenchError as error:
         yield note(f"{protocol.model} {pattern}: {error}")
 
 
-def rows_with_masks(view: View, protocol: Protocol, pattern: str) -> list[tuple[str, Path]]:
-    """Return name and mask file of the rows of the first common seed, copies left out, at most `MANY`."""
+def rows_with_masks(view: View, protocol: Protocol, pattern: str) -> list[tuple[str, int, Path]]:
+    """Return name, seed and mask file of the rows of the first common seed, copies left out, at most `MANY`."""
     lines = [line for line in protocol.at(pattern) if not line.copied]
     seeds = [seed for line in lines for seed in line.seeds]
     for seed in sorted(set(seeds), key=lambda seed: -seeds.count(seed)):
-        found = [(line.name, path) for line in lines if (path := mask_of(line, seed)) is not None]
+        found = [(line.name, seed, path) for line in lines if (path := mask_of(line, seed)) is not None]
         if len(found) > 1:
             return found[:MANY]
     return []

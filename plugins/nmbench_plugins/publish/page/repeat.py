@@ -55,7 +55,7 @@ def of_protocol(view: View, protocol: Protocol) -> str:
 def title(line: Line) -> str:
     """Return the line that opens an entry."""
     seeds = f" seed{'s' * (len(line.seeds) > 1)} {', '.join(map(str, line.seeds))}" if line.seeds else ""
-    return text(f"{line.name} {line.pattern}{seeds}")
+    return text(f"{line.name} {line.pattern if line.record['pattern'] else ''}{seeds}")
 
 
 def of_row(line: Line) -> str:

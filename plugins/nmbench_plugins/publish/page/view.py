@@ -184,7 +184,8 @@ def lines_of(records: Sequence[Record], letter: str, results: nmbench.Results) -
     for number, ((run, label, pattern, _, _), group) in enumerate(groups.items()):
         name = label if labels.count((label, pattern)) <= 1 else f"{Path(run).name}:{label}"
         where = run or run_of(group[0], results)
-        lines.append(Line(f"row-{letter}{number}", letter, where, name, group if pattern else group[:1]))
+        own = sorted(group, key=lambda record: record["seed"] or 0) if pattern else group[:1]
+        lines.append(Line(f"row-{letter}{number}", letter, where, name, own))
     return lines
 
 
