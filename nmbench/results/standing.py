@@ -64,6 +64,15 @@ class Standing:
 
     def own_over_dense(self, row: int) -> Difference | None:
         """Return the same over all seeds of the row, also those that other rows lack."""
+        if row not in self._own:
+            self._own[row] = self._computed_over_dense(row)
+        return self._own[row]
+
+    @cached_property
+    def _own(self) -> dict[int, Difference | None]:
+        return {}
+
+    def _computed_over_dense(self, row: int) -> Difference | None:
         if self.dense is None:
             return None
         seeds = sorted(self.rows[row].seeds) or list(self.seeds)

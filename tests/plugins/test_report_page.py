@@ -13,6 +13,7 @@ import pytest
 from nmbench.results.results import load_results
 from nmbench_plugins.publish.latex import latex
 from nmbench_plugins.publish.page import charts
+from nmbench_plugins.publish.page.curves import POINTS
 from nmbench_plugins.publish.page.document import document
 from reference.run_directory import TEXT, record_of, write_masks, write_run
 
@@ -191,10 +192,8 @@ def test_overlap_curves_and_layers(page, tmp_path):
     found = page(rows)
     assert "Overlap of masks" in found.text and "mlp.up_proj0.15000.1500" in found.text
     data = [json.loads(text) for about, text in found.scripts if about.get("type") == "application/json"]
-    curve = next(
-        spec for spec in data if "held_out" not in spec and spec.get("mark", {}) and "line" in str(spec["mark"])
-    )
-    assert len(curve["data"]["values"]) <= charts_points() and curve["data"]["values"][-1]["step"] == 899
+    curve = next(spec for spec in data if isinstance(spec.get("mark"), dict) and spec["mark"]["type"] == "line")
+    assert len(curve["data"]["values"]) <= POINTS + 1 and curve["data"]["values"][-1]["step"] == 899
     assert sum(spec.get("mark") == "rect" for spec in data) == 2
 
 
