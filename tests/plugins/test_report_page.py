@@ -176,8 +176,8 @@ def test_files_within_the_page(page, tmp_path):
 def test_share_removed(page):
     """A row with half of the excess of the baseline removes half of it; the baseline itself is not listed."""
     rows = [DENSE, record_of("wanda", level=0.8), record_of("half", level=0.4)]
-    found = re.search(r"Share of the baseline.*?half(\d+\.\d)% \[(\d+)%, (\d+)%\]A", page(rows).text)
-    assert float(found[1]) == pytest.approx(50, abs=1) and int(found[2]) <= float(found[1]) <= int(found[3]) + 1
+    found = re.search(r"Share of the baseline.*?half(\d+\.\d)% \[(\d+\.\d)%, (\d+\.\d)%\]A", page(rows).text)
+    assert float(found[1]) == pytest.approx(50, abs=1) and float(found[2]) <= float(found[1]) <= float(found[3])
 
 
 def test_overlap_curves_and_layers(page, tmp_path):
@@ -213,3 +213,36 @@ def test_a_row_is_repeated_with_what_it_begins_with(page):
         *("tuned.init=soft", "tuned.compile=false", "soft.init=wanda", "soft.tokens=9")
     ]
     assert words[-6:] == ["--pattern", "2:4", "--seed", "3", "--out", "again"]
+
+
+def test_protocols_with_other_metrics_show_their_own_first_one(page):
+    """Where protocols begin with different metrics, the first of each is shown, and named."""
+    value = {"value": 7.25, "stderr": 0.1, "n": 3, "lower_is_better": True}
+    other = [{**row, "protocol_digest": "b" * 16, "metrics": {"ppl:else@8": value}} for row in (DENSE, record_of("c"))]
+    found = page([DENSE, record_of("wanda", level=0.2)], other).text
+    assert "first metric: ppl:plays@64" in found and "first metric: ppl:else@8" in found
+    assert "c2:407.250 ± 0.100B" in found
+
+
+def test_the_command_makes_the_page(nmbench, tmp_path):
+    """`nmbench report` without a format writes the page and says how many jobs are not done; with one, only that."""
+    spec = {"patterns": ["2:4"], "seeds": [0], "methods": {name: {"method": name} for name in ("wanda", "ria")}}
+    write_run(tmp_path / "a", [DENSE, record_of("wanda", level=0.1)], spec)
+    result = nmbench("report", "a")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-2:] == [
+        "a: 1 of 2 jobs not done; the command in its spec.toml goes on.",
+        "wrote a/report.html",
+    ]
+    assert nmbench("report", "a", "--format", "csv", "--out", "b").exit_code == 0
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["report.csv"]
+
+
+def test_a_folder_that_cannot_be_written_still_shows_its_table(nmbench, tmp_path):
+    """Where the page cannot be written, the table is printed and one line says why; an asked format is an error."""
+    write_run(tmp_path / "a", [DENSE, record_of("wanda", level=0.1)])
+    (tmp_path / "a/report.html").mkdir()
+    result = nmbench("report", "a")
+    assert result.exit_code == 0 and "wanda" in result.stdout
+    assert result.stderr.startswith("no report.html: ") and len(result.stderr.splitlines()) == 1
+    assert nmbench("report", "a", "--format", "html").exit_code != 0

@@ -9,7 +9,7 @@ from nmbench.evaluation import Difference
 from nmbench.results import Standing, ValueRecord, decimals, over_seeds
 from nmbench_plugins.publish.page.figures import amount, badge, signed
 from nmbench_plugins.publish.page.markup import el, short, text
-from nmbench_plugins.publish.page.view import Line, Protocol, View
+from nmbench_plugins.publish.page.view import FIRST, Line, Protocol, View
 
 KINDS = {"seconds": "seconds", "tokens": "tokens", "bytes": "GPU memory"}  # kind of cost -> head of its column
 OVER_DENSE = "nats over dense"
@@ -34,14 +34,14 @@ def identity(line: Line, run: str) -> list[str]:
 
 def figures(view: View, protocol: Protocol, line: Line, metrics: Sequence[str]) -> Iterator[str]:
     """Yield the cells of every metric: its value, and nats over dense on its text."""
-    for index, name in enumerate(metrics):
-        style = f"n m{index}"
+    for index, wanted in enumerate(metrics):
+        name, style = protocol.named(wanted), f"n m{index}"
         values = [record["metrics"][name] for record in line.records if name in record["metrics"]]
         mean = sum(value["value"] for value in values) / len(values) if values else None
         shown = f"{value_text(values)}{badge(line.letter)}" if values else "-"
         yield cell(name, shown, mean, style, hidden=index > 0)
-        if text_of(name):
-            over = over_dense(view, protocol, line, text_of(name))
+        if wanted == FIRST or text_of(name):
+            over = over_dense(view, protocol, line, text_of(name)) if text_of(name) else None
             shown = f"{signed(over)}{badge(line.letter)}" if over else "-"
             yield cell(OVER_DENSE, shown, over.mean if over else None, style, hidden=index > 0)
 

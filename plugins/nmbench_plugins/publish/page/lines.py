@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nmbench_plugins.publish.page.cells import KINDS, OVER_DENSE, costs, figures, identity, text_of
 from nmbench_plugins.publish.page.figures import badge
 from nmbench_plugins.publish.page.markup import el, named, short, text
-from nmbench_plugins.publish.page.view import Line, Protocol, View
+from nmbench_plugins.publish.page.view import FIRST, Line, Protocol, View
 
 NOTE = (
     "A figure of one seed has its standard error over windows or items, a mean over seeds its standard deviation. "
@@ -30,7 +30,7 @@ class Columns:
 
 def rows_table(view: View) -> str:
     """Return the controls, the table and its note."""
-    metrics = list(dict.fromkeys(name for protocol in view.protocols for name in protocol.metrics))
+    metrics = view.metrics
     columns = Columns(metrics, [kind for kind in KINDS if any(kind in line.costs for line in view.lines)])
     bodies = "\n".join(body(view, protocol, columns) for protocol in view.protocols)
     whole = el("table", f"<thead>{head(columns)}</thead>\n{bodies}", id="rows", class_="rows")
@@ -68,7 +68,7 @@ def head(columns: Columns) -> str:
 
 def titles(metric: str) -> list[str]:
     """Return the heads of the columns of a metric."""
-    return [metric, OVER_DENSE] if text_of(metric) else [metric]
+    return [metric, OVER_DENSE] if metric == FIRST or text_of(metric) else [metric]
 
 
 def head_cell(name: str, class_: str | None = None, hidden: bool = False) -> str:
@@ -77,16 +77,20 @@ def head_cell(name: str, class_: str | None = None, hidden: bool = False) -> str
 
 
 def body(view: View, protocol: Protocol, columns: Columns) -> str:
-    """Return the rows of one protocol under a line that names it, and metrics that the protocol lacks."""
+    """Return the rows of one protocol under a line that names it."""
     title = f"{badge(protocol.letter)} {named(protocol.model)}, protocol {text(protocol.digest)}"
-    lacking = "".join(
-        el("small", f" without {named(name)}", class_=f"m{index}", hidden=index > 0)
-        for index, name in enumerate(columns.metrics)
-        if name not in protocol.metrics
-    )
-    group = el("tr", el("th", title + lacking, colspan=ALL, scope="rowgroup"), class_="group")
+    about = "".join(remark(protocol, name, index) for index, name in enumerate(columns.metrics))
+    group = el("tr", el("th", title + about, colspan=ALL, scope="rowgroup"), class_="group")
     rows = [one for line in protocol.lines for one in of_line(view, protocol, line, columns)]
     return el("tbody", "\n".join([group, *rows]), data_protocol=protocol.letter)
+
+
+def remark(protocol: Protocol, metric: str, index: int) -> str:
+    """Return which metric is the first of a protocol, or that the protocol lacks a metric; else nothing."""
+    if metric in protocol.metrics:
+        return ""
+    word = " first metric:" if metric == FIRST else " without"
+    return el("small", f"{word} {named(protocol.named(metric))}", class_=f"m{index}", hidden=index > 0)
 
 
 def of_line(view: View, protocol: Protocol, line: Line, columns: Columns) -> Iterator[str]:

@@ -60,7 +60,7 @@ def group(view: View, protocol: Protocol, pattern: str) -> Group | None:
     if baseline is None or judged is None or protocol.unranked(judged):
         return None
     found = dict(shares_of(view, protocol, lines, baseline, judged))
-    return Group(protocol, pattern, baseline.name, found) if found else None
+    return Group(protocol, pattern, str(baseline.record["method"]), found) if found else None
 
 
 def shares_of(
@@ -150,5 +150,5 @@ def share_text(share: Difference | None, letter: str) -> str:
     """Return a share in percent with its interval, if there is one."""
     if share is None:
         return "-"
-    spread = "" if share.low != share.low else el("small", minus(f" [{share.low:.0%}, {share.high:.0%}]"))
+    spread = "" if share.low != share.low else el("small", minus(f" [{share.low:.1%}, {share.high:.1%}]"))
     return minus(f"{share.mean:.1%}") + spread + badge(letter)

@@ -16,6 +16,7 @@ from nmbench.evaluation import Difference
 from nmbench.results import COSTS, Record, Standing, cost_of, front_of, in_order, loss_of, pattern_of, standings
 from nmbench_plugins.publish.page.markup import short
 
+FIRST = "first metric"  # of each protocol, where protocols begin with different ones
 MANY = 12  # rows of a matrix, lines of a chart
 
 
@@ -97,6 +98,10 @@ class Protocol:
     metrics: Sequence[str]
     lines: Sequence[Line]
 
+    def named(self, metric: str) -> str:
+        """A metric by its name, or the first one of the protocol."""
+        return next(iter(self.metrics), "") if metric == FIRST else metric
+
     def patterns(self) -> list[str]:
         """The patterns of the rows, in the order of the records."""
         return list(dict.fromkeys(line.record["pattern"] for line in self.lines if line.record["pattern"]))
@@ -135,6 +140,13 @@ class View:
         """The standing of a protocol and pattern on a text; None if losses are missing."""
         wanted = (protocol.digest, pattern, text)
         return next((one for one in self.standings if (one.protocol, one.pattern, one.text) == wanted), None)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of all protocols; `FIRST` before them where protocols begin with different ones."""
+        several = len({protocol.named(FIRST) for protocol in self.protocols}) > 1
+        every = dict.fromkeys(name for protocol in self.protocols for name in protocol.metrics)
+        return [*([FIRST] if several else []), *every]
 
     @property
     def lines(self) -> list[Line]:
