@@ -4,11 +4,11 @@ from nmbench.results.files import FileCheckpoints, MemoryCheckpoints, load_masks
 from nmbench.results.format import Record
 from nmbench.results.mask_overlap import mask_overlap
 from nmbench.results.pareto import COSTS, cost_of, front_of, loss_of
-from nmbench.results.precision import decimals, printed
+from nmbench.results.precision import decimals
 from nmbench.results.ranking import file_name, pattern_of
 from nmbench.results.results import Results, load_results
 from nmbench.results.standing import Standing, standings
-from nmbench.results.table import in_order, interval, over_seeds, render, tokens
+from nmbench.results.table import in_order, over_seeds, render
 from nmbench.results.undone import asked_methods, undone_lines
 from nmbench.sources import ValueRecord
 
@@ -26,7 +26,6 @@ __all__ = [
     "file_name",
     "front_of",
     "in_order",
-    "interval",
     "load_masks",
     "load_results",
     "loss_of",
@@ -34,11 +33,9 @@ __all__ = [
     "over_seeds",
     "pack",
     "pattern_of",
-    "printed",
     "render",
     "save_masks",
     "standings",
-    "tokens",
     "undone_lines",
     "unpack",
 ]

@@ -85,13 +85,10 @@ def shown(page, column=0):
 
 
 def draw_all(page):
-    """Scroll through the page, so that every visible chart is drawn; return charts drawn and charts visible."""
-    page.evaluate(
-        """async () => { for (let y = 0; y < document.body.scrollHeight; y += 500) {
-        scrollTo(0, y); await new Promise(done => setTimeout(done, 30)); } scrollTo(0, 0); }"""
-    )
+    """Wait until every visible chart is drawn; return the number of charts."""
     page.wait_for_function(
-        "[...document.querySelectorAll('.vega')].filter(p => p.offsetParent).every(p => p.querySelector('svg'))"
+        "[...document.querySelectorAll('.vega')].filter(p => p.offsetParent).every(p => p.querySelector('svg'))",
+        timeout=120_000,
     )
     return page.locator(".vega svg").count()
 

@@ -86,7 +86,7 @@
     filter();
   };
 
-  // Charts: drawn when they come into view, again when the colours of the page change.
+  // Charts: drawn one after the other, and again when the colours of the page change.
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const printing = matchMedia("print");
@@ -111,7 +111,14 @@
   };
 
   const visible = (place) => place.offsetParent !== null;
-  const drawAll = () => Promise.all(all(".vega").filter(visible).map(draw));
+  const pause = () => new Promise((done) => setTimeout(done)); // so that the page answers between two charts
+
+  const drawAll = async () => {
+    for (const place of all(".vega").filter(visible)) {
+      await draw(place);
+      await pause();
+    }
+  };
 
   const redraw = () => {
     all(".vega").forEach((place) => delete place.dataset.drawn);
@@ -124,7 +131,7 @@
       const show = (name) => {
         all(".panel", box).forEach((panel) => { panel.hidden = panel.dataset.panel !== name; });
         buttons.forEach((button) => button.setAttribute("aria-pressed", button.dataset.panel === name));
-        watch();
+        drawAll();
       };
       buttons.forEach((button) => button.addEventListener("click", () => show(button.dataset.panel)));
       if (buttons.length) {
@@ -132,15 +139,10 @@
         show(buttons[0].dataset.panel);
       }
     }
-    watch();
+    drawAll();
     dark.addEventListener("change", redraw);
     printing.addEventListener("change", redraw);
   };
-
-  const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
-  }, { rootMargin: "400px" });
-  const watch = () => all(".vega").filter(visible).forEach((place) => seen.observe(place));
 
   // Files, folded parts, printing.
 
@@ -172,6 +174,5 @@
   startCharts();
   startFiles();
   addEventListener("hashchange", openTarget);
-  addEventListener("beforeprint", drawAll);
   openTarget();
 })();
