@@ -16,7 +16,7 @@ import nmbench
 
 ROOT = Path(nmbench.__file__).parent
 LAYERS = [
-    {"errors", "runtime"},
+    {"errors", "runtime", "stopping"},
     {"pattern", "options"},
     {"plain_data"},
     {"spec", "comparison"},
