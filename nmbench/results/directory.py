@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ import tomli_w
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.plain_data import read_toml
 from nmbench.results.extending import merged
-from nmbench.results.files import cannot_write, write_atomic
+from nmbench.results.files import cannot_write, notice, read_tensors, sync_folder, write_atomic
 from nmbench.results.format import Record
 from nmbench.results.records import newest, parsed, read_records
 from nmbench.spec import RunSpec
+
+LEFT = re.compile(r"\..+\.[0-9a-f]{32}")  # the name of a temporary file of `replacing`
 
 
 class RunDirectory:
@@ -58,6 +61,7 @@ class RunDirectory:
         if spec_path.exists():
             manifest = self.joined_manifest(manifest)
         self.repair()
+        self.sweep()
         folder, file = shlex.quote(str(self.path)), shlex.quote(str(spec_path))
         again = (
             f"# Repeat or resume: nmbench run --config {file} --out {folder}\n"
@@ -122,20 +126,41 @@ class RunDirectory:
     def append(self, record: Record) -> None:
         """Add a record; it is durable when this returns. Raises `CannotWrite` if the disk refuses."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        new = not self.records_path.exists()
         try:
             with self.records_path.open("ab") as file:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                sync_folder(self.path)
         except OSError as error:
             raise cannot_write(self.records_path, error) from error
 
     def finished(self, job_digest: str, job_name: str) -> Record | None:
-        """Return the record of a job that ended well and whose masks and losses are still on disk, else None."""
+        """Return the record of a job that ended well and whose masks and losses are whole, else None.
+
+        A notice names a damaged file.
+        """
+        record = self.recorded(job_digest, job_name)
+        files = [self.file(kind, job_name, ".safetensors") for kind in ("losses", "masks", "weights")]
+        return record if record and all(sound(path) for path in files if path.exists()) else None
+
+    def recorded(self, job_digest: str, job_name: str) -> Record | None:
+        """Return the record of a job that ended well and whose masks and losses are on disk, whole or not, else None.
+
+        Weights may be gone: they are made again for an export.
+        """
         matching = (r for r in self.records() if r["job_digest"] == job_digest and r["status"] == "ok")
         record = next(matching, None)
         kinds = ("losses", "masks") if record and record["strict"] else ("losses",)
         return record if all(self.file(kind, job_name, ".safetensors").exists() for kind in kinds) else None
+
+    def sweep(self) -> None:
+        """Remove the temporary files that killed writes left; nobody else writes here while the directory is locked."""
+        for path in (*self.path.glob(".*"), *self.path.glob("*/.*")):
+            if LEFT.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def drop_checkpoint(self, job_name: str, record: Record) -> None:
         """Remove the checkpoints of a job that ended well, of its blocks as well."""
@@ -147,3 +172,13 @@ class RunDirectory:
     def file(self, kind: str, job_name: str, suffix: str) -> Path:
         """Return the path of a file of a job; `kind` is masks, weights, losses, checkpoints, sampled or errors."""
         return self.path / kind / f"{job_name}{suffix}"
+
+
+def sound(path: Path) -> bool:
+    """Return True if a file of tensors is whole; a notice says that its row is made again otherwise."""
+    try:
+        read_tensors(path)
+    except NMBenchError as error:
+        notice(f"{error} Its row is made again now.")
+        return False
+    return True
