@@ -25,11 +25,11 @@ from nmbench.spec import RunSpec
 __all__ = ["run"]
 
 
-def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
+def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None, fail_fast: bool = False) -> Results:
     """Do every job of `spec` that its run directory does not hold yet, and return all rows of the directory.
 
     `out` defaults to `runs/<protocol digest>`. Raises `NMBenchError` for errors that the user can fix; a method that
-    fails is recorded as failed, and the other methods go on.
+    fails is recorded as failed, and the other methods go on, unless `fail_fast`.
     """
     plugins = plugins or load_plugins(spec.plugins)
     plan = checked(spec, plugins)  # names, options, patterns: nothing is loaded yet
@@ -40,7 +40,11 @@ def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) 
         announce_start(experiment)
         record, dense = dense_row(experiment, directory)  # the reference, before every job
         shared = Shared()
-        rows = [record, *(row_of(job, experiment, dense, directory, shared) for job in experiment.jobs())]
+        rows = [record]
+        for job in experiment.jobs():
+            rows.append(row_of(job, experiment, dense, directory, shared))
+            if fail_fast and rows[-1]["status"] != "ok":
+                break
         plugins.announce("nmbench_run_finished", records=rows)
         return Results(directory.records(), [directory.path], rows)
 
@@ -51,14 +55,15 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
     if record is not None:
         return record
     record = shared.row(job, experiment, directory)
+    copied = record is not None
     if record is None:
         record = attempted(job, experiment, dense, directory)
-        if not experiment.is_intact(restore=record["status"] != "ok"):  # a job that ended well has restored the weights
-            experiment.renew(job.title)
         shared.keep(job, record)
     directory.append(record)
     directory.drop_checkpoint(job.name, record)
     experiment.plugins.announce("nmbench_method_finished", record=record)
+    if not copied and not experiment.is_intact(restore=record["status"] != "ok"):  # else the weights are restored
+        experiment.renew(job.title)  # after the record, which a model that cannot be loaded again must not cost
     return record
 
 

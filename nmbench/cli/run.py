@@ -56,17 +56,27 @@ if TYPE_CHECKING:
 @click.option("--keep-weights/--no-keep-weights", default=None, help="Keep repaired weights.  [keep]")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
+@click.option("--dry-run", is_flag=True, help="Print the rows, what is done, and seconds and memory; load no weights.")
+@click.option("--fail-fast", is_flag=True, help="End at the first row that fails; the jobs after it are not done.")
 @click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
 @plugin_option
-def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> None:
+def run(config: Path | None, out: Path | None, dry_run: bool, fail_fast: bool, quiet: bool, **flags: Any) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
-    results = done(spec_from(config, flags), out, quiet)
+    spec = spec_from(config, flags)
+    if dry_run:
+        from nmbench.cli import dry_run as planned
+
+        planned.dry_run(spec, out)
+        return
+    results = done(spec, out, quiet, fail_fast)
     from nmbench.results.table import render
 
     names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
     click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
     if any(record["status"] != "ok" for record in results.asked):
+        if fail_fast:
+            click.echo("Ended at the first failure (--fail-fast); the same command without it does the rest.", err=True)
         sys.exit(1)
 
 

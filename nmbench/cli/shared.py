@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import CannotWrite, NMBenchError
 
 if TYPE_CHECKING:
     from nmbench.plugins.loading import Plugins
@@ -23,7 +23,7 @@ plugin_option = click.option(
 )
 
 
-def done(spec: RunSpec, out: Path | None, quiet: bool) -> Results:
+def done(spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool = False) -> Results:
     """Do a run with progress, unless `quiet`, and doubts on standard error; write its reports; return the results."""
     from nmbench.experiment.contenders import with_typed_options
     from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
@@ -37,7 +37,7 @@ def done(spec: RunSpec, out: Path | None, quiet: bool) -> Results:
     plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break
     from nmbench.run import run
 
-    results = run(spec, out, plugins)
+    results = run(spec, out, plugins, fail_fast)
     write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
     return results
 
@@ -58,5 +58,11 @@ def check_plugin_files(plugins: Plugins) -> None:
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
     """Write a report in each of `formats`; return the paths. An unknown format raises before any report is written."""
     reporters = [plugins.lookup(plugins.registries.reporters, name) for name in formats]
-    directory.mkdir(parents=True, exist_ok=True)
-    return [reporter().write(results, directory) for reporter in reporters]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return [reporter().write(results, directory) for reporter in reporters]
+    except OSError as error:
+        raise CannotWrite(
+            f"cannot write a report to {directory}: {error.strerror or error}. Every record is kept; mend that and "
+            f"give the same command again."
+        ) from error
