@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmbench.cli.grid import Run, cells, check_protocols, each
 from nmbench.cli.shared import done, plugin_option, terminal_width
 from nmbench.errors import NMBenchError
 
@@ -62,43 +64,61 @@ if TYPE_CHECKING:
 @plugin_option
 def run(config: Path | None, out: Path | None, dry_run: bool, fail_fast: bool, quiet: bool, **flags: Any) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
-    spec = spec_from(config, flags)
-    if dry_run:
-        from nmbench.cli import dry_run as planned
+    runs = runs_from(config, flags)
+    if out is not None:
+        check_protocols(runs)
 
-        planned.dry_run(spec, out)
-        return
+    def do(run: Run) -> bool:
+        if len(runs) > 1:
+            click.echo(f"\n{run.spec.model}")
+        if dry_run:
+            from nmbench.cli.dry_run import dry_run as show
+
+            show(run.spec, run.out(out))
+            return True
+        return compared(run.spec, run.out(out), quiet, fail_fast)
+
+    if not each(runs, do, fail_fast, lambda line: click.echo(line, err=True)):
+        if fail_fast:
+            click.echo("Ended at the first failure (--fail-fast); the same command without it does the rest.", err=True)
+        sys.exit(1)
+
+
+def compared(spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool) -> bool:
+    """Do one run, print its table and its files; return True if every row of the command is there."""
     results = done(spec, out, quiet, fail_fast)
     from nmbench.results.table import render
 
     names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
     click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
-    if any(record["status"] != "ok" for record in results.asked):
-        if fail_fast:
-            click.echo("Ended at the first failure (--fail-fast); the same command without it does the rest.", err=True)
-        sys.exit(1)
+    return all(record["status"] == "ok" for record in results.asked)
 
 
-def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
-    """The specification in a TOML file and the flags; a flag overrides the file."""
+def runs_from(config: Path | None, flags: Mapping[str, Any]) -> list[Run]:
+    """Return the runs of a TOML file and the flags; a flag overrides the file, in every run of a grid."""
     from nmbench.plain_data import read_toml, refuse_duplicates
     from nmbench.spec import MethodSpec, RunSpec, with_settings
 
     content = read_toml(config) if config else {}
-    methods = [MethodSpec.parse(text) for text in flags.pop("methods")]
-    settings, pattern_for = flags.pop("settings"), flags.pop("pattern_for")
-    if not methods and not content.get("methods"):
-        raise click.UsageError("give at least one --method NAME; `nmbench methods` lists them.")
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    methods = [MethodSpec.parse(text) for text in flags["methods"]]
+    others = {name: value for name, value in flags.items() if name not in ("methods", "settings", "pattern_for")}
+    given = {name: value for name, value in others.items() if value not in (None, ())}
     given = {{"plugin_files": "plugins"}.get(name, name): value for name, value in given.items()}
-    if pattern_for:
-        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in pattern_for)]
+    if flags["pattern_for"]:
+        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in flags["pattern_for"])]
         refuse_duplicates("--pattern-for", [layers for layers, _ in pairs])
         given["pattern_for"] = dict(pairs)
     if methods:
         given["methods"] = {m.label: {"method": m.name} for m in methods}
         if len(given["methods"]) < len(methods):
             raise NMBenchError("two methods have one label; name them apart with --method LABEL=NAME.")
-    spec = RunSpec.from_dict({**content, **given}, str(config) if config else "the flags")
-    return dataclasses.replace(spec, methods=with_settings(spec.methods, settings))
+    where = str(config) if config else "the flags"
+    runs = []
+    for cell, folder in cells(content, given, where):
+        if not cell.get("methods"):
+            raise click.UsageError("give at least one --method NAME; `nmbench methods` lists them.")
+        spec = RunSpec.from_dict(cell, where)
+        spec = dataclasses.replace(spec, methods=with_settings(spec.methods, flags["settings"]))
+        runs.append(Run(spec, folder))
+    return runs

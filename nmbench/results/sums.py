@@ -22,4 +22,4 @@ def sums(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str
 
 def sum_of(tensor: Tensor) -> int:
     """Return the CRC-32 of the bytes of a contiguous tensor."""
-    return zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
