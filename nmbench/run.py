@@ -53,6 +53,7 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
     """Return the record of one job: finished earlier, copied from a row of the same work, or made now."""
     record = directory.finished(job.digest, job.name)
     if record is not None:
+        directory.drop_checkpoint(job.name, record)  # which a kill after the record has left
         return record
     record = shared.row(job, experiment, directory)
     copied = record is not None
