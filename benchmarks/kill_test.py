@@ -51,7 +51,7 @@ finally:
 METHODS = ("--method", "wanda", "--method", "maskpro")
 STEPS = ("--set", "maskpro.steps=6", "--set", "maskpro.checkpoint_every=2")
 SIZES = ("--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024")
-FREE = ("seconds", "peak_bytes")  # of a record: no two runs have the same
+FREE = ("seconds", "peak_bytes", "copied_from")  # of a record: times, memory; rows are copied in one process only
 TEXTS = (("cal", "calibration", 20_000), ("test", "test", 6_000))  # name, split, characters
 NEVER = 10**9
 

@@ -17,7 +17,7 @@ METADATA = ""  # stands for the metadata among the names of tensors
 def sums(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, int]:
     """Return the CRC-32 of every tensor in host memory by name, and that of the metadata as JSON."""
     canonical = json.dumps(dict(metadata), sort_keys=True).encode()
-    return {**{name: sum_of(tensor) for name, tensor in tensors.items()}, METADATA: zlib.crc32(canonical)}
+    return {**{name: sum_of(tensors[name]) for name in sorted(tensors)}, METADATA: zlib.crc32(canonical)}
 
 
 def sum_of(tensor: Tensor) -> int:
