@@ -30,6 +30,7 @@ LAYERS = [
     {"results"},
     {"experiment"},
     {"pruning"},
+    {"workers"},
     {"run"},
     {"testing", "artifacts", "speed"},
     {"cli"},

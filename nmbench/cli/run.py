@@ -58,15 +58,27 @@ if TYPE_CHECKING:
 @click.option("--keep-weights/--no-keep-weights", default=None, help="Keep repaired weights.  [keep]")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
+@click.option("--jobs", metavar="local:K|slurm|script", help="Other processes do the rows.  [this one, in turn]")
 @click.option("--dry-run", is_flag=True, help="Print the rows, what is done, and seconds and memory; load no weights.")
 @click.option("--fail-fast", is_flag=True, help="End at the first row that fails; the jobs after it are not done.")
 @click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
 @plugin_option
-def run(config: Path | None, out: Path | None, dry_run: bool, fail_fast: bool, quiet: bool, **flags: Any) -> None:
+def run(
+    config: Path | None,
+    out: Path | None,
+    jobs: str | None,
+    dry_run: bool,
+    fail_fast: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
-    runs = runs_from(config, flags)
+    content, cluster = content_of(config)
+    runs = runs_from(content, flags, str(config) if config else "the flags")
     if out is not None:
         check_protocols(runs)
+    if jobs is not None and fail_fast:
+        raise NMBenchError("--fail-fast ends a run whose rows are done in turn; leave it out with --jobs.")
 
     def do(run: Run) -> bool:
         if len(runs) > 1:
@@ -76,7 +88,7 @@ def run(config: Path | None, out: Path | None, dry_run: bool, fail_fast: bool, q
 
             show(run.spec, run.out(out))
             return True
-        return compared(run.spec, run.out(out), quiet, fail_fast)
+        return compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster)
 
     if not each(runs, do, fail_fast, lambda line: click.echo(line, err=True)):
         if fail_fast:
@@ -84,9 +96,19 @@ def run(config: Path | None, out: Path | None, dry_run: bool, fail_fast: bool, q
         sys.exit(1)
 
 
-def compared(spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool) -> bool:
+def compared(
+    spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool, jobs: str | None, cluster: dict[str, Any]
+) -> bool:
     """Do one run, print its table and its files; return True if every row of the command is there."""
-    results = done(spec, out, quiet, fail_fast)
+    workers = None
+    if jobs is not None:
+        from nmbench.workers.asked import workers_of
+
+        workers = workers_of(jobs, cluster, quiet)
+    if workers and workers.kind == "script":
+        click.echo("\n".join(commands(spec, out)))
+        return True
+    results = done(spec, out, quiet, workers, fail_fast)
     from nmbench.results.table import render
 
     names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
@@ -95,12 +117,30 @@ def compared(spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool) -> b
     return all(record["status"] == "ok" for record in results.asked)
 
 
-def runs_from(config: Path | None, flags: Mapping[str, Any]) -> list[Run]:
-    """Return the runs of a TOML file and the flags; a flag overrides the file, in every run of a grid."""
-    from nmbench.plain_data import read_toml, refuse_duplicates
-    from nmbench.spec import MethodSpec, RunSpec, with_settings
+def content_of(config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of a TOML file, and its table `[slurm]`, which decides no number."""
+    from nmbench.plain_data import read_toml
 
     content = read_toml(config) if config else {}
+    cluster = content.pop("slurm", {})
+    return content, cluster
+
+
+def commands(spec: RunSpec, out: Path | None) -> list[str]:
+    """The commands that do the jobs of a run one by one, for any scheduler."""
+    from nmbench.plugins.loading import load_plugins
+    from nmbench.workers.script import commands_of
+
+    if out is None:
+        raise NMBenchError("--jobs script: give --out DIR; the commands name it.")
+    return commands_of(spec, out, load_plugins(spec.plugins))
+
+
+def runs_from(content: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> list[Run]:
+    """Return the runs of a TOML file and the flags; a flag overrides the file, in every run of a grid."""
+    from nmbench.plain_data import refuse_duplicates
+    from nmbench.spec import MethodSpec, RunSpec, with_settings
+
     methods = [MethodSpec.parse(text) for text in flags["methods"]]
     others = {name: value for name, value in flags.items() if name not in ("methods", "settings", "pattern_for")}
     given = {name: value for name, value in others.items() if value not in (None, ())}
@@ -113,7 +153,6 @@ def runs_from(config: Path | None, flags: Mapping[str, Any]) -> list[Run]:
         given["methods"] = {m.label: {"method": m.name} for m in methods}
         if len(given["methods"]) < len(methods):
             raise NMBenchError("two methods have one label; name them apart with --method LABEL=NAME.")
-    where = str(config) if config else "the flags"
     runs = []
     for cell, folder in cells(content, given, where):
         if not cell.get("methods"):

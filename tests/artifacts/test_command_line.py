@@ -41,7 +41,7 @@ def specs(draw):
     )
 
 
-OTHERS = ("config", "out", "quiet", "dry_run", "fail_fast")  # flags that are not of the specification
+OTHERS = ("config", "out", "quiet", "jobs", "dry_run", "fail_fast")  # flags that are not of the specification
 
 
 @quick
@@ -52,7 +52,7 @@ def test_command_round_trip(spec):
     assert (program, run) == ("nmbench", "run")
     with run_command.make_context("run", arguments) as context:
         flags = {name: value for name, value in context.params.items() if name not in OTHERS}
-    again = runs_from(None, flags)[0].spec
+    again = runs_from({}, flags, "the flags")[0].spec
     expected = spec.to_dict()
     for content in (made := again.to_dict(), expected):
         content["methods"] = {

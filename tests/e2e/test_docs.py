@@ -153,7 +153,11 @@ def test_every_command_is_understood(page, nmbench, texts, tmp_path, monkeypatch
     for arguments in commands(page):
         provide(page, arguments, tmp_path)
         finish_runs(arguments, nmbench, texts, shared)
-        if arguments[0] == "run" or (arguments[0] == "reproduce" and len(arguments) > 1):
+        if "script" in arguments:
+            assert nmbench(*arguments).output.startswith("# first\nnmbench work"), arguments
+        elif arguments[0] == "work":
+            assert parsed("work", arguments[1:])["job"]
+        elif arguments[0] == "run" or (arguments[0] == "reproduce" and len(arguments) > 1):
             with monkeypatch.context() as stopped:
                 stop_before_loading(stopped)
                 assert nmbench(*arguments).stderr == "Error: far enough\n", arguments

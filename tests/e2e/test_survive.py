@@ -66,11 +66,13 @@ def test_a_model_that_cannot_be_loaded_again_costs_no_record(nmbench, flags, rec
     def refuse(experiment, who):
         raise ModelChanged(f"gone after {who}")
 
-    monkeypatch.setattr(Experiment, "renew", refuse)
-    monkeypatch.setattr(Experiment, "is_intact", lambda experiment, restore=True: not restore)
-    result = nmbench("run", *flags, *ORDER)
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "renew", refuse)
+        patch.setattr(Experiment, "is_intact", lambda experiment, restore=True: not restore)
+        result = nmbench("run", *flags, *ORDER)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, "Error: gone after lossy 2:4 seed 0")
-    assert [row["label"] for row in records(tmp_path / "out")] == ["dense", "lossy"]
+    assert nmbench("run", *flags, *ORDER).exit_code == 1
+    assert [row["label"] for row in records(tmp_path / "out")] == ["dense", "lossy", "broken", "wanda"]
 
 
 def test_a_damaged_mask_is_made_again(nmbench, flags, records, tmp_path):
