@@ -16,8 +16,9 @@ import nmbench
 
 ROOT = Path(nmbench.__file__).parent
 LAYERS = [
-    {"errors", "runtime", "stopping"},
+    {"errors", "stopping"},
     {"pattern", "options"},
+    {"runtime"},
     {"plain_data"},
     {"spec", "comparison"},
     {"methods", "sources"},
