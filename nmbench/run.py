@@ -6,6 +6,7 @@ measured by the same evaluator. A finished job is never repeated; a record is du
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nmbench.evaluation.subject import DenseSubject
@@ -28,12 +29,17 @@ __all__ = ["run"]
 
 
 def run(
-    spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None, workers: Workers | None = None
+    spec: RunSpec,
+    out: Path | None = None,
+    plugins: Plugins | None = None,
+    workers: Workers | None = None,
+    fail_fast: bool = False,
 ) -> Results:
     """Do every job of `spec` that its run directory does not hold yet, and return all rows of the directory.
 
     `out` defaults to `runs/<protocol digest>`. With `workers`, other processes do the jobs. Raises `NMBenchError` for
-    errors that the user can fix; a method that fails is recorded as failed, and the other methods go on.
+    errors that the user can fix; a method that fails is recorded as failed, and the other methods go on, unless
+    `fail_fast`, which needs that this process does the jobs.
     """
     plugins = plugins or load_plugins(spec.plugins)
     plan = checked(spec, plugins)  # names, options, patterns: nothing is loaded yet
@@ -42,8 +48,7 @@ def run(
         record, dense = opened(experiment, directory)
         jobs = experiment.jobs()
         if workers is None:
-            shared = Shared()
-            rows = [row_of(job, experiment, dense, directory, shared) for job in jobs]
+            rows = rows_in_turn(jobs, experiment, dense, directory, fail_fast)
         else:
             del experiment, dense  # other processes need the memory
             rows = rows_by(workers, spec, jobs, directory, plugins)
@@ -66,6 +71,18 @@ def opened(experiment: Experiment, directory: RunDirectory) -> tuple[Record, Den
     return dense_row(experiment, directory)
 
 
+def rows_in_turn(
+    jobs: Sequence[Job], experiment: Experiment, dense: DenseSubject, directory: RunDirectory, fail_fast: bool
+) -> list[Record]:
+    """Return the records of all jobs, done one after the other; `fail_fast`: up to the first that failed."""
+    shared, rows = Shared(), []
+    for job in jobs:
+        rows.append(row_of(job, experiment, dense, directory, shared))
+        if fail_fast and rows[-1]["status"] != "ok":
+            break
+    return rows
+
+
 def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory, shared: Shared) -> Record:
     """Return the record of one job: finished earlier, copied from a row of the same work, or made now."""
     left = directory.left(job.name, job.digest)
@@ -73,6 +90,8 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
     if record is None or left:
         record = left or new_row(job, experiment, dense, directory, shared)
         keep_row(record, job.name, directory, experiment.plugins)
+    else:
+        directory.drop_checkpoint(job.name, record)  # which a kill after the record has left
     return record
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from nmbench.cli.process import wait_without_spinning
+
+wait_without_spinning()  # before any test imports torch, and in every worker
 pytest.register_assert_rewrite("reference")
 
 

@@ -16,7 +16,7 @@ import nmbench
 
 ROOT = Path(nmbench.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "stopping"},
     {"pattern", "options"},
     {"runtime"},
     {"plain_data"},

@@ -15,6 +15,7 @@ from nmbench.cli.export import export
 from nmbench.cli.methods import methods_command
 from nmbench.cli.new_plugin import new_plugin_command
 from nmbench.cli.plugins import plugins_command
+from nmbench.cli.process import wait_without_spinning
 from nmbench.cli.report import report
 from nmbench.cli.reproduce import reproduce
 from nmbench.cli.run import run
@@ -22,22 +23,25 @@ from nmbench.cli.speed import speed
 from nmbench.cli.validate import validate
 from nmbench.cli.work import work
 from nmbench.errors import NMBenchError, is_panic
+from nmbench.stopping import Terminated, listening
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
 
 class Commands(click.Group):
     """A group that turns errors into one line and an exit status.
 
-    `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130. Output that cannot be written, as on a
-    full disk, is one line and exit status 1 too; a reader that closed the pipe, as `head` does, gets no message, by
-    click's own rule.
+    `NMBenchError` and the panic of a library give status 1, Ctrl-C gives 130, SIGTERM 143. Output that cannot be
+    written, as on a full disk, is one line and exit status 1 too; a reader that closed the pipe, as `head` does, gets
+    no message, by click's own rule.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        wait_without_spinning()
         try:
-            return super().main(*args, **kwargs)
+            with listening():
+                return super().main(*args, **kwargs)
         except OSError as error:
             if error.filename is not None or error.errno not in NOT_WRITTEN:
                 raise
@@ -57,9 +61,10 @@ class Commands(click.Group):
         except NMBenchError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted; nothing finished is lost. The same command goes on from here.", err=True)
-            ctx.exit(INTERRUPTED)
+        except KeyboardInterrupt as signal:
+            how, status = ("Terminated", TERMINATED) if isinstance(signal, Terminated) else ("Interrupted", INTERRUPTED)
+            click.echo(f"\n{how}; nothing finished is lost. The same command goes on from here.", err=True)
+            ctx.exit(status)
         except BaseException as error:
             if not is_panic(error):
                 raise

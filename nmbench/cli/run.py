@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nmbench.cli.grid import Run, cells, check_protocols, each
 from nmbench.cli.shared import done, plugin_option, terminal_width
 from nmbench.errors import NMBenchError
 
@@ -57,12 +59,47 @@ if TYPE_CHECKING:
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
 @click.option("--jobs", metavar="local:K|slurm|script", help="Other processes do the rows.  [this one, in turn]")
+@click.option("--dry-run", is_flag=True, help="Print the rows, what is done, and seconds and memory; load no weights.")
+@click.option("--fail-fast", is_flag=True, help="End at the first row that fails; the jobs after it are not done.")
 @click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
 @plugin_option
-def run(config: Path | None, out: Path | None, jobs: str | None, quiet: bool, **flags: Any) -> None:
+def run(
+    config: Path | None,
+    out: Path | None,
+    jobs: str | None,
+    dry_run: bool,
+    fail_fast: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
     content, cluster = content_of(config)
-    spec = spec_from(content, flags, str(config) if config else "the flags")
+    runs = runs_from(content, flags, str(config) if config else "the flags")
+    if out is not None:
+        check_protocols(runs)
+    if jobs is not None and fail_fast:
+        raise NMBenchError("--fail-fast ends a run whose rows are done in turn; leave it out with --jobs.")
+
+    def do(run: Run) -> bool:
+        if len(runs) > 1:
+            click.echo(f"\n{run.spec.model}")
+        if dry_run:
+            from nmbench.cli.dry_run import dry_run as show
+
+            show(run.spec, run.out(out))
+            return True
+        return compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster)
+
+    if not each(runs, do, fail_fast, lambda line: click.echo(line, err=True)):
+        if fail_fast:
+            click.echo("Ended at the first failure (--fail-fast); the same command without it does the rest.", err=True)
+        sys.exit(1)
+
+
+def compared(
+    spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool, jobs: str | None, cluster: dict[str, Any]
+) -> bool:
+    """Do one run, print its table and its files; return True if every row of the command is there."""
     workers = None
     if jobs is not None:
         from nmbench.workers.asked import workers_of
@@ -70,15 +107,14 @@ def run(config: Path | None, out: Path | None, jobs: str | None, quiet: bool, **
         workers = workers_of(jobs, cluster, quiet)
     if workers and workers.kind == "script":
         click.echo("\n".join(commands(spec, out)))
-        return
-    results = done(spec, out, quiet, workers)
+        return True
+    results = done(spec, out, quiet, workers, fail_fast)
     from nmbench.results.table import render
 
     names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
     click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
-    if any(record["status"] != "ok" for record in results.asked):
-        sys.exit(1)
+    return all(record["status"] == "ok" for record in results.asked)
 
 
 def content_of(config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -100,24 +136,28 @@ def commands(spec: RunSpec, out: Path | None) -> list[str]:
     return commands_of(spec, out, load_plugins(spec.plugins))
 
 
-def spec_from(content: dict[str, Any], flags: dict[str, Any], where: str) -> RunSpec:
-    """The specification in the content of a TOML file and the flags; a flag overrides the file."""
+def runs_from(content: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> list[Run]:
+    """Return the runs of a TOML file and the flags; a flag overrides the file, in every run of a grid."""
     from nmbench.plain_data import refuse_duplicates
     from nmbench.spec import MethodSpec, RunSpec, with_settings
 
-    methods = [MethodSpec.parse(text) for text in flags.pop("methods")]
-    settings, pattern_for = flags.pop("settings"), flags.pop("pattern_for")
-    if not methods and not content.get("methods"):
-        raise click.UsageError("give at least one --method NAME; `nmbench methods` lists them.")
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    methods = [MethodSpec.parse(text) for text in flags["methods"]]
+    others = {name: value for name, value in flags.items() if name not in ("methods", "settings", "pattern_for")}
+    given = {name: value for name, value in others.items() if value not in (None, ())}
     given = {{"plugin_files": "plugins"}.get(name, name): value for name, value in given.items()}
-    if pattern_for:
-        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in pattern_for)]
+    if flags["pattern_for"]:
+        pairs = [(layers, pattern) for layers, _, pattern in (text.rpartition("=") for text in flags["pattern_for"])]
         refuse_duplicates("--pattern-for", [layers for layers, _ in pairs])
         given["pattern_for"] = dict(pairs)
     if methods:
         given["methods"] = {m.label: {"method": m.name} for m in methods}
         if len(given["methods"]) < len(methods):
             raise NMBenchError("two methods have one label; name them apart with --method LABEL=NAME.")
-    spec = RunSpec.from_dict({**content, **given}, where)
-    return dataclasses.replace(spec, methods=with_settings(spec.methods, settings))
+    runs = []
+    for cell, folder in cells(content, given, where):
+        if not cell.get("methods"):
+            raise click.UsageError("give at least one --method NAME; `nmbench methods` lists them.")
+        spec = RunSpec.from_dict(cell, where)
+        spec = dataclasses.replace(spec, methods=with_settings(spec.methods, flags["settings"]))
+        runs.append(Run(spec, folder))
+    return runs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import CannotWrite, NMBenchError
 
 if TYPE_CHECKING:
     from nmbench.plugins.loading import Plugins
@@ -24,7 +24,9 @@ plugin_option = click.option(
 )
 
 
-def done(spec: RunSpec, out: Path | None, quiet: bool, workers: Workers | None = None) -> Results:
+def done(
+    spec: RunSpec, out: Path | None, quiet: bool, workers: Workers | None = None, fail_fast: bool = False
+) -> Results:
     """Do a run with progress, unless `quiet`, and doubts on standard error; write its reports; return the results."""
     from nmbench.experiment.contenders import with_typed_options
 
@@ -32,7 +34,7 @@ def done(spec: RunSpec, out: Path | None, quiet: bool, workers: Workers | None =
     spec = with_typed_options(spec, plugins)  # a misspelt method or option is answered before torch is imported
     from nmbench.run import run
 
-    results = run(spec, out, plugins, workers)
+    results = run(spec, out, plugins, workers, fail_fast)
     write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
     return results
 
@@ -66,5 +68,11 @@ def check_plugin_files(plugins: Plugins) -> None:
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
     """Write a report in each of `formats`; return the paths. An unknown format raises before any report is written."""
     reporters = [plugins.lookup(plugins.registries.reporters, name) for name in formats]
-    directory.mkdir(parents=True, exist_ok=True)
-    return [reporter().write(results, directory) for reporter in reporters]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return [reporter().write(results, directory) for reporter in reporters]
+    except OSError as error:
+        raise CannotWrite(
+            f"cannot write a report to {directory}: {error.strerror or error}. Every record is kept; mend that and "
+            f"give the same command again."
+        ) from error

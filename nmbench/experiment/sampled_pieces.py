@@ -6,7 +6,6 @@ run goes on with the next piece, and the first windows of a pool do not depend o
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from nmbench.models.forward import logits_of, run_model
 from nmbench.models.sampling import Continuation, continued, drawn
 from nmbench.options import resolved
 from nmbench.plain_data import digest
-from nmbench.results.files import read_tensors, write_tensors
+from nmbench.results.files import notice, read_tensors, write_tensors
 from nmbench.sources import Sampling
 from nmbench.spec import LARGEST_SEED
 
@@ -74,8 +73,7 @@ class Sampler:
         try:
             kept = read_piece(path, key) if path.exists() else None
         except NMBenchError as error:
-            start = "\n" if sys.stderr.isatty() else ""  # below the line of the progress
-            print(f"{start}NOTICE {error} Its windows are sampled again.", file=sys.stderr, flush=True)
+            notice(f"{error} Its windows are sampled again.")
             kept = None
         if kept is None:
             kept = self.drawn(index, prompts, report)

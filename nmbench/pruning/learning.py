@@ -27,6 +27,7 @@ from nmbench.pruning.live_weights import LiveWeights as LiveWeights
 from nmbench.pruning.training import Training
 from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
 from nmbench.runtime.cost import Cost, Spent
+from nmbench.stopping import stopping
 from nmbench.verification.strict import check_masks
 
 PROBE_TOKENS = 24  # that `LiveWeights.provided` is proven on
@@ -140,6 +141,7 @@ class LearnTask:
         try:
             yield LiveWeights(self.bundle, self.dense, self.pool[:1, :PROBE_TOKENS], self.count_forward)
         finally:
+            stopping.leave()
             self._weights.restore()
 
     @contextlib.contextmanager
@@ -247,14 +249,27 @@ class CountingStore:
         self.earlier = Spent()
         self._start = Spent.now()
 
+    @property
+    def ending(self) -> bool:
+        """True if the process was asked to end: a learner that asks after every step saves then, and ends there."""
+        return stopping.due()
+
+    def due(self, step: int, every: int) -> bool:
+        """Return True if a learner should save after `step`: at every `every`th, and if the process should end."""
+        return self.ending or step % every == 0
+
     def save(self, state: Mapping[str, Any]) -> None:
-        """Store tensors and JSON values; the checkpoint is durable when this returns."""
+        """Store tensors and JSON values; the checkpoint is durable when this returns.
+
+        Raises Ctrl-C or SIGTERM if a signal waits for the checkpoint.
+        """
         spent = self.earlier + Spent.now().since(self._start)
         device = self.task.bundle.device.type
         counters = {"cost": asdict(self.task.settle()), "device": device, **asdict(spent)}
         counters["curve"] = self.task.curve
         used = {f"{USED}{key}": marks for key, marks in self.task._used.state().items()}
         self.store.save({**state, **used, COUNTERS: counters})
+        stopping.end()
 
     def load(self) -> dict[str, Any] | None:
         """Return the state stored last, or None if there is no checkpoint.

@@ -93,7 +93,7 @@ class MaskRun:
                     self._check(live, updates, tokens, losses)
                 else:
                     self.task.report(self.step, total=self.steps)
-                if self.step % self.options.checkpoint_every == 0 and self.step < self.steps:
+                if self.task.checkpoints.due(self.step, self.options.checkpoint_every) and self.step < self.steps:
                     self.task.checkpoints.save(self._state(updates))
             return self._verdict(live)
 

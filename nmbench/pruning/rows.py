@@ -65,6 +65,7 @@ def new_row(job: Job, experiment: Experiment, dense: DenseSubject, directory: Ru
     if record is None:
         record = attempted(job, experiment, dense, directory)
         if not experiment.is_intact(restore=record["status"] != "ok"):  # a job that ended well has restored the weights
+            directory.leave(record, job.name)  # a model that cannot be loaded again must not cost the record
             experiment.renew(job.title)
         shared.keep(job, record)
     return record

@@ -11,7 +11,7 @@ from nmbench.errors import NMBenchError
 from nmbench.experiment.jobs import Job
 from nmbench.methods import Pruned, PrunedModel
 from nmbench.results.directory import RunDirectory
-from nmbench.results.files import load_masks
+from nmbench.results.files import load_masks, notice
 from nmbench.results.format import Record
 from nmbench.results.kept_weights import load_weights
 from nmbench.results.records import identity
@@ -62,11 +62,15 @@ class Start:
 
 
 def kept(directory: RunDirectory, name: str, masks: dict[str, Tensor], job_digest: str) -> PrunedModel | None:
-    """Return the pruned model of a row whose weights were kept; None if there is no file of that job."""
+    """Return the pruned model of a row whose weights were kept; None if there is no whole file of that job."""
     path = directory.file(WEIGHTS, name, ".safetensors")
     if not path.exists():
         return None
-    weights, others, digest = load_weights(path, masks)
+    try:
+        weights, others, digest = load_weights(path, masks)
+    except NMBenchError as error:
+        notice(f"{error} The weights are made again.")
+        return None
     if digest != job_digest:
         return None
     return PrunedModel({layer: Pruned(mask, weights.get(layer)) for layer, mask in masks.items()}, others=others)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,11 +21,12 @@ import tomli_w
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.plain_data import read_toml
 from nmbench.results.extending import merged
-from nmbench.results.files import cannot_write, write_atomic
+from nmbench.results.files import cannot_write, notice, read_tensors, sync_folder, write_atomic
 from nmbench.results.format import Record
 from nmbench.results.records import newest, parsed, read_records
 from nmbench.spec import RunSpec
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # the name of a temporary file of `replacing`
 LEFT = "left"  # the folder of records that wait to be appended
 
 
@@ -60,6 +62,7 @@ class RunDirectory:
         spec = self.joined_spec(spec)
         manifest = self.joined_manifest(manifest) if known else manifest
         self.repair()
+        self.sweep()
         self.write_spec(spec)
         write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
@@ -154,20 +157,43 @@ class RunDirectory:
     def append(self, record: Record) -> None:
         """Add a record; it is durable when this returns. Raises `CannotWrite` if the disk refuses."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        new = not self.records_path.exists()
         try:
             with self.records_path.open("ab") as file:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                sync_folder(self.path)
         except OSError as error:
             raise cannot_write(self.records_path, error) from error
 
     def finished(self, job_digest: str, job_name: str) -> Record | None:
-        """Return the record of a job that ended well and whose masks and losses are still on disk, else None."""
+        """Return the record of a job that ended well and whose masks and losses are whole, else None.
+
+        A notice names a damaged file.
+        """
+        record = self.recorded(job_digest, job_name)
+        files = [self.file(kind, job_name, ".safetensors") for kind in ("losses", "masks", "weights")]
+        return record if record and all(sound(path) for path in files if path.exists()) else None
+
+    def recorded(self, job_digest: str, job_name: str) -> Record | None:
+        """Return the record of a job that ended well and whose masks and losses are on disk, whole or not, else None.
+
+        Weights may be gone: they are made again for an export.
+        """
         matching = (r for r in self.records() if r["job_digest"] == job_digest and r["status"] == "ok")
         record = next(matching, None)
         kinds = ("losses", "masks") if record and record["strict"] else ("losses",)
         return record if all(self.file(kind, job_name, ".safetensors").exists() for kind in kinds) else None
+
+    def sweep(self) -> None:
+        """Remove the temporary files that killed writes left, unless processes of their own may be at work."""
+        if any((self.path / LEFT).glob("*.lock")):
+            return
+        for path in (*self.path.glob(".*"), *self.path.glob("*/.*")):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def drop_left(self, job_name: str) -> None:
         """Remove the record that was left for a job, because it is appended, and the lock of the job."""
@@ -186,3 +212,13 @@ class RunDirectory:
     def file(self, kind: str, job_name: str, suffix: str) -> Path:
         """Return the path of a file of a job; `kind` is masks, weights, losses, checkpoints, sampled or errors."""
         return self.path / kind / f"{job_name}{suffix}"
+
+
+def sound(path: Path) -> bool:
+    """Return True if a file of tensors is whole; a notice says that its row is made again otherwise."""
+    try:
+        read_tensors(path)
+    except NMBenchError as error:
+        notice(f"{error} Its row is made again now.")
+        return False
+    return True

@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
+from nmbench.results.header import sort_metadata
 from nmbench.results.nested_state import flattened, nested
+from nmbench.results.sums import SUMS, sums
 from nmbench.runtime.packed.bits import packed_bits, unpacked_bits
 
 FORMAT = "nmbench packed masks 1"
@@ -48,11 +51,29 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            sync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a power cut may undo a rename that only the file system's cache knows."""
+    if os.name == "nt":  # folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def notice(text: str) -> None:
+    """Print a notice on standard error, below the line of the progress."""
+    start = "\n" if sys.stderr.isatty() else ""
+    print(f"{start}NOTICE {text}", file=sys.stderr, flush=True)
 
 
 def cannot_write(path: Path, error: Exception) -> CannotWrite:
@@ -64,14 +85,15 @@ def cannot_write(path: Path, error: Exception) -> CannotWrite:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata as one safetensors file, atomically. Raises `CannotWrite`."""
+    """Write tensors and JSON metadata, with checksums, as one safetensors file, atomically. Raises `CannotWrite`."""
     ready = {name: on_host(tensor.detach()) for name, tensor in tensors.items()}
-    about = {name: json.dumps(value) for name, value in metadata.items()}
+    about = {name: json.dumps(value) for name, value in {**metadata, SUMS: sums(ready, metadata)}.items()}
     with replacing(path) as temporary:
         try:
             safetensors.torch.save_file(ready, temporary, about)  # straight from memory: no second copy
         except safetensors.SafetensorError as error:
             raise cannot_write(path, error) from error
+        sort_metadata(temporary)
 
 
 def on_host(tensor: Tensor) -> Tensor:
@@ -80,7 +102,19 @@ def on_host(tensor: Tensor) -> Tensor:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and metadata written by `write_tensors`. Raises `NMBenchError` for any other file."""
+    """Return tensors and metadata written by `write_tensors`.
+
+    Raises `NMBenchError` for any other file, and for one whose content does not have its checksums.
+    """
+    tensors, metadata = content_of(path)
+    known = metadata.pop(SUMS, None)  # files of earlier versions have none
+    if known is not None and known != sums(tensors, metadata):
+        raise NMBenchError(f"cannot read {path}: it is damaged. Remove it and run again to make it anew.")
+    return tensors, metadata
+
+
+def content_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and metadata of a safetensors file whose metadata are JSON, unchecked."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
@@ -124,7 +158,10 @@ def load_masks(path: Path) -> dict[str, Tensor]:
 
 
 class FileCheckpoints:
-    """The checkpoint of one job in one file. A checkpoint of another `job_digest`, hence other options, is ignored."""
+    """The checkpoint of one job in one file.
+
+    A checkpoint of another `job_digest`, hence other options, is ignored; a damaged one is too, with a notice.
+    """
 
     def __init__(self, path: Path, job_digest: str) -> None:
         self.path = path
@@ -138,7 +175,11 @@ class FileCheckpoints:
     def load(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        tensors, metadata = read_tensors(self.path)
+        try:
+            tensors, metadata = read_tensors(self.path)
+        except NMBenchError as error:
+            notice(f"{error} Its work is done again.")
+            return None
         if metadata.get("job_digest") != self.job_digest:
             return None
         return {**tensors, **nested(metadata["plain"], tensors)}

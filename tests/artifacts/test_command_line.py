@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nmbench.artifacts.command_line import command_of, text
 from nmbench.cli.run import run as run_command
-from nmbench.cli.run import spec_from
+from nmbench.cli.run import runs_from
 from nmbench.pattern import Pattern
 from nmbench.spec import MethodSpec, RunSpec
 
@@ -41,6 +41,9 @@ def specs(draw):
     )
 
 
+OTHERS = ("config", "out", "quiet", "jobs", "dry_run", "fail_fast")  # flags that are not of the specification
+
+
 @quick
 @given(specs())
 def test_command_round_trip(spec):
@@ -48,8 +51,8 @@ def test_command_round_trip(spec):
     program, run, *arguments = shlex.split(command_of(spec))
     assert (program, run) == ("nmbench", "run")
     with run_command.make_context("run", arguments) as context:
-        flags = {name: value for name, value in context.params.items() if name not in ("config", "out", "quiet")}
-    again = spec_from(None, flags)
+        flags = {name: value for name, value in context.params.items() if name not in OTHERS}
+    again = runs_from({}, flags, "the flags")[0].spec
     expected = spec.to_dict()
     for content in (made := again.to_dict(), expected):
         content["methods"] = {

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
 from nmbench.pruning.learning import COUNTERS
 from nmbench.results.directory import RunDirectory
-from nmbench.results.files import FileCheckpoints
+from nmbench.results.files import FileCheckpoints, read_tensors
 
 SLOWLY = ["--set", "maskpro.steps=60", "--set", "maskpro.checkpoint_every=5", "--set", "maskpro.check_every=20"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.mark.parametrize("how", STATUS)
 def test_a_killed_run_ends_like_one_that_was_not(nmbench, python, finished, small, records, tmp_path, how):
-    """Killed, or interrupted by Ctrl-C, in the middle of learning: the resumed run has the same masks and costs."""
+    """Killed, or stopped by Ctrl-C or SIGTERM, while it learns: the resumed run has the same masks and costs."""
     flags = [*small, *SLOWLY]
     process = python.start("-m", "nmbench.cli", "run", *flags)
     process.wait_for(tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors")
     process.send_signal(how)
     _, stderr = process.communicate()
-    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    if how is signal.SIGINT:
+    assert process.returncode == STATUS[how]
+    if how is not signal.SIGKILL:
         assert "The same command goes on" in stderr
         assert "Traceback" not in stderr
     done = records(tmp_path / "out")
@@ -35,6 +39,20 @@ def test_a_killed_run_ends_like_one_that_was_not(nmbench, python, finished, smal
     assert [row["proof"] for row in resumed] == [row["proof"] for row in straight]
     assert [row["metrics"] for row in resumed] == [row["metrics"] for row in straight]
     assert resumed[2]["cost"]["unique_tokens"] == straight[2]["cost"]["unique_tokens"]
+
+
+def test_sigterm_stores_a_checkpoint(python, small, tmp_path):
+    """A learner that is asked to end by SIGTERM stores its last step, however far the next checkpoint is."""
+    seldom = ["--set", "maskpro.steps=100000", "--set", "maskpro.checkpoint_every=100000", "--quiet"]
+    process = python.start("-m", "nmbench.cli", "run", *small, *seldom, cwd=tmp_path)
+    process.wait_for(tmp_path / "out/masks/maskpro@init--2-4--seed0.safetensors")
+    time.sleep(2)  # until it learns, or nearly: else it ends at once, as any other work does
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert process.returncode == 143, stderr
+    assert stderr.splitlines()[-1].startswith("Terminated; nothing finished is lost. The same command goes on")
+    checkpoint = tmp_path / "out/checkpoints/maskpro--2-4--seed0.safetensors"
+    assert read_tensors(checkpoint)[1]["plain"]["step"] % 100000 > 0
 
 
 def test_a_torn_last_record_is_done_again(nmbench, finished, small, records, tmp_path):

@@ -60,7 +60,7 @@ class Run:
             self.task.report(self.step, total=self.count, objective=loss, held_out=held_out)
         else:
             self.task.report(self.step, total=self.count)
-        if self.step % self.method.checkpoint_every == 0 and not last:
+        if self.task.checkpoints.due(self.step, self.method.checkpoint_every) and not last:
             self.task.checkpoints.save(self._state(steps))
 
     def _state(self, steps: Steps) -> dict[str, Any]:

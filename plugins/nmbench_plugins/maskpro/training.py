@@ -118,6 +118,8 @@ class Training:
 
     def checkpoint_due(self) -> bool:
         """Return whether to save now. The clock may decide, because the time of a checkpoint changes no result."""
+        if self.task.checkpoints.ending:
+            return True
         waited = time.perf_counter() - self.saved_at
         if waited < SHARE_OF_TIME * self.save_seconds:
             return False

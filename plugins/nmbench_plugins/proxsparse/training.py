@@ -78,7 +78,7 @@ class Run:
                 held_out = self._check(live, losses, at, lam)
             else:
                 self.task.report(at, total=self.count)
-            if at % self.method.checkpoint_every == 0 and self.step < count:
+            if self.task.checkpoints.due(at, self.method.checkpoint_every) and self.step < count:
                 self.task.checkpoints.save(self._state())
         return held_out
 

@@ -129,7 +129,8 @@ class JudgedRun:
             if step.last:
                 judge, self.block = None, step.index + 1
                 task.progress(f"round {self.round + 1} of {self.method.rounds}", self.block, total)
-                if self.block < total and time.perf_counter() - self.saved_at > self.checkpoint_seconds:
+                late = time.perf_counter() - self.saved_at > self.checkpoint_seconds
+                if self.block < total and (self.task.checkpoints.ending or late):
                     self.save()
 
     def new_judge(self, index: int) -> Judge:
