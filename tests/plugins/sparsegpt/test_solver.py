@@ -23,7 +23,7 @@ from nmbench_plugins.sparsegpt.sweep import sweep
 from nmbench_plugins.wanda import Wanda
 from reference import one_shot
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=24, deadline=None)
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (1, 3), (2, 3), (4, 6), (3, 10))]
 seeds = st.integers(0, 2**31)
 
