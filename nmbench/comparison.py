@@ -57,6 +57,42 @@ def resampled_means(values: Tensor, drawn_at_once: int = 2**17) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """Mean losses of several rows on the same windows, and their means under the resamples of `paired`.
+
+    Each row is resampled once, so that the differences of all pairs cost a subtraction each. They are those of `paired`
+    up to rounding. `means` float64 `[rows]`, `resamples` float64 `[rows, 2000]`.
+    """
+
+    means: Tensor
+    resamples: Tensor
+    windows: int
+
+    def difference(self, row: int, reference: int) -> Difference:
+        """Return the paired difference of two rows by their positions; positive: `row` is worse than `reference`."""
+        return self._interval(self.means[row] - self.means[reference], self.resamples[row] - self.resamples[reference])
+
+    def share_removed(self, row: int, baseline: int, reference: int) -> Difference:
+        """Return the share of the baseline's excess loss over the reference that `row` does not have.
+
+        1: the loss of the reference; 0: that of the baseline; below zero: worse than the baseline.
+        """
+        excess = [values[row] - values[reference] for values in (self.means, self.resamples)]
+        whole = [values[baseline] - values[reference] for values in (self.means, self.resamples)]
+        return self._interval(1 - excess[0] / whole[0], 1 - excess[1] / whole[1])
+
+    def _interval(self, mean: Tensor, resamples: Tensor) -> Difference:
+        low, high = torch.quantile(resamples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return Difference(float(mean), low, high, self.windows)
+
+
+def resampled(losses: Tensor) -> Resampled:
+    """Return the resampled means of the losses `[rows, windows]` of several rows, seeds averaged before."""
+    values = losses.double()
+    return Resampled(values.mean(dim=1), torch.stack([resampled_means(row) for row in values]), values.shape[1])
+
+
+@dataclass(frozen=True)
 class Confirmation:
     """Test that losses are not worse than others: the mean paired difference in nats and its one-sided 95 % bound."""
 

@@ -1,9 +1,9 @@
 """Text to tokens: the seeded calibration pool, the evaluation windows, and the proof that they do not overlap.
 
 One pool per (model, data set, seed) serves every method of a run. In seeded order, every document of at least one
-window gives one random crop. Further rounds give further crops, which never overlap the earlier ones. The first round
-is the protocol of the SparseGPT lineage (draw a document, keep it if longer than the window, take a random crop).
-Documents shorter than a window are joined, and used if the long documents do not suffice.
+window gives one random crop. Further rounds give further crops, which never overlap the earlier ones. The first one is
+the protocol of the SparseGPT lineage: draw a document, keep it if longer than the window, take a random crop. Documents
+shorter than a window are joined, and used if the long ones do not suffice.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def calibration_pool(
     own = list(dataset.texts("selection")) if held_back else []
     length, chosen_by = window_tokens - bos, f"{name} (its selection texts)"
     dealt = windows_of(dataset.texts("calibration"), tokenizer, length, seed, name, bos)
-    after = 0 if own else held_back  # selection windows that come from the calibration texts, too
+    after = held_back * (not own)  # selection windows that come from the calibration texts, too
     found = list(itertools.islice(dealt, wanted + after))
     if least is not None:
         wanted = max(least, min(wanted, len(found) - after))
@@ -113,8 +113,7 @@ def without_repeats(dealt: Iterator[Tensor], count: int, calibration: Tensor) ->
     """
     width = min(SHINGLE, calibration.shape[1])
     seen = shingles(calibration, width).unique() if count else calibration
-    kept: list[Tensor] = []
-    repeats = 0
+    kept, repeats = list[Tensor](), 0
     while len(kept) < count and (window := next(dealt, None)) is not None:
         if among(shingles(window, width), seen).any():
             repeats += 1

@@ -71,6 +71,11 @@ class BlockRepair(Repair):
         return None
 
     @property
+    def windows_read(self) -> int | None:
+        """The number of pool windows to bring through the blocks, None: all; fewer if the updates are few."""
+        return self.windows
+
+    @property
     def minibatch(self) -> int:
         """The number of windows of one batch of the block task. An option of this name may replace this property."""
         return 8

@@ -16,49 +16,63 @@ from nmbench.experiment.reuse import Shared
 from nmbench.experiment.self_text import sample_text
 from nmbench.experiment.setup import Experiment, prepared
 from nmbench.plugins.loading import Plugins, load_plugins
-from nmbench.pruning.rows import attempted, dense_row
+from nmbench.pruning.rows import dense_row, keep_row, new_row
 from nmbench.results.directory import RunDirectory
 from nmbench.results.format import Record
 from nmbench.results.results import Results
 from nmbench.spec import RunSpec
+from nmbench.workers.asked import Workers
+from nmbench.workers.schedule import rows_by
 
 __all__ = ["run"]
 
 
-def run(spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None) -> Results:
+def run(
+    spec: RunSpec, out: Path | None = None, plugins: Plugins | None = None, workers: Workers | None = None
+) -> Results:
     """Do every job of `spec` that its run directory does not hold yet, and return all rows of the directory.
 
-    `out` defaults to `runs/<protocol digest>`. Raises `NMBenchError` for errors that the user can fix; a method that
-    fails is recorded as failed, and the other methods go on.
+    `out` defaults to `runs/<protocol digest>`. With `workers`, other processes do the jobs. Raises `NMBenchError` for
+    errors that the user can fix; a method that fails is recorded as failed, and the other methods go on.
     """
     plugins = plugins or load_plugins(spec.plugins)
     plan = checked(spec, plugins)  # names, options, patterns: nothing is loaded yet
     experiment = prepared(plan)  # the dense model, tokens, metrics: nothing is pruned yet
     with RunDirectory(out or experiment.directory()) as directory:
-        sample_text(experiment, directory)  # calibration text of the model itself, if the run asks for it
-        directory.adopt(experiment.spec, experiment.manifest())
-        announce_start(experiment)
-        record, dense = dense_row(experiment, directory)  # the reference, before every job
-        shared = Shared()
-        rows = [record, *(row_of(job, experiment, dense, directory, shared) for job in experiment.jobs())]
-        plugins.announce("nmbench_run_finished", records=rows)
-        return Results(directory.records(), [directory.path], rows)
+        record, dense = opened(experiment, directory)
+        jobs = experiment.jobs()
+        if workers is None:
+            shared = Shared()
+            rows = [row_of(job, experiment, dense, directory, shared) for job in jobs]
+        else:
+            del experiment, dense  # other processes need the memory
+            rows = rows_by(workers, spec, jobs, directory, plugins)
+        plugins.announce("nmbench_run_finished", records=[record, *rows])
+        return Results(directory.records(), [directory.path], [record, *rows])
+
+
+def run_dense(spec: RunSpec, out: Path, plugins: Plugins) -> Record:
+    """Return the dense row of a run directory, measured unless it is there; other processes may do the jobs then."""
+    experiment = prepared(checked(spec, plugins))
+    with RunDirectory(out) as directory:
+        return opened(experiment, directory)[0]
+
+
+def opened(experiment: Experiment, directory: RunDirectory) -> tuple[Record, DenseSubject]:
+    """Return the dense row, the reference of every job; the directory is then that of this run."""
+    sample_text(experiment, directory)  # calibration text of the model itself, if the run asks for it
+    directory.adopt(experiment.spec, experiment.manifest())
+    announce_start(experiment)
+    return dense_row(experiment, directory)
 
 
 def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory, shared: Shared) -> Record:
     """Return the record of one job: finished earlier, copied from a row of the same work, or made now."""
-    record = directory.finished(job.digest, job.name)
-    if record is not None:
-        return record
-    record = shared.row(job, experiment, directory)
-    if record is None:
-        record = attempted(job, experiment, dense, directory)
-        if not experiment.is_intact(restore=record["status"] != "ok"):  # a job that ended well has restored the weights
-            experiment.renew(job.title)
-        shared.keep(job, record)
-    directory.append(record)
-    directory.drop_checkpoint(job.name, record)
-    experiment.plugins.announce("nmbench_method_finished", record=record)
+    left = directory.left(job.name, job.digest)
+    record = left or directory.finished(job.digest, job.name)
+    if record is None or left:
+        record = left or new_row(job, experiment, dense, directory, shared)
+        keep_row(record, job.name, directory, experiment.plugins)
     return record
 
 

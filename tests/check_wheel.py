@@ -14,6 +14,8 @@ NEEDED = [
     "nmbench/testing/laws/every.py",
     "nmbench/py.typed",
     "nmbench_plugins/maskpro/policy/__init__.py",
+    "nmbench_plugins/publish/page/page.css",
+    "nmbench_plugins/publish/page/page.js",
     f"{DEMO}model.safetensors",
 ]
 DEMO_BYTES = 12 * 10**6

@@ -10,7 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")))
-TUTORIALS = [page for page in PAGES if page.startswith("docs/plugins/")]  # followed from the first line to the last
+TUTORIALS = [
+    p for p in PAGES if p.startswith("docs/plugins/") or p.endswith("use-your-model.md")
+]  # followed to the end
 OTHERS = [page for page in PAGES if page not in TUTORIALS]  # their commands are looked up
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)")

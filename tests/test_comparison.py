@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nmbench.comparison import not_worse, paired, resampled_means
+from nmbench.comparison import not_worse, paired, resampled, resampled_means
 from reference import bootstrap as reference
 
 quick = settings(max_examples=12, deadline=None)
@@ -189,3 +189,26 @@ def test_not_worse_is_the_one_sided_bound(pair, tolerance):
     assert not_worse(ours, ours, tolerance).holds
     assert not not_worse(ours + 5, ours, tolerance).holds
     assert not not_worse(ours * torch.nan, ours, tolerance).holds
+
+
+@quick
+@given(st.integers(2, 5), st.integers(1, 40), seeds)
+def test_all_pairs_at_once_are_pairs_one_by_one(rows, windows, seed):
+    """Rows that are resampled once have the differences of `paired`, up to rounding."""
+    values = torch.stack([losses(windows, seed + row) for row in range(rows)])
+    found = resampled(values)
+    for row in range(rows):
+        for other in range(rows):
+            expected = figures(paired(values[row], values[other]))
+            assert figures(found.difference(row, other)) == pytest.approx(expected, abs=1e-12)
+            assert found.difference(row, other).windows == windows
+
+
+def test_share_removed_by_its_ends():
+    """The reference removes the whole excess of the baseline, the baseline none of it; half of it is a half."""
+    reference, noise = losses(30, 0), 0.01 * losses(30, 1)
+    found = resampled(torch.stack([reference, reference + 1 + noise, reference + (1 + noise) / 2, reference + 3]))
+    shares = [found.share_removed(row, baseline=1, reference=0) for row in range(4)]
+    assert [share.mean for share in shares[:3]] == pytest.approx([1, 0, 0.5])
+    assert figures(shares[2]) == pytest.approx((0.5, 0.5, 0.5))
+    assert shares[3].high < 0

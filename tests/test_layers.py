@@ -16,8 +16,9 @@ import nmbench
 
 ROOT = Path(nmbench.__file__).parent
 LAYERS = [
-    {"errors", "runtime"},
+    {"errors"},
     {"pattern", "options"},
+    {"runtime"},
     {"plain_data"},
     {"spec", "comparison"},
     {"methods", "sources"},
@@ -30,6 +31,7 @@ LAYERS = [
     {"results"},
     {"experiment"},
     {"pruning"},
+    {"workers"},
     {"run"},
     {"testing", "artifacts", "speed"},
     {"cli"},

@@ -29,8 +29,9 @@ EVERYBODY = {**SOURCES, **TEMPLATES}
 
 
 def modules():
-    """Every module of nmbench, by name, without importing those that need what is not installed."""
-    return ["nmbench", *(info.name for info in pkgutil.walk_packages(nmbench.__path__, "nmbench."))]
+    """Every module of nmbench by name, but the Triton program, which needs Triton."""
+    found = ["nmbench", *(info.name for info in pkgutil.walk_packages(nmbench.__path__, "nmbench."))]
+    return [name for name in found if name != "nmbench.runtime.packed.program"]
 
 
 def public() -> dict[str, set[str]]:

@@ -19,35 +19,38 @@ from typing import Any
 import safetensors
 import tomli_w
 import torch
-from torch import nn
 
-from nmbench.artifacts.decoder_scope import silencing
+from nmbench.artifacts.exact import fill_zeros, kept_zeros, sentence
 from nmbench.artifacts.folder import MASKS
 from nmbench.artifacts.kept_masks import file_digest
 from nmbench.artifacts.model_card import model_card
+from nmbench.artifacts.model_files import VESTIGES as VESTIGES
+from nmbench.artifacts.packed_folder import packed_bytes
 from nmbench.artifacts.reading import open_artifact
 from nmbench.artifacts.rebuilding import Row, make_again
+from nmbench.artifacts.targets import PLAIN, Target, target_named
 from nmbench.artifacts.validation import BOTH, Validation, validate
 from nmbench.errors import NMBenchError
-from nmbench.experiment.loading import dtype_of, no_loading_bar
+from nmbench.experiment.loading import dtype_of
 from nmbench.methods import PrunedModel
-from nmbench.models.bit_equality import same_bits
 from nmbench.models.bundle import Bundle
 from nmbench.models.casting import cast_parameters
-from nmbench.models.stored_names import StoredNames
+from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.results.files import cannot_write, save_masks
-
-VESTIGES = ("sparsity_config", "compression_config", "quantization_config")  # keys on which loaders would act
-SHARD = "5GB"
+from nmbench.results.ranking import file_name
 
 
 @dataclass(frozen=True)
 class Written:
-    """An export: what reading it back proved, and one sentence on weights that were rounded, empty without any."""
+    """An export: what reading it back proved; sentences on weights that were rounded, and on kept zeros that were
+    filled, empty without any; the bytes of the packed layers and of the dense ones, None unless packed.
+    """
 
     validation: Validation
     rounded: str = ""
+    exact: str = ""
+    packed_bytes: tuple[int, int] | None = None
 
 
 Check = Callable[[Path, Bundle, PrunedModel], Validation]  # folder, live model, masks
@@ -60,28 +63,49 @@ def export(
     device: str | None = None,
     check: Check | None = None,
     dtype: str | None = None,
+    engine: str = PLAIN,
+    exact: bool = False,
 ) -> Written:
     """Write the model of a finished row to the new folder `target`; return what reading `target` back proved.
 
-    `dtype` is the dtype of the weights in the folder, by default that of the checkpoint that was pruned. `check` stands
-    in for `read_back`, so that tests can make the check fail.
+    `dtype` is the dtype of the weights in the folder, by default that of the checkpoint that was pruned. `engine` is
+    the name of a target (`targets.NAMES`). `exact` fills groups with fewer than N non-zeros, unless the target stores
+    kept zeros. `check` stands in for `read_back`, so that tests can make the check fail.
 
-    Raises `NMBenchError` if `target` exists or a weight is too large for `dtype`, `ModelChanged` or `NotReproduced` if
-    the row cannot be made again bit by bit, `CannotWrite` if the disk refuses.
+    Raises `NMBenchError` if `target` exists, the engine cannot run the model, or a weight is too large for `dtype`,
+    `ModelChanged` or `NotReproduced` if the row cannot be made again bit by bit, `CannotWrite` if the disk refuses.
     """
     if target.exists():
         raise NMBenchError(f"{target} exists; give another folder with --to, or remove it.")
+    form = target_named(engine)
+    form.refuse_patterns(stored_patterns(row))
     asked = dtype_of(dtype) if dtype else None
     bundle, pruned = make_again(row, plugins, device)
     rounded = cast(bundle, asked or dtype_of(bundle.provenance.get("stored_dtype") or name_of(bundle.dtype)))
+    form.refuse_model(bundle)
+    filled = made_exact(bundle, pruned, form) if exact else ""
+    patterns = row.spec.layer_patterns(row.spec.patterns[0], pruned.masks)
     with creating(target) as folder:
-        write_model(bundle, folder)
-        about = {**provenance(row, folder), **({"rounded": rounded} if rounded else {})}
-        patterns = row.spec.layer_patterns(row.spec.patterns[0], pruned.masks)
+        form.write(bundle, pruned, patterns, folder)
+        said = {"rounded": rounded, "exact": filled, "for": form.name if form.name != PLAIN else ""}
+        about = {**provenance(row, folder), **{name: text for name, text in said.items() if text}}
         save_masks(folder / MASKS, pruned.masks, patterns, about)
-        found = (check or read_back)(folder, bundle, pruned)
-        write_about(row, folder, about, found)
-    return Written(found, rounded)
+        found = (check or form_check(form))(folder, bundle, pruned)
+        write_about(row, folder, about, found, form)
+        sizes = packed_bytes(folder)
+    return Written(found, rounded, filled, sizes)
+
+
+def stored_patterns(row: Row) -> dict[str, Pattern]:
+    """The pattern of every layer, from the header of the row's mask file."""
+    masks = open_artifact(str(row.directory / "masks" / f"{file_name(row.record)}.safetensors"))
+    return dict(masks.patterns)
+
+
+def made_exact(bundle: Bundle, pruned: PrunedModel, form: Target) -> str:
+    """Fill kept zeros in the live model if the target does not store them; return a sentence on it."""
+    count = kept_zeros(bundle, pruned) if form.fills else fill_zeros(bundle, pruned)
+    return sentence(count, bundle.dtype, form.fills)
 
 
 def cast(bundle: Bundle, dtype: torch.dtype) -> str:
@@ -136,24 +160,6 @@ def creating(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_model(bundle: Bundle, folder: Path) -> None:
-    """Write weights, configuration and tokenizer by transformers, without `VESTIGES` of other compressions."""
-    with silencing(), no_loading_bar():
-        bundle.model.save_pretrained(  # type: ignore[operator]
-            folder, max_shard_size=SHARD, save_original_format=not fused(bundle)
-        )
-        bundle.tokenizer.save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    kept = {name: value for name, value in config.items() if name not in VESTIGES}
-    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-
-
-def fused(bundle: Bundle) -> bool:
-    """True if some layers are fused experts of one parameter, `path[3]`, which older formats store separately."""
-    return any(name.endswith("]") for name in bundle.layers)
-
-
 def provenance(row: Row, folder: Path) -> dict[str, Any]:
     """Metadata of the mask file: the row that the masks belong to, and the checksums of the weight files."""
     names = ("label", "method", "options", "pattern", "seed", "model", "job_digest", "measured_digest")
@@ -167,7 +173,16 @@ def provenance(row: Row, folder: Path) -> dict[str, Any]:
     }
 
 
-def read_back(folder: Path, bundle: Bundle, pruned: PrunedModel) -> Validation:
+def form_check(form: Target) -> Check:
+    """The check of a folder that was written for a target."""
+
+    def check(folder: Path, bundle: Bundle, pruned: PrunedModel) -> Validation:
+        return read_back(folder, bundle, pruned, form)
+
+    return check
+
+
+def read_back(folder: Path, bundle: Bundle, pruned: PrunedModel, form: Target | None = None) -> Validation:
     """Validate the folder like any other checkpoint, and compare its weights with the live model, bit by bit.
 
     Raises `NMBenchError` if the folder is not strictly N:M, or a weight differs from the model's.
@@ -177,33 +192,17 @@ def read_back(folder: Path, bundle: Bundle, pruned: PrunedModel) -> Validation:
     if not found.strict or found.basis != BOTH or len(found.layers) != len(pruned.masks):
         problem = found.first_problem.problem if found.first_problem else "layers are missing"
         raise NMBenchError(f"the folder as written is not the pruned model ({problem}); it was removed.")
-    check_written(folder, bundle.model)
+    (form or target_named(PLAIN)).check(folder, bundle.model)
     return found
 
 
-def check_written(folder: Path, model: nn.Module) -> None:
-    """Raise `NMBenchError` if the parameters in a folder, read as transformers reads them, are not those of `model`."""
-    names, live = StoredNames.of(model), model.state_dict()
-    written = set()
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(safetensors.safe_open(f, framework="pt")) for f in folder.glob("*.safetensors")]
-        holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        for parts in names.parts(holder):
-            for name, value in names.read(parts, lambda stored: holder[stored].get_tensor(stored)):
-                if not same_bits(value, live[name].cpu()):
-                    raise NMBenchError(f"{name} differs from the model after writing; the folder was removed.")
-                written.add(name)
-    tied = {live[name].data_ptr() for name in written}
-    if missing := [name for name in live if name not in written and live[name].data_ptr() not in tied]:
-        raise NMBenchError(f"{missing[0]} is not in the folder after writing; the folder was removed.")
-
-
-def write_about(row: Row, folder: Path, about: dict[str, Any], found: Validation) -> None:
+def write_about(row: Row, folder: Path, about: dict[str, Any], found: Validation, form: Target) -> None:
     """Write the record, the specification of this row alone, and the model card."""
     own = folder / MASKS.parent
     sums = {**about["sha256"], str(MASKS): file_digest(folder / MASKS)}
     record = {"record": row.record, "dense": row.dense, "manifest": dict(row.manifest), "sha256": sums}
     (own / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (own / "spec.toml").write_text(tomli_w.dumps(row.spec.to_dict()), encoding="utf-8")
-    card = model_card(row, found, sums, about.get("rounded", ""))
+    notes = [about[name] for name in ("rounded", "exact") if name in about]
+    card = model_card(row, found, sums, notes, form.use)
     (folder / "README.md").write_text(card, encoding="utf-8")

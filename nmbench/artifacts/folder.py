@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.artifacts.artifact import Artifact, Unreadable, layer_name, one_line
+from nmbench.artifacts.packed_folder import read_packed
 from nmbench.artifacts.safetensors_file import read_safetensors
 from nmbench.artifacts.torch_file import read_torch
+from nmbench.runtime.packed import PACKED
 
 MASKS = Path("nmbench") / "masks.safetensors"  # a subfolder: loaders read *.safetensors of the folder as weights
 WHOLE = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_torch}
@@ -24,6 +26,8 @@ def read_folder(folder: Path) -> Artifact:
     if (folder / "records.jsonl").is_file():
         rows = sorted(path.stem for path in (folder / "masks").glob("*.safetensors"))
         raise Unreadable(f"{folder} is a run directory; name a row of it: {', '.join(f'{folder}:{r}' for r in rows)}.")
+    if (folder / PACKED).is_file():
+        return with_provenance(folder, read_packed(folder))
     for name, reader in WHOLE.items():
         if (folder / f"{name}.index.json").is_file():
             return with_masks(folder, sharded(folder, name))
@@ -78,6 +82,13 @@ def with_masks(folder: Path, weights: Artifact) -> Artifact:
         raise Unreadable(f"{folder} holds masks both beside and among its weights.")
     form = f"{weights.form}, and packed masks"
     return dataclasses.replace(weights, form=form, masks=packed.masks, patterns=packed.patterns, about=packed.about)
+
+
+def with_provenance(folder: Path, packed: Artifact) -> Artifact:
+    """Packed weights with their configuration and the metadata of the mask file beside them."""
+    config = folder / "config.json"
+    about = read_safetensors(folder / MASKS).about if (folder / MASKS).is_file() else {}
+    return dataclasses.replace(packed, config=config if config.is_file() else None, about=about)
 
 
 def mask_files(folder: Path, files: list[Path]) -> Artifact:

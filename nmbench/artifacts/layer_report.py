@@ -102,7 +102,7 @@ def tallies(mask: Matrix | None, weight: Matrix | None, pattern: Pattern, exact:
     group = pattern.group
     if mask and weight:
         for (row, column, kept), (_, _, part) in zip(mask.slices(group), weight.slices(group), strict=True):
-            yield tally_both(kept.numpy(), part, count(kept.numpy(), pattern, exact, row, column))
+            yield tally_both(kept.numpy(), part, count(kept.numpy(), pattern, exact, row, column), pattern)
     elif mask:
         for row, column, kept in mask.slices(group):
             yield Tally(count(kept.numpy(), pattern, exact, row, column))
@@ -113,12 +113,14 @@ def tallies(mask: Matrix | None, weight: Matrix | None, pattern: Pattern, exact:
             yield Tally(counts, counts.missing, found.negative_zeros, 0, found.finite)
 
 
-def tally_both(kept: Array, part: Tensor, counts: Counts) -> Tally:
+def tally_both(kept: Array, part: Tensor, counts: Counts, pattern: Pattern) -> Tally:
     """The tally of a slice of weights under a mask: kept zeros, and non-zeros off the mask."""
     found = nonzeros(part)
     off_mask = int(np.count_nonzero(found.kept & ~kept))
-    under = int(np.count_nonzero(found.kept)) - off_mask
-    return Tally(counts, int(np.count_nonzero(kept)) - under, found.negative_zeros, off_mask, found.finite)
+    extra_zeros = int(np.count_nonzero(kept)) - (int(np.count_nonzero(found.kept)) - off_mask)
+    if extra_zeros:  # the rare case: a mask that is strict over weights that have fewer non-zeros
+        counts = replace(counts, fewer=count(found.kept & kept, pattern, False).fewer)
+    return Tally(counts, extra_zeros, found.negative_zeros, off_mask, found.finite)
 
 
 def problem_of(total: Tally, pattern: Pattern, exact: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from nmbench.results.table import interval
 from nmbench.spec import RunSpec
 
 
-def model_card(row: Row, found: Validation, sums: Mapping[str, str], rounded: str = "") -> str:
-    """The card as Markdown, with the front matter that the hub reads; `rounded` is a sentence on rounded weights."""
+def model_card(row: Row, found: Validation, sums: Mapping[str, str], notes: Sequence[str] = (), use: str = "") -> str:
+    """The card as Markdown, with the front matter that the hub reads.
+
+    `notes` are sentences on weights that were changed when they were written, `use` says how to load the folder.
+    """
     parts = [
         front_matter(row),
         heading(row, found),
-        *([rounded] if rounded else []),
+        *notes,
         numbers(row),
         origin(row),
-        use(),
+        f"## Use\n\n{use}",
         files(sums),
     ]
     return "\n\n".join(parts) + "\n"
@@ -87,16 +90,6 @@ def origin(row: Row) -> str:
 def portable(spec: RunSpec) -> RunSpec:
     """The specification without the device and the folders of plugin files, which belong to one machine."""
     return dataclasses.replace(spec, device="auto", plugins=tuple(Path(file).name for file in spec.plugins))
-
-
-def use() -> str:
-    return (
-        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("this-folder")\n```\n\n'
-        "The model is as large as the dense one and, stored like this, as fast: a library has to compress the zeros "
-        "away to gain by them. `nmbench validate this-folder` checks the masks again."
-    )
 
 
 def files(sums: Mapping[str, Any]) -> str:

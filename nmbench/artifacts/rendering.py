@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nmbench.artifacts.hardware import hardware_of
+from nmbench.pattern import Pattern
+
 if TYPE_CHECKING:
     from nmbench.artifacts.difference import Difference, Overlap
     from nmbench.artifacts.layer_report import LayerReport
@@ -21,7 +24,7 @@ def validation_text(found: Validation) -> str:
     ]
     parts = [f"{found.path}: {found.form}\n{found.basis}", table(lines)]
     parts += [skipped_text(found)] if found.skipped else []
-    parts += [sums(found), verdict(found)]
+    parts += [sums(found), *([service(found)] if found.strict else []), verdict(found)]
     return "\n\n".join(parts)
 
 
@@ -65,6 +68,31 @@ def sums(found: Validation) -> str:
     return "\n".join(lines)
 
 
+def service(found: Validation) -> str:
+    """Whether groups have exactly N non-zeros, which hardware runs the patterns, and flags of the configuration."""
+    lines = [fullness(found)]
+    lines += [f"{pattern} runs on: {'; '.join(names)}" for pattern, names in hardware(found).items()]
+    return "\n".join([*lines, *(f"WARNING {flag}" for flag in found.flags)])
+
+
+def fullness(found: Validation) -> str:
+    """Whether every group has exactly N non-zeros, or at most N, with the number of groups that have fewer."""
+    if not found.weights_seen:
+        return "exactly N kept in every group; masks alone do not show how many of those weights are zero"
+    if not found.fewer:
+        return "exactly N non-zeros in every group"
+    return (
+        f"at most N non-zeros: {found.fewer} groups have fewer than N, in which some kernels of AMD RDNA4 invent "
+        f"values; nmbench export --exact fills such groups"
+    )
+
+
+def hardware(found: Validation) -> dict[str, list[str]]:
+    """The hardware that is known to run each pattern."""
+    patterns = dict.fromkeys(layer.pattern for layer in found.layers if layer.pattern)
+    return {pattern: hardware_of(Pattern.parse(pattern)) for pattern in patterns}
+
+
 def speed(found: Validation) -> float:
     """Speed of reading in GB/s, by the bytes of the matrices before compression."""
     return found.bytes / 1e9 / found.seconds if found.seconds else 0.0
@@ -90,6 +118,9 @@ def validation_json(found: Validation) -> dict[str, Any]:
         "layers": layers,
         "strict": found.strict,
         "first_problem": problem,
+        "exactly": found.weights_seen and not found.fewer,
+        "groups_with_fewer": found.fewer,
+        "hardware": hardware(found),
         "gb_per_second": speed(found),
     }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from nmbench.artifacts.artifact import Artifact, Matrix, Unreadable
 from nmbench.artifacts.decoder_scope import Scope, renamed, scope_of, skeleton_of
+from nmbench.artifacts.hardware import flags_of
 from nmbench.artifacts.layer_report import LayerReport, layer_report
 from nmbench.artifacts.pattern_inference import infer
 from nmbench.errors import NMBenchError
@@ -34,7 +35,8 @@ class Validation:
     """The result of a validation: `layers` that were judged, and `skipped` matrices with the reason.
 
     `basis` states the requirement. `coverage` is the share of the decoder's parameters in strict layers, None for masks
-    alone. `bytes` and `seconds` measure the reading.
+    alone. `bytes` and `seconds` measure the reading. `flags` are sentences on entries of the configuration on which
+    loaders act. `weights_seen`: weights were judged, not masks alone.
     """
 
     path: str
@@ -45,10 +47,17 @@ class Validation:
     coverage: float | None = None
     bytes: int = 0
     seconds: float = 0.0
+    flags: Sequence[str] = ()
+    weights_seen: bool = True
 
     @property
     def strict(self) -> bool:
         return all(layer.strict for layer in self.layers)
+
+    @property
+    def fewer(self) -> int:
+        """The number of groups with fewer than N non-zeros."""
+        return sum(layer.fewer for layer in self.layers)
 
     @property
     def first_problem(self) -> LayerReport | None:
@@ -93,6 +102,8 @@ def validate(
         covered / reference.decoder_weights if reference.decoder_weights else None,
         sum(matrix.bytes for pair in judged.values() for matrix in pair if matrix),
         time.perf_counter() - start,
+        flags_of(artifact.config),
+        bool(weights) or artifact.at_most,
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+ENGINES = "What the folder is for: plain, packed, vllm-0.18, slidesparse or torchao.  [plain]"
+
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
@@ -16,6 +18,8 @@ import click
 @click.option("--seed", type=click.IntRange(min=0), help="The seed of the row, if the method has several.")
 @click.option("--device", metavar="auto|cpu|cuda", help="Device to repair weights on again.  [that of the run]")
 @click.option("--dtype", metavar="NAME", help="Dtype of the weights written.  [that of the checkpoint]")
+@click.option("--for", "engine", default="plain", metavar="ENGINE", help=ENGINES)
+@click.option("--exact", is_flag=True, help="Fill groups with fewer than N non-zeros.")
 @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py.")
 def export(
     run_dir: Path,
@@ -25,6 +29,8 @@ def export(
     seed: int | None,
     device: str | None,
     dtype: str | None,
+    engine: str,
+    exact: bool,
     plugin_files: Sequence[str],
 ) -> None:
     """Write a row of a run as a transformers folder: zeros in place, packed masks, a model card.
@@ -32,7 +38,7 @@ def export(
     METHOD is the label of the row. Repaired weights are computed again and must equal the measured ones, bit by bit.
     """
     from nmbench.artifacts.rebuilding import find_row
-    from nmbench.artifacts.rendering import sums, verdict
+    from nmbench.artifacts.rendering import fullness, sums, verdict
     from nmbench.experiment.progress import ProgressPrinter
     from nmbench.pattern import Pattern
     from nmbench.plugins.loading import load_plugins
@@ -41,8 +47,16 @@ def export(
     plugins = load_plugins(tuple(dict.fromkeys((*row.spec.plugins, *plugin_files))))
     plugins.add_observer(ProgressPrinter(), "progress")
     from nmbench.artifacts.export import export as write
+    from nmbench.artifacts.targets import target_named
 
-    written = write(row, target, plugins, device, dtype=dtype)
-    if written.rounded:
-        click.echo(f"WARNING {written.rounded}", err=True)
-    click.echo(f"{sums(written.validation)}\n{verdict(written.validation)}\nwrote {target}")
+    form = target_named(engine)
+    written = write(row, target, plugins, device, dtype=dtype, engine=engine, exact=exact)
+    for warning in filter(None, (written.rounded, form.warning)):
+        click.echo(f"WARNING {warning}", err=True)
+    click.echo(f"{sums(written.validation)}\n{fullness(written.validation)}\n{verdict(written.validation)}")
+    if written.exact:
+        click.echo(written.exact)
+    if written.packed_bytes:
+        packed, dense = written.packed_bytes
+        click.echo(f"packed layers: {packed} bytes, {packed / dense:.1%} of {dense} bytes as dense ones")
+    click.echo(f"wrote {target}")

@@ -20,6 +20,7 @@ from nmbench.cli.reproduce import reproduce
 from nmbench.cli.run import run
 from nmbench.cli.speed import speed
 from nmbench.cli.validate import validate
+from nmbench.cli.work import work
 from nmbench.errors import NMBenchError, is_panic
 
 INTERRUPTED = 130
@@ -94,5 +95,6 @@ for command in (
     run,
     speed,
     validate,
+    work,
 ):
     main.add_command(command)

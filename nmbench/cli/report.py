@@ -9,10 +9,12 @@ import click
 
 from nmbench.cli.shared import check_plugin_files, plugin_option, terminal_width, write_reports
 
+PAGE = ("html",)  # the format of a command that names none
+
 
 @click.command()
 @click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--format", "formats", multiple=True, metavar="NAME", help="Also write report files, as csv or json.")
+@click.option("--format", "formats", multiple=True, metavar="NAME", help="Report files, as csv or json.  [html]")
 @click.option("--pattern", "patterns", multiple=True, metavar="N:M", help="Only rows of this pattern; repeatable.")
 @click.option("--method", "labels", multiple=True, metavar="LABEL", help="Only rows of this label; repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Only rows of this seed; repeatable.")
@@ -27,14 +29,21 @@ def report(
     out: Path | None,
     plugin_files: Sequence[str],
 ) -> None:
-    """Print the table of one or more run directories, and write report files in other formats."""
+    """Print the table of one or more run directories, and write `report.html`, or report files in other formats."""
     from nmbench.plugins.loading import load_plugins
     from nmbench.results.results import load_results
     from nmbench.results.table import render
+    from nmbench.results.undone import undone_lines
 
     plugins = load_plugins(plugin_files)
     check_plugin_files(plugins)
     results = load_results(*directories).only(patterns, labels, seeds)
-    click.echo(render(results, terminal_width()))
-    for path in write_reports(plugins, results, out or directories[0], formats):
-        click.echo(f"wrote {path}")
+    click.echo("\n\n".join([render(results, terminal_width()), *undone_lines(directories)]))
+    try:
+        paths = write_reports(plugins, results, out or directories[0], formats or PAGE)
+    except OSError as error:
+        if formats:
+            raise
+        click.echo(f"no report.html: {error}; give --out.", err=True)  # the table of a read-only folder is enough
+    else:
+        click.echo("\n".join(f"wrote {path}" for path in paths))

@@ -56,11 +56,22 @@ if TYPE_CHECKING:
 @click.option("--keep-weights/--no-keep-weights", default=None, help="Keep repaired weights.  [keep]")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file, as DIR/spec.toml.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run directory.  [runs/PROTOCOL]")
+@click.option("--jobs", metavar="local:K|slurm|script", help="Other processes do the rows.  [this one, in turn]")
 @click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
 @plugin_option
-def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> None:
+def run(config: Path | None, out: Path | None, jobs: str | None, quiet: bool, **flags: Any) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
-    results = done(spec_from(config, flags), out, quiet)
+    content, cluster = content_of(config)
+    spec = spec_from(content, flags, str(config) if config else "the flags")
+    workers = None
+    if jobs is not None:
+        from nmbench.workers.asked import workers_of
+
+        workers = workers_of(jobs, cluster, quiet)
+    if workers and workers.kind == "script":
+        click.echo("\n".join(commands(spec, out)))
+        return
+    results = done(spec, out, quiet, workers)
     from nmbench.results.table import render
 
     names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
@@ -70,12 +81,30 @@ def run(config: Path | None, out: Path | None, quiet: bool, **flags: Any) -> Non
         sys.exit(1)
 
 
-def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
-    """The specification in a TOML file and the flags; a flag overrides the file."""
-    from nmbench.plain_data import read_toml, refuse_duplicates
-    from nmbench.spec import MethodSpec, RunSpec, with_settings
+def content_of(config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of a TOML file, and its table `[slurm]`, which decides no number."""
+    from nmbench.plain_data import read_toml
 
     content = read_toml(config) if config else {}
+    cluster = content.pop("slurm", {})
+    return content, cluster
+
+
+def commands(spec: RunSpec, out: Path | None) -> list[str]:
+    """The commands that do the jobs of a run one by one, for any scheduler."""
+    from nmbench.plugins.loading import load_plugins
+    from nmbench.workers.script import commands_of
+
+    if out is None:
+        raise NMBenchError("--jobs script: give --out DIR; the commands name it.")
+    return commands_of(spec, out, load_plugins(spec.plugins))
+
+
+def spec_from(content: dict[str, Any], flags: dict[str, Any], where: str) -> RunSpec:
+    """The specification in the content of a TOML file and the flags; a flag overrides the file."""
+    from nmbench.plain_data import refuse_duplicates
+    from nmbench.spec import MethodSpec, RunSpec, with_settings
+
     methods = [MethodSpec.parse(text) for text in flags.pop("methods")]
     settings, pattern_for = flags.pop("settings"), flags.pop("pattern_for")
     if not methods and not content.get("methods"):
@@ -90,5 +119,5 @@ def spec_from(config: Path | None, flags: dict[str, Any]) -> RunSpec:
         given["methods"] = {m.label: {"method": m.name} for m in methods}
         if len(given["methods"]) < len(methods):
             raise NMBenchError("two methods have one label; name them apart with --method LABEL=NAME.")
-    spec = RunSpec.from_dict({**content, **given}, str(config) if config else "the flags")
+    spec = RunSpec.from_dict({**content, **given}, where)
     return dataclasses.replace(spec, methods=with_settings(spec.methods, settings))

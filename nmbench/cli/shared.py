@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nmbench.plugins.loading import Plugins
     from nmbench.results.results import Results
     from nmbench.spec import RunSpec
+    from nmbench.workers.asked import Workers
 
 
 plugin_option = click.option(
@@ -23,23 +24,30 @@ plugin_option = click.option(
 )
 
 
-def done(spec: RunSpec, out: Path | None, quiet: bool) -> Results:
+def done(spec: RunSpec, out: Path | None, quiet: bool, workers: Workers | None = None) -> Results:
     """Do a run with progress, unless `quiet`, and doubts on standard error; write its reports; return the results."""
     from nmbench.experiment.contenders import with_typed_options
+
+    plugins = observed(spec, quiet)
+    spec = with_typed_options(spec, plugins)  # a misspelt method or option is answered before torch is imported
+    from nmbench.run import run
+
+    results = run(spec, out, plugins, workers)
+    write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
+    return results
+
+
+def observed(spec: RunSpec, quiet: bool) -> Plugins:
+    """Return the plugins of a run, with printers of progress, unless `quiet`, and of doubts."""
     from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
     from nmbench.plugins.loading import load_plugins
 
     plugins = load_plugins(spec.plugins)
     check_plugin_files(plugins)
-    spec = with_typed_options(spec, plugins)  # a misspelt method or option is answered before torch is imported
     if not quiet:
         plugins.add_observer(ProgressPrinter(), "progress")
     plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break
-    from nmbench.run import run
-
-    results = run(spec, out, plugins)
-    write_reports(plugins, results, results.directories[0], ("csv", "markdown"))
-    return results
+    return plugins
 
 
 def terminal_width() -> int | None:

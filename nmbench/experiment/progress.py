@@ -23,11 +23,14 @@ PATIENCE_SECONDS = 5.0  # in a file, a stage shows itself when it lasts this lon
 
 
 class ProgressPrinter:
-    """An observer that prints stage, count, figures and the time that is left."""
+    """An observer that prints stage, count, figures and the time that is left.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    `lines`: print lines on a terminal, too, because other processes print there.
+    """
+
+    def __init__(self, stream: TextIO | None = None, lines: bool = False) -> None:
         self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty()
+        self.terminal = self.stream.isatty() and not lines
         self._stage: tuple[str, str] | None = None
         self._first = (0, 0.0)  # units done and time at the first event of a stage
         self._printed = 0.0

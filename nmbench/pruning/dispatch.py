@@ -133,7 +133,7 @@ def repaired_from(
         windows = pool.calibration[: experiment.spec.windows]
         return repaired_layers(experiment.bundle, experiment.dense, method, patterns, windows, who, start, report)
     if isinstance(method, BlockRepair):
-        windows = pool.calibration[: method.windows]
+        windows = pool.calibration[: method.windows_read]
         store = BlockStore(lambda index: block_checkpoints(job, index, directory))
         choices = (method.minibatch, method.dense_path, job.seed)
         blocks = Blocks(experiment.bundle, start, patterns, windows, *choices, inside(job, experiment))

@@ -11,8 +11,10 @@ from nmbench.experiment.dense_checks import dense_doubts
 from nmbench.experiment.jobs import Job, dense_digest
 from nmbench.experiment.measurement import measured
 from nmbench.experiment.record import dense_record, failed, record_of
+from nmbench.experiment.reuse import Shared
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
+from nmbench.plugins.loading import Plugins
 from nmbench.pruning.dispatch import made
 from nmbench.pruning.starts import WEIGHTS
 from nmbench.results.directory import RunDirectory
@@ -52,6 +54,28 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
     directory.append(record)
     experiment.plugins.announce("nmbench_method_finished", record=record)
     return record, DenseSubject(found.subject.cached)
+
+
+def new_row(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory, shared: Shared) -> Record:
+    """Return the record of a job that is not finished: copied from a row of the same work, or made now.
+
+    The dense model is then what it was.
+    """
+    record = shared.row(job, experiment, directory)
+    if record is None:
+        record = attempted(job, experiment, dense, directory)
+        if not experiment.is_intact(restore=record["status"] != "ok"):  # a job that ended well has restored the weights
+            experiment.renew(job.title)
+        shared.keep(job, record)
+    return record
+
+
+def keep_row(record: Record, job_name: str, directory: RunDirectory, plugins: Plugins) -> None:
+    """Make a record durable, then hand it to the observers."""
+    directory.append(record)
+    directory.drop_left(job_name)
+    directory.drop_checkpoint(job_name, record)
+    plugins.announce("nmbench_method_finished", record=record)
 
 
 def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory) -> Record:

@@ -2,18 +2,40 @@
 
 from nmbench.results.files import FileCheckpoints, MemoryCheckpoints, load_masks, pack, save_masks, unpack
 from nmbench.results.format import Record
+from nmbench.results.mask_overlap import mask_overlap
+from nmbench.results.pareto import COSTS, cost_of, front_of, loss_of
+from nmbench.results.precision import decimals
+from nmbench.results.ranking import file_name, pattern_of
 from nmbench.results.results import Results, load_results
-from nmbench.results.table import render
+from nmbench.results.standing import Standing, standings
+from nmbench.results.table import in_order, over_seeds, render
+from nmbench.results.undone import asked_methods, undone_lines
+from nmbench.sources import ValueRecord
 
 __all__ = [
+    "COSTS",
     "FileCheckpoints",
     "MemoryCheckpoints",
     "Record",
     "Results",
+    "Standing",
+    "ValueRecord",
+    "asked_methods",
+    "cost_of",
+    "decimals",
+    "file_name",
+    "front_of",
+    "in_order",
     "load_masks",
     "load_results",
+    "loss_of",
+    "mask_overlap",
+    "over_seeds",
     "pack",
+    "pattern_of",
     "render",
     "save_masks",
+    "standings",
+    "undone_lines",
     "unpack",
 ]

@@ -6,10 +6,11 @@ other file can be made again from `records.jsonl`, or by the same command.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from nmbench.results.files import cannot_write, write_atomic
 from nmbench.results.format import Record
 from nmbench.results.records import newest, parsed, read_records
 from nmbench.spec import RunSpec
+
+LEFT = "left"  # the folder of records that wait to be appended
 
 
 class RunDirectory:
@@ -53,11 +56,16 @@ class RunDirectory:
 
         Raises `RunMismatch` with the difference if the two runs cannot be joined.
         """
-        spec_path = self.path / "spec.toml"
+        known = (self.path / "spec.toml").exists()
         spec = self.joined_spec(spec)
-        if spec_path.exists():
-            manifest = self.joined_manifest(manifest)
+        manifest = self.joined_manifest(manifest) if known else manifest
         self.repair()
+        self.write_spec(spec)
+        write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Write `spec`, with the command that repeats the run."""
+        spec_path = self.path / "spec.toml"
         folder, file = shlex.quote(str(self.path)), shlex.quote(str(spec_path))
         again = (
             f"# Repeat or resume: nmbench run --config {file} --out {folder}\n"
@@ -65,12 +73,14 @@ class RunDirectory:
             f"# Relative paths are seen from {Path.cwd()}\n"
         )
         write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
-        write_atomic(self.path / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
     def joined_spec(self, spec: RunSpec) -> RunSpec:
-        """Return `spec` joined with that of the directory. Raises `RunMismatch` if they cannot be joined."""
+        """Return `spec` joined with that of the directory. Raises `RunMismatch` if they cannot be joined.
+
+        A directory without a manifest has only been asked for its commands: another specification may replace it.
+        """
         path = self.path / "spec.toml"
-        if path.exists():
+        if path.exists() and ((self.path / "manifest.json").exists() or self.records_path.exists()):
             earlier = RunSpec.from_dict(read_toml(path), str(path))
             return merged(earlier, spec, self.path, {record["label"] for record in self.records()})
         if self.records_path.exists():
@@ -117,7 +127,29 @@ class RunDirectory:
             write_atomic(self.records_path, complete)
 
     def records(self) -> list[Record]:
-        return newest(read_records(self.records_path))
+        """Return the newest record of every row, also of rows that processes of their own have left."""
+        left = sorted((self.path / LEFT).glob("*.json"))
+        return newest([*read_records(self.records_path), *(record for path in left for record in read_records(path))])
+
+    def leave(self, record: Record, job_name: str) -> None:
+        """Leave the record of a job that a process of its own did, for the process that holds the lock to append."""
+        write_atomic(self.file(LEFT, job_name, ".json"), (json.dumps(record, allow_nan=False) + "\n").encode())
+
+    def left(self, job_name: str, job_digest: str) -> Record | None:
+        """Return the record that was left for a job, None if there is none of this digest."""
+        found = read_records(self.file(LEFT, job_name, ".json"))
+        return found[0] if found and found[0]["job_digest"] == job_digest else None
+
+    @contextlib.contextmanager
+    def working_on(self, job_name: str) -> Iterator[None]:
+        """Hold the lock of one job. Raises `NMBenchError` if another process does this job."""
+        path = self.file(LEFT, job_name, ".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(path, timeout=0):
+                yield
+        except filelock.Timeout:
+            raise NMBenchError(f"another process does {job_name} of {self.path}; wait for it.") from None
 
     def append(self, record: Record) -> None:
         """Add a record; it is durable when this returns. Raises `CannotWrite` if the disk refuses."""
@@ -136,6 +168,13 @@ class RunDirectory:
         record = next(matching, None)
         kinds = ("losses", "masks") if record and record["strict"] else ("losses",)
         return record if all(self.file(kind, job_name, ".safetensors").exists() for kind in kinds) else None
+
+    def drop_left(self, job_name: str) -> None:
+        """Remove the record that was left for a job, because it is appended, and the lock of the job."""
+        for suffix in (".json", ".lock"):
+            self.file(LEFT, job_name, suffix).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other jobs have files there
+            (self.path / LEFT).rmdir()
 
     def drop_checkpoint(self, job_name: str, record: Record) -> None:
         """Remove the checkpoints of a job that ended well, of its blocks as well."""

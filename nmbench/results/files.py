@@ -15,12 +15,12 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nmbench.errors import CannotWrite, NMBenchError
 from nmbench.pattern import Pattern
 from nmbench.results.nested_state import flattened, nested
+from nmbench.runtime.packed.bits import packed_bits, unpacked_bits
 
 FORMAT = "nmbench packed masks 1"
 
@@ -91,12 +91,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def pack(mask: Tensor) -> Tensor:
     """Return the bits of a bool mask, row by row, lowest bit first: uint8 `[ceil(numel / 8)]` on the mask's device."""
-    flat = mask.reshape(-1).view(torch.uint8)
-    eights = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8)  # [bytes, 8]
-    result = torch.zeros(len(eights), dtype=torch.uint8, device=mask.device)
-    for bit, column in enumerate(eights.unbind(1)):
-        result |= column << bit
-    return result
+    return packed_bits(mask.reshape(1, -1))[0]
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -107,10 +102,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
         raise NMBenchError(f"a packed mask of shape {tuple(shape)} has {(count + 7) // 8} bytes, not {packed.numel()}.")
-    eights = torch.empty(len(packed), 8, dtype=torch.bool, device=packed.device)
-    for bit, column in enumerate(eights.unbind(1)):
-        column.copy_((packed >> bit) & 1)
-    return eights.view(-1)[:count].view(shape)
+    return unpacked_bits(packed[None], count).reshape(shape)
 
 
 def save_masks(

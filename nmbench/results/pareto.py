@@ -53,6 +53,11 @@ def front(points: Mapping[Key, Point], tolerance: float = 0.0) -> set[Key]:
     return {key for key, point in points.items() if not any(dominates(other, point, tolerance) for other in rivals)}
 
 
+def front_of(points: Mapping[Key, tuple[float, float]], kind: str) -> set[Key]:
+    """Return the keys of the rows on the front of one kind of cost; a row is its loss and its cost."""
+    return front({key: Point(*point) for key, point in points.items()}, TOLERANCES[kind])
+
+
 def dominates(a: Point, b: Point, tolerance: float = 0.0) -> bool:
     """True if `a` is as good and as cheap as `b`, and better or cheaper."""
     as_cheap, cheaper = a.cost <= b.cost * (1 + tolerance), a.cost < b.cost * (1 - tolerance)

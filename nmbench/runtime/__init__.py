@@ -1,8 +1,25 @@
-"""Process, device and hub: isolation between jobs, cost, CUDA graphs, where Triton runs, whether the hub answers."""
+"""Process, device and hub: isolation between jobs, cost, CUDA graphs, where Triton runs, whether the hub answers.
+
+`packed` holds pruned models in service: packed N:M weights and their products.
+"""
 
 from nmbench.runtime.cost import Cost
 from nmbench.runtime.cuda_graphs import graph_of
 from nmbench.runtime.hub import hub_or_cache, offline
+from nmbench.runtime.packed import PackedLinear, PackedWeight, load_packed, pack, packed_share, save_packed, unpack
 from nmbench.runtime.triton import triton_available
 
-__all__ = ["Cost", "graph_of", "hub_or_cache", "offline", "triton_available"]
+__all__ = [
+    "Cost",
+    "PackedLinear",
+    "PackedWeight",
+    "graph_of",
+    "hub_or_cache",
+    "load_packed",
+    "offline",
+    "pack",
+    "packed_share",
+    "save_packed",
+    "triton_available",
+    "unpack",
+]

@@ -1,4 +1,5 @@
-"""The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` are run.
+"""The pages are executed: the commands of all pages are parsed, and those of `docs/plugins/` and of the
+page on the use of a model are run.
 
 To follow a page: programs are written to files, commands called, and outputs looked for. Runs get flags that make them
 small, unless the page gives its own: a tiny random model on short texts. Runs from Python read the beginnings of the
@@ -153,7 +154,11 @@ def test_every_command_is_understood(page, nmbench, texts, tmp_path, monkeypatch
     for arguments in commands(page):
         provide(page, arguments, tmp_path)
         finish_runs(arguments, nmbench, texts, shared)
-        if arguments[0] == "run" or (arguments[0] == "reproduce" and len(arguments) > 1):
+        if "script" in arguments:
+            assert nmbench(*arguments).output.startswith("# first\nnmbench work"), arguments
+        elif arguments[0] == "work":
+            assert parsed("work", arguments[1:])["job"]
+        elif arguments[0] == "run" or (arguments[0] == "reproduce" and len(arguments) > 1):
             with monkeypatch.context() as stopped:
                 stop_before_loading(stopped)
                 assert nmbench(*arguments).stderr == "Error: far enough\n", arguments
@@ -320,3 +325,9 @@ def test_every_folder_is_on_the_map():
     listed = re.findall(r"^\| `nmbench/([\w./]+)` \|", text_of("docs/architecture.md"), re.MULTILINE)
     folders = {name for name in listed if "/" not in name.rstrip("/")}
     assert folders == there - {"py.typed"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.name)
+def test_results_name_no_path_of_a_machine(path):
+    """Texts and folders that a committed result was measured on are named without the folders of the machine."""
+    assert not re.findall(r'"[^"]*[:"]/[a-z]+/[^"]*', path.read_text(encoding="utf-8"))

@@ -11,8 +11,9 @@ import pytest
 
 from nmbench.results.results import load_results
 from nmbench_plugins.publish.latex import escaped
+from nmbench_plugins.publish.page import charts
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -28,13 +29,21 @@ class Page(HTMLParser):
         self.open += [tag] * (tag not in VOID)
         if tag == "tr":
             self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1].append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(autouse=True)
+def without_library(monkeypatch):
+    """Pages are made without the library of charts, whose bundle takes seconds."""
+    monkeypatch.setattr(charts, "library", lambda: "")
 
 
 @pytest.fixture
@@ -70,7 +79,7 @@ def test_every_format_of_one_run(done, nmbench):
     ]
     (protocol,) = load_results(done).protocol()
     assert f"% {protocol}\n" in (done / "report.tex").read_text(encoding="utf-8")
-    assert f"<p>{escape(protocol)}</p>" in (done / "report.html").read_text(encoding="utf-8")
+    assert escape(protocol) in (done / "report.html").read_text(encoding="utf-8")
     check_latex((done / "report.tex").read_text(encoding="utf-8"))
     check_page((done / "report.html").read_text(encoding="utf-8"), load_results(done))
     assert (done / "pareto.png").read_bytes().startswith(b"\x89PNG")
@@ -90,15 +99,14 @@ def check_latex(text):
 def check_page(text, results):
     page = Page(text)
     assert page.open == []
-    assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
+    assert [source for source in page.sources if not source.startswith("#")] == []
     assert "a_b&amp;c%" in text and "a_b&c%" not in text
-    jobs = page.rows[1 : 1 + len(results.records)]
-    assert [row[0] for row in jobs] == [record["label"] for record in results.records]
-    assert [row[3] == "FAILED" for row in jobs] == [record["status"] == "failed" for record in results.records]
+    jobs = [row for row in page.rows if len(row) > 3 and row[1] in ("-", "2:4")]
+    assert {row[0] for row in jobs} >= {record["label"] for record in results.records}
+    assert [row[0] for row in jobs if row[3].startswith("FAILED")] == ["bad", "bad"]
     worst = next(record for record in results.records if record["label"] == "sparsegpt")
     detail = next(figures["detail"] for figures in worst["metrics"].values() if "detail" in figures)
-    assert set(detail) <= {row[0] for row in page.rows if row}
-    assert "Ranking by loss" in text
+    assert {item.partition("layers.")[2].split(".", 1)[1] for item in detail} <= {row[0] for row in page.rows if row}
 
 
 def test_escaping_takes_each_character_once():
@@ -118,7 +126,7 @@ def test_latex_compiles(done, nmbench):
 
 
 def test_without_matplotlib(done, nmbench, monkeypatch):
-    """The plot says what is missing and how to get it; the page says so in its place."""
+    """The plot says what is missing and how to get it."""
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -127,7 +135,3 @@ def test_without_matplotlib(done, nmbench, monkeypatch):
     assert result.stderr.splitlines() == [
         "Error: the plot needs matplotlib, which is not installed: pip install 'nmbench[plot]'."
     ]
-    assert nmbench("report", "out", "--format", "html").exit_code == 0
-    page = Page((done / "report.html").read_text(encoding="utf-8"))
-    assert page.sources == []
-    assert "nmbench[plot]" in (done / "report.html").read_text(encoding="utf-8")

@@ -168,3 +168,9 @@ def test_dropped_masters_begin_below_the_kept_ones(layer):
     kept = layer.weight.masked_fill(~layer.mask, 0.0)
     masters = kept + begun(layer.weight, kept, layer.mask, layer.pattern)
     assert torch.equal(layer.pattern.top(masters.abs()), layer.mask)
+
+
+@pytest.mark.parametrize(("windows", "steps", "read"), [(None, 5, 40), (256, 5, 40), (30, 5, 30), (None, 0, 8)])
+def test_reconstruct_asks_for_no_more_windows_than_it_reads(windows, steps, read):
+    """Windows beyond the updates' minibatches would only cost passes and memory."""
+    assert Reconstruct(windows=windows, steps=steps).windows_read == read

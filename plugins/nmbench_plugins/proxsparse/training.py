@@ -127,7 +127,7 @@ class Run:
         self.task.notes.update(
             {
                 "steps": self.done + self.step,
-                "lam": named(self._lam(best_power(self.trials), self.step)),
+                "lam": named(self._lam(best_power(self.trials), self.step or self.trial_steps)),
                 "search": self._search_note(),
                 "sparse": self.masters.sparse(),
                 **self.selection.notes(),

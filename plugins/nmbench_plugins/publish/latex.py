@@ -14,15 +14,20 @@ class Latex(nmbench.Reporter):
 
     def write(self, results: nmbench.Results, directory: Path) -> Path:
         path = directory / "report.tex"
-        table = results.summary()
-        words = {"run", "label", "pattern", "weights", "pareto"}
-        lines = [r"\begin{tabular}{" + "".join("l" if name in words else "r" for name in table.columns) + "}"]
-        lines += [r"\toprule", row(list(table.columns)), r"\midrule"]
-        lines += [row(cells) for cells in table.astype(str).to_numpy().tolist()]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        protocol = "".join(f"% {line}\n" for line in (*results.protocol(), *results.doubts()))
-        path.write_text(HEAD + protocol + "\n".join(lines) + "\n", encoding="utf-8")
+        path.write_text(latex(results), encoding="utf-8")
         return path
+
+
+def latex(results: nmbench.Results) -> str:
+    """Return the LaTeX source of the table, the protocol of every run as comments above it."""
+    table = results.summary()
+    words = {"run", "label", "pattern", "weights", "pareto"}
+    lines = [r"\begin{tabular}{" + "".join("l" if name in words else "r" for name in table.columns) + "}"]
+    lines += [r"\toprule", row(list(table.columns)), r"\midrule"]
+    lines += [row(cells) for cells in table.astype(str).to_numpy().tolist()]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    protocol = "".join(f"% {line}\n" for line in (*results.protocol(), *results.doubts()))
+    return HEAD + protocol + "\n".join(lines) + "\n"
 
 
 def row(cells: list[str]) -> str:

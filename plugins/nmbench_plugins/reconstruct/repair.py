@@ -34,7 +34,7 @@ class Reconstruct(nmbench.BlockRepair):
         choices=nmbench.SCOPES,
     )
     target: float = nmbench.option(0.5, "outputs to aim at, from the pruned path (0) to the dense path (1)")
-    windows: int | None = nmbench.option(256, "pool windows to train on; none: all", unit="windows")
+    windows: int | None = nmbench.option(256, "pool windows to train on; none: all that are read", unit="windows")
     minibatch: int = nmbench.option(8, "windows per step", unit="windows")
     steps: int = nmbench.option(200, "updates of each part", unit="steps")
     learning_rate: float = nmbench.option(1e-3, "step size of Adam, which falls linearly to 0")
@@ -45,6 +45,12 @@ class Reconstruct(nmbench.BlockRepair):
     def dense_path(self) -> bool:
         """True unless the target is on the pruned path."""
         return self.target != 0
+
+    @property
+    def windows_read(self) -> int:
+        """The number of pool windows that the updates of one part can read, at least one minibatch."""
+        read = max(self.steps, 1) * self.minibatch
+        return read if self.windows is None else min(self.windows, read)
 
     def repair_block(self, block: nmbench.BlockTask) -> Mapping[str, Tensor]:
         """Return the trained weights of one block, where its error fell."""

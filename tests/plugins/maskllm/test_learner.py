@@ -7,16 +7,11 @@ import dataclasses
 import pytest
 
 import nmbench as nm
-from nmbench.results.files import FileCheckpoints
 from nmbench.testing.cases import LearnCase
 from nmbench_plugins.maskllm import MaskLLM
+from reference.learners import learnt, resumed_equals_whole
 
 QUICK = MaskLLM(passes=20.0, minibatch=8, learning_rate=2e-3, check_every=16, checkpoint_every=9)
-
-
-def learnt(method: nm.MaskLearner, **case):
-    task = LearnCase(**case).task()
-    return task, method.learn(task)
 
 
 @pytest.mark.parametrize("nothing", [{"tokens": 0}, {"passes": 0.0}])
@@ -74,17 +69,7 @@ def test_short_moments_learn():
 def test_a_resumed_run_has_the_same_masks(tmp_path, event):
     """Killed after the first checkpoint or later, a run ends with the masks and tokens of a run that was not."""
     method = dataclasses.replace(QUICK, kl=0.5, reward=1e-5)
-    whole, masks = learnt(method)
-    store = FileCheckpoints(tmp_path / "maskllm.safetensors", "the same job")
-    killed = LearnCase().task(store)
-    with killed.interrupted_at(event):
-        method.learn(killed)
-    assert store.load() is not None
-    resumed = LearnCase().task(store)
-    again = method.learn(resumed)
-    assert all(mask.equal(again[name]) for name, mask in masks.items())
-    assert resumed.settle() == whole.settle()
-    assert resumed.notes == whole.notes
+    resumed_equals_whole(method, tmp_path, event, 9)
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,14 @@ import pytest
 import torch
 
 import nmbench as nm
-from nmbench.results.files import FileCheckpoints
 from nmbench.testing.cases import LearnCase
 from nmbench_plugins.proxsparse import ProxSparse
 from nmbench_plugins.proxsparse import masters as masters_module
 from nmbench_plugins.proxsparse.masters import Masters
 from nmbench_plugins.proxsparse.operator import prox_
+from reference.learners import learnt, resumed_equals_whole
 
 QUICK = ProxSparse(passes=20.0, minibatch=8, learning_rate=1e-2, search=0.3, check_every=16, checkpoint_every=7)
-
-
-def learnt(method: nm.MaskLearner, **case):
-    task = LearnCase(**case).task()
-    return task, method.learn(task)
 
 
 @pytest.mark.parametrize("nothing", [{"tokens": 0}, {"passes": 0.0}])
@@ -38,6 +33,14 @@ def test_the_budget_is_in_tokens_and_holds_the_search():
     assert task.notes["search"]["steps"] == int(0.3 * 40) // 3
     assert task.notes["search"]["tokens"] == len(task.notes["search"]["trials"]) * 4 * 96
     assert task.cost.backward_tokens == 40 * 96
+
+
+def test_a_search_without_a_training_after_it():
+    """If the trials take the whole budget, the lam of the notes is that of the best of them."""
+    task, _ = learnt(dataclasses.replace(QUICK, passes=15.0, search=1.0))
+    search = task.notes["search"]
+    assert len(search["trials"]) * search["steps"] == task.notes["steps"] == 60
+    assert task.notes["lam"] == min(search["trials"], key=lambda trial: trial["held_out"])["lam"]
 
 
 def test_a_given_lam_is_not_searched_for():
@@ -76,19 +79,7 @@ def test_presets_learn():
 def test_a_resumed_run_has_the_same_masks(tmp_path, event):
     """Killed in the search or later, a run ends with the masks and tokens of a run that was not."""
     method = dataclasses.replace(QUICK, kl=0.5)
-    whole, masks = learnt(method)
-    store = FileCheckpoints(tmp_path / "proxsparse.safetensors", "the same job")
-    killed = LearnCase().task(store)
-    with killed.interrupted_at(event):
-        method.learn(killed)
-    assert store.load() is not None or event < 7
-    resumed = LearnCase().task(store)
-    again = method.learn(resumed)
-    assert all(mask.equal(again[name]) for name, mask in masks.items())
-    assert resumed.settle() == whole.settle()
-    for task in (whole, resumed):
-        del task.notes["search"]["seconds"]
-    assert resumed.notes == whole.notes
+    resumed_equals_whole(method, tmp_path, event, 7)
 
 
 @pytest.mark.parametrize("part", [2**17, 50])

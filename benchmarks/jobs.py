@@ -1,0 +1,71 @@
+"""The time of a run whose rows several processes make, beside the same run in one process.
+
+    python jobs.py --jobs 4 --model FOLDER --json results/jobs_h100x4.json -- --calibration jsonl:web.jsonl.gz
+    python jobs.py --jobs 2 --rows 2                     the demo, on a CPU
+
+Both runs have the same rows: `--rows` seeds of `--method` (with its options after `--`), which take equally long.
+Seconds are those of whole commands, loading and the dense row included. `equal`: the measured weights are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nmbench.experiment.environment import cpu_name
+from nmbench.results.records import read_records
+
+
+def timed(flags: list[str], out: Path) -> dict[str, Any]:
+    """Seconds of one command, and the digests of its rows."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "nmbench.cli", "run", *flags, "--out", str(out), "--quiet"], check=True)
+    seconds = time.perf_counter() - start
+    records = read_records(out / "records.jsonl")
+    digests = {f"{row['label']} {row['seed']}": row["measured_digest"] for row in records}
+    return {"seconds": seconds, "dense": records[0]["seconds"]["total"], "digests": digests}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--method", default="wanda")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("flags", nargs="*", help="more flags of nmbench run")
+    args = parser.parse_args()
+    seeds = [flag for seed in range(args.rows) for flag in ("--seed", str(seed))]
+    flags = ["--model", args.model, "--method", args.method, *seeds, *args.flags]
+    with tempfile.TemporaryDirectory() as folder:
+        alone = timed(flags, Path(folder, "alone"))
+        together = timed([*flags, "--jobs", f"local:{args.jobs}"], Path(folder, "together"))
+    result = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "gpus": torch.cuda.device_count(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "jobs": args.jobs,
+        "flags": flags,
+        "one process": alone["seconds"],
+        "jobs at once": together["seconds"],
+        "ratio": alone["seconds"] / together["seconds"],
+        "dense row": alone["dense"],
+        "equal": alone["digests"] == together["digests"],
+    }
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

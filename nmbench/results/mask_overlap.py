@@ -1,0 +1,44 @@
+"""The share of kept weights that the masks of two rows have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nmbench.errors import NMBenchError
+from nmbench.results.files import FORMAT, read_tensors
+
+ONES = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)  # bits set in a byte
+
+
+def mask_overlap(paths: Sequence[Path]) -> Tensor:
+    """Return the share of weights kept by both masks among those that the first keeps: float64 `[files, files]`.
+
+    `paths`: files of packed masks of the same layers (`save_masks`). The bits are counted as they are packed. Raises
+    `NMBenchError` for other files, and for masks of other layers or shapes.
+    """
+    masks = [packed_masks(path) for path in paths]
+    both = torch.zeros(len(paths), len(paths), dtype=torch.float64)
+    for first, ours in enumerate(masks):
+        for second, theirs in enumerate(masks[: first + 1]):
+            if {name: bits.shape for name, bits in ours.items()} != {name: bits.shape for name, bits in theirs.items()}:
+                raise NMBenchError(f"the masks of {paths[first]} and {paths[second]} are of other layers.")
+            count = sum(ones(bits & theirs[name]) for name, bits in ours.items())
+            both[first, second] = both[second, first] = count
+    return both / both.diagonal()[:, None].clamp(min=1)
+
+
+def packed_masks(path: Path) -> dict[str, Tensor]:
+    """Return the packed bits of every layer, uint8 `[bytes]`. Raises `NMBenchError` for a file of other content."""
+    tensors, about = read_tensors(path)
+    if about.get("format") != FORMAT:
+        raise NMBenchError(f"{path} does not hold masks packed by nmbench.")
+    return tensors
+
+
+def ones(packed: Tensor) -> int:
+    """Return the number of set bits of packed bits `[bytes]`."""
+    return int(ONES[packed.long()].sum())

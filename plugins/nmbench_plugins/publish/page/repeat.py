@@ -1,0 +1,116 @@
+"""What each label stands for, and how each row is repeated: command, versions, hashes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nmbench.results import Record, asked_methods
+from nmbench_plugins.publish.page.figures import badge
+from nmbench_plugins.publish.page.markup import el, folded, named, table, text
+from nmbench_plugins.publish.page.view import Line, Protocol, View
+
+HASHES = ("job_digest", "protocol_digest", "spec_digest", "calibration_digest", "pool_digest", "measured_digest")
+
+
+def labels(view: View) -> str:
+    """Return the table of labels: method, start, options."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for line in view.lines:
+        if line.record["method"]:
+            key = (
+                line.record["label"],
+                str(line.record["method"]),
+                str(line.record["started_from"] or "-"),
+                options_text(line.record),
+            )
+            rows.setdefault(key, []).append(line.letter)
+    head = ["label", "method", "begins with", "options", "protocols"]
+    return table(
+        head,
+        ([*map(text, key), "".join(map(badge, dict.fromkeys(where)))] for key, where in rows.items()),
+        class_="plain words",
+    )
+
+
+def options_text(record: Record) -> str:
+    """Return the options of a row as they were resolved."""
+    return ", ".join(f"{name}={value}" for name, value in record["options"].items()) or "none"
+
+
+def repeats(view: View) -> str:
+    """Return for every run directory its command, and for every row its own command and hashes, folded."""
+    return "\n".join(filter(None, (of_protocol(view, protocol) for protocol in view.protocols)))
+
+
+def of_protocol(view: View, protocol: Protocol) -> str:
+    """Return the entries of one protocol under its line."""
+    runs = "".join(el("pre", text(command_of_run(run))) for run in protocol.runs)
+    lines = "".join(folded(title(line), of_row(line), id=line.anchor, class_="row") for line in protocol.lines)
+    return el("h3", f"{badge(protocol.letter)} {named(protocol.model)}") + el("p", "All rows:") + runs + lines
+
+
+def title(line: Line) -> str:
+    """Return the line that opens an entry."""
+    seeds = f" seed{'s' * (len(line.seeds) > 1)} {', '.join(map(str, line.seeds))}" if line.seeds else ""
+    return text(f"{line.name} {line.pattern if line.record['pattern'] else ''}{seeds}")
+
+
+def of_row(line: Line) -> str:
+    """Return the command of a row, its versions, and the hashes of every seed."""
+    versions = ", ".join(f"{name} {value}" for name, value in line.record["environment"].items())
+    hashes = "\n".join(hashes_of(record) for record in line.records)
+    command = el("pre", text(command_of(line))) if line.record["pattern"] else ""
+    return command + el("p", text(versions)) + el("pre", text(hashes))
+
+
+def hashes_of(record: Record) -> str:
+    """Return the hashes of one job in a line."""
+    proof = record["proof"]
+    known = {name.replace("_digest", ""): record.get(name) for name in HASHES}
+    known |= {"masks": proof["masks_digest"] if proof else None}
+    seed = "" if record["seed"] is None else f"seed {record['seed']}: "
+    return seed + ", ".join(f"{name} {str(value)[:16]}" for name, value in known.items() if value)
+
+
+def command_of_run(run: str) -> str:
+    """Return the command that repeats, or resumes, a whole run."""
+    return f"nmbench run --config {shlex.quote(f'{run}/spec.toml')} --out {shlex.quote(run)}"
+
+
+def command_of(line: Line) -> str:
+    """Return the command that repeats one row in a new folder, with the rows that it begins with."""
+    parts = ["nmbench", "run", "--config", f"{line.run}/spec.toml"]
+    for label, method, options in needed(line):
+        parts += ["--method", method if label == method else f"{label}={method}"]
+        parts += [word for name, value in options.items() for word in ("--set", f"{label}.{name}={shown(value)}")]
+    parts += ["--pattern", str(line.record["pattern"])]
+    parts += [word for seed in line.seeds for word in ("--seed", str(seed))]
+    return shlex.join([*parts, "--out", "again"])
+
+
+def shown(value: Any) -> str:
+    """Return the value of an option as the command line takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def needed(line: Line) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield label, method and options of a row and of the labels that it begins with, as `spec.toml` has them."""
+    methods = asked_methods(Path(line.run))
+    label = str(line.record.get("repairs") or line.label.removesuffix("@init"))
+    wanted, seen = [label], set()
+    while wanted:
+        name = wanted.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        if name not in methods:
+            if name == label:  # a start under its own name, or a folder without spec.toml
+                set_ones = {option: value for option, value in line.record["options"].items() if value is not None}
+                yield name, str(line.record["method"]), {} if methods else set_ones
+            continue
+        options = methods[name]["options"]
+        yield name, methods[name]["method"], options
+        wanted += [one.strip().partition("@")[0] for one in str(options.get("init", "")).split(",") if one.strip()]
