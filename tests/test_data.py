@@ -30,7 +30,7 @@ from nmbench.data import test_text as joined_text  # pytest takes what is named 
 from nmbench.errors import NMBenchError
 from nmbench.sources import Dataset
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31)
 
 

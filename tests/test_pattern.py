@@ -10,7 +10,7 @@ from nmbench.pattern import PAIRWISE, Pattern, ranks_at_once, ranks_by_pairs, ra
 from nmbench.testing.strategies import masks, patterns, tensors
 from reference import pattern as reference
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 

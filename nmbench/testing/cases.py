@@ -245,9 +245,13 @@ class RecordingTask(LearnTask):
         super().report(step, total=total, masks=None, **values)
 
     @contextlib.contextmanager
-    def interrupted_at(self, event: int | None) -> Iterator[list[int]]:
-        """Count the events of a run (reports, progress, saved checkpoints); raise `Interrupt` at number `event`."""
-        count = [0]
+    def interrupted_at(self, event: int | None, before: int = 0) -> Iterator[list[int]]:
+        """Count the events of a run (reports, progress, saved checkpoints); raise `Interrupt` at number `event`.
+
+        `before` events lie before the checkpoint that the run resumes from. Yields the number of events, and of those
+        of them that the last checkpoint holds.
+        """
+        count = [before, before]
 
         def count_event(*_: Any) -> None:
             count[0] += 1
@@ -259,6 +263,7 @@ class RecordingTask(LearnTask):
 
         def save_and_count(state: Any) -> None:
             save(state)
+            count[1] = count[0] + 1
             count_event()
 
         self.checkpoints.store = FunctionStore(save_and_count, self.checkpoints.store.load)

@@ -11,7 +11,7 @@ from nmbench.cli.run import runs_from
 from nmbench.pattern import Pattern
 from nmbench.spec import MethodSpec, RunSpec
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=36, deadline=None)
 words = st.text(alphabet="abc xyz'\"$*.-/\\é", min_size=1, max_size=8)
 option_values = st.one_of(st.integers(0, 99), st.booleans(), st.floats(0, 1e6), words)
 

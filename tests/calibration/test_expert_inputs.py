@@ -365,8 +365,7 @@ def test_what_needs_a_routing_is_refused_without():
 
 @families
 @ways
-@pytest.mark.parametrize("sequential", [False, True])
-@pytest.mark.parametrize("skip", [0, 3])
+@pytest.mark.parametrize(("sequential", "skip"), [(False, 3), (True, 0)])
 @torch.no_grad()
 def test_drift_and_first_tokens(family, way, sequential, skip):
     """An expert's inputs are compared with what it would be given in the dense model for the tokens routed to it in the

@@ -241,16 +241,21 @@ def test_the_commands_can_follow_each_other(nmbench, tmp_path, monkeypatch):
 
 
 @cache
-def messages() -> list[re.Pattern[str]]:
-    """The texts of the source code, with anything in the place of what is filled in; short ones are left out."""
+def messages() -> list[list[str | None]]:
+    """The texts of the source code in parts, None for what is filled in; short ones are left out."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources()]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     parts = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
     parts += [[node] for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    long = [part for part in parts if sum(len(p.value) for p in part if isinstance(p, ast.Constant)) >= 15]
-    return [
-        re.compile("".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in part)) for part in long
-    ]
+    texts = [[p.value if isinstance(p, ast.Constant) else None for p in part] for part in parts]
+    return [text for text in texts if sum(len(p) for p in text if p) >= 15]
+
+
+def could_be(error: str, text: list[str | None]) -> bool:
+    """Whether a text of the source code can come out as `error`."""
+    if not all(part in error for part in text if part):  # a hundred times faster than the expression alone
+        return False
+    return bool(re.fullmatch("".join(".*" if part is None else re.escape(part) for part in text), error))
 
 
 def sources() -> list[Path]:
@@ -262,7 +267,7 @@ def test_errors_on_the_page_are_those_of_the_code():
     shown = [line for language, text in blocks("docs/guide/troubleshooting.md") for line in text.splitlines()]
     errors = [line.removeprefix("Error: ") for line in shown if line.startswith("Error: ")]
     assert len(errors) >= 20
-    assert [error for error in errors if not any(message.fullmatch(error) for message in messages())] == []
+    assert [error for error in errors if not any(could_be(error, text) for text in messages())] == []
 
 
 def test_links_lead_somewhere():

@@ -197,7 +197,7 @@ def test_the_order_of_methods_changes_nothing(done, nmbench, small, records):
     assert first == second
 
 
-@pytest.mark.parametrize("patterns", [["1:2", "3:4", "4:8", "8:16", "16:32"], ["5:6"]], ids=",".join)
+@pytest.mark.parametrize("patterns", [["3:4", "8:16", "16:32"], ["5:6"]], ids=",".join)
 def test_any_pattern_that_divides_the_rows_will_do(nmbench, small, records, tmp_path, patterns):
     """All four methods prune to any N:M; rows of 96 inputs fall into groups of 6 only where the layers allow it."""
     skip = ["--skip", "self_attn.*", "--skip", "gate_proj", "--skip", "up_proj"] if patterns == ["5:6"] else []
@@ -472,7 +472,16 @@ def test_windows_that_swaps_skip_altogether(nmbench, small):
     assert "swaps 2:4 seed 0: skip_tokens is 999, but calibration windows have" in result.output
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "gptneox", "gemma2", "gemma3", "qwen3", "phi3", "mistral"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("gpt2", "gemma3"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("opt", "gptneox", "gemma2", "qwen3", "phi3", "mistral")
+        ),
+    ],
+)
 def test_every_architecture_runs_end_to_end(nmbench, small, records, tmp_path, family):
     """Solver, scorer and refiner prune every family of small models, and the dense row is the same model."""
     flags = [flag.replace("tiny:llama", f"tiny:{family}") for flag in small[: small.index("--set")]]

@@ -180,7 +180,7 @@ def test_what_a_learner_holds_is_not_less():
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     initial = {name: Pattern(2, 4).top(layer.read().abs()) for name, layer in bundle.layers.items()}
     windows = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
-    for method in (MaskPro(steps=3, engine="torch"), SwapsJudged(rounds=1)):
+    for method in (MaskPro(steps=3, engine="torch"), SwapsJudged(rounds=1, aims="0/0")):
         dense, store = DenseWeights(bundle), MemoryCheckpoints()
         task = LearnTask(bundle, dense, patterns, initial, windows, windows, 0, store, "it")
         with Live() as live:

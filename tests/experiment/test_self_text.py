@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -169,15 +171,22 @@ def real(texts, **fields):
     return prepared(checked(spec, PLUGINS))
 
 
+@pytest.fixture(scope="module")
+def straight(texts, tmp_path_factory):
+    """The experiment of `setup` without more options, and the folder that it was made in; nobody changes them."""
+    folder = tmp_path_factory.mktemp("straight")
+    return setup(texts, folder), folder
+
+
 def contained(windows, text):
     """For each window, whether all of it is in the windows `text`."""
     width = windows.shape[1]
     return torch.isin(shingles(windows, width), shingles(text, width)).all(dim=1)
 
 
-def test_windows_are_prompts_that_go_on(texts, tmp_path):
+def test_windows_are_prompts_that_go_on(texts, straight):
     """A sampled window begins with a span of a calibration window and is no real text; selection windows are real."""
-    experiment = setup(texts, tmp_path)
+    experiment, _ = straight
     pool, source = experiment.pools[0], experiment.real[0]
     assert pool.calibration.shape == (12, WINDOW)
     assert contained(pool.calibration[:, :8], source.calibration).all()
@@ -211,13 +220,13 @@ def test_bos(texts, tmp_path):
     assert contained(pool.calibration[:, 1:9], experiment.real[0].calibration).all()
 
 
-def test_real_share(texts, tmp_path):
+def test_real_share(texts, straight, tmp_path):
     """Real windows are the first ones of the real pool, at their places among the samples."""
     experiment = setup(texts, tmp_path, ",real=0.25")
     calibration, source = experiment.pools[0].calibration, real(texts).pools[0].calibration
     places = torch.tensor(real_places(12, 0.25))
     assert torch.equal(calibration[places], source[:3])
-    assert torch.equal(calibration[~places], setup(texts, tmp_path / "b").pools[0].calibration[:9])
+    assert torch.equal(calibration[~places], straight[0].pools[0].calibration[:9])
     assert experiment.sampled[0]["real_windows"] == 3
 
 
@@ -236,9 +245,9 @@ def test_more_samples_than_text(texts, tmp_path):
         setup(tmp_path, tmp_path / "out", selection_tokens=40 * WINDOW)
 
 
-def test_interrupted_sampling_goes_on(texts, tmp_path, monkeypatch):
+def test_interrupted_sampling_goes_on(texts, straight, tmp_path, monkeypatch):
     """Killed between two pieces or while a file is written: the same tokens and cost, and finished pieces are kept."""
-    straight = setup(texts, tmp_path / "straight")
+    straight, _ = straight
     drawn, made = Sampler.drawn, []
 
     def noted(sampler, index, *rest):
@@ -292,12 +301,13 @@ def test_other_prompts_leave_the_pieces_alone(texts, tmp_path):
         (lambda path: path.write_bytes(piece(path.parent, 2).read_bytes()), "it holds windows of another model"),
     ],
 )
-def test_damaged_piece_is_sampled_again(texts, tmp_path, capsys, damage, said):
+def test_damaged_piece_is_sampled_again(texts, straight, tmp_path, capsys, damage, said):
     """A piece whose file is damaged, or is that of another piece, is sampled again, and a notice says so."""
-    before = setup(texts, tmp_path)
+    before, folder = straight
+    out = shutil.copytree(folder, tmp_path / "out")
     assert "NOTICE" not in capsys.readouterr().err
-    damage(piece(tmp_path / "sampled", 1))
-    again = setup(texts, tmp_path)
+    damage(piece(out / "sampled", 1))
+    again = setup(texts, out)
     assert again.pools[0].digest == before.pools[0].digest
     said_all = capsys.readouterr().err
     assert said in said_all and said_all.count("NOTICE") == 1

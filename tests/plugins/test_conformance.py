@@ -22,27 +22,27 @@ from nmbench_plugins.swaps import Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
 
 # Few steps, and as large ones as the planted model allows: every law calls a learner up to ten times.
-QUICK = {"minibatch": 8, "learning_rate": 1.0, "prior": 0.3, "tracker": 0.9, "check_every": 10, "checkpoint_every": 7}
+QUICK = {"minibatch": 8, "learning_rate": 1.0, "prior": 0.3, "tracker": 0.9, "check_every": 5, "checkpoint_every": 3}
 METHODS = (
     Magnitude(),
     Wanda(),
     RIA(),
     SparseGPT(),
     ALPS(),
-    ALPS(dense_weight=0.5, sequential=True),
+    ALPS(dense_weight=0.5, iterations=60, sequential=True),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
-    MaskPro(steps=60, **QUICK),
-    Soft(passes=10.0, minibatch=16, learning_rate=3e-2, check_every=8, checkpoint_every=5),
-    Soft(scope="block", passes=10.0, minibatch=16, learning_rate=3e-2),
-    MaskLLM(passes=10.0, minibatch=16, learning_rate=1e-2, check_every=8, checkpoint_every=5),
-    ProxSparse(passes=10.0, minibatch=16, learning_rate=3e-2, trials=3, check_every=8, checkpoint_every=5),
+    MaskPro(steps=30, **QUICK),
+    Soft(passes=5.0, minibatch=16, learning_rate=6e-2, check_every=4, checkpoint_every=3),
+    Soft(scope="block", passes=5.0, minibatch=16, learning_rate=6e-2),
+    MaskLLM(passes=5.0, minibatch=16, learning_rate=2e-2, check_every=4, checkpoint_every=3),
+    ProxSparse(passes=5.0, minibatch=16, learning_rate=6e-2, trials=3, check_every=4, checkpoint_every=3),
     Import(),
-    SwapsJudged(rounds=4, margin=0.0, statistics_tokens=192, judge_tokens=192),
+    SwapsJudged(rounds=2, margin=0.0, statistics_tokens=192, judge_tokens=192),
     SparseGPTRepair(),
     LeastSquares(),
     LeastSquares(solver="exact", sequential=False),
-    Reconstruct(steps=20),
+    Reconstruct(steps=10),
     Distil(passes=4.0, check_every=5, checkpoint_every=3),
     Distil(passes=4.0, refresh_every=3, check_every=5, checkpoint_every=3),
 )

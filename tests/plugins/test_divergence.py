@@ -20,7 +20,7 @@ from reference.dense import divergence
 
 WINDOW, VOCABULARY = 16, 257
 TEXT = torch.randint(256, (6 * WINDOW + 5,), generator=torch.Generator().manual_seed(1))
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=15, deadline=None)
 
 
 def pruned(family: str = "llama", keep: int = 2) -> tuple[Bundle, DenseView]:

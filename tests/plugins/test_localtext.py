@@ -17,7 +17,7 @@ from nmbench.errors import NMBenchError
 from nmbench_plugins.localtext import JsonLines, TextFiles
 from nmbench_plugins.localtext.content import decoded
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 DOCUMENTS = ["first\nlines", "second \u2028 é 😀", "third"]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)
 

@@ -16,7 +16,7 @@ from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.ria import RIA
 from nmbench_plugins.wanda import Wanda
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 patterns = strategies.patterns(16)
 row_by_row = pytest.mark.parametrize("method", [Magnitude(), Wanda()], ids=["magnitude", "wanda"])
 methods = pytest.mark.parametrize("method", [Magnitude(), Wanda(), RIA()], ids=["magnitude", "wanda", "ria"])

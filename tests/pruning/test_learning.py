@@ -22,7 +22,7 @@ from nmbench_plugins.tiny import TinyModel
 
 TWO_FOUR = Pattern(2, 4)
 families = pytest.mark.parametrize("family", ["llama", "gpt2"])
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=20, deadline=None)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from nmbench.pattern import Pattern
 from nmbench.pruning import better_rows, conjugate_gradients
 from nmbench.testing import strategies
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=24, deadline=None)
 KINDS = ("normal", "ties", "one outlier", "huge", "signed zeros", "subnormal")
 
 

@@ -35,7 +35,7 @@ class Rescale(nmbench.LayerRepair):
 class Nearer(nmbench.BlockRepair):
     """Bring the outputs of a block nearer to those of the dense block by a few steps of Adam."""
 
-    steps: int = nmbench.option(6, "updates of each part", unit="steps")
+    steps: int = nmbench.option(4, "updates of each part", unit="steps")
     rate: float = nmbench.option(1e-3, "step size")
     scope: str = nmbench.option("block", "what is trained at once", choices=nmbench.SCOPES)
     minibatch: int = nmbench.option(8, "windows of a batch", unit="windows")

@@ -24,7 +24,7 @@ from nmbench.results.results import Results, load_results
 from nmbench.spec import Defaults, MethodSpec, RunSpec
 from nmbench.testing.strategies import patterns
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=24, deadline=None)
 MANIFEST = {
     "model_digest": "m1",
     "test_digests": {"demo": "t1"},

@@ -37,7 +37,7 @@ def parts(text):
     return lines, note.partition(": ")[2].partition(";")[0].split(", ") if note else []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=36, deadline=None)
 @given(st.integers(1, 250))
 def test_a_table_fits_and_says_what_it_lacks(width):
     """A column is in the table or named as left out; names and the first metric stay; it fits if it can."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import re
 from pathlib import Path
 
@@ -29,6 +30,18 @@ TEXT = re.compile(
 )
 
 
+def failures(method):
+    """The failed checks of a method. Running checks restores the state of the process, whatever a method does to it."""
+    before = process_state()
+    failed = {name: text for name, text in run_checks(method).items() if text}
+    assert process_state() == before
+    return failed
+
+
+def process_state():
+    return torch.get_rng_state().tolist(), random.getstate(), torch.get_default_dtype(), torch.get_num_threads()
+
+
 def named(value):
     return value if isinstance(value, str) else type(value).__name__
 
@@ -36,7 +49,7 @@ def named(value):
 @pytest.mark.parametrize("method", GOOD, ids=named)
 def test_good_methods_keep_every_law(method):
     """A method that breaks no law passes every check."""
-    assert {name: text for name, text in run_checks(method).items() if text} == {}
+    assert failures(method) == {}
 
 
 @pytest.mark.parametrize(("law", "method"), ALL, ids=named)
@@ -44,7 +57,7 @@ def test_a_broken_method_fails_its_check_and_no_other(law, method):
     """Every broken method fails exactly one check; the failure text has the call, the result, the expected result, and
     code that runs.
     """
-    failed = {name: text for name, text in run_checks(method).items() if text}
+    failed = failures(method)
     assert list(failed) == [law]
     text = TEXT.fullmatch(failed[law])
     assert text, failed[law]
@@ -80,15 +93,6 @@ def test_every_law_is_one_sentence():
         assert law.sentence.endswith("."), law.name
 
 
-def test_calls_leave_no_trace():
-    """Running the checks restores the global state of the process, whatever a method does to it."""
-    before = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
-    for method in (zoo.Setting(), zoo.Seeding(), zoo.Talkative()):
-        run_checks(method)
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1:] == (torch.get_default_dtype(), torch.get_num_threads())
-
-
 def test_a_check_with_nothing_to_judge_has_not_passed():
     """A method that always raises fails every check that calls it."""
 
@@ -98,7 +102,7 @@ def test_a_check_with_nothing_to_judge_has_not_passed():
         def solve(self, weight, stats, pattern):
             raise ValueError("never")
 
-    failed = [name for name, text in run_checks(Raising()).items() if text]
+    failed = failures(Raising())
     calls = [check.name for check in checks_of(zoo.GoodSolver())]
     about_the_class = {"options_round_trip", "options_are_described", "impossible_patterns_have_reasons"}
     of_the_process = {name for name in calls if name.endswith("_untouched") or name == "nothing_is_printed"}
@@ -127,7 +131,7 @@ def test_no_supported_pattern_is_no_pass():
         def supports(self, pattern):
             return "it never does."
 
-    failed = {name: text for name, text in run_checks(Nothing()).items() if text}
+    failed = failures(Nothing())
     assert "supported_patterns_are_done" in failed
     assert "no usual pattern is supported" in failed["scores_are_finite"]
 

@@ -22,7 +22,7 @@ from nmbench.testing.strategies import (
     values,
 )
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=24, deadline=None)
 TWO_FOUR = Pattern(2, 4)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 

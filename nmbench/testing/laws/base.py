@@ -116,5 +116,22 @@ def refused(observed: Observation) -> bool:
     return isinstance(observed.error, NMBenchError)
 
 
+def at_events(observed: Observation, differs: Callable[..., Judgement]) -> Judgement:
+    """The judgement of `differs(*events)` on a run that is interrupted at its first, its last and three other events.
+
+    If that is `Broken`, the first event is looked for that breaks the law alone.
+    """
+    events = sorted({observed.events * part // 4 for part in range(4)} | {observed.events - 1})
+    verdict = differs(*events)
+    if not isinstance(verdict, Broken):
+        return verdict
+    return next((alone for alone in map(differs, events) if isinstance(alone, Broken)), verdict)
+
+
+def numbered(events: Sequence[int], observed: Observation) -> str:
+    """The interruptions of a run in words: `interrupted at event 3 of 9`."""
+    return f"interrupted at event {', '.join(map(str, events))} of {observed.events}"
+
+
 # The cases of most laws
 usual = one_or_other(layers(pattern=("2:4", "4:8", "1:2"), inputs=("plain", "correlated")), tasks("2:4", "4:8", "1:2"))

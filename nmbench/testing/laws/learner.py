@@ -18,7 +18,9 @@ from nmbench.testing.laws.base import (
     SKIPPED,
     Broken,
     Judgement,
+    at_events,
     law,
+    numbered,
     raised,
     supported,
     tasks,
@@ -136,15 +138,19 @@ def interrupted_runs_resume(observed: Observation) -> Judgement:
         return Broken(
             "no report and no checkpoint", "at least one `task.report(step, loss=...)`, so that its progress is visible"
         )
-    for event in sorted({observed.events * part // 4 for part in range(4)} | {observed.events - 1}):
-        call = f"{observed.method!r}.learn(task), interrupted at event {event} of {observed.events}, and once more"
-        try:
-            resumed = interrupted(observed, event)
-        except Exception as error:
-            return Broken(f"{type(error).__name__}: {' '.join(str(error).split())}", "the same masks", call)
-        for name, mask in observed.masks.items():
-            if not isinstance(resumed, Mapping) or not mask.equal(resumed[name]):
-                return Broken(f"another mask of {name}", "that of the run that was not interrupted", call)
+    return at_events(observed, lambda *events: resumed_elsewhere(observed, *events))
+
+
+def resumed_elsewhere(observed: Observation, *events: int) -> Judgement:
+    """Judge whether a learner that is interrupted at each of `events` ends with the masks of the call."""
+    call = f"{observed.method!r}.learn(task), {numbered(events, observed)}, and once more"
+    try:
+        resumed = interrupted(observed, *events)
+    except Exception as error:
+        return Broken(f"{type(error).__name__}: {' '.join(str(error).split())}", "the same masks", call)
+    for name, mask in observed.masks.items():
+        if not isinstance(resumed, Mapping) or not mask.equal(resumed[name]):
+            return Broken(f"another mask of {name}", "that of the run that was not interrupted", call)
     return HOLDS
 
 

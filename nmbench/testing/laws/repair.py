@@ -24,8 +24,10 @@ from nmbench.testing.laws.base import (
     SKIPPED,
     Broken,
     Judgement,
+    at_events,
     law,
     layers,
+    numbered,
     one_or_other,
     raised,
     tasks,
@@ -123,17 +125,20 @@ def interrupted_repairs_resume(observed: Observation) -> Judgement:
         return SKIPPED
     if observed.events == 0:
         return Broken("no report and no checkpoint", "at least one `task.report(step, loss=...)`")
-    for event in sorted({observed.events * part // 4 for part in range(4)} | {observed.events - 1}):
-        call = f"{observed.case!r}.run({observed.method!r}), interrupted at event {event} of {observed.events}"
-        try:
-            resumed = {
-                name: getattr(value, "weight", value) for name, value in (interrupted(observed, event) or {}).items()
-            }
-        except Exception as error:
-            return Broken(f"{type(error).__name__}: {' '.join(str(error).split())}", "the same weights", call)
-        for name, weight in weights.items():
-            if not isinstance(resumed.get(name), Tensor) or not same_bits(weight, resumed[name].to(weight.dtype)):
-                return Broken(f"other weights of {name}", "those of the run that was not interrupted", call)
+    return at_events(observed, lambda *events: resumed_elsewhere(observed, weights, *events))
+
+
+def resumed_elsewhere(observed: Observation, weights: Mapping[str, Tensor], *events: int) -> Judgement:
+    """Judge whether a repair that is interrupted at each of `events` ends with `weights`."""
+    call = f"{observed.case!r}.run({observed.method!r}), {numbered(events, observed)}"
+    try:
+        results = interrupted(observed, *events) or {}
+    except Exception as error:
+        return Broken(f"{type(error).__name__}: {' '.join(str(error).split())}", "the same weights", call)
+    resumed = {name: getattr(value, "weight", value) for name, value in results.items()}
+    for name, weight in weights.items():
+        if not isinstance(resumed.get(name), Tensor) or not same_bits(weight, resumed[name].to(weight.dtype)):
+            return Broken(f"other weights of {name}", "those of the run that was not interrupted", call)
     return HOLDS
 
 

@@ -19,7 +19,7 @@ from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.wanda import Wanda
 from reference import alps as plain
 
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=20, deadline=None)
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (2, 3), (3, 10))]
 patterns, seeds = st.sampled_from(PATTERNS), st.integers(0, 2**31)
 

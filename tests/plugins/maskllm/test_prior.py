@@ -12,7 +12,7 @@ from nmbench_plugins.maskllm.candidates import candidates
 from nmbench_plugins.maskllm.prior import lead_of, leaving
 from nmbench_plugins.maskllm.schedule import Schedule
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 PATTERNS = st.sampled_from(["1:2", "2:4", "1:4", "3:4", "4:8", "5:10"]).map(nm.Pattern.parse)
 
 

@@ -12,7 +12,7 @@ from nmbench.pruning import gumbel, step_keys
 from nmbench_plugins.maskllm.candidates import candidates
 from nmbench_plugins.maskllm.relaxation import as_rows, chosen, keys_gradient, members, soft_mask
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 PATTERNS = st.sampled_from(["1:2", "1:4", "2:4", "3:4", "2:3", "4:8"]).map(nm.Pattern.parse)
 GROUPS = 5
 

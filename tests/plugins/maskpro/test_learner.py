@@ -30,7 +30,7 @@ from reference.planted import (
 )
 
 LEARNS = {"steps": 150, "prior": 1.0, "minibatch": 4, "check_every": 25, "checkpoint_every": 50}  # enough for the toy
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=12, deadline=None)
 
 
 # The update

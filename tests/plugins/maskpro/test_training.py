@@ -20,7 +20,7 @@ from nmbench.results.files import FileCheckpoints, MemoryCheckpoints
 from nmbench_plugins.maskpro import MaskPro, training
 from reference.planted import FOUR_EIGHT, TWO_FOUR, Planted, cycles, equal, make, planted, weakest
 
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=12, deadline=None)
 
 
 # Killed and resumed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nmbench_plugins.proxsparse.operator import best_of_supports, objective, prox_, settled, sweep
 
-quick = settings(max_examples=15, deadline=None)
+quick = settings(max_examples=10, deadline=None)
 PATTERNS = st.sampled_from([(1, 2), (1, 4), (2, 3), (2, 4), (3, 4), (2, 5), (4, 6)])
 LARGE = st.sampled_from([(4, 8), (3, 8)])
 

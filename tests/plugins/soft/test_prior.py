@@ -12,7 +12,7 @@ from nmbench_plugins.maskpro.policy import log_prob
 from nmbench_plugins.soft.prior import lead_of, leaving
 from nmbench_plugins.soft.schedule import Schedule
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 PATTERNS = st.sampled_from(["1:2", "2:4", "1:4", "3:4", "4:8", "8:16"]).map(nm.Pattern.parse)
 
 

@@ -15,7 +15,7 @@ from nmbench.pruning import gumbel, step_keys
 from nmbench_plugins.maskpro.policy import log_prob
 from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 PATTERNS = st.sampled_from([(1, 2), (1, 4), (2, 4), (3, 4), (2, 3), (4, 8), (8, 16)])
 TEMPERATURES = st.sampled_from([1.0, 0.3, 0.05])
 

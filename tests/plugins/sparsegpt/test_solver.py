@@ -23,7 +23,7 @@ from nmbench_plugins.sparsegpt.sweep import sweep
 from nmbench_plugins.wanda import Wanda
 from reference import one_shot
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=24, deadline=None)
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (1, 3), (2, 3), (4, 6), (3, 10))]
 seeds = st.integers(0, 2**31)
 
@@ -304,7 +304,10 @@ methods = pytest.mark.parametrize("name", METHODS)
 
 
 def demo() -> Bundle:
-    return DemoModel().load("")
+    """The first two of the four blocks of the demo."""
+    bundle = DemoModel().load("")
+    bundle.model.model.layers = bundle.model.model.layers[:2]
+    return Bundle.of("demo", bundle.model, bundle.tokenizer)
 
 
 def wide() -> Bundle:
@@ -399,7 +402,7 @@ def near_ties(weight: Tensor, x: Tensor, ours: Tensor, theirs: Tensor, pattern: 
 
 @methods
 def test_agreement_on_the_demo(name):
-    """On the demo model and its text, masks and weights are those of an independent implementation."""
+    """On blocks of the demo model and its text, masks and weights are those of an independent implementation."""
     agree(demo, text(), name, Pattern(2, 4))
 
 
@@ -418,7 +421,7 @@ def test_mask_only_is_the_mask_of_the_sweep():
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     for sequential in (False, True):
         full, alone = (
-            prune_one_shot(bundle, DenseWeights(bundle), method, patterns, noise(), "it").pruned
+            prune_one_shot(bundle, DenseWeights(bundle), method, patterns, noise()[:3], "it").pruned
             for method in (SparseGPT(sequential=sequential), SparseGPT(sequential=sequential, mask_only=True))
         )
         assert all(torch.equal(full.masks[layer], alone.masks[layer]) for layer in bundle.layers)

@@ -21,7 +21,7 @@ from nmbench_plugins.swaps.refiner import Swaps
 from nmbench_plugins.wanda import Wanda
 from reference import swaps as plain
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=24, deadline=None)
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (3, 6), (2, 3), (8, 16), (5, 10))]
 FEW = [pattern for pattern in PATTERNS if pattern.group < 10]  # all patterns of a group are compared
 seeds = st.integers(0, 2**31)

@@ -12,7 +12,7 @@ from reference import policy as reference
 from reference.groups import KINDS, PATTERNS, cases, make, rng, spread
 
 SMALL = [pattern for pattern in PATTERNS if pattern[1] <= 8]
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=24, deadline=None)
 few = settings(max_examples=20, deadline=None)  # where all masks of a group are enumerated
 
 
