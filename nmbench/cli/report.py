@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from nmbench.cli.shared import check_plugin_files, plugin_option, terminal_width, write_reports
+from nmbench.errors import CannotWrite
 
 PAGE = ("html",)  # the format of a command that names none
 
@@ -41,9 +42,9 @@ def report(
     click.echo("\n\n".join([render(results, terminal_width()), *undone_lines(directories)]))
     try:
         paths = write_reports(plugins, results, out or directories[0], formats or PAGE)
-    except OSError as error:
+    except CannotWrite as error:
         if formats:
             raise
-        click.echo(f"no report.html: {error}; give --out.", err=True)  # the table of a read-only folder is enough
+        click.echo(f"no report.html: {error}", err=True)  # the table of a read-only folder is enough
     else:
         click.echo("\n".join(f"wrote {path}" for path in paths))

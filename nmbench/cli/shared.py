@@ -73,6 +73,6 @@ def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequ
         return [reporter().write(results, directory) for reporter in reporters]
     except OSError as error:
         raise CannotWrite(
-            f"cannot write a report to {directory}: {error.strerror or error}. Every record is kept; mend that and "
-            f"give the same command again."
+            f"cannot write a report to {directory}: {error.strerror or error}. Every record is kept; mend that, or "
+            f"give another --out, and give the same command again."
         ) from error

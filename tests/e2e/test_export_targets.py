@@ -47,10 +47,10 @@ with torch.no_grad():
     [
         ("tiny:llama", "2:4", "bfloat16"),
         ("tiny:gpt2", "4:8", "float32"),
-        ("tiny:gemma2", "6:8", "float32"),
-        ("tiny:opt", "4:6", "float16"),
+        pytest.param("tiny:gemma2", "6:8", "float32", marks=pytest.mark.slow),
+        pytest.param("tiny:opt", "4:6", "float16", marks=pytest.mark.slow),
         ("tiny:phi3", "8:16", "bfloat16"),
-        ("demo", "1:4", "float32"),
+        pytest.param("demo", "1:4", "float32", marks=pytest.mark.slow),
     ],
 )
 def test_a_packed_folder_has_the_logits_of_the_plain_one(run, nmbench, python, tmp_path, model, pattern, dtype):

@@ -296,7 +296,7 @@ def test_other_prompts_leave_the_pieces_alone(texts, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (flipped, "its content does not have its hash"),
+        (flipped, "it is damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "cannot read"),
         (lambda path: path.write_bytes(piece(path.parent, 2).read_bytes()), "it holds windows of another model"),
     ],
