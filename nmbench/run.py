@@ -85,10 +85,12 @@ def rows_in_turn(
 
 def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory, shared: Shared) -> Record:
     """Return the record of one job: finished earlier, copied from a row of the same work, or made now."""
-    left = directory.left(job.name, job.digest)
-    record = left or directory.finished(job.digest, job.name)
-    if record is None or left:
-        record = left or new_row(job, experiment, dense, directory, shared)
+    record = directory.finished(job.digest, job.name)
+    if record is None:
+        with directory.working_on(job.name):
+            record = new_row(job, experiment, dense, directory, shared)
+            keep_row(record, job.name, directory, experiment.plugins)
+    elif directory.left(job.name, job.digest):
         keep_row(record, job.name, directory, experiment.plugins)
     else:
         directory.drop_checkpoint(job.name, record)  # which a kill after the record has left

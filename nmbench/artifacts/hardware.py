@@ -24,7 +24,8 @@ def hardware_of(pattern: Pattern) -> list[str]:
 
     A pattern that keeps at most 2 of any 4 consecutive weights is run as 2:4.
     """
-    found = list(TWO_FOUR) if pattern.keep <= 2 and pattern.group % 4 == 0 else []
+    two_of_four = (pattern.keep <= 2 and pattern.group % 4 == 0) or pattern == Pattern(1, 2)
+    found = list(TWO_FOUR) if two_of_four else []
     if (pattern.keep, pattern.group) in {(group - 2, group) for group in (4, 6, 8, 10)}:
         found.append(SLIDES)
     return [*found, PACKED]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nmbench.cli.grid import Run, cells, check_protocols, each
-from nmbench.cli.shared import done, plugin_option, terminal_width
+from nmbench.cli.shared import check_plugin_files, done, plugin_option, terminal_width
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(
 
     def do(run: Run) -> bool:
         if len(runs) > 1:
-            click.echo(f"\n{run.spec.model}")
+            click.echo(f"\n{'# ' * (jobs == 'script')}{run.spec.model}")
         if dry_run:
             from nmbench.cli.dry_run import dry_run as show
 
@@ -123,6 +123,8 @@ def content_of(config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
 
     content = read_toml(config) if config else {}
     cluster = content.pop("slurm", {})
+    if not isinstance(cluster, dict):
+        raise NMBenchError(f"slurm in {config} must be a table; begin it with [slurm].")
     return content, cluster
 
 
@@ -133,7 +135,9 @@ def commands(spec: RunSpec, out: Path | None) -> list[str]:
 
     if out is None:
         raise NMBenchError("--jobs script: give --out DIR; the commands name it.")
-    return commands_of(spec, out, load_plugins(spec.plugins))
+    plugins = load_plugins(spec.plugins)
+    check_plugin_files(plugins)
+    return commands_of(spec, out, plugins)
 
 
 def runs_from(content: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> list[Run]:

@@ -30,4 +30,4 @@ def work(directory: Path, job: str, quiet: bool) -> None:
     else:
         from nmbench.workers.task import Task, do
 
-        do(Task(spec, directory.absolute(), job, quiet))
+        do(Task(spec, directory.absolute(), job, quiet, patient=False))

@@ -6,7 +6,6 @@ the same method with the same options at other patterns.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,14 +56,13 @@ def forecasts(spec: RunSpec, plugins: Plugins, out: Path | None) -> list[Forecas
 
 def known_protocol(spec: RunSpec, directory: RunDirectory | None) -> str:
     """Return the protocol digest of the run in `directory`, which covers its weights and texts, else `FOLLOWS`."""
-    if directory is None or not (directory.path / "spec.toml").exists():
+    if directory is None or not all((directory.path / name).exists() for name in ("spec.toml", "manifest.json")):
         return FOLLOWS
     earlier = earlier_spec(directory).protocol()
     asked = {name: value for name, value in spec.protocol().items() if value not in (None, [])}
     if found := list(differing(earlier, asked)):
         raise RunMismatch(f"{directory.path} holds another run: {'; '.join(found)}. Give another --out.")
-    manifest = json.loads((directory.path / "manifest.json").read_text(encoding="utf-8"))
-    return str(manifest["protocol_digest"])
+    return str(directory.manifest()["protocol_digest"])
 
 
 def earlier_spec(directory: RunDirectory) -> RunSpec:

@@ -20,7 +20,7 @@ import tomli_w
 
 from nmbench.errors import NMBenchError, RunMismatch
 from nmbench.plain_data import read_toml
-from nmbench.results.extending import merged
+from nmbench.results.extending import filled, merged
 from nmbench.results.files import cannot_write, notice, read_tensors, sync_folder, write_atomic
 from nmbench.results.format import Record
 from nmbench.results.records import newest, parsed, read_records
@@ -80,26 +80,32 @@ class RunDirectory:
     def joined_spec(self, spec: RunSpec) -> RunSpec:
         """Return `spec` joined with that of the directory. Raises `RunMismatch` if they cannot be joined.
 
-        A directory without a manifest has only been asked for its commands: another specification may replace it.
+        A directory without a manifest has only been asked for its commands, so that defaults of its model are open.
         """
         path = self.path / "spec.toml"
-        if path.exists() and ((self.path / "manifest.json").exists() or self.records_path.exists()):
+        if path.exists():
             earlier = RunSpec.from_dict(read_toml(path), str(path))
+            if not (self.path / "manifest.json").exists():
+                earlier = filled(earlier, spec)
             return merged(earlier, spec, self.path, {record["label"] for record in self.records()})
         if self.records_path.exists():
             raise RunMismatch(f"{self.path} has records but no spec.toml; give another --out.")
         return spec
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest of the directory; nothing without one."""
+        path = self.path / "manifest.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        except ValueError as error:
+            raise NMBenchError(f"{path} is not JSON ({error}); remove it: it is written anew.") from None
 
     def joined_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Return `manifest` with doubts, and digests and notes of further seeds, from the earlier manifest.
 
         Raises `RunMismatch` if weights or tokens of the same name have another digest than before.
         """
-        path = self.path / "manifest.json"
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as error:
-            raise NMBenchError(f"{path} is not JSON ({error}); remove it: it is written anew.") from None
+        earlier = self.manifest()
         for name in ("model_digest", "test_digests"):
             if name in earlier and earlier[name] != manifest[name]:
                 raise RunMismatch(f"{self.path} was made with other content: {name} differs; give another --out.")
@@ -144,15 +150,22 @@ class RunDirectory:
         return found[0] if found and found[0]["job_digest"] == job_digest else None
 
     @contextlib.contextmanager
-    def working_on(self, job_name: str) -> Iterator[None]:
-        """Hold the lock of one job. Raises `NMBenchError` if another process does this job."""
+    def working_on(self, job_name: str, patient: bool = False) -> Iterator[None]:
+        """Hold the lock of one job; `patient`: wait for it. Raises `NMBenchError` if another process does this job."""
         path = self.file(LEFT, job_name, ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with filelock.FileLock(path, timeout=0):
+            with filelock.FileLock(path, timeout=-1 if patient else 0):
                 yield
         except filelock.Timeout:
             raise NMBenchError(f"another process does {job_name} of {self.path}; wait for it.") from None
+        self._tidy_left(path)
+
+    def _tidy_left(self, *paths: Path) -> None:
+        with contextlib.suppress(OSError):  # other jobs have files there
+            for path in paths:
+                path.unlink(missing_ok=True)
+            (self.path / LEFT).rmdir()
 
     def append(self, record: Record) -> None:
         """Add a record; it is durable when this returns. Raises `CannotWrite` if the disk refuses."""
@@ -189,18 +202,15 @@ class RunDirectory:
 
     def sweep(self) -> None:
         """Remove the temporary files that killed writes left, unless processes of their own may be at work."""
-        if any((self.path / LEFT).glob("*.lock")):
+        if any(held(path) for path in (self.path / LEFT).glob("*.lock")):
             return
         for path in (*self.path.glob(".*"), *self.path.glob("*/.*")):
             if TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
     def drop_left(self, job_name: str) -> None:
-        """Remove the record that was left for a job, because it is appended, and the lock of the job."""
-        for suffix in (".json", ".lock"):
-            self.file(LEFT, job_name, suffix).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other jobs have files there
-            (self.path / LEFT).rmdir()
+        """Remove the record that was left for a job, because it is appended."""
+        self._tidy_left(self.file(LEFT, job_name, ".json"))
 
     def drop_checkpoint(self, job_name: str, record: Record) -> None:
         """Remove the checkpoints of a job that ended well, of its blocks as well."""
@@ -212,6 +222,15 @@ class RunDirectory:
     def file(self, kind: str, job_name: str, suffix: str) -> Path:
         """Return the path of a file of a job; `kind` is masks, weights, losses, checkpoints, sampled or errors."""
         return self.path / kind / f"{job_name}{suffix}"
+
+
+def held(path: Path) -> bool:
+    """Return True if a process holds the lock `path`."""
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def sound(path: Path) -> bool:

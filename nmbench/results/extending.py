@@ -41,6 +41,12 @@ def merged(earlier: RunSpec, spec: RunSpec, where: Path, recorded: Collection[st
     )
 
 
+def filled(spec: RunSpec, other: RunSpec) -> RunSpec:
+    """Return `spec` with the settings of `other` that it leaves open."""
+    given = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    return dataclasses.replace(spec, **{name: getattr(other, name) for name, it in given.items() if it is None})
+
+
 def described(method: MethodSpec) -> str:
     """Return the name and options of a method as words for a message."""
     listed = ", ".join(f"{name}={value}" for name, value in method.options.items())

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, cast
 
 from nmbench.errors import NMBenchError
 from nmbench.results import frames, table
+from nmbench.results.directory import RunDirectory
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Record
 from nmbench.results.protocol_line import protocol_lines
-from nmbench.results.records import Rows, newest, read_records
+from nmbench.results.records import Rows
 
 if TYPE_CHECKING:
     import pandas
@@ -89,5 +90,5 @@ def load_results(*directories: str | os.PathLike[str]) -> Results:
         if not (path / "records.jsonl").is_file():
             raise NMBenchError(f"{path} is not a run directory: it has no records.jsonl.")
         where = {"directory": str(path)} if len(paths) > 1 else {}
-        records += [cast(Record, {**record, **where}) for record in newest(read_records(path / "records.jsonl"))]
+        records += [cast(Record, {**record, **where}) for record in RunDirectory(path).records()]
     return Results(records, paths)

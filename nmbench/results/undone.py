@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.plain_data import read_toml
+from nmbench.results.directory import RunDirectory
 from nmbench.results.format import Record
-from nmbench.results.records import newest, read_records
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def progress_of(directory: Path) -> Progress:
     The rows that learners and repairs begin with, and the dense row, are no jobs of their own.
     """
     spec = spec_of(directory)
-    records = newest(read_records(directory / "records.jsonl"))
+    records = RunDirectory(directory).records()
     counts = list(counted(spec, records))
     asked, done, failed = (sum(count[column] for count in counts) for column in range(3))
     return Progress(directory, asked, done, failed)

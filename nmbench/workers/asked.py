@@ -42,5 +42,8 @@ def workers_of(text: str, cluster: Mapping[str, Any], quiet: bool) -> Workers:
     if kind == "local" and count.isdecimal() and int(count) > 0:
         return Workers(kind, int(count), quiet=quiet)
     if text in ("slurm", "script"):
-        return Workers(text, cluster=cluster, quiet=quiet)
+        workers = Workers(text, cluster=cluster, quiet=quiet)
+        if text == "slurm":
+            workers.engine()  # a bad table or a missing package is said before anything is measured
+        return workers
     raise NMBenchError(f"--jobs {text}: expected {FORMS}.")

@@ -28,8 +28,12 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self.close(interrupted=kind is not None)
 
+    def free(self) -> bool:
+        """Return True if a task that is handed over now begins soon."""
+        return True
+
     def submit(self, task: Task) -> Handle:
-        """Hand a task over; it begins when there is a place for it."""
+        """Hand a task over."""
         raise NotImplementedError
 
     def close(self, interrupted: bool) -> None:

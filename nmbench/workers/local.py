@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
 
+from nmbench.stopping import GRACE_SECONDS, listening
 from nmbench.workers.engine import Engine
 from nmbench.workers.task import Task, do
 
@@ -23,36 +22,64 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class Local(Engine):
-    """`count` processes; one that was killed is replaced."""
+    """`count` processes, each with a place: a GPU and its threads. A process that was killed is replaced."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool: ProcessPoolExecutor | None = None
+        self._places: list[Place] = []
+
+    def free(self) -> bool:
+        """Return True if a place is free."""
+        return not self._places or any(place.free for place in self._places)
 
     def submit(self, task: Task) -> Attempt:
-        """Hand a task over; it begins when a process is free."""
-        try:
-            return Attempt(self._running().submit(do, task))
-        except BrokenProcessPool:
-            self._pool = None
-            return Attempt(self._running().submit(do, task))
+        """Hand a task over to a free place."""
+        if not self._places:
+            gpus = cards()
+            self._places = [Place(environment(number, self.count, gpus)) for number in range(self.count)]
+        return next(place for place in self._places if place.free).take(task)
 
     def close(self, interrupted: bool) -> None:
-        """End the processes; those at work are interrupted as by Ctrl-C, if the run was."""
-        for child in multiprocessing.active_children() if interrupted else ():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid or 0, signal.SIGINT)
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        """End the processes; if the run was interrupted, those at work end at a checkpoint, or are killed."""
+        children = multiprocessing.active_children() if interrupted else []
+        for child in children:
+            child.terminate()
+        if interrupted:
+            concurrent.futures.wait([p.attempt.future for p in self._places if p.attempt], GRACE_SECONDS + 1)
+        for child in children:
+            child.kill()
+        for place in self._places:
+            place.close()
 
-    def _running(self) -> ProcessPoolExecutor:
-        if self._pool is None:
+
+@dataclass
+class Place:
+    """Room for one process, which does one task after the other under the variables of `environment`."""
+
+    environment: Mapping[str, str]
+    pool: ProcessPoolExecutor | None = None
+    attempt: Attempt | None = None
+
+    @property
+    def free(self) -> bool:
+        """True unless a task is at work here."""
+        return self.attempt is None or self.attempt.done()
+
+    def take(self, task: Task) -> Attempt:
+        """Do a task here, in a new process if the last one was killed."""
+        if self.attempt is not None and self.attempt.killed:
+            self.close()
+            self.pool = None
+        if self.pool is None:
             context = multiprocessing.get_context("spawn")
-            places = context.Queue()
-            for place in range(self.count):
-                places.put(environment(place, self.count, cards()))
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=begin, initargs=(places,))
-        return self._pool
+            self.pool = ProcessPoolExecutor(1, context, initializer=begin, initargs=(dict(self.environment),))
+        self.attempt = Attempt(self.pool.submit(at_work, do, task))
+        return self.attempt
+
+    def close(self) -> None:
+        """End the process."""
+        if self.pool is not None:
+            self.pool.shutdown()
 
 
 @dataclass(frozen=True)
@@ -61,13 +88,18 @@ class Attempt:
 
     future: Future[None]
 
+    @property
+    def killed(self) -> bool:
+        """True if the process was killed."""
+        return self.future.done() and isinstance(self.future.exception(), BrokenProcessPool)
+
     def done(self) -> bool:
         """Return True if the process has ended the task, or was killed."""
         return self.future.done()
 
     def result(self) -> None:
         """Raise what the task raised; a process that was killed raises nothing."""
-        with contextlib.suppress(BrokenProcessPool, concurrent.futures.CancelledError):
+        if not self.killed:
             self.future.result()
 
 
@@ -83,14 +115,31 @@ def cards() -> list[str]:
 def environment(place: int, count: int, gpus: Sequence[str]) -> dict[str, str]:
     """Return the variables of the process at `place` of `count`: its GPU, if there are some, and its threads."""
     chosen = {GPUS: gpus[place % len(gpus)]} if gpus else {}
-    threads = int(os.environ.get(THREADS) or len(os.sched_getaffinity(0)))
-    return {**chosen, THREADS: str(max(1, threads // count))}
+    return {**chosen, THREADS: str(max(1, threads() // count))}
 
 
-def begin(places: Any) -> None:
-    """Prepare a new process, before it loads torch: its GPU, its threads, and its end with that of its parent."""
-    os.environ.update(places.get())
+def threads() -> int:
+    """Return the threads of this process: those of OpenMP, if the user has chosen them, or one for each core."""
+    first = os.environ.get(THREADS, "").split(",")[0].strip()
+    if first.isdecimal():
+        return int(first)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def begin(variables: Mapping[str, str]) -> None:
+    """Prepare a new process, before it loads torch: its GPU, its threads, and its end with that of its parent.
+
+    Ctrl-C reaches all processes of a terminal. This one leaves it to its parent, which sends SIGTERM.
+    """
+    os.environ.update(variables)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def at_work(do: Callable[[Task], None], task: Task) -> None:
+    """Do a task; at SIGTERM a learner ends at a checkpoint."""
+    with listening():
+        do(task)
 
 
 def end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -58,16 +59,20 @@ class Board:
         ended = [name for name, handle in self.running.items() if handle.done()]
         for name in ended:
             self.running.pop(name).result()
-            self.take_up(next(job for job in self.jobs if job.name == name))
+            job = next(job for job in self.jobs if job.name == name)
+            if record := self.directory.left(name, job.digest) or self.directory.finished(job.digest, name):
+                self.finished[name] = record
+                self.shared.keep(job, record)
         return bool(ended)
 
-    def take_up(self, job: Job) -> bool:
-        """Note the record of a job that is finished; False if there is none."""
-        record = self.directory.left(job.name, job.digest) or self.directory.finished(job.digest, job.name)
-        if record is not None:
-            self.finished[job.name] = record
-            self.shared.keep(job, record)
-        return record is not None
+    def take_up(self) -> None:
+        """Note the jobs that ended well before this run, those too whose records wait in the directory.
+
+        Their rows are not copied, because the code may be another than theirs.
+        """
+        for job in self.jobs:
+            if record := self.directory.finished(job.digest, job.name):
+                self.finished[job.name] = record
 
 
 def needs(jobs: Sequence[Job]) -> dict[str, set[str]]:
@@ -88,11 +93,10 @@ def rows_by(
     """
     give_back()
     board, kept = Board(jobs, directory), 0
-    for job in jobs:
-        board.take_up(job)
+    board.take_up()
     with workers.engine() as engine:
         while kept < len(jobs):
-            for job in board.ready():
+            for job in itertools.takewhile(lambda _: engine.free(), board.ready()):
                 twin = board.shared.rows.get(job.work)
                 board.hand_over(engine, Task(spec, directory.path.absolute(), job.name, workers.quiet, twin))
             kept = keep_in_order(board, kept, plugins)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import NMBenchError, failing_as
 from nmbench.workers.engine import Engine
 from nmbench.workers.task import Task, do
 
@@ -30,18 +30,19 @@ class Slurm(Engine):
         unknown = cluster.keys() - NAMES.keys()
         if unknown:
             raise NMBenchError(f"[slurm] has no {', '.join(sorted(unknown))}; it may have {', '.join(NAMES)}.")
-        self.cluster, self.system = cluster, system
-        self._handles: list[Submitted] = []
-
-    def submit(self, task: Task) -> Submitted:
-        """Hand a task to the cluster."""
         try:
             import submitit
         except ModuleNotFoundError:
             raise NMBenchError("--jobs slurm needs submitit: pip install 'nmbench[slurm]'.") from None
-        executor = submitit.AutoExecutor(folder=task.directory / "slurm", cluster=self.system)
-        executor.update_parameters(name=task.name, **{NAMES[name]: value for name, value in self.cluster.items()})
-        handle = Submitted(executor.submit(do, task))
+        self.cluster, self.system, self.submitit = cluster, system, submitit
+        self._handles: list[Submitted] = []
+
+    def submit(self, task: Task) -> Submitted:
+        """Hand a task to the cluster."""
+        with failing_as("--jobs slurm: submitit cannot hand jobs over"):
+            executor = self.submitit.AutoExecutor(folder=task.directory / "slurm", cluster=self.system)
+            executor.update_parameters(name=task.name, **{NAMES[name]: value for name, value in self.cluster.items()})
+            handle = Submitted(executor.submit(do, task), task.name)
         self._handles.append(handle)
         return handle
 
@@ -56,17 +57,25 @@ class Submitted:
     """A task on the cluster."""
 
     job: Any
+    name: str
 
     def done(self) -> bool:
         """Return True if the job has ended, or was killed."""
         return bool(self.job.done())
 
     def result(self) -> None:
-        """Raise what the task raised; a job that was killed raises nothing."""
-        from submitit.core.utils import UncompletedJobError
+        """Raise `NMBenchError` with the last line of what the task raised; a job that was killed raises nothing."""
+        from submitit.core.utils import FailedJobError, UncompletedJobError
 
-        error = None
-        with contextlib.suppress(UncompletedJobError):
-            error = self.job.exception()
-        if error is not None and not isinstance(error, UncompletedJobError):
-            raise error
+        try:
+            self.job.result()
+        except FailedJobError as error:
+            raise NMBenchError(f"{self.name}, job {self.job.job_id} of the cluster: {last_line(str(error))}") from None
+        except UncompletedJobError:
+            return
+
+
+def last_line(text: str) -> str:
+    """Return the last line of the traceback in a message of submitit, where rules of dashes enclose it."""
+    traceback = next((part for part in re.split(r"^-{9,}$", text, flags=re.M) if "Traceback" in part), text)
+    return traceback.strip().splitlines()[-1]

@@ -25,6 +25,7 @@ class Task:
     """A job of a run directory: `name` is that of its files.
 
     `twin`: the record of a row made in this run that does the same work under another label, which is copied.
+    `patient`: wait while another process does the job.
     """
 
     spec: RunSpec
@@ -32,6 +33,7 @@ class Task:
     name: str
     quiet: bool = True
     twin: Record | None = None
+    patient: bool = True
 
 
 @dataclass
@@ -69,7 +71,7 @@ def do(task: Task) -> None:
 
     here = prepared_for(task)
     job = here.job(task.name)
-    with here.directory.working_on(job.name):
+    with here.directory.working_on(job.name, task.patient):
         if here.directory.finished(job.digest, job.name) is None:
             shared = Shared()
             if task.twin is not None:
@@ -98,10 +100,12 @@ def prepare(task: Task) -> Prepared:
     from nmbench.spec import DENSE
 
     plugins = load_plugins(task.spec.plugins)
+    for line in plugins.broken_files:
+        raise NMBenchError(f"{line}; mend the file.")
     if not task.quiet:
         plugins.add_observer(ProgressPrinter(lines=True), "progress")
     experiment, directory = prepared(checked(task.spec, plugins)), RunDirectory(task.directory)
-    sample_text(experiment, directory)
     if directory.finished(dense_digest(experiment.protocol_digest), DENSE) is None:
         raise NMBenchError(f"the dense row of {task.directory} is not finished; do that job first.")
+    sample_text(experiment, directory)
     return Prepared(experiment, dense_row(experiment, directory)[1], directory)

@@ -47,6 +47,17 @@ def test_the_commands_for_a_scheduler(nmbench, finished, small, records, tmp_pat
     assert [{**row, "copied_from": None} for row in figures(records(tmp_path / "other"))] == wanted
 
 
+def test_commands_of_two_runs_join(nmbench, small, tmp_path):
+    """A second method printed for the same directory does not take the first one's commands away."""
+    for method in ("magnitude", "wanda"):
+        assert nmbench("run", *small, "--method", method, "--jobs", "script").exit_code == 0
+    assert nmbench("run", *small, "--method", "ria", "--dry-run").exit_code == 0
+    for job in ("dense", "magnitude--2-4--seed0", "wanda--2-4--seed0"):
+        result = nmbench("work", "out", job, "--quiet")
+        assert result.exit_code == 0, result.output
+    assert {"magnitude", "wanda"} <= set(nmbench("report", "out").stdout.split())
+
+
 def test_bad_jobs_are_one_line(nmbench, small, tmp_path):
     """An unknown form, a directory that the commands cannot name, a job that does not exist."""
     assert "expected local:K" in nmbench("run", *small, "--jobs", "many").output

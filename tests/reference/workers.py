@@ -21,6 +21,17 @@ def killed_once(task: Task) -> None:
     (task.directory / task.name).write_text(f"{os.environ['OMP_NUM_THREADS']} {early}", encoding="utf-8")
 
 
+def by_name(task: Task) -> None:
+    """Kill the process for the task `killed`; for the task `until FILE` wait for that file, and a second more."""
+    if task.name == "killed":
+        killed_once(task)
+    deadline = time.monotonic() + 60
+    while not (task.directory / task.name.removeprefix("until ")).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1)
+    (task.directory / task.name).touch()
+
+
 def never_ending(task: Task) -> None:
     """Write the number of the process down, then sleep."""
     (task.directory / task.name).write_text(str(os.getpid()), encoding="utf-8")

@@ -40,6 +40,30 @@ def test_a_killed_process_is_replaced(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text(encoding="utf-8") == "3 no torch"
 
 
+def test_a_killed_process_harms_no_other(tmp_path, monkeypatch):
+    """Another task at work goes on, and a task waits for a free place."""
+    monkeypatch.setattr(local, "do", tasks.by_name)
+    with Local(2) as engine:
+        long = engine.submit(Task(SPEC, tmp_path, "until killed.begun"))
+        killed = engine.submit(Task(SPEC, tmp_path, "killed"))
+        assert not engine.free()
+        wait(killed)
+        assert engine.free() and killed.killed
+        wait(long)
+        assert not long.killed and (tmp_path / "until killed.begun").exists()
+
+
+def test_an_interrupted_run_ends_what_is_at_work(tmp_path, monkeypatch):
+    """SIGTERM reaches the processes at work; nothing else is begun."""
+    monkeypatch.setattr(local, "do", tasks.never_ending)
+    engine, began = Local(1), time.monotonic()
+    handle = engine.submit(Task(SPEC, tmp_path, "a"))
+    while not (tmp_path / "a").exists():
+        time.sleep(0.02)
+    engine.close(interrupted=True)
+    assert handle.done() and time.monotonic() - began < 100
+
+
 def test_errors_of_a_task_are_raised(tmp_path, monkeypatch):
     """What is no failure of a method reaches the run."""
     monkeypatch.setattr(local, "do", tasks.forbidden)
@@ -112,6 +136,12 @@ def test_a_killed_job_of_a_cluster_is_no_error(tmp_path, cluster):
     with cluster as engine:
         wait(engine.submit(Task(SPEC, tmp_path, "a")))
     assert not (tmp_path / "a").exists()
+
+
+def test_an_error_on_the_cluster_is_one_line(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(slurm, "do", tasks.forbidden)
+    with pytest.raises(nmbench.NMBenchError, match=r"^a, job \d+ of the cluster: ValueError: a is forbidden$"):
+        wait(cluster.submit(Task(SPEC, tmp_path, "a")))
 
 
 def test_an_unknown_key_of_the_cluster_is_refused():

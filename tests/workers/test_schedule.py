@@ -6,6 +6,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ import nmbench
 from nmbench.experiment.contenders import Contender
 from nmbench.experiment.jobs import Job
 from nmbench.results.directory import RunDirectory
+from nmbench.results.files import write_tensors
 from nmbench.spec import RunSpec
 from nmbench.workers import schedule
 from nmbench.workers.asked import Workers, workers_of
@@ -42,6 +44,12 @@ def record(name: str) -> dict:
     label = name.partition("--")[0]
     row = {"label": label, "pattern": "2:4", "seed": 0, "job_digest": label, "status": "ok", "strict": None}
     return {**row, "format": 2, "notes": {}, "metrics": {}, "seconds": {}, "cost": {}}
+
+
+def with_losses(directory: RunDirectory, *labels: str) -> None:
+    """Write the files without which a row is not finished."""
+    for label in labels:
+        write_tensors(directory.file("losses", job(label).name, ".safetensors"), {"losses": torch.zeros(1)}, {})
 
 
 @dataclasses.dataclass
@@ -112,10 +120,30 @@ def test_records_that_a_killed_run_left_are_taken_up(tmp_path, monkeypatch):
     """A job that ended after the run was killed is not done again."""
     with RunDirectory(tmp_path) as directory:
         directory.leave(record("a"), job("a").name)
+        with_losses(directory, "a")
         engine = Instant(directory)
         rows = done_by(engine, [job("a"), job("b", start="a")], monkeypatch)
     assert [task.name for task in engine.log] == [job("b").name]
     assert [row["label"] for row in rows] == ["a", "b"]
+
+
+def test_failures_that_a_killed_run_left_are_tried_again(tmp_path, monkeypatch):
+    """A row that failed is done once more by the same command, as in a run of one process."""
+    with RunDirectory(tmp_path) as directory:
+        directory.leave({**record("a"), "status": "failed"}, job("a").name)
+        engine = Instant(directory)
+        (row,) = done_by(engine, [job("a")], monkeypatch)
+    assert len(engine.log) == 1 and row["status"] == "ok"
+
+
+def test_rows_of_earlier_runs_are_not_copied(tmp_path, monkeypatch):
+    """A row under another label is made anew, because the code may have changed since."""
+    with RunDirectory(tmp_path) as directory:
+        done_by(Instant(directory), [job("a")], monkeypatch)
+        with_losses(directory, "a")
+        engine = Instant(directory)
+        done_by(engine, [job("a"), job("b", work="a")], monkeypatch)
+    assert [(task.name, task.twin) for task in engine.log] == [(job("b").name, None)]
 
 
 @given(st.dictionaries(st.integers(0, 9), st.sets(st.integers(0, 9))))
