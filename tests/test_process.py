@@ -37,6 +37,17 @@ print(os.environ["OMP_WAIT_POLICY"])
     assert result.stdout.splitlines()[-1] == "PASSIVE", result.stderr
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Handlers of a program that was started in the foreground; one that a script puts behind it ignores Ctrl-C."""
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for which, handler in before.items():
+        signal.signal(which, handler)
+
+
 def signalled(*signals, asked=False, then=lambda: None):
     """Send signals to this process while the command line listens, after a learner asked; returns what was raised."""
     try:

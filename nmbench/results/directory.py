@@ -51,6 +51,8 @@ class RunDirectory:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(OSError):  # other processes have files there
+            (self.path / LEFT).rmdir()
         self._lock.release()
 
     def adopt(self, spec: RunSpec, manifest: Mapping[str, Any]) -> None:
@@ -137,8 +139,18 @@ class RunDirectory:
 
     def records(self) -> list[Record]:
         """Return the newest record of every row, also of rows that processes of their own have left."""
-        left = sorted((self.path / LEFT).glob("*.json"))
-        return newest([*read_records(self.records_path), *(record for path in left for record in read_records(path))])
+        left = self._all_left()  # first: a record that is appended meanwhile is read below
+        return newest([*read_records(self.records_path), *left])
+
+    def _all_left(self) -> list[Record]:
+        found: list[Record] = []
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # no other processes, as a rule
+            names = sorted(os.listdir(self.path / LEFT))
+        for name in (name for name in names if name.endswith(".json")):
+            with contextlib.suppress(FileNotFoundError):  # appended by the run, and removed
+                found += read_records(self.path / LEFT / name)
+        return found
 
     def leave(self, record: Record, job_name: str) -> None:
         """Leave the record of a job that a process of its own did, for the process that holds the lock to append."""
@@ -159,13 +171,8 @@ class RunDirectory:
                 yield
         except filelock.Timeout:
             raise NMBenchError(f"another process does {job_name} of {self.path}; wait for it.") from None
-        self._tidy_left(path)
-
-    def _tidy_left(self, *paths: Path) -> None:
-        with contextlib.suppress(OSError):  # other jobs have files there
-            for path in paths:
-                path.unlink(missing_ok=True)
-            (self.path / LEFT).rmdir()
+        with contextlib.suppress(OSError):  # held by a process that waited for it
+            path.unlink(missing_ok=True)
 
     def append(self, record: Record) -> None:
         """Add a record; it is durable when this returns. Raises `CannotWrite` if the disk refuses."""
@@ -210,7 +217,7 @@ class RunDirectory:
 
     def drop_left(self, job_name: str) -> None:
         """Remove the record that was left for a job, because it is appended."""
-        self._tidy_left(self.file(LEFT, job_name, ".json"))
+        self.file(LEFT, job_name, ".json").unlink(missing_ok=True)
 
     def drop_checkpoint(self, job_name: str, record: Record) -> None:
         """Remove the checkpoints of a job that ended well, of its blocks as well."""

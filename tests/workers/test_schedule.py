@@ -96,7 +96,7 @@ def test_every_job_is_done_once_and_after_what_it_needs(tmp_path_factory, jobs, 
         rows = done_by(engine, jobs, patch)
         assert [row["label"] for row in rows] == [j.label for j in jobs]
         assert [row["label"] for row in directory.records()] == [j.label for j in jobs]
-        assert not (directory.path / "left").exists()
+    assert not (directory.path / "left").exists()
     last = {task.name: number for number, task in enumerate(engine.log)}
     for each in jobs:
         assert sum(task.name == each.name for task in engine.log) == killed[each.name] + 1
