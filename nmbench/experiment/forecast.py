@@ -15,7 +15,6 @@ from typing import Any
 from nmbench.errors import RunMismatch
 from nmbench.experiment.jobs import Job, dense_digest, jobs
 from nmbench.experiment.plan import checked
-from nmbench.plain_data import read_toml
 from nmbench.plugins.loading import Plugins
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import differing
@@ -56,19 +55,13 @@ def forecasts(spec: RunSpec, plugins: Plugins, out: Path | None) -> list[Forecas
 
 def known_protocol(spec: RunSpec, directory: RunDirectory | None) -> str:
     """Return the protocol digest of the run in `directory`, which covers its weights and texts, else `FOLLOWS`."""
-    if directory is None or not all((directory.path / name).exists() for name in ("spec.toml", "manifest.json")):
+    earlier, manifest = (directory.spec(), directory.manifest()) if directory else (None, {})
+    if directory is None or earlier is None or not manifest:
         return FOLLOWS
-    earlier = earlier_spec(directory).protocol()
     asked = {name: value for name, value in spec.protocol().items() if value not in (None, [])}
-    if found := list(differing(earlier, asked)):
+    if found := list(differing(earlier.protocol(), asked)):
         raise RunMismatch(f"{directory.path} holds another run: {'; '.join(found)}. Give another --out.")
-    return str(directory.manifest()["protocol_digest"])
-
-
-def earlier_spec(directory: RunDirectory) -> RunSpec:
-    """Return the specification of the run in `directory`."""
-    path = directory.path / "spec.toml"
-    return RunSpec.from_dict(read_toml(path), str(path))
+    return str(manifest["protocol_digest"])
 
 
 def recorded(directory: RunDirectory | None, digest: str, name: str) -> Record | None:

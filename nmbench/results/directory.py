@@ -79,14 +79,18 @@ class RunDirectory:
         )
         write_atomic(spec_path, (again + tomli_w.dumps(spec.to_dict())).encode())
 
+    def spec(self) -> RunSpec | None:
+        """Return the specification of the directory; None without one."""
+        path = self.path / "spec.toml"
+        return RunSpec.from_dict(read_toml(path), str(path)) if path.exists() else None
+
     def joined_spec(self, spec: RunSpec) -> RunSpec:
         """Return `spec` joined with that of the directory. Raises `RunMismatch` if they cannot be joined.
 
         A directory without a manifest has only been asked for its commands, so that defaults of its model are open.
         """
-        path = self.path / "spec.toml"
-        if path.exists():
-            earlier = RunSpec.from_dict(read_toml(path), str(path))
+        earlier = self.spec()
+        if earlier is not None:
             if not (self.path / "manifest.json").exists():
                 earlier = filled(earlier, spec)
             return merged(earlier, spec, self.path, {record["label"] for record in self.records()})

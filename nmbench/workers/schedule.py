@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from nmbench.errors import NMBenchError
 from nmbench.experiment.jobs import Job
@@ -38,11 +39,15 @@ class Board:
     tries: Counter[str] = field(default_factory=Counter)
     finished: dict[str, Record] = field(default_factory=dict)
 
+    @cached_property
+    def wanted(self) -> dict[str, set[str]]:
+        """The names of the jobs that must be finished before each job."""
+        return needs(self.jobs)
+
     def ready(self) -> list[Job]:
         """Return the jobs that could begin now, in the order of the run."""
         waiting = (j for j in self.jobs if j.name not in self.running and j.name not in self.finished)
-        wanted = needs(self.jobs)
-        return [job for job in waiting if wanted[job.name] <= self.finished.keys()]
+        return [job for job in waiting if self.wanted[job.name] <= self.finished.keys()]
 
     def hand_over(self, engine: Engine, task: Task) -> None:
         """Let `engine` do a task. Raises `NMBenchError` if processes have died at it too often."""
@@ -56,12 +61,11 @@ class Board:
 
     def look(self) -> bool:
         """Take up the jobs that ended; return True if there were some. Raises what a process raised."""
-        ended = [name for name, handle in self.running.items() if handle.done()]
-        for name in ended:
-            self.running.pop(name).result()
-            job = next(job for job in self.jobs if job.name == name)
-            if record := self.directory.left(name, job.digest) or self.directory.finished(job.digest, name):
-                self.finished[name] = record
+        ended = [job for job in self.jobs if job.name in self.running and self.running[job.name].done()]
+        for job in ended:
+            self.running.pop(job.name).result()
+            if record := self.directory.left(job.name, job.digest) or self.directory.finished(job.digest, job.name):
+                self.finished[job.name] = record
                 self.shared.keep(job, record)
         return bool(ended)
 

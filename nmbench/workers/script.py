@@ -8,7 +8,6 @@ from pathlib import Path
 
 from nmbench.experiment.jobs import jobs
 from nmbench.experiment.plan import checked
-from nmbench.plain_data import read_toml
 from nmbench.plugins.loading import Plugins
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import filled
@@ -24,9 +23,7 @@ def commands_of(spec: RunSpec, out: Path, plugins: Plugins) -> list[str]:
     plan = checked(spec, plugins)
     found = list(jobs(plan.resolved(Defaults()), plan.contenders, protocol=""))
     with RunDirectory(out) as directory:
-        path = directory.path / "spec.toml"
-        known = RunSpec.from_dict(read_toml(path), str(path)) if path.exists() else spec
-        directory.write_spec(directory.joined_spec(filled(spec, known)))
+        directory.write_spec(directory.joined_spec(filled(spec, directory.spec() or spec)))
     lines = ["# first", command(out, DENSE)]
     for stage in stages(needs(found)):
         lines += ["# then, at the same time", *(command(out, name) for name in stage)]

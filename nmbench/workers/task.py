@@ -46,11 +46,13 @@ class Prepared:
 
     def job(self, name: str) -> Job:
         """Return the job of a name. Raises `NMBenchError` if the run has none, or if its start has no row yet."""
+        from nmbench.results.records import identity
+
         jobs = {job.name: job for job in self.experiment.jobs()}
         if name not in jobs:
             raise NMBenchError(f"{self.directory.path} has no job {name!r}; it has {', '.join(jobs)}.")
         job = jobs[name]
-        rows = {(record["label"], record["pattern"], record["seed"]) for record in self.directory.records()}
+        rows = set(map(identity, self.directory.records()))
         if job.start and (job.start, str(job.pattern), job.seed) not in rows:
             raise NMBenchError(f"{name} begins with {start_name(job)}, which has no row yet; do that job first.")
         return job
