@@ -40,9 +40,13 @@ def paired(losses: Tensor, reference: Tensor) -> Difference:
     several seeds `[seeds, windows]` are averaged first: the interval is then that of the mean over these seeds.
     """
     difference = (losses.double() - reference.double()).reshape(-1, losses.shape[-1]).mean(dim=0)  # [windows]
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(resampled_means(difference), ends).tolist()
-    return Difference(float(difference.mean()), low, high, len(difference))
+    return interval(difference.mean(), resampled_means(difference), len(difference))
+
+
+def interval(mean: Tensor, resamples: Tensor, windows: int) -> Difference:
+    """Return a mean with the 95 % interval of its resamples, float64 `[2000]`."""
+    low, high = torch.quantile(resamples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Difference(float(mean), low, high, windows)
 
 
 def resampled_means(values: Tensor, drawn_at_once: int = 2**17) -> Tensor:
@@ -70,7 +74,8 @@ class Resampled:
 
     def difference(self, row: int, reference: int) -> Difference:
         """Return the paired difference of two rows by their positions; positive: `row` is worse than `reference`."""
-        return self._interval(self.means[row] - self.means[reference], self.resamples[row] - self.resamples[reference])
+        mean, resamples = self.means[row] - self.means[reference], self.resamples[row] - self.resamples[reference]
+        return interval(mean, resamples, self.windows)
 
     def share_removed(self, row: int, baseline: int, reference: int) -> Difference:
         """Return the share of the baseline's excess loss over the reference that `row` does not have.
@@ -79,11 +84,7 @@ class Resampled:
         """
         excess = [values[row] - values[reference] for values in (self.means, self.resamples)]
         whole = [values[baseline] - values[reference] for values in (self.means, self.resamples)]
-        return self._interval(1 - excess[0] / whole[0], 1 - excess[1] / whole[1])
-
-    def _interval(self, mean: Tensor, resamples: Tensor) -> Difference:
-        low, high = torch.quantile(resamples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return Difference(float(mean), low, high, self.windows)
+        return interval(1 - excess[0] / whole[0], 1 - excess[1] / whole[1], self.windows)
 
 
 def resampled(losses: Tensor) -> Resampled:

@@ -6,7 +6,10 @@ than N; some kernels of AMD RDNA4 are known to invent values in such groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from nmbench.methods import PrunedModel
 from nmbench.models.bundle import Bundle
@@ -14,21 +17,23 @@ from nmbench.models.bundle import Bundle
 
 def kept_zeros(bundle: Bundle, pruned: PrunedModel) -> int:
     """Return the number of weights that the masks keep and that are zero."""
-    return sum(
-        int(((bundle.layers[name].read() == 0) & layer.mask.to(bundle.device)).sum())
-        for name, layer in pruned.layers.items()
-    )
+    return sum(int(zeros.sum()) for _, _, zeros in with_kept_zeros(bundle, pruned))
 
 
 def fill_zeros(bundle: Bundle, pruned: PrunedModel) -> int:
     """Replace every kept zero of the live model by `tiny`, in place; return their number."""
     count = 0
-    for name, layer in pruned.layers.items():
-        weight = bundle.layers[name].read()
-        zeros = (weight == 0) & layer.mask.to(weight.device)
+    for name, weight, zeros in with_kept_zeros(bundle, pruned):
         count += int(zeros.sum())
         bundle.layers[name].write(weight.masked_fill(zeros, tiny(weight.dtype)))
     return count
+
+
+def with_kept_zeros(bundle: Bundle, pruned: PrunedModel) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield every pruned layer: its name, its live weight `[out, in]`, and where that is zero though kept, bool."""
+    for name, layer in pruned.layers.items():
+        weight = bundle.layers[name].read()
+        yield name, weight, (weight == 0) & layer.mask.to(weight.device)
 
 
 def tiny(dtype: torch.dtype) -> float:

@@ -151,10 +151,19 @@ def save_masks(
 
 def load_masks(path: Path) -> dict[str, Tensor]:
     """Return masks written by `save_masks`: layer name -> bool `[out, in]`. Raises `NMBenchError` for other files."""
+    tensors, metadata = packed_masks(path)
+    return {name: unpack(tensors[name], tuple(layer["shape"])) for name, layer in metadata["layers"].items()}
+
+
+def packed_masks(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the packed bits of every layer, uint8 `[bytes]`, and the metadata of a file of `save_masks`.
+
+    Raises `NMBenchError` for other files.
+    """
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise NMBenchError(f"{path} does not hold masks packed by nmbench.")
-    return {name: unpack(tensors[name], tuple(layer["shape"])) for name, layer in metadata["layers"].items()}
+    return tensors, metadata
 
 
 class FileCheckpoints:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nmbench.errors import NMBenchError
-from nmbench.results.files import FORMAT, read_tensors
+from nmbench.results.files import packed_masks
 
 ONES = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8)  # bits set in a byte
 
@@ -20,7 +20,7 @@ def mask_overlap(paths: Sequence[Path]) -> Tensor:
     `paths`: files of packed masks of the same layers (`save_masks`). The bits are counted as they are packed. Raises
     `NMBenchError` for other files, and for masks of other layers or shapes.
     """
-    masks = [packed_masks(path) for path in paths]
+    masks = [packed_masks(path)[0] for path in paths]
     both = torch.zeros(len(paths), len(paths), dtype=torch.float64)
     for first, ours in enumerate(masks):
         for second, theirs in enumerate(masks[: first + 1]):
@@ -29,14 +29,6 @@ def mask_overlap(paths: Sequence[Path]) -> Tensor:
             count = sum(ones(bits & theirs[name]) for name, bits in ours.items())
             both[first, second] = both[second, first] = count
     return both / both.diagonal()[:, None].clamp(min=1)
-
-
-def packed_masks(path: Path) -> dict[str, Tensor]:
-    """Return the packed bits of every layer, uint8 `[bytes]`. Raises `NMBenchError` for a file of other content."""
-    tensors, about = read_tensors(path)
-    if about.get("format") != FORMAT:
-        raise NMBenchError(f"{path} does not hold masks packed by nmbench.")
-    return tensors
 
 
 def ones(packed: Tensor) -> int:

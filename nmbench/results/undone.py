@@ -63,8 +63,7 @@ def counted(spec: dict[str, Any], records: Sequence[Record]) -> Iterator[tuple[i
     for label, method in spec.get("methods", {}).items():
         for pattern in spec.get("patterns", ()):
             for seed in spec.get("seeds", ()):
-                where = {"pattern": pattern, "seed": seed}
-                own = [record for record in records if {name: record[name] for name in where} == where]  # type: ignore[literal-required]
+                own = [record for record in records if (record["pattern"], record["seed"]) == (pattern, seed)]
                 states = [record["status"] for record in own if label in (record["label"], record.get("repairs"))]
                 asked = max(starts_of(method), len(states))
                 yield asked, states.count("ok"), len(states) - states.count("ok")
