@@ -39,6 +39,7 @@ from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.results.files import cannot_write, save_masks
 from nmbench.results.ranking import file_name
+from nmbench.runtime import dtype_name
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def export(
     form.refuse_patterns(stored_patterns(row))
     asked = dtype_of(dtype) if dtype else None
     bundle, pruned = make_again(row, plugins, device)
-    rounded = cast(bundle, asked or dtype_of(bundle.provenance.get("stored_dtype") or name_of(bundle.dtype)))
+    rounded = cast(bundle, asked or dtype_of(bundle.provenance.get("stored_dtype") or dtype_name(bundle.dtype)))
     form.refuse_model(bundle)
     filled = made_exact(bundle, pruned, form) if exact else ""
     patterns = row.spec.layer_patterns(row.spec.patterns[0], pruned.masks)
@@ -123,16 +124,12 @@ def cast(bundle: Bundle, dtype: torch.dtype) -> str:
     for name, parameter in bundle.model.named_parameters():
         if not parameter.isfinite().all():
             raise NMBenchError(
-                f"{name} holds weights too large for {name_of(dtype)}; export with --dtype {name_of(source)}."
+                f"{name} holds weights too large for {dtype_name(dtype)}; export with --dtype {dtype_name(source)}."
             )
         changed += int((parameter.to(before[name].dtype) != before[name]).sum())
     if not changed:
         return ""
-    return f"{changed} weights were rounded to {name_of(dtype)}; they were measured as {name_of(source)}."
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return f"{changed} weights were rounded to {dtype_name(dtype)}; they were measured as {dtype_name(source)}."
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ TWO_FOUR = (
     "AMD CDNA3 and CDNA4 (hipSPARSELt)",
 )
 SLIDES = "NVIDIA sparse tensor cores through SlideSparse (INT8, FP8)"
+SLIDING = tuple(Pattern(group - 2, group) for group in (4, 6, 8, 10))  # what SlideSparse runs as 2:4
 PACKED = "nmbench's packed form (NVIDIA GPU, decoding; memory everywhere)"
 
 
@@ -26,7 +27,7 @@ def hardware_of(pattern: Pattern) -> list[str]:
     """
     two_of_four = (pattern.keep <= 2 and pattern.group % 4 == 0) or pattern == Pattern(1, 2)
     found = list(TWO_FOUR) if two_of_four else []
-    if (pattern.keep, pattern.group) in {(group - 2, group) for group in (4, 6, 8, 10)}:
+    if pattern in SLIDING:
         found.append(SLIDES)
     return [*found, PACKED]
 

@@ -19,7 +19,7 @@ from nmbench.models.bit_equality import same_bits
 from nmbench.models.bundle import Bundle
 from nmbench.models.stored_names import StoredNames
 from nmbench.pattern import Pattern
-from nmbench.runtime import load_packed, save_packed
+from nmbench.runtime import dtype_name, load_packed, save_packed
 from nmbench.runtime.packed import packed_layers
 
 VESTIGES = ("sparsity_config", "compression_config", "quantization_config")  # keys on which loaders would act
@@ -44,7 +44,7 @@ def write_packed(bundle: Bundle, pruned: PrunedModel, patterns: Mapping[str, Pat
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
         bundle.tokenizer.save_pretrained(folder)
-    edit_config(folder, {"architectures": [type(model).__name__], "dtype": str(bundle.dtype).removeprefix("torch.")})
+    edit_config(folder, {"architectures": [type(model).__name__], "dtype": dtype_name(bundle.dtype)})
     save_packed(model, {n: (patterns[n], layer.mask) for n, layer in pruned.layers.items()}, folder)
 
 

@@ -14,11 +14,13 @@ import torch
 import transformers
 from torch import nn
 
+from nmbench.artifacts.hardware import SLIDING
 from nmbench.artifacts.model_files import check_dense, check_packed, edit_config, write_dense, write_packed
 from nmbench.errors import NMBenchError, unknown
 from nmbench.methods import PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
+from nmbench.runtime import dtype_name
 
 PLAIN = "plain"
 MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that vLLM runs as one
@@ -73,10 +75,9 @@ def refuse_other_than_2_4(patterns: Mapping[str, Pattern]) -> None:
 
 
 def refuse_unlike_slides(patterns: Mapping[str, Pattern]) -> None:
-    slides = [Pattern(group - 2, group) for group in (4, 6, 8, 10)]
-    if other := first_other(patterns, slides):
+    if other := first_other(patterns, SLIDING):
         raise NMBenchError(
-            f"--for slidesparse: that tool slides {', '.join(map(str, slides))}, and {other[0]} is {other[1]}; export "
+            f"--for slidesparse: that tool slides {', '.join(map(str, SLIDING))}, and {other[0]} is {other[1]}; export "
             f"--for plain or --for packed."
         )
     if other := first_other(patterns, [next(iter(patterns.values()))]):
@@ -106,8 +107,10 @@ def refuse_for_vllm(bundle: Bundle) -> None:
     if name := next((layer.name for layer in bundle.layers.values() if layer.transposed), None):
         raise NMBenchError(f"--for vllm-0.18: {name} is stored [in, out], not as a linear layer; export --for plain.")
     if bundle.dtype not in (torch.float16, torch.bfloat16):
-        name = str(bundle.dtype).removeprefix("torch.")
-        raise NMBenchError(f"--for vllm-0.18: that engine multiplies 16-bit weights, not {name}; add --dtype bfloat16.")
+        raise NMBenchError(
+            f"--for vllm-0.18: that engine multiplies 16-bit weights, not {dtype_name(bundle.dtype)}; add --dtype "
+            f"bfloat16."
+        )
     dense = dense_linears(bundle)
     for family in MERGED:
         for layer in bundle.layers:

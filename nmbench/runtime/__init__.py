@@ -5,6 +5,7 @@
 
 from nmbench.runtime.cost import Cost
 from nmbench.runtime.cuda_graphs import graph_of
+from nmbench.runtime.dtypes import dtype_name
 from nmbench.runtime.hub import hub_or_cache, offline
 from nmbench.runtime.packed import PackedLinear, PackedWeight, load_packed, pack, packed_share, save_packed, unpack
 from nmbench.runtime.triton import triton_available
@@ -13,6 +14,7 @@ __all__ = [
     "Cost",
     "PackedLinear",
     "PackedWeight",
+    "dtype_name",
     "graph_of",
     "hub_or_cache",
     "load_packed",

@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nmbench.errors import NMBenchError
 from nmbench.runtime.cuda_graphs import graph_of
+from nmbench.runtime.dtypes import dtype_name
 
 FLUSH_BYTES = 2**30
 HEAD_START = 2.0  # seconds of buffer writes before a call, as a multiple of the seconds of its launch
@@ -137,7 +138,7 @@ def library() -> str:
 
 def half(name: str | None) -> str:
     """`name`, or bfloat16 for None. Raises `NMBenchError` unless `name` is a half-precision dtype."""
-    known = [str(dtype).removeprefix("torch.") for dtype in HALF]
+    known = [dtype_name(dtype) for dtype in HALF]
     if name not in (None, *known):
         raise NMBenchError(f"--dtype {name} is not one that sparse tensor cores multiply here: {' or '.join(known)}.")
     return name or "bfloat16"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
+from nmbench.runtime.dtypes import dtype_name
 from nmbench.speed.report import Model, Product, Report, Times
 from nmbench.speed.whole_model import Sizes, whole_model
 
@@ -98,7 +99,7 @@ def measure(
     models = [
         Model(*key, times, sparse[key], dense_bytes, sparse_bytes) for key, times in dense.items() if key in sparse
     ]
-    environment = {**hardware.environment, "dtype": str(bundle.dtype).removeprefix("torch.")}
+    environment = {**hardware.environment, "dtype": dtype_name(bundle.dtype)}
     return Report(bundle.ref, str(pattern), environment, converted, len(bundle.layers), products, models)
 
 

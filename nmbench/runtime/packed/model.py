@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
+from nmbench.runtime.dtypes import dtype_name
 from nmbench.runtime.packed.linear import PackedLinear
 
 PACKED = "packed.json"
@@ -62,7 +63,7 @@ def described(layer: PackedLinear) -> dict[str, Any]:
     return {
         "shape": list(layer.packed.shape),
         "pattern": str(layer.pattern),
-        "dtype": str(layer.values.dtype).removeprefix("torch."),
+        "dtype": dtype_name(layer.values.dtype),
         "bias": layer.bias is not None,
         "transposed": layer.transposed,
     }

@@ -57,11 +57,13 @@ def in_safetensors(file: Path) -> Iterator[Stored]:
 def in_torch_file(file: Path) -> Iterator[Stored]:
     import torch
 
+    from nmbench.runtime import dtype_name
+
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if isinstance(content, Mapping):
         for name, tensor in content.items():
             if isinstance(tensor, torch.Tensor):
-                dtype = str(tensor.dtype).removeprefix("torch.")
+                dtype = dtype_name(tensor.dtype)
                 yield Stored(str(name), NAMES.get(dtype, dtype), tensor.numel())
 
 
