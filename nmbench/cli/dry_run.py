@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nmbench.cli.shared import check_plugin_files
+from nmbench.cli.shared import loaded
 
 if TYPE_CHECKING:
     from nmbench.experiment.forecast import Forecast
@@ -22,10 +22,8 @@ def dry_run(spec: RunSpec, out: Path | None) -> None:
     """Print every row of a run, whether it is done, and what it will take by the records of `out`; load no weights."""
     from nmbench.experiment.contenders import with_typed_options
     from nmbench.experiment.forecast import forecasts
-    from nmbench.plugins.loading import load_plugins
 
-    plugins = load_plugins(spec.plugins)
-    check_plugin_files(plugins)
+    plugins = loaded(spec.plugins)
     rows = forecasts(with_typed_options(spec, plugins), plugins, out)
     width = max(len(row.title) for row in rows)
     click.echo(f"{'row':<{width}}  state    seconds  host GiB  device GiB")

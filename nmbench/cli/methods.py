@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nmbench.cli.shared import check_plugin_files, plugin_option
+from nmbench.cli.shared import loaded, plugin_option
 
 
 @click.command("methods")
@@ -15,10 +15,7 @@ from nmbench.cli.shared import check_plugin_files, plugin_option
 @plugin_option
 def methods_command(name: str | None, plugin_files: Sequence[str]) -> None:
     """List the methods, or show the options of the method NAME."""
-    from nmbench.plugins.loading import load_plugins
-
-    plugins = load_plugins(plugin_files)
-    check_plugin_files(plugins)
+    plugins = loaded(plugin_files)
     if name is None:
         entries = list(plugins.registries.methods)
         names = max(len(entry.name) for entry in entries)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nmbench.cli.shared import check_plugin_files, plugin_option, terminal_width, write_reports
+from nmbench.cli.shared import loaded, plugin_option, terminal_width, write_reports
 from nmbench.errors import CannotWrite
 
 PAGE = ("html",)  # the format of a command that names none
@@ -31,13 +31,11 @@ def report(
     plugin_files: Sequence[str],
 ) -> None:
     """Print the table of one or more run directories, and write `report.html`, or report files in other formats."""
-    from nmbench.plugins.loading import load_plugins
     from nmbench.results.results import load_results
     from nmbench.results.table import render
     from nmbench.results.undone import undone_lines
 
-    plugins = load_plugins(plugin_files)
-    check_plugin_files(plugins)
+    plugins = loaded(plugin_files)
     results = load_results(*directories).only(patterns, labels, seeds)
     click.echo("\n\n".join([render(results, terminal_width()), *undone_lines(directories)]))
     try:

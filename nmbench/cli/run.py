@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nmbench.cli.grid import Run, cells, check_protocols, each
-from nmbench.cli.shared import check_plugin_files, done, plugin_option, terminal_width
+from nmbench.cli.shared import done, loaded, plugin_option, terminal_width
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -130,14 +130,11 @@ def content_of(config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def commands(spec: RunSpec, out: Path | None) -> list[str]:
     """The commands that do the jobs of a run one by one, for any scheduler."""
-    from nmbench.plugins.loading import load_plugins
     from nmbench.workers.script import commands_of
 
     if out is None:
         raise NMBenchError("--jobs script: give --out DIR; the commands name it.")
-    plugins = load_plugins(spec.plugins)
-    check_plugin_files(plugins)
-    return commands_of(spec, out, plugins)
+    return commands_of(spec, out, loaded(spec.plugins))
 
 
 def runs_from(content: Mapping[str, Any], flags: Mapping[str, Any], where: str) -> list[Run]:

@@ -42,10 +42,8 @@ def done(
 def observed(spec: RunSpec, quiet: bool) -> Plugins:
     """Return the plugins of a run, with printers of progress, unless `quiet`, and of doubts."""
     from nmbench.experiment.progress import DoubtPrinter, ProgressPrinter
-    from nmbench.plugins.loading import load_plugins
 
-    plugins = load_plugins(spec.plugins)
-    check_plugin_files(plugins)
+    plugins = loaded(spec.plugins)
     if not quiet:
         plugins.add_observer(ProgressPrinter(), "progress")
     plugins.add_observer(DoubtPrinter(), "doubts")  # after the progress, whose line it would break
@@ -57,12 +55,19 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def check_plugin_files(plugins: Plugins) -> None:
-    """Warn of installed plugins that a plugin file replaces. Raises `NMBenchError` for a file that failed to load."""
+def loaded(files: Sequence[str]) -> Plugins:
+    """Return all plugins, those of plugin files too; warn of installed ones that a file replaces.
+
+    Raises `NMBenchError` for a file that failed to load.
+    """
+    from nmbench.plugins.loading import load_plugins
+
+    plugins = load_plugins(files)
     for line in plugins.broken_files:
         raise NMBenchError(f"{line}; mend the file, or leave out --plugin.")
     for line in plugins.replaced:
         click.echo(f"WARNING {line}", err=True)
+    return plugins
 
 
 def write_reports(plugins: Plugins, results: Any, directory: Path, formats: Sequence[str]) -> list[Path]:
