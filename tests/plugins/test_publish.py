@@ -43,7 +43,7 @@ class Page(HTMLParser):
 @pytest.fixture(autouse=True)
 def without_library(monkeypatch):
     """Pages are made without the library of charts, whose bundle takes seconds."""
-    monkeypatch.setattr(charts, "library", lambda: "")
+    monkeypatch.setattr(charts, "javascript", lambda: "")
 
 
 @pytest.fixture

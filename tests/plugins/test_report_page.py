@@ -53,7 +53,7 @@ class Text(HTMLParser):
 @pytest.fixture(autouse=True)
 def no_library(monkeypatch):
     """A short text in the place of the library of charts, whose bundle takes seconds."""
-    monkeypatch.setattr(charts, "library", lambda: "/* library */")
+    monkeypatch.setattr(charts, "javascript", lambda: "/* library */")
 
 
 @pytest.fixture
@@ -137,10 +137,10 @@ def test_jobs_that_are_not_done_are_said(page):
 def test_a_plain_page_without_the_extra(page, monkeypatch):
     """Without vl-convert-python there are no charts, one note says how to get them, and the tables stay."""
     monkeypatch.undo()
-    charts.library.cache_clear()
+    charts.javascript.cache_clear()
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     found = page([DENSE, record_of("wanda", level=0.2), record_of("b", level=0.1)])
-    charts.library.cache_clear()
+    charts.javascript.cache_clear()
     assert found.text.count("pip install 'nmbench[report]'") == 1
     assert not [about for tag, about in found.tags if about.get("class") == "vega"]
     assert "Is A better than B?" in found.text and "Share of the baseline" in found.text
@@ -156,9 +156,9 @@ def test_the_library_is_bundled_once(monkeypatch, tmp_path):
     monkeypatch.setattr(charts, "version", lambda name: "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
-        charts.library.cache_clear()
-        assert charts.library() == "code <\\/script> code"
-    charts.library.cache_clear()
+        charts.javascript.cache_clear()
+        assert charts.javascript() == "code <\\/script> code"
+    charts.javascript.cache_clear()
     assert len(calls) == 1
 
 

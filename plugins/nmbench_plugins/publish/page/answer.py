@@ -28,7 +28,7 @@ class Placed:
 
 def answers(view: View) -> str:
     """Return the sentences."""
-    found = (sentence(view, protocol, pattern) for protocol in view.protocols for pattern in protocol.patterns())
+    found = (sentence(view, *group) for group in view.groups)
     return "\n".join(el("p", one, class_="answer") for one in found if one)
 
 

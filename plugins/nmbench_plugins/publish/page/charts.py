@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -21,7 +21,7 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is
 
 
 @cache
-def library() -> str:
+def javascript() -> str:
     """Return the JavaScript of Vega, Vega-Lite and Vega-Embed; empty without the extra.
 
     Bundling takes seconds, so the bundle is kept in the user's cache folder, one file per version.
@@ -56,7 +56,7 @@ def keep(path: Path, content: str) -> None:
 
 def chart(title: str, spec: Mapping[str, Any], height: int = 300) -> str:
     """Return the place of a chart with its specification; the width follows the page. Nothing without the library."""
-    if not library():
+    if not javascript():
         return ""
     whole = {
         "$schema": SCHEMA,
@@ -83,6 +83,13 @@ def panels(name: str, content: Mapping[str, str]) -> str:
     shown = "".join(el("div", inside, class_="panel", data_panel=title) for title, inside in found.items())
     switch = el("div", f"{text(name)}: {buttons}", class_="switch", hidden=True) if len(found) > 1 else ""
     return el("div", switch + shown, class_="panels") if found else ""
+
+
+def intervals(points: Sequence[Mapping[str, Any]], ends: Mapping[str, Any], **mark: Any) -> Iterator[dict[str, Any]]:
+    """Yield the layer of the intervals, if a point has one: rules between the fields `low` and `high`."""
+    if any("low" in point for point in points):
+        known = {"filter": "isValid(datum.low)"}
+        yield {"transform": [known], "mark": {"type": "rule", **mark}, "encoding": dict(ends)}
 
 
 def axis(field: str, title: str, **scale: Any) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 from nmbench.evaluation import Difference
 from nmbench_plugins.publish.page.cells import KINDS, over_dense
-from nmbench_plugins.publish.page.charts import axis, chart, grid, panels, tooltip
+from nmbench_plugins.publish.page.charts import axis, chart, grid, intervals, panels, tooltip
 from nmbench_plugins.publish.page.figures import UNITS, amount, interval
 from nmbench_plugins.publish.page.markup import short
 from nmbench_plugins.publish.page.view import Line, Protocol, View
 
 BLUE = "#3b82c4"
-KNOWN = {"filter": "isValid(datum.low)"}
+ENDS = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
 FRONT = {"filter": "datum.front"}
 SCALES = {"seconds": 1.0, "tokens": 1.0, "bytes": 2.0**30}
 FORMATS = {"seconds": "~g", "tokens": "~s", "bytes": "~g"}
@@ -28,11 +28,10 @@ def cost_charts(view: View) -> str:
 def charts_of(view: View, kind: str) -> list[str]:
     """Return the charts of one kind of cost: for every protocol and pattern."""
     found = []
-    for protocol in view.protocols:
-        for pattern in protocol.patterns():
-            if points := points_of(view, protocol, pattern, kind):
-                title = f"{protocol.title}, {pattern}, {short(protocol.text() or '')}"
-                found.append(chart(title, specification(points, kind)))
+    for protocol, pattern in view.groups:
+        if points := points_of(view, protocol, pattern, kind):
+            title = f"{protocol.title}, {pattern}, {short(protocol.text() or '')}"
+            found.append(chart(title, specification(points, kind)))
     return found
 
 
@@ -68,7 +67,7 @@ def specification(points: Sequence[dict[str, Any]], kind: str) -> dict[str, Any]
     return {
         "data": {"values": list(points)},
         "encoding": {"x": {**x, "axis": {"format": FORMATS[kind], "grid": False}}, "y": y},
-        "layer": [front_steps(), *intervals(points), marks(kind), *names(len(points))],
+        "layer": [front_steps(), *intervals(points, ENDS, opacity=0.6), marks(kind), *names(len(points))],
     }
 
 
@@ -76,13 +75,6 @@ def front_steps() -> dict[str, Any]:
     """Return the layer of the steps of the front."""
     line = {"type": "line", "interpolate": "step-after", "opacity": 0.45, "color": BLUE}
     return {"transform": [FRONT], "mark": line}
-
-
-def intervals(points: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the layer of the intervals, if a point has one."""
-    ends = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
-    if any("low" in point for point in points):
-        yield {"transform": [KNOWN], "mark": {"type": "rule", "opacity": 0.6}, "encoding": ends}
 
 
 def marks(kind: str) -> dict[str, Any]:

@@ -23,24 +23,21 @@ def curves(view: View) -> str:
     wanted = sorted((name for name in names if name != "step"), key=lambda name: name != FIRST)
     if not wanted:
         return ""
-    if not charts.library():
+    if not charts.javascript():
         return note("Learners reported figures; records.jsonl has them in the field curve.")
     return panels("Figure", {name: grid(list(charts_of(view, name))) for name in wanted})
 
 
 def charts_of(view: View, name: str) -> Iterator[str]:
     """Yield a chart for every protocol and pattern with rows that reported the figure."""
-    for protocol in view.protocols:
-        for pattern in protocol.patterns():
-            lines = [
-                (f"{line.name} seed {record['seed']}", record)
-                for line in protocol.at(pattern)
-                for record in line.records
-            ]
-            values = [point for row, record in lines_with(lines, name) for point in points(row, record, name)]
-            if values:
-                title = f"{NOTES.get(name, name)}: {protocol.title}, {pattern}"
-                yield chart(title, specification(values, NOTES.get(name, name)), height=260)
+    for protocol, pattern in view.groups:
+        lines = [
+            (f"{line.name} seed {record['seed']}", record) for line in protocol.at(pattern) for record in line.records
+        ]
+        values = [point for row, record in lines_with(lines, name) for point in points(row, record, name)]
+        if values:
+            title = f"{NOTES.get(name, name)}: {protocol.title}, {pattern}"
+            yield chart(title, specification(values, NOTES.get(name, name)), height=260)
 
 
 def lines_with(lines: Sequence[tuple[str, Record]], name: str) -> list[tuple[str, Record]]:

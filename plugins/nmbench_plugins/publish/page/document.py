@@ -33,7 +33,7 @@ def document(results: nmbench.Results) -> str:
     """Return the HTML document of results."""
     shown = view(results)
     body = "\n".join((header(shown), *sections(shown)))
-    scripts = "".join(el("script", code) for code in (charts.library(), asset("page.js")) if code)
+    scripts = "".join(el("script", code) for code in (charts.javascript(), asset("page.js")) if code)
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
@@ -85,7 +85,7 @@ def sections(shown: View) -> list[str]:
 
 def without_charts() -> str:
     """Return the note on how to get charts; nothing where charts can be drawn."""
-    return "" if charts.library() else note(charts.MISSING)
+    return "" if charts.javascript() else note(charts.MISSING)
 
 
 def protocols(shown: View) -> str:

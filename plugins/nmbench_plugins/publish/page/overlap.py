@@ -20,12 +20,7 @@ LARGEST = 4 * 2**30  # bytes of packed masks that are read for one table
 
 def overlaps(view: View) -> str:
     """Return a table for every protocol and pattern with two rows whose masks are on disk; nothing without masks."""
-    found = [
-        part
-        for protocol in view.protocols
-        for pattern in protocol.patterns()
-        for part in overlap(view, protocol, pattern)
-    ]
+    found = [part for group in view.groups for part in overlap(view, *group)]
     return note(NOTE) + "\n".join(found) if found else ""
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from nmbench.evaluation import Difference
 from nmbench_plugins.publish.page.cells import position
-from nmbench_plugins.publish.page.charts import axis, chart, tooltip
+from nmbench_plugins.publish.page.charts import axis, chart, intervals, tooltip
 from nmbench_plugins.publish.page.figures import badge, interval, minus
 from nmbench_plugins.publish.page.markup import el, note, short, table, text
 from nmbench_plugins.publish.page.view import MANY, Line, Protocol, View
@@ -32,12 +32,7 @@ class Group(NamedTuple):
 
 def shares(view: View) -> str:
     """Return the chart and the table; a note if no row can be a baseline."""
-    groups = [
-        found
-        for protocol in view.protocols
-        for pattern in protocol.patterns()
-        if (found := group(view, protocol, pattern))
-    ]
+    groups = [found for protocol, pattern in view.groups if (found := group(view, protocol, pattern))]
     if not groups:
         return note(f"None of the methods {', '.join(BASELINES)} is a row here, so that there is no baseline.")
     used = ", ".join(dict.fromkeys(f"{one.baseline}" for one in groups))
@@ -103,23 +98,21 @@ def specification(groups: Sequence[Group]) -> dict[str, Any]:
     offset = {"yOffset": {"field": "group"}} if len(groups) > 1 else {}
     legend = {"orient": "top", "columns": 1, "labelLimit": 300}
     color = {"field": "group", "type": "nominal", "title": None, "legend": legend}
+    ends = {"x": along("low"), "x2": {"field": "high"}}
     return {
         "data": {"values": values},
         "encoding": {"y": y, **offset, "color": color},
-        "layer": [*intervals(values), marks(), zero(offset)],
+        "layer": [
+            *intervals(values, ends, strokeWidth=2),
+            marks(),
+            zero(offset),
+        ],
     }
 
 
 def along(field: str) -> dict[str, Any]:
     """Return the encoding of a share along the axis."""
     return {**axis(field, "share removed", zero=True), "axis": {"format": ".0%", "tickCount": 6, "grid": False}}
-
-
-def intervals(values: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the layer of the intervals, if a point has one."""
-    ends, mark = {"x": along("low"), "x2": {"field": "high"}}, {"type": "rule", "strokeWidth": 2}
-    if any("low" in value for value in values):
-        yield {"transform": [{"filter": "isValid(datum.low)"}], "mark": mark, "encoding": ends}
 
 
 def marks() -> dict[str, Any]:

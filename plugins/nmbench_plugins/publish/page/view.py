@@ -142,6 +142,11 @@ class View:
         return next((one for one in self.standings if (one.protocol, one.pattern, one.text) == wanted), None)
 
     @property
+    def groups(self) -> list[tuple[Protocol, str]]:
+        """Every protocol with each of its patterns: the rows of a group are comparable."""
+        return [(protocol, pattern) for protocol in self.protocols for pattern in protocol.patterns()]
+
+    @property
     def metrics(self) -> list[str]:
         """The metrics of all protocols; `FIRST` before them where protocols begin with different ones."""
         several = len({protocol.named(FIRST) for protocol in self.protocols}) > 1
