@@ -40,7 +40,7 @@ METHODS = (
     ProxSparse(passes=5.0, minibatch=16, learning_rate=6e-2, trials=3, check_every=4, checkpoint_every=3),
     Import(),
     SwapsJudged(rounds=2, margin=0.0, statistics_tokens=192, judge_tokens=192),
-    Flips(steps=6, step_size=1.0, margin=0.0, decay=0.3, units=2, check_every=2, checkpoint_every=1, **FEW_TOKENS),
+    Flips(steps=6, local_step=1.0, margin=0.0, decay=0.3, units=2, check_every=2, checkpoint_every=1, **FEW_TOKENS),
     SparseGPTRepair(),
     LeastSquares(),
     LeastSquares(solver="exact", sequential=False),

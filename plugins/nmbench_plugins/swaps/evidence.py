@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nmbench
-from nmbench.calibration import full_float32, until, walk
+from nmbench.calibration import full_float32, resumable, resumed, until, walk
+from nmbench.evaluation import all_logits
 from nmbench.pruning import LiveWeights
+from nmbench_plugins.swaps.problem import TINY
 
 
 class Evidence(NamedTuple):
@@ -25,18 +28,23 @@ class Evidence(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One pass: inputs `[n, window, in]` and outputs `[n, window, out]` by layer, and the hidden state at the end."""
+    """One pass: inputs `[n, window, in]` and outputs `[n, window, out]` by layer, and what the last block returned."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    hidden: Tensor
+    end: Any
 
 
 def writers(task: nmbench.LearnTask) -> set[str]:
-    """Return the layers that write into the residual stream, found with one window of the pool."""
+    """Return the layers that write into the residual stream, found with one window of the pool.
+
+    There are none if a pass cannot be resumed at the end of the last block: the output then has no error there.
+    """
     window = task.pool[:1]
     most = max(len(task.bundle.block_layers(index)) for index in range(len(task.bundle.blocks)))
-    task.count_forward((6 + most) * window.numel())  # every layer of a block is probed, beside six passes at most
+    task.count_forward((9 + most) * window.numel())  # every layer of a block is probed, beside nine passes at most
+    if not resumable(task.bundle, window):
+        return set()
     steps = walk(task.bundle, window, nmbench.Stat.LAG)
     return {name for step in steps for name, stats in step.stats.items() if stats.lag is not None}
 
@@ -46,12 +54,12 @@ def gathered(
     live: LiveWeights,
     masks: Mapping[str, Tensor],
     windows: Tensor,
-    stream: Sequence[str],
+    writing: Sequence[str],
     local: Sequence[str],
     minibatch: int,
     skip: int,
 ) -> Evidence:
-    """Return the evidence of `windows` int64 `[n, window_tokens]` for the layers `stream` and `local`.
+    """Return the evidence of `windows` int64 `[n, window_tokens]`: by the output for layers `writing`, else local.
 
     Layers that do not get the tokens of every window in order, such as experts, get no evidence. The weights are those
     of `masks` before and after.
@@ -62,8 +70,11 @@ def gathered(
             live[name].copy_(live.original(name))
         dense = seen(task, part, local)
         live.apply(masks)
-        pruned = seen(task, part, (*stream, *local))
-        add(evidence, errors(dense, pruned, stream), pruned.inputs, skip)
+        pruned = seen(task, part, (*writing, *local))
+        errors = local_errors(dense, pruned)
+        if writing:
+            errors.update(dict.fromkeys(writing, output_error(task, part, dense, pruned, skip)))
+        add(evidence, {name: errors[name] for name in errors if name in pruned.inputs}, pruned.inputs, skip)
         tokens += len(part) * (part.shape[1] - skip)
     sums = {id(gram): gram for gram in evidence.gram.values()}  # shared ones once
     for total in (*sums.values(), *evidence.error.values()):
@@ -71,12 +82,33 @@ def gathered(
     return evidence
 
 
-def errors(dense: Seen, pruned: Seen, stream: Sequence[str]) -> dict[str, Tensor]:
-    """Return T `[n, window, out]` by layer: pruned less dense, of the hidden state at the end or of the outputs."""
-    end = pruned.hidden.float() - dense.hidden.float()
-    of_stream = {name: end for name in stream if name in pruned.inputs}
+def local_errors(dense: Seen, pruned: Seen) -> dict[str, Tensor]:
+    """Return the errors of outputs, pruned less dense, `[n, window, out]` by layer."""
     both = (name for name in dense.outputs if name in pruned.outputs)
-    return {**{name: pruned.outputs[name].float() - dense.outputs[name].float() for name in both}, **of_stream}
+    return {name: pruned.outputs[name].float() - dense.outputs[name].float() for name in both}
+
+
+def output_error(task: nmbench.LearnTask, part: Tensor, dense: Seen, pruned: Seen, skip: int) -> Tensor:
+    """Return the error of the model's output, as a hidden state after the last block: float32 `[n, window, width]`.
+
+    It is the derivative of KL(dense || pruned) by that hidden state, which is the error of the probabilities times the
+    output embedding, through the last norm: nothing goes back through a block. It is scaled to the size of the error
+    of the hidden state itself.
+    """
+    last = len(task.bundle.blocks) - 1
+    found = []
+    for index in range(len(part)):  # logits of one window at a time
+        window = part[index : index + 1]
+        with resumed(task.bundle, last, one_window(dense.end, index)):
+            wanted = all_logits(task.model, window).float().log_softmax(dim=-1)
+        hidden = hidden_of(pruned.end)[index : index + 1].detach().requires_grad_()
+        with torch.enable_grad(), resumed(task.bundle, last, with_hidden(one_window(pruned.end, index), hidden)):
+            own = all_logits(task.model, window).float().log_softmax(dim=-1)
+            loss = F.kl_div(own, wanted, reduction="sum", log_target=True)
+        found.append(torch.autograd.grad(loss, hidden)[0].float())
+    error = torch.cat(found)
+    size = (hidden_of(pruned.end).float() - hidden_of(dense.end).float())[:, skip:].norm()
+    return error * (size / error[:, skip:].norm().clamp_min(TINY))
 
 
 def add(evidence: Evidence, errors: Mapping[str, Tensor], inputs: Mapping[str, Tensor], skip: int) -> None:
@@ -103,12 +135,11 @@ def seen(task: nmbench.LearnTask, part: Tensor, layers: Sequence[str]) -> Seen:
 
     def note(name: str, given: Tensor, output: Tensor) -> None:
         if given.dim() == 3 and given.shape[:2] == part.shape:
-            inputs[name], outputs[name] = given, output.detach()
+            inputs[name], outputs[name] = given, output
 
     task.count_forward(part.numel())
     with watching(task, layers, note):
-        hidden = until(task.bundle, len(task.bundle.blocks) - 1, part)
-    return Seen(inputs, outputs, first_tensor(hidden))
+        return Seen(inputs, outputs, until(task.bundle, len(task.bundle.blocks) - 1, part))
 
 
 @contextlib.contextmanager
@@ -130,9 +161,22 @@ def watching(task: nmbench.LearnTask, layers: Sequence[str], change: Any) -> Ite
             handle.remove()
 
 
-def first_tensor(values: Any) -> Tensor:
-    """Return the hidden state among what a block returned."""
-    if isinstance(values, Tensor):
-        return values
-    parts = values.values() if isinstance(values, dict) else values
-    return next(part for part in parts if isinstance(part, torch.Tensor))
+def hidden_of(returned: Any) -> Tensor:
+    """Return the hidden state among what a block returned: the first tensor."""
+    parts = returned.values() if isinstance(returned, dict) else returned if isinstance(returned, tuple) else [returned]
+    return next(part for part in parts if isinstance(part, Tensor))
+
+
+def one_window(returned: Any, index: int) -> Any:
+    """Return what a block returned for window `index` alone: its hidden state, in the place of that of all windows."""
+    return with_hidden(returned, hidden_of(returned)[index : index + 1])
+
+
+def with_hidden(returned: Any, hidden: Tensor) -> Any:
+    """Return what a block returned with another hidden state."""
+    if isinstance(returned, Tensor):
+        return hidden
+    old = hidden_of(returned)
+    if isinstance(returned, dict):
+        return type(returned)({key: hidden if value is old else value for key, value in returned.items()})
+    return tuple(hidden if value is old else value for value in returned)

@@ -3,15 +3,17 @@
 A step of the learner has four parts.
 
 1. Evidence. The same windows go through the dense and the pruned model. T `[tokens, out]` is the error that a layer
-   could take away: for a layer that writes into the residual stream, the error of the hidden state after the last block
-   (direct feedback with identity weights: arXiv 1609.01596); for any other layer, the error of its own outputs. With the
-   inputs X of the layer in the pruned model, the evidence about its weights is E = T^T X, beside H = X^T X.
+   could take away. For a layer that writes into the residual stream, T is the error of the model's output: the
+   derivative of KL(dense || pruned) by the hidden state after the last block, which is the error of the probabilities
+   times the output embedding, through the last norm, and is sent to every block as it is (direct feedback with
+   identity weights: arXiv 1609.01596). Nothing goes back through a block. For any other layer, T is the error of its
+   own outputs. With the inputs X of the layer in the pruned model, the evidence is E = T^T X, beside H = X^T X.
 2. Proposal. Let e be the pruned part of a row and e_0 that part now. Sweeps of `swaps` look for the mask that minimises
    |X (e - e_0) - s T|^2, that is e H e^T - 2 (e_0 H + s E) e^T up to a constant. The step size s is the share of the
    error to take away. Groups flip only where the flip pays by this measure.
 3. Screening. Units are blocks of rows of a layer. Every sequence of a minibatch gets the flips of a random half of
-   the units, its own, y = x W + x dW_s, and then the flips of the other half. The difference of the two losses, times +1 or -1
-   for every unit, is the effect of this unit, so that one pair of forward passes says something about all units. Units
+   the units, y = x W + x dW_s, and then those of the other half. The difference of its two losses, times +1 or -1 for
+   every unit, is the effect of this unit, so that one pair of forward passes says something about all units. Units
    that seem to do harm are left out, and their step sizes fall; those of the others rise.
 4. Confirmation. The flips that are left are taken if they lower the loss of fresh windows, in pairs, by `margin`
    standard errors. Otherwise the mask stays: nothing drifts.
@@ -32,7 +34,7 @@ import nmbench
 if TYPE_CHECKING:
     from torch import Tensor
 
-EVIDENCE = ("both", "stream", "local")
+EVIDENCE = ("both", "output", "local")
 LEAST = {
     "steps": 0,
     "sweeps": 1,
@@ -57,11 +59,10 @@ class Flips(nmbench.MaskLearner):
     init: str = nmbench.option("swaps", "whose mask is the start: a one-shot method, or a label of the same run")
     steps: int = nmbench.option(60, "proposals, each screened and confirmed", unit="steps")
     evidence: str = nmbench.option(
-        "both",
-        "errors that flips take away: of the hidden state at the end (stream), of a layer's outputs (local)",
-        choices=EVIDENCE,
+        "both", "errors that flips take away: of the model's output, of a layer's outputs, or both", choices=EVIDENCE
     )
-    step_size: float = nmbench.option(0.3, "share of the error that a layer tries to take away, at first")
+    output_step: float = nmbench.option(0.15, "step size s of layers that write into the residual stream, at first")
+    local_step: float = nmbench.option(0.3, "step size s of other layers, at first: the share of their error")
     adapt: float = nmbench.option(
         0.3, "how fast step sizes follow the screening: the most that their logarithm changes"
     )
@@ -84,8 +85,9 @@ class Flips(nmbench.MaskLearner):
         for name, value in LEAST.items():
             if not getattr(self, name) >= value:
                 raise impossible(f"{name} must be at least {value}, not {getattr(self, name)}")
-        if not 0 < self.step_size <= 2:
-            raise impossible(f"step_size must be above 0 and at most 2, not {self.step_size}")
+        for name in ("output_step", "local_step"):
+            if not 0 < getattr(self, name) <= 2:
+                raise impossible(f"{name} must be above 0 and at most 2, not {getattr(self, name)}")
         if not 0 <= self.decay < 1:
             raise impossible(f"decay must lie in [0, 1), not {self.decay}")
         if not 0 <= self.adapt <= 1:

@@ -36,11 +36,11 @@ class FlipsRun:
         device = task.bundle.device
         self.masks: Masks = {name: mask.to(device) for name, mask in task.initial.items()}
         self.selection: nmbench.Selection[Masks] = nmbench.Selection(task, dict(self.masks), method.tolerance)
-        self.sizes = torch.full((len(task.layers), method.units), method.step_size, dtype=torch.float64, device=device)
+        self.sizes = torch.zeros(len(task.layers), method.units, dtype=torch.float64, device=device)
         self.windows = task.windows(min(method.window_tokens, task.pool.shape[1]))
         self.earlier: dict[str, Tensor] = {}
         self.step = self.taken = 0
-        self.stream: list[str] = []
+        self.writing: list[str] = []
         self.local: list[str] = []
 
     def learnt(self) -> dict[str, Tensor]:
@@ -56,9 +56,11 @@ class FlipsRun:
         """Find the layers of each kind of evidence; measure the initial mask, or restore the last checkpoint."""
         saved = self.task.checkpoints.load()
         writing = set[str]() if self.method.evidence == "local" else writers(self.task)
-        others = [] if self.method.evidence == "stream" else [name for name in self.task.layers if name not in writing]
-        self.stream, self.local = [name for name in self.task.layers if name in writing], others
+        others = [] if self.method.evidence == "output" else [name for name in self.task.layers if name not in writing]
+        self.writing, self.local = [name for name in self.task.layers if name in writing], others
         if saved is None:
+            for number, name in enumerate(self.task.layers):
+                self.sizes[number] = self.method.output_step if name in writing else self.method.local_step
             self.selection.start(self.losses(self.selection.looked_at, self.masks))
             return
         self.selection.restore(saved["selection"])
@@ -87,7 +89,7 @@ class FlipsRun:
         """Gather the evidence of this step, with that of earlier steps if the learner keeps it."""
         method = self.method
         windows = self.draw(method.evidence_tokens, self.task.pool)
-        given = (self.stream, self.local, method.minibatch, method.skip_tokens)
+        given = (self.writing, self.local, method.minibatch, method.skip_tokens)
         evidence = gathered(self.task, self.live, self.masks, windows, *given)
         if not evidence.error:
             raise nmbench.NMBenchError(
