@@ -71,21 +71,13 @@ def gathered(
         dense = seen(task, part, local)
         live.apply(masks)
         pruned = seen(task, part, (*writing, *local))
-        errors = local_errors(dense, pruned)
-        if writing:
-            errors.update(dict.fromkeys(writing, output_error(task, part, dense, pruned, skip)))
-        add(evidence, {name: errors[name] for name in errors if name in pruned.inputs}, pruned.inputs, skip)
+        end = output_error(task, part, dense, pruned, skip) if writing else None
+        add(evidence, dense, pruned, end, skip)
         tokens += len(part) * (part.shape[1] - skip)
     sums = {id(gram): gram for gram in evidence.gram.values()}  # shared ones once
     for total in (*sums.values(), *evidence.error.values()):
         total.div_(tokens)
     return evidence
-
-
-def local_errors(dense: Seen, pruned: Seen) -> dict[str, Tensor]:
-    """Return the errors of outputs, pruned less dense, `[n, window, out]` by layer."""
-    both = (name for name in dense.outputs if name in pruned.outputs)
-    return {name: pruned.outputs[name].float() - dense.outputs[name].float() for name in both}
 
 
 def output_error(task: nmbench.LearnTask, part: Tensor, dense: Seen, pruned: Seen, skip: int) -> Tensor:
@@ -111,21 +103,32 @@ def output_error(task: nmbench.LearnTask, part: Tensor, dense: Seen, pruned: See
     return error * (size / error[:, skip:].norm().clamp_min(TINY))
 
 
-def add(evidence: Evidence, errors: Mapping[str, Tensor], inputs: Mapping[str, Tensor], skip: int) -> None:
-    """Add a minibatch to sums; layers whose inputs are one tensor add it to one sum."""
+def add(evidence: Evidence, dense: Seen, pruned: Seen, end: Tensor | None, skip: int) -> None:
+    """Add a minibatch to the sums; layers whose inputs are one tensor add it to one sum.
+
+    `end`: the error `[n, window, width]` for layers whose outputs the dense pass did not note.
+    """
     leaders: dict[int, str] = {}
     with full_float32():
-        for name, error in errors.items():
-            x = inputs[name][:, skip:].flatten(0, 1).float()  # [tokens, in]
-            t = error[:, skip:].flatten(0, 1)  # [tokens, out]
+        for name, inputs in pruned.inputs.items():
+            x = inputs[:, skip:].flatten(0, 1).float()  # [tokens, in]
+            t = error_of(name, dense, pruned, end)[:, skip:].flatten(0, 1)  # [tokens, out]
+            leader = leaders.setdefault(id(inputs), name)
             if name not in evidence.error:
-                leader = leaders.get(id(inputs[name]))
-                evidence.gram[name] = evidence.gram[leader] if leader else x.new_zeros(x.shape[1], x.shape[1])
+                evidence.gram[name] = evidence.gram[leader] if leader != name else x.new_zeros(x.shape[1], x.shape[1])
                 evidence.error[name] = x.new_zeros(t.shape[1], x.shape[1])
-            if all(evidence.gram[name] is not evidence.gram[leader] for leader in leaders.values()):
-                leaders[id(inputs[name])] = name
+            if leader == name:
                 evidence.gram[name].addmm_(x.t(), x)
             evidence.error[name].addmm_(t.t(), x)
+
+
+def error_of(name: str, dense: Seen, pruned: Seen, end: Tensor | None) -> Tensor:
+    """Return T `[n, window, out]` of a layer, and forget its outputs, which are large."""
+    own, wanted = pruned.outputs.pop(name), dense.outputs.pop(name, None)
+    if wanted is not None:
+        return own.float() - wanted.float()
+    assert end is not None
+    return end
 
 
 def seen(task: nmbench.LearnTask, part: Tensor, layers: Sequence[str]) -> Seen:

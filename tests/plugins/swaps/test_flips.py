@@ -16,6 +16,7 @@ from nmbench.pruning.learning import LearnTask
 from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing import LearnCase
 from nmbench.testing.planted import cycles
+from nmbench.verification.strict import check_masks
 from nmbench_plugins.swaps import Flips
 from nmbench_plugins.swaps.evidence import gathered, output_error, seen, writers
 from nmbench_plugins.swaps.mixtures import effects, flipped, of_rows
@@ -141,6 +142,15 @@ def test_only_confirmed_flips_stay():
     flipped_at = [entry for entry in task.curve if entry.get("flipped")]
     assert flipped_at and all(entry["gain"] > 0 for entry in flipped_at)
     assert len(flipped_at) == task.notes["steps_taken"]
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mixtral"])
+def test_other_architectures_can_be_flipped(family):
+    """Norms behind layers and fused experts are no obstacle: what can be flipped is, and masks stay strict."""
+    task = tiny_task(family)
+    masks = Flips(steps=1, margin=0.0, tolerance=9.0, units=3, **FEW).learn(task)
+    check_masks(masks, task.pattern, task.layers, "acme")
+    assert task.curve[0]["step"] == 1
 
 
 @pytest.mark.parametrize("options", [{"steps": -1}, {"output_step": 0.0}, {"local_step": 3.0}, {"decay": 1.0}])
