@@ -18,7 +18,8 @@ A step of the learner has four parts.
 4. Confirmation. The flips that are left are taken if they lower the loss of fresh windows, in pairs, by `margin`
    standard errors. Otherwise the mask stays: nothing drifts.
 
-Why not random flips with one reward for each sequence: docs/benchmarks/flips.md measures what that can know.
+With `evidence=rewards` the evidence is that of losses alone: every sequence flips a few random groups of every layer
+(`rewards`). docs/benchmarks/flips.md measures what either kind of evidence knows.
 
 At the end the best mask of the first half of the selection windows must be confirmed by the other half.
 """
@@ -34,12 +35,13 @@ import nmbench
 if TYPE_CHECKING:
     from torch import Tensor
 
-EVIDENCE = ("both", "output", "local")
+EVIDENCE = ("both", "output", "local", "rewards")
 LEAST = {
     "steps": 0,
     "sweeps": 1,
     "units": 1,
     "evidence_tokens": 1,
+    "reward_tokens": 2,
     "screen_tokens": 2,
     "confirm_tokens": 2,
     "window_tokens": 2,
@@ -59,7 +61,9 @@ class Flips(nmbench.MaskLearner):
     init: str = nmbench.option("swaps", "whose mask is the start: a one-shot method, or a label of the same run")
     steps: int = nmbench.option(60, "proposals, each screened and confirmed", unit="steps")
     evidence: str = nmbench.option(
-        "both", "errors that flips take away: of the model's output, of a layer's outputs, or both", choices=EVIDENCE
+        "both",
+        "errors that flips take away: of the model's output, of a layer's outputs, or both; or rewards of random flips",
+        choices=EVIDENCE,
     )
     output_step: float = nmbench.option(0.15, "step size s of layers that write into the residual stream, at first")
     local_step: float = nmbench.option(0.3, "step size s of other layers, at first: the share of their error")
@@ -70,6 +74,10 @@ class Flips(nmbench.MaskLearner):
     sweeps: int = nmbench.option(2, "most sweeps over the groups of a layer for a proposal")
     units: int = nmbench.option(1, "blocks of rows in a layer that are screened and sized by themselves")
     evidence_tokens: int = nmbench.option(12288, "tokens of a step for the evidence", unit="tokens")
+    reward_tokens: int = nmbench.option(65536, "tokens of a step for rewards", unit="tokens")
+    flips: float = nmbench.option(0.005, "share of the groups that a sequence flips for its reward")
+    cheap: float = nmbench.option(0.25, "share of the groups to draw these flips from: the cheapest flips of a layer")
+    shortlist: float = nmbench.option(0.005, "share of the groups that the best scores propose to flip, at first")
     screen_tokens: int = nmbench.option(8192, "tokens of a step for the screening", unit="tokens")
     confirm_tokens: int = nmbench.option(8192, "tokens of a step for the confirmation", unit="tokens")
     window_tokens: int = nmbench.option(128, "length of a sequence to screen and confirm by, at most", unit="tokens")
@@ -85,9 +93,9 @@ class Flips(nmbench.MaskLearner):
         for name, value in LEAST.items():
             if not getattr(self, name) >= value:
                 raise impossible(f"{name} must be at least {value}, not {getattr(self, name)}")
-        for name in ("output_step", "local_step"):
-            if not 0 < getattr(self, name) <= 2:
-                raise impossible(f"{name} must be above 0 and at most 2, not {getattr(self, name)}")
+        for name, most in {"output_step": 2, "local_step": 2, "flips": 1, "cheap": 1, "shortlist": 1}.items():
+            if not 0 < getattr(self, name) <= most:
+                raise impossible(f"{name} must be above 0 and at most {most}, not {getattr(self, name)}")
         if not 0 <= self.decay < 1:
             raise impossible(f"decay must lie in [0, 1), not {self.decay}")
         if not 0 <= self.adapt <= 1:

@@ -16,6 +16,7 @@ from nmbench_plugins.swaps.descent import descend
 from nmbench_plugins.swaps.evidence import Evidence, gathered, writers
 from nmbench_plugins.swaps.mixtures import Effects, effects, of_rows
 from nmbench_plugins.swaps.problem import Problem
+from nmbench_plugins.swaps.rewards import Rewards
 
 if TYPE_CHECKING:
     from nmbench_plugins.swaps.flips import Flips
@@ -42,6 +43,7 @@ class FlipsRun:
         self.step = self.taken = 0
         self.writing: list[str] = []
         self.local: list[str] = []
+        self.rewards = Rewards(task, method, live, self.windows) if method.evidence == "rewards" else None
 
     def learnt(self) -> dict[str, Tensor]:
         """Do the whole run, or the rest of a run from its last checkpoint; return the masks by layer."""
@@ -55,13 +57,15 @@ class FlipsRun:
     def start(self) -> None:
         """Find the layers of each kind of evidence; measure the initial mask, or restore the last checkpoint."""
         saved = self.task.checkpoints.load()
-        writing = set[str]() if self.method.evidence == "local" else writers(self.task)
+        writing = set[str]() if self.method.evidence in ("local", "rewards") else writers(self.task)
         others = [] if self.method.evidence == "output" else [name for name in self.task.layers if name not in writing]
         self.writing, self.local = [name for name in self.task.layers if name in writing], others
         if saved is None:
             for number, name in enumerate(self.task.layers):
                 self.sizes[number] = self.method.output_step if name in writing else self.method.local_step
             self.selection.start(self.losses(self.selection.looked_at, self.masks))
+            if self.rewards:
+                self.rewards.start(self.draw(self.method.evidence_tokens, self.task.pool))
             return
         self.selection.restore(saved["selection"])
         self.step, self.taken = saved["step"], saved["taken"]
@@ -71,12 +75,13 @@ class FlipsRun:
         for name, bits in saved["masks"].items():
             self.masks[name] = unpack(bits.to(device), tuple(self.masks[name].shape))
         self.task.generator.set_state(saved["generator"].cpu())
+        if self.rewards:
+            self.rewards.restore(saved["rewards"])
         self.live.apply(self.masks)
 
     def advance(self) -> None:
         """Take one step."""
-        evidence = self.evidence()
-        proposed = {name: self.proposed(name, evidence) for name in evidence.error}
+        proposed = self.by_rewards(self.rewards) if self.rewards else self.by_errors()
         screened = self.screened(proposed)
         self.confirm(self.combined(proposed, screened), screened)
         self.step += 1
@@ -84,6 +89,16 @@ class FlipsRun:
             losses = self.losses(self.selection.looked_at, self.masks)
             self.selection.look(self.step, dict(self.masks), losses)
             self.report(held_out=float(losses.mean()))
+
+    def by_rewards(self, rewards: Rewards) -> Masks:
+        """Return the masks that the rewards of this step and of earlier ones propose."""
+        rewards.gather(self.masks)
+        return rewards.proposed(self.masks)
+
+    def by_errors(self) -> Masks:
+        """Return the masks that the errors of activations propose."""
+        evidence = self.evidence()
+        return {name: self.proposed(name, evidence) for name in evidence.error}
 
     def evidence(self) -> Evidence:
         """Gather the evidence of this step, with that of earlier steps if the learner keeps it."""
@@ -152,6 +167,8 @@ class FlipsRun:
         gain = before - self.finite_losses(tokens, masks)
         better = float(gain.mean()) > self.method.margin * standard_error(gain)
         share = groups_changed({**self.masks, **masks}, self.masks, self.task.pattern)
+        if self.rewards:
+            self.rewards.decided(self.masks, masks, better)
         if better:
             self.masks.update(masks)
             self.taken += 1
@@ -187,7 +204,8 @@ class FlipsRun:
         masks = {name: pack(mask).cpu() for name, mask in self.masks.items()}
         generator = self.task.generator.get_state()
         tensors: dict[str, Any] = {"sizes": self.sizes, "earlier": self.earlier, "generator": generator}
-        self.task.checkpoints.save({**state, **tensors, "masks": masks})
+        rewards = {"rewards": self.rewards.state()} if self.rewards else {}
+        self.task.checkpoints.save({**state, **tensors, **rewards, "masks": masks})
 
     def conclude(self) -> dict[str, Tensor]:
         """Return the masks by layer, and write the notes of the record."""

@@ -20,6 +20,7 @@ from nmbench.verification.strict import check_masks
 from nmbench_plugins.swaps import Flips
 from nmbench_plugins.swaps.evidence import gathered, output_error, seen, writers
 from nmbench_plugins.swaps.mixtures import effects, flipped, of_rows
+from nmbench_plugins.swaps.rewards import Draw, Rewards, with_draws
 from nmbench_plugins.tiny import TinyModel
 
 WINDOW = 24
@@ -57,6 +58,35 @@ def test_every_sequence_has_its_own_weights(seed, units, count):
                     live[name].add_(change * of_rows(of_layer, len(change))[:, None])
                 alone = all_logits(task.model, window[None])[0]
             torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(0, 2**31), st.floats(0.01, 1.0), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+@torch.no_grad()
+def test_every_sequence_has_its_own_flips(seed, flips, count):
+    """x W + x dW_s by gather and scatter is the product with strictly N:M weights of each sequence by itself."""
+    task = LearnCase(seed=seed).task()
+    method, tokens = Flips(evidence="rewards", flips=flips, cheap=1.0), cycles(count)
+    with task.masked_weights() as live:
+        rewards = Rewards(task, method, live, task.pool)
+        rewards.start(task.pool)
+        pools = {name: rewards.cheap(name, mask) for name, mask in task.initial.items()}
+        draws = {name: rewards.draw(name, count, *pool) for name, pool in pools.items()}
+        with with_draws(task, draws):
+            together = all_logits(task.model, tokens)
+        for s in range(count):
+            masks = {name: with_flips_of(draw, s, task.initial[name]) for name, draw in draws.items()}
+            check_masks(masks, task.pattern, task.layers, "acme")
+            live.apply(masks)
+            torch.testing.assert_close(together[s], all_logits(task.model, tokens[s : s + 1])[0], rtol=1e-4, atol=1e-4)
+
+
+def with_flips_of(draw: Draw, sequence: int, mask: Tensor) -> Tensor:
+    """The mask of one sequence, flip by flip."""
+    new = mask.clone()
+    for row, dropped, kept in zip(draw.row[sequence], draw.dropped[sequence], draw.kept[sequence], strict=True):
+        new[row, dropped], new[row, kept] = True, False
+    return new
 
 
 @given(st.integers(1, 40), st.integers(1, 9))
