@@ -70,7 +70,7 @@ class Flips(nmbench.MaskLearner):
     adapt: float = nmbench.option(
         0.3, "how fast step sizes follow the screening: the most that their logarithm changes"
     )
-    decay: float = nmbench.option(0.0, "weight of earlier evidence, which is kept as one float32 a weight; 0: none")
+    decay: float = nmbench.option(0.7, "weight of earlier evidence, which is kept as one float32 a weight; 0: none")
     sweeps: int = nmbench.option(2, "most sweeps over the groups of a layer for a proposal")
     units: int = nmbench.option(1, "blocks of rows in a layer that are screened and sized by themselves")
     evidence_tokens: int = nmbench.option(12288, "tokens of a step for the evidence", unit="tokens")

@@ -21,7 +21,7 @@ from nmbench_plugins.swaps.rewards import Rewards
 if TYPE_CHECKING:
     from nmbench_plugins.swaps.flips import Flips
 
-RISE, FALL = 1.05, 0.75  # of all step sizes, when flips are confirmed, and when not
+RISE, FALL = 1.1, 0.85  # of all step sizes, when flips are confirmed, and when not
 Masks = dict[str, Tensor]
 
 
