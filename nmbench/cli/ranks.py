@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nmbench.errors import NMBenchError, RankLost
+from nmbench.errors import FailedAlone, NMBenchError, RankLost
 
 if TYPE_CHECKING:
     from nmbench.runtime.ranks import Launch
     from nmbench.spec import RunSpec
 
 COMMAND = "run"  # that several ranks can do together
+GRACE_SECONDS = 5.0  # for rank 0 to end by the error that ends this rank
 
 
 def launched() -> Launch | None:
@@ -72,12 +73,24 @@ def take_part(spec: RunSpec) -> None:
     """Learn with rank 0 until its rows are done. What fails here alone is said on standard error."""
     from nmbench.cli.shared import loaded
     from nmbench.experiment.contenders import with_typed_options
+    from nmbench.runtime.ranks import joined_ranks
     from nmbench.workers.ranks import help_out
 
-    plugins = loaded(spec.plugins)
     try:
+        plugins = loaded(spec.plugins)
         help_out(with_typed_options(spec, plugins), plugins)
-    except RankLost as error:
-        if "alone" in str(error) and sys.__stderr__:
-            print(f"Error: {error}", file=sys.__stderr__, flush=True)
+    except FailedAlone as error:
+        say(str(error))
         raise
+    except RankLost:  # of which rank 0 speaks, if it is there
+        raise
+    except Exception as error:
+        if not joined_ranks().watch.outlasted(GRACE_SECONDS):  # else rank 0 has ended by the same error, and said it
+            say(f"rank {joined_ranks().rank}: {error}")
+        raise
+
+
+def say(text: str) -> None:
+    """Write an error to standard error, though this process is silent."""
+    if sys.__stderr__:
+        print(f"Error: {text}", file=sys.__stderr__, flush=True)

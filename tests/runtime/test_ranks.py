@@ -11,6 +11,7 @@ import nmbench as nm
 from nmbench.errors import NMBenchError
 from nmbench.pruning.learning import LearnTask
 from nmbench.runtime.ranks import ALONE, Launch, Ranks
+from nmbench.runtime.ranks.group import buckets
 from nmbench.runtime.ranks.watch import Watch, alive
 from nmbench.testing.cases import LearnCase
 from nmbench_plugins.distil import Distil
@@ -160,6 +161,14 @@ def test_every_rank_has_a_gpu_of_its_own():
         place.take_gpu("cuda", {"CUDA_VISIBLE_DEVICES": "4"})
     assert not place.take_gpu("auto", {"CUDA_VISIBLE_DEVICES": ""})
     assert not place.take_gpu("cpu", {"CUDA_VISIBLE_DEVICES": "4"})
+
+
+def test_gradients_travel_in_buckets():
+    """Every tensor is in one bucket, in order; a bucket has one dtype, and at most so many bytes or one tensor."""
+    sizes = [3, 1, 9, 2, 2, 1]
+    tensors = [torch.zeros(size, dtype=torch.float64 if size == 1 else torch.float32) for size in sizes]
+    found = list(buckets(tensors, most_bytes=16))
+    assert [[len(tensor) for tensor in bucket] for bucket in found] == [[3], [1], [9], [2, 2], [1]]
 
 
 def test_an_ended_process_is_seen():

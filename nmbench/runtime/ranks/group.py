@@ -14,14 +14,16 @@ import platform
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nmbench.errors import NMBenchError, RankLost
+from nmbench.errors import FailedAlone, NMBenchError, RankLost
 from nmbench.runtime.ranks.launch import Launch
 from nmbench.runtime.ranks.watch import Watch, lost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+BUCKET_BYTES = 2**26  # of gradients that are added up at once: many small messages cost more than a copy
 PATIENCE = datetime.timedelta(days=30)  # a rank may wait while rank 0 does a long row alone; `Watch` sees the dead
+GOING_SECONDS = 1.0  # in which a process that has closed its connections is gone
 GRACE = {True: datetime.timedelta(minutes=30), False: datetime.timedelta(minutes=1)}  # for the others to end a job too
 
 
@@ -73,11 +75,17 @@ class Ranks:
         """Replace every tensor by its sum over ranks, in place; the order of the sum depends on their number only."""
         if self.size == 1:
             return
+        import torch
         import torch.distributed as dist
 
-        with self.losing():
-            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-                work.wait()
+        for bucket in buckets(tensors):
+            sums = torch.cat([tensor.reshape(-1) for tensor in bucket]) if len(bucket) > 1 else bucket[0].contiguous()
+            with self.losing():
+                dist.all_reduce(sums)
+            if sums is not bucket[0]:
+                parts = sums.view(-1).split([tensor.numel() for tensor in bucket])
+                for tensor, part in zip(bucket, parts, strict=True):
+                    tensor.copy_(part.view(tensor.shape))
 
     def every(self, flag: bool) -> bool:
         """Return True if `flag` is true on every rank."""
@@ -108,7 +116,8 @@ class Ranks:
     def end(self, error: BaseException | None) -> None:
         """Wait until every rank has ended the job; `error`: its end on this rank, None if it ended well.
 
-        Raises `RankLost` if it failed on some ranks only, which are then no longer in step.
+        Raises `RankLost` if it failed on some ranks only, which are then no longer in step, and `FailedAlone` if this
+        rank did and the others do not answer.
         """
         if self.size == 1:
             return
@@ -118,7 +127,9 @@ class Ranks:
         try:
             dist.monitored_barrier(self.control, timeout=GRACE[error is None])
         except RuntimeError as failure:
-            raise RankLost(f"rank {self.rank} failed alone: {line}" if line else f"{self._gone()}.") from failure
+            if line is None:
+                raise RankLost(self._gone(failure)) from failure
+            raise FailedAlone(f"rank {self.rank} failed alone: {line}") from failure
         lines = self._said(line)
         if None in lines and any(lines):
             rank = next(rank for rank, found in enumerate(lines) if found)
@@ -134,10 +145,13 @@ class Ranks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise RankLost(f"{self._gone()}.") from error
+            raise RankLost(self._gone(error)) from error
 
-    def _gone(self) -> str:
-        return lost(self.watch.gone())
+    def _gone(self, error: RuntimeError) -> str:
+        """Return a text on the ranks that have ended; on the error of communication if all are there."""
+        self.watch.outlasted(GOING_SECONDS)
+        gone = self.watch.gone()
+        return lost(gone, "" if gone else str(error).strip().partition("\n")[0])
 
     def _said(self, value: Any) -> list[Any]:
         """Return the values of all ranks."""
@@ -160,6 +174,19 @@ class Ranks:
         with self.losing():
             dist.broadcast_object_list(values, group=self.control)
         return values[0]
+
+
+def buckets(tensors: Sequence[Tensor], most_bytes: int = BUCKET_BYTES) -> Iterator[list[Tensor]]:
+    """Yield the tensors in their order, as many of one dtype at a time as have `most_bytes`, at least one."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        size = sum(one.nbytes for one in bucket) + tensor.nbytes
+        if bucket and (size > most_bytes or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 ALONE = Ranks()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 
 PAUSE_SECONDS = 0.5  # between two looks
 GRACE_SECONDS = {True: 10.0, False: 2.0}  # for the process to end by itself: rank 0, which explains, and any other rank
-LOST = "{} ended before the run did; the same command goes on from the last checkpoint, with any number of ranks"
 
 
 class Watch:
@@ -42,19 +42,29 @@ class Watch:
         """Return the ranks whose processes have ended."""
         return [rank for rank, process in self.processes.items() if not alive(process)]
 
+    def outlasted(self, seconds: float) -> bool:
+        """Return True as soon as one of the ranks has ended, False if all go on for some seconds."""
+        deadline = time.monotonic() + seconds
+        while not self.gone():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(PAUSE_SECONDS / 10)
+        return True
+
     def _look(self) -> None:
         while not self._over.wait(PAUSE_SECONDS):
             gone = self.gone()
             if gone and not self._over.wait(GRACE_SECONDS[self.leads]):
                 if self.leads and sys.__stderr__:
-                    print(f"Error: {lost(gone)}.", file=sys.__stderr__, flush=True)
+                    print(f"Error: {lost(gone)}", file=sys.__stderr__, flush=True)
                 os._exit(1)
 
 
-def lost(ranks: list[int]) -> str:
-    """Return a text on ranks that have ended; which ones is unknown if the list is empty."""
-    names = f"rank {', '.join(map(str, ranks))}" if ranks else "another rank"
-    return LOST.format(names)
+def lost(ranks: list[int], why: str = "") -> str:
+    """Return the message on ranks that have ended; which ones is unknown if the list is empty, for a reason `why`."""
+    names = f"rank {', '.join(map(str, ranks))} ended" if ranks else "another rank ended, or cannot be reached"
+    said = f" ({why})" if why else ""
+    return f"{names}{said}; the same command goes on from the last checkpoint, with any number of ranks."
 
 
 def alive(process: int) -> bool:
