@@ -21,7 +21,7 @@ GRACE_SECONDS = 5.0  # for rank 0 to end by the error that ends this rank
 
 def launched() -> Launch | None:
     """Return the place of this process among those of torchrun; None without, for which torch is not imported."""
-    if not os.environ.get("MASTER_ADDR"):
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     from nmbench.runtime.ranks import Launch
 

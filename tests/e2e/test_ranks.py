@@ -115,7 +115,8 @@ def test_a_rank_that_fails_alone_ends_the_run(small, python, tmp_path):
 
 def test_what_ranks_cannot_do_is_one_line(nmbench, small, monkeypatch, tmp_path):
     """Other processes for the rows, several runs, a command for one process."""
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "2"}.items():
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {"TORCHELASTIC_RUN_ID": "test", **place}.items():
         monkeypatch.setenv(name, value)
     jobs = nmbench("run", *small, "--jobs", "local:2")
     assert jobs.exit_code == 1 and "--jobs gives other processes the rows; leave that out" in jobs.output

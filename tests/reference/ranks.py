@@ -77,7 +77,7 @@ def started(python: Any, size: int, cwd: Path, *command: str) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         python.start(*command, cwd=cwd, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(size)

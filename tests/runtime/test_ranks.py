@@ -24,7 +24,7 @@ from nmbench_plugins.soft import Soft
 from reference.plain_kernels import PlainKernels
 from reference.ranks import by_threads
 
-TORCHRUN = {"MASTER_ADDR": "host", "MASTER_PORT": "1", "RANK": "3", "WORLD_SIZE": "4"}
+PLACE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 OFTEN = {"check_every": 5, "checkpoint_every": 3}
 LEARNERS = [
     MaskPro(steps=30, minibatch=8, prior=0.3, tracker=0.9, **OFTEN),
@@ -145,11 +145,12 @@ def test_ranks_that_differ_are_found():
 
 
 def test_the_place_among_processes():
-    """The variables of torchrun, or of a launcher that names no local rank; nothing without them or for one process."""
-    assert Launch.of({**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}) == Launch(3, 4, 1, 2)
-    assert Launch.of(TORCHRUN) == Launch(3, 4, 3, 4)
-    assert Launch.of({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}) is None
-    assert Launch.of({"RANK": "3", "WORLD_SIZE": "4"}) is None
+    """The variables of torchrun; nothing for one process, and for variables that something else has set."""
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", **PLACE}
+    assert Launch.of(torchrun) == Launch(3, 4, 1, 2)
+    assert Launch.of({**torchrun, "WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert Launch.of(PLACE) is None
+    assert Launch.of({}) is None
 
 
 def test_every_rank_has_a_gpu_of_its_own():

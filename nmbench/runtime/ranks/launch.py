@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from nmbench.errors import NMBenchError
 
 GPUS = "CUDA_VISIBLE_DEVICES"
-MEETING = ("MASTER_ADDR", "MASTER_PORT")  # variables that say where processes meet
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # a variable of torchrun alone: others set ranks for processes that are not ranks
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,10 @@ class Launch:
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Launch | None:
         """Return the place that the variables of torchrun give; None for one process."""
-        if not all(environment.get(name) for name in MEETING):
+        values = [environment.get(name, "") for name in PLACE]
+        if TORCHRUN not in environment or not all(map(str.isdecimal, values)) or int(values[1]) < 2:
             return None
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        values = [environment.get(name, "") for name in names]
-        if not all(value.isdecimal() for value in values[:2]) or int(values[1]) < 2:
-            return None
-        rank, size = int(values[0]), int(values[1])
-        local_rank, local_size = (
-            int(value) if value.isdecimal() else other for value, other in zip(values[2:], (rank, size), strict=True)
-        )
-        return cls(rank, size, local_rank, local_size)
+        return cls(*map(int, values))
 
     def take_gpu(self, device: str, environment: MutableMapping[str, str] = os.environ) -> bool:
         """Leave this process one GPU, its own, by `CUDA_VISIBLE_DEVICES`; return True if there is one.
