@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nmbench.cli.shared import loaded, plugin_option, terminal_width, write_reports
+from nmbench.cli.shared import loaded, plugin_option, row_options, terminal_width, write_reports
 from nmbench.errors import CannotWrite
 
 PAGE = ("html",)  # the format of a command that names none
@@ -16,9 +16,7 @@ PAGE = ("html",)  # the format of a command that names none
 @click.command()
 @click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "formats", multiple=True, metavar="NAME", help="Report files, as csv or json.  [html]")
-@click.option("--pattern", "patterns", multiple=True, metavar="N:M", help="Only rows of this pattern; repeatable.")
-@click.option("--method", "labels", multiple=True, metavar="LABEL", help="Only rows of this label; repeatable.")
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Only rows of this seed; repeatable.")
+@row_options
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the files.  [the directory]")
 @plugin_option
 def report(

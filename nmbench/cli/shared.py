@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 plugin_option = click.option(
     "--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py."
 )
+
+
+def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the options that choose rows: `--pattern`, `--method` and `--seed`."""
+    options = (
+        click.option(
+            "--pattern", "patterns", multiple=True, metavar="N:M", help="Only rows of this pattern; repeatable."
+        ),
+        click.option("--method", "labels", multiple=True, metavar="LABEL", help="Only rows of this label; repeatable."),
+        click.option(
+            "--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Only rows of this seed; repeatable."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def done(
