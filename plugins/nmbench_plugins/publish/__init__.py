@@ -1,4 +1,4 @@
-"""Reporters for papers and for the web: a LaTeX table, a plot of quality against cost, a self-contained page."""
+"""Reporters for papers, for the web and for TensorBoard: LaTeX, plots of quality against cost, a page, event files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import nmbench
 from nmbench_plugins.publish.latex import Latex
 from nmbench_plugins.publish.page import Html
 from nmbench_plugins.publish.plot import Plot
+from nmbench_plugins.publish.tensorboard import Tensorboard
 
 
 @nmbench.hookimpl
@@ -13,3 +14,4 @@ def nmbench_register_reporters(register: nmbench.Register) -> None:
     register("latex", Latex)
     register("html", Html)
     register("plot", Plot)
+    register("tensorboard", Tensorboard)
