@@ -35,7 +35,8 @@ def report(
 
     plugins = loaded(plugin_files)
     results = load_results(*directories).only(patterns, labels, seeds)
-    click.echo("\n\n".join([render(results, terminal_width()), *undone_lines(directories)]))
+    labels = "\n".join(f"LABEL {one}" for one in results.meanings() if not one.plain)
+    click.echo("\n\n".join(filter(None, [render(results, terminal_width()), labels, *undone_lines(directories)])))
     try:
         paths = write_reports(plugins, results, out or directories[0], formats or PAGE)
     except CannotWrite as error:

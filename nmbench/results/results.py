@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,8 +15,11 @@ from nmbench.results import frames, table
 from nmbench.results.directory import RunDirectory
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Record
+from nmbench.results.labels import Meaning, meanings
 from nmbench.results.protocol_line import protocol_lines
+from nmbench.results.ranking import comparisons
 from nmbench.results.records import Rows
+from nmbench.results.sampled_note import sampled_notes
 
 if TYPE_CHECKING:
     import pandas
@@ -24,6 +28,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Results(Rows):
     """The rows of one or more run directories as tables, frames and lines of text."""
+
+    def __repr__(self) -> str:
+        patterns = ", ".join(dict.fromkeys(str(record["pattern"]) for record in self.records if record["pattern"]))
+        models = ", ".join(dict.fromkeys(record["model"] for record in self.records))
+        failed = sum(record["status"] != "ok" for record in self.records)
+        where = ", ".join(map(str, self.directories))
+        state = f", {failed} failed" if failed else ""
+        return f"<Results: {len(self.records)} rows of {models} at {patterns or 'no pattern'}{state}; {where}>"
+
+    def _repr_html_(self) -> str:
+        """Return the protocols and the table for a notebook."""
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.protocol())
+        return lines + table.rows(table.in_order(self.records)).to_html(index=False)
 
     def only(self, patterns: Sequence[str] = (), labels: Sequence[str] = (), seeds: Sequence[int] = ()) -> Results:
         """The dense rows, and the rows of these patterns, labels and seeds; an empty choice takes all.
@@ -69,6 +86,19 @@ class Results(Rows):
     def doubts(self) -> list[str]:
         """One line for each reason to distrust a figure, as the terminal shows it below the table."""
         return doubt_lines(self.records)
+
+    def rankings(self) -> list[str]:
+        """Return the order of rows on every text, best first, and which of them can be told apart."""
+        return [line.strip() for line in comparisons(self)]
+
+    def notes(self) -> list[str]:
+        """Return what is not, or hardly, what a row asks for, and a line for every row that failed."""
+        found = (sampled_notes(self.records), table.fallbacks(self.records), table.failures(self.records))
+        return [line for text in found for line in text.splitlines()]
+
+    def meanings(self) -> list[Meaning]:
+        """Return what each label stands for: method, options, the command that makes its rows again."""
+        return meanings(self)
 
     def table(self) -> pandas.DataFrame:
         """Return one row per job, every figure as text: the table of the terminal."""
