@@ -29,11 +29,11 @@ def compare(
     protocols, have no row or metric in common, or kept no losses.
     """
     try:
-        from nmbench.results.results import load_results
+        from nmbench.results.results import addressed
         from nmbench.results.two_runs import comparison_json, comparison_text
         from nmbench.results.two_runs.comparing import compared_runs
 
-        results = [load_results(directory).only(patterns, labels, seeds) for directory in (first, second)]
+        results = [addressed([directory]).only(patterns, labels, seeds) for directory in (first, second)]
         found = compared_runs(*results)
     except NMBenchError as error:
         click.echo(f"Error: {error}", err=True)

@@ -28,13 +28,17 @@ def report(
     out: Path | None,
     plugin_files: Sequence[str],
 ) -> None:
-    """Print the table of one or more run directories, and write `report.html`, or report files in other formats."""
-    from nmbench.results.results import load_results
+    """Print the table of one or more run directories, and write `report.html`, or report files in other formats.
+
+    DIRECTORY:LABEL[:N:M[:SEED]] stands for the rows of one label.
+    """
+    from nmbench.results.results import addressed
     from nmbench.results.table import render
     from nmbench.results.undone import undone_lines
 
     plugins = loaded(plugin_files)
-    results = load_results(*directories).only(patterns, labels, seeds)
+    results = addressed(directories).only(patterns, labels, seeds)
+    directories = results.directories
     labels = "\n".join(f"LABEL {one}" for one in results.meanings() if not one.plain)
     click.echo("\n\n".join(filter(None, [render(results, terminal_width()), labels, *undone_lines(directories)])))
     try:

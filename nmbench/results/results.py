@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, cast
 
 from nmbench.errors import NMBenchError
 from nmbench.results import frames, table
+from nmbench.results.address import address_or_directory
 from nmbench.results.directory import RunDirectory
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Record
 from nmbench.results.labels import Meaning, meanings
 from nmbench.results.protocol_line import protocol_lines
-from nmbench.results.ranking import comparisons
+from nmbench.results.ranking import comparisons, of_run
 from nmbench.results.records import Rows
 from nmbench.results.sampled_note import sampled_notes
 
@@ -107,6 +108,21 @@ class Results(Rows):
     def summary(self) -> pandas.DataFrame:
         """Return one row per label and pattern, as text: metrics with standard deviations over seeds, and the cost."""
         return table.summary(self)
+
+
+def addressed(paths: Sequence[Path]) -> Results:
+    """Return the results of run directories, or of the rows in them that addresses such as `DIR:wanda:2:4` name.
+
+    Raises `NMBenchError` as `load_results` does, and for an address without a row.
+    """
+    addresses = [address_or_directory(path) for path in paths]
+    directories = list(dict.fromkeys(address.directory for address in addresses))
+    every = load_results(*directories)
+    chosen: set[int] = set()
+    for address in addresses:
+        own = dataclasses.replace(every, records=of_run(every, address.directory)).only(*address.choice)
+        chosen |= {id(record) for record in own.records}
+    return dataclasses.replace(every, records=[record for record in every.records if id(record) in chosen])
 
 
 def load_results(*directories: str | os.PathLike[str]) -> Results:
