@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -47,26 +48,22 @@ def without_library(monkeypatch):
     monkeypatch.setattr(charts, "javascript", lambda: "")
 
 
+@pytest.fixture(scope="module")
+def odd(texts, tmp_path_factory):
+    """A test text under a name that is full of special characters."""
+    return shutil.copy(texts / "test.txt", tmp_path_factory.mktemp("odd") / "a_b&c%.txt")
+
+
 @pytest.fixture
-def done(nmbench, small, texts, tmp_path):
-    """A run of two methods, one under a label that is full of special characters, and of one that fails."""
-    shutil.copy(texts / "test.txt", tmp_path / "a_b&c%.txt")
-    text = f"text:{tmp_path}/a_b&c%.txt@64"
+def done(nmbench, made, small, odd, tmp_path):
+    """A run of two methods, one under a label of special characters, and of one that fails; done once."""
     flags = [flag for flag in small[: small.index("--set")] if not flag.startswith("ppl:") and flag != "--metric"]
-    metrics = ["--metric", f"ppl:{text}", "--metric", f"layers:{text}"]
-    methods = [
-        "--method",
-        "my_w+x=wanda",
-        "--method",
-        "sparsegpt",
-        "--method",
-        "bad=swaps",
-        "--set",
-        "bad.skip_tokens=999",
-    ]
-    result = nmbench("run", *flags, *metrics, *methods, "--seed", "0", "--seed", "1", "--out", "out")
+    flags += ["--metric", f"ppl:text:{odd}@64", "--metric", f"layers:text:{odd}@64"]
+    flags += ["--method", "my_w+x=wanda", "--method", "sparsegpt", "--method", "bad=swaps"]
+    flags += ["--set", "bad.skip_tokens=999", "--seed", "0", "--seed", "1", "--out", "out"]
+    result, folder = made(nmbench, tuple(flags))
     assert result.exit_code == 1, result.output
-    return tmp_path / "out"
+    return Path(shutil.copytree(folder / "out", tmp_path / "out"))
 
 
 def test_every_format_of_one_run(done, nmbench):
