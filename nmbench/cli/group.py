@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from nmbench.cli.compare import compare
 from nmbench.cli.diff import diff
 from nmbench.cli.export import export
 from nmbench.cli.methods import methods_command
@@ -93,6 +94,7 @@ def main(ctx: click.Context) -> None:
 
 
 for command in (
+    compare,
     diff,
     export,
     methods_command,
