@@ -16,8 +16,8 @@ from nmbench.repairs import BlockRepair, WeightLearner
 from nmbench.testing.cases import LayerCase, LearnCase, variants
 from nmbench.testing.observation import Observation
 
-PATTERNS = ("1:2", "2:4", "1:4", "3:4", "2:3", "4:8", "3:7", "8:16", "16:32", "2:4x2")  # usual, odd, wide, of pairs
-PLANTED_PATTERNS = ("1:2", "2:4", "1:4", "3:4", "4:8", "8:16", "2:4x2")  # those that 16 inputs fall into
+PATTERNS = ("1:2", "2:4", "1:4", "3:4", "2:3", "4:8", "3:7", "16:32", "2:4x2")  # usual, odd, wide, of pairs
+PLANTED_PATTERNS = ("1:2", "2:4", "3:4", "4:8", "8:16", "2:4x2")  # those that 16 inputs fall into
 
 
 OF_MODELS = (MaskLearner, BlockRepair, WeightLearner)
