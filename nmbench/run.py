@@ -67,7 +67,7 @@ def opened(experiment: Experiment, directory: RunDirectory) -> tuple[Record, Den
     """Return the dense row, the reference of every job; the directory is then that of this run."""
     sample_text(experiment, directory)  # calibration text of the model itself, if the run asks for it
     directory.adopt(experiment.spec, experiment.manifest())
-    announce_start(experiment)
+    announce_start(experiment, directory.path)
     return dense_row(experiment, directory)
 
 
@@ -97,9 +97,10 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
     return record
 
 
-def announce_start(experiment: Experiment) -> None:
+def announce_start(experiment: Experiment, directory: Path) -> None:
     """Call the hook `nmbench_run_started` with the estimate of the device memory and the doubts."""
     bundle, spec = experiment.bundle, experiment.spec
     memory = planned(bundle, spec, experiment.plan.methods, bundle.device, bundle.streaming is not None)
     doubts = list(map(str, experiment.doubts))
-    experiment.plugins.announce("nmbench_run_started", spec=spec, memory=memory, doubts=doubts)
+    about = {"spec": spec, "memory": memory, "doubts": doubts, "directory": directory}
+    experiment.plugins.announce("nmbench_run_started", **about)

@@ -26,6 +26,7 @@ from nmbench.runtime.triton import nvidia_available
 PATTERNS = (Pattern(2, 4), Pattern(4, 8), Pattern(8, 16))
 SEGMENT = 16  # members of a row that a thread reads at once: 8 values are 16 bytes
 ROWS = 16  # of a block
+MANY_ROWS = 8192  # blocks of fewer warps then fill the device
 SOURCE = Path(__file__).with_name("program.cu")
 NAME = "packed_product"
 
@@ -38,19 +39,18 @@ class Launch:
 
     warps: of a block, which share the columns of 16 rows. chunks: of 64 columns that a warp reads at once. ahead: the
     next chunks are read before the present ones are multiplied. blocks: at least so many have room on a multiprocessor,
-    which bounds the registers of a thread. The defaults are the form with most bytes on their way whose registers are
-    enough for all patterns. They were not tuned on a GPU, as `benchmarks/packed_linear.py --tune` does.
+    which bounds the registers of a thread. Tuned for 2:4 on an H100 by `benchmarks/packed_linear.py --tune`.
     """
 
-    warps: int = 8
-    chunks: int = 4
-    ahead: bool = False
+    warps: int = 16
+    chunks: int = 1
+    ahead: bool = True
     blocks: int = 2
 
     @classmethod
     def of(cls, packed: PackedWeight) -> Launch:
-        """Return the form for a weight."""
-        return cls()
+        """Return the form for a weight: where there are many rows, fewer warps share them."""
+        return cls(warps=8, blocks=4) if packed.shape[0] >= MANY_ROWS else cls()
 
 
 def usable(packed: PackedWeight, x: Tensor) -> bool:
