@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.option("--set", "settings", multiple=True, metavar="LABEL.OPTION=VALUE", help="An option of a method.")
 @click.option("--model", metavar="REF", help="demo, hf:ORG/NAME[@REVISION], a folder, gguf:FILE, tiny:FAMILY.  [demo]")
 @click.option(
-    "--pattern", "patterns", multiple=True, metavar="N:M", help="Keep N of every M weights; repeatable.  [2:4]"
+    "--pattern",
+    "patterns",
+    multiple=True,
+    metavar="N:M",
+    help="Keep N of every M weights, or N:MxU: units of U; repeatable.  [2:4]",
 )
 @click.option("--pattern-for", multiple=True, metavar="LAYERS=N:M", help="Another pattern for layers, as 'mlp.*=4:8'.")
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Leave layers dense, as 'q_proj' or 'layers.0.*'.")

@@ -20,7 +20,9 @@ EXIT_NOT_STRICT, EXIT_NOT_JUDGED = 1, 3
 
 @click.command()
 @click.argument("path")
-@click.option("--pattern", metavar="N:M", help="Keep N of every M weights.  [claimed by the file, or inferred]")
+@click.option(
+    "--pattern", metavar="N:M", help="Keep N of every M weights, or N:MxU: units.  [claimed by the file, or inferred]"
+)
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Layers that may be dense, as 'q_proj'; repeatable.")
 @click.option("--like", metavar="PATH", help="A checkpoint of the same model: shapes of masks, layout.")
 @click.option("--checksums", is_flag=True, help="Compare an export's files with the SHA-256 recorded for them, too.")

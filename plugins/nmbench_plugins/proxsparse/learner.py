@@ -69,6 +69,11 @@ class ProxSparse(nmbench.MaskLearner):
         if not 0 < self.learning_rate < float("inf"):
             raise impossible(f"learning_rate must be above 0, not {self.learning_rate}")
 
+    def supports(self, pattern: nmbench.Pattern) -> str | None:
+        if pattern.unit == 1:
+            return None
+        return "its penalty counts single weights; it supports every N:M without a unit, such as 2:4 and 4:8."
+
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of masters, moments, a gradient of the live weight, and the dense weight."""
         return MASTER + MOMENTS + 2 * itemsize

@@ -1,7 +1,8 @@
 """RoI: a soft Gumbel-top-N relaxation of strict N:M masks (arXiv 2608.23048).
 
-One logit phi per weight, as in MaskPro. Every step draws the soft mask m of each group from phi / lam + Gumbel noise at
-temperature tau (`relaxation`), computes the loss of the model with the weights W * m, and takes a step of Adam on phi.
+One logit phi per weight, as in MaskPro, or per unit where units have several weights. Every step draws the soft mask m
+of each group from phi / lam + Gumbel noise at temperature tau (`relaxation`), computes the loss of the model with the
+weights W * m, and takes a step of Adam on phi.
 Temperature and noise scale fall exponentially over three quarters of the steps, tau from 1 to 0.05 and lam from 0.02 to
 0.002, and stay there. The mask keeps the N largest logits of every group; weights never change.
 
