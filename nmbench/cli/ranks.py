@@ -69,6 +69,23 @@ def check_flags(runs: int, jobs: str | None, dry_run: bool, stream: bool | None)
             raise NMBenchError(f"{what}; leave that out, or start the command without torchrun.")
 
 
+@contextlib.contextmanager
+def joining(launch: Launch | None, spec: RunSpec) -> Iterator[bool]:
+    """Join the ranks of `launch`; yield whether this process does the run: if it is rank 0, or the only one.
+
+    Any other rank has taken part in it by then.
+    """
+    if launch is None:
+        yield True
+        return
+    from nmbench.runtime.ranks import joined
+
+    with joined(launch, spec.device) as ranks:
+        if not ranks.leads:
+            take_part(spec)
+        yield ranks.leads
+
+
 def take_part(spec: RunSpec) -> None:
     """Learn with rank 0 until its rows are done. What fails here alone is said on standard error."""
     from nmbench.cli.shared import loaded

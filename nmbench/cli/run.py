@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nmbench.cli.grid import Run, cells, check_protocols, each
-from nmbench.cli.ranks import check_flags, launched, take_part
+from nmbench.cli.ranks import check_flags, joining, launched
 from nmbench.cli.shared import done, loaded, plugin_option, terminal_width
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
-    from nmbench.runtime.ranks import Launch
     from nmbench.spec import RunSpec
 
 
@@ -92,8 +91,6 @@ def run(
         check_flags(len(runs), jobs, dry_run, flags["stream"])
 
     def do(run: Run) -> bool:
-        if launch is not None:
-            return together(launch, run.spec, run.out(out), quiet, fail_fast)
         if len(runs) > 1:
             click.echo(f"\n{'# ' * (jobs == 'script')}{run.spec.model}")
         if dry_run:
@@ -101,23 +98,13 @@ def run(
 
             show(run.spec, run.out(out))
             return True
-        return compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster, trackers)
+        with joining(launch, run.spec) as leads:
+            return not leads or compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster, trackers)
 
     if not each(runs, do, fail_fast, lambda line: click.echo(line, err=True)):
         if fail_fast:
             click.echo("Ended at the first failure (--fail-fast); the same command without it does the rest.", err=True)
         sys.exit(1)
-
-
-def together(launch: Launch, spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool) -> bool:
-    """Do one run with the other processes of torchrun; return True if every row is there."""
-    from nmbench.runtime.ranks import joined
-
-    with joined(launch, spec.device) as ranks:
-        if ranks.leads:
-            return compared(spec, out, quiet, fail_fast, None, {})
-        take_part(spec)
-    return True
 
 
 def compared(
