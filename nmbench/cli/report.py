@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nmbench.cli.shared import loaded, plugin_option, terminal_width, write_reports
+from nmbench.cli.shared import loaded, plugin_option, print_table, write_reports
 from nmbench.errors import CannotWrite
 
 PAGE = ("html",)  # the format of a command that names none
@@ -32,12 +32,13 @@ def report(
 ) -> None:
     """Print the table of one or more run directories, and write `report.html`, or report files in other formats."""
     from nmbench.results.results import load_results
-    from nmbench.results.table import render
     from nmbench.results.undone import undone_lines
 
     plugins = loaded(plugin_files)
     results = load_results(*directories).only(patterns, labels, seeds)
-    click.echo("\n\n".join([render(results, terminal_width()), *undone_lines(directories)]))
+    print_table(results)
+    for line in undone_lines(directories):
+        click.echo(f"\n{line}")
     try:
         paths = write_reports(plugins, results, out or directories[0], formats or PAGE)
     except CannotWrite as error:
