@@ -22,10 +22,16 @@ def proof_line(records: Sequence[Record]) -> str:
         return ""
     groups: dict[str, list[str]] = {}
     for record in proven:
-        groups.setdefault(pattern_of(record), []).append(str((record["proof"] or {})["groups"]))
+        groups.setdefault(pattern_of(record), []).append(groups_of(record))
     counts = "; ".join(f"{' or '.join(dict.fromkeys(found))} at {pattern}" for pattern, found in groups.items())
     how_many = f"all {len(pruned)}" if len(proven) == len(pruned) else f"{len(proven)} of {len(pruned)}"
     return f"Strict N:M: every group of {how_many} pruned rows is proven" + (f" ({counts})" if counts else "")
+
+
+def groups_of(record: Record) -> str:
+    """Return the number of groups that the proof of a row counted."""
+    assert record["proof"] is not None
+    return str(record["proof"]["groups"])
 
 
 def row_notes(records: Sequence[Record]) -> str:

@@ -114,8 +114,8 @@ def with_marks(
     if any(rank != "-" for rank in ranks):
         place = next(i for i, name in enumerate(frame.columns) if name in ("seed", "seeds")) + 1
         frame.insert(place, "rank", ranks)
-    for name in frame.columns if found else ():
-        signs = [mark.sign if (mark := found.of(r, name, results)) else "" for r in records]
+    for name in frame.columns:
+        signs = [mark.sign if found and (mark := found.of(r, name, results)) else "" for r in records]
         frame[name] = [cell + sign for cell, sign in zip(frame[name], signs, strict=True)]
     if "run" in frame:
         frame["run"] = short_names(list(frame["run"]))
@@ -153,12 +153,12 @@ def painted(part: Part, width: int | None) -> Iterator[RenderableType]:
     from rich.text import Text
 
     if isinstance(part, str):
-        lines, style_of = part.splitlines(), STYLES.get
-    else:
-        yield table_of(part)
-        lines, style_of = [f"({part.remark})"] if part.remark else [], lambda word, usual: "dim"
-    for line in lines:
-        yield Text(wrapped(line, width), style_of(line.partition(" ")[0], ""))
+        for line in part.splitlines():
+            yield Text(wrapped(line, width), STYLES.get(line.partition(" ")[0], ""))
+        return
+    yield table_of(part)
+    if part.remark:
+        yield Text(wrapped(f"({part.remark})", width), "dim")
 
 
 def wrapped(line: str, width: int | None) -> str:

@@ -7,7 +7,7 @@ said below the table.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ GAP = 2  # columns between two columns
 HEADERS = (24, 16, 12, 8, 0)  # characters that headers may keep, tried one after the other
 NUMBER = re.compile(r"[+-]?\d+(?![\w:])")  # up to the decimal point
 FOLD = re.compile(r"(?<=[a-z]:)|(?<=[/, |])|(?=@)")  # where a header may be folded
+Columns = Mapping[str, tuple[str, ...]]  # name -> texts, figures aligned
 
 
 @dataclass(frozen=True)
@@ -48,64 +49,71 @@ class Fitted:
 
 def fitted(frame: pandas.DataFrame, width: int | None) -> Fitted:
     """Return the table for `width` columns, or that of names and first metric if it is wider; None: the whole table."""
-    whole = arranged(frame)
+    columns = {name: texts_of(name, list(frame[name])) for name in frame.columns}
+    whole = arranged(columns)
     if width is None or whole.width <= width:
         return whole
     said = []
-    found = folded(frame, width)
-    if found.width > width and (seed := shared_seed(frame)):
-        frame, said = frame.drop(columns="seed"), [f"seed {seed} in all rows"]
-        found = folded(frame, width)
+    found = folded(columns, width)
+    if found.width > width and (seed := shared_seed(columns)):
+        del columns["seed"]
+        said = [f"seed {seed} in all rows"]
+        found = folded(columns, width)
     left_out: list[str] = []
-    for name in removable(frame):
+    for name in removable(list(columns)):
         if found.width <= width:
             break
-        frame = frame.drop(columns=name)
+        del columns[name]
         left_out.append(name)
-        found = folded(frame, width)
+        found = folded(columns, width)
     if left_out:
         listed = ", ".join(left_out)
         said.append(f"left out in {width} columns: {listed}; a wider terminal, a pipe or report.csv has all")
     return Fitted(found.heads, found.cells, "; ".join(said))
 
 
-def shared_seed(frame: pandas.DataFrame) -> str | None:
+def shared_seed(columns: Columns) -> str | None:
     """Return the seed of all rows that have one; None if there are several."""
-    seeds = {seed for seed in frame.get("seed", ()) if seed != "-"}
+    seeds = {seed for text in columns.get("seed", ()) if (seed := text.strip()) != "-"}
     return seeds.pop() if len(seeds) == 1 else None
 
 
-def removable(frame: pandas.DataFrame) -> Iterator[str]:
+def removable(names: Sequence[str]) -> Iterator[str]:
     """Yield the columns that may be left out, in their order."""
-    yield from (name for name in LEAST if name in frame.columns)
-    others = [name for name in frame.columns if name not in (*NAMES, *LEAST)]
+    yield from (name for name in LEAST if name in names)
+    others = [name for name in names if name not in (*NAMES, *LEAST)]
     differences = [name for name in others if name.startswith(DIFFERENCE)]
     metrics = [name for name in others if name not in differences]
     yield from (*reversed(differences[1:]), *reversed(metrics[1:]), *differences[:1])
 
 
-def folded(frame: pandas.DataFrame, width: int) -> Fitted:
+def folded(columns: Columns, width: int) -> Fitted:
     """Return all columns of a table, headers folded as little as it takes to fit, or as much as they can be."""
-    tables = (arranged(frame, most) for most in HEADERS)
-    return next((table for table in tables if table.width <= width), arranged(frame, HEADERS[-1]))
+    tables = (arranged(columns, most) for most in HEADERS)
+    return next((table for table in tables if table.width <= width), arranged(columns, HEADERS[-1]))
 
 
-def arranged(frame: pandas.DataFrame, most: int | None = None) -> Fitted:
-    """Return all columns of a table, figures aligned.
+def arranged(columns: Columns, most: int | None = None) -> Fitted:
+    """Return all columns of a table.
 
     `most`: headers wider than their column and than `most` characters are folded; None: none is.
     """
-    columns = [column(name, list(frame[name]), most) for name in frame.columns]
-    return Fitted(tuple(head for head, _ in columns), tuple(cells for _, cells in columns))
+    padded = [column(name, cells, most) for name, cells in columns.items()]
+    return Fitted(tuple(head for head, _ in padded), tuple(cells for _, cells in padded))
 
 
-def column(name: str, texts: Sequence[str], most: int | None) -> tuple[str, tuple[str, ...]]:
+def column(name: str, cells: Sequence[str], most: int | None) -> tuple[str, tuple[str, ...]]:
     """Return header and texts of a column, padded to one width: words stand on the left, figures on the right."""
-    cells = tuple(texts) if name in WORDS else aligned(texts)
-    head = name if most is None else fold(name, max(most, *map(len, cells)))
-    width = max(width_of(head), *map(len, cells))
+    own = max(map(len, cells), default=0)
+    head = name if most is None else fold(name, max(most, own))
+    width = max(width_of(head), own)
     padded = str.ljust if name in WORDS else str.rjust
     return "\n".join(padded(line, width) for line in head.split("\n")), tuple(padded(cell, width) for cell in cells)
+
+
+def texts_of(name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts of a column, figures aligned."""
+    return tuple(texts) if name in WORDS else aligned(texts)
 
 
 def width_of(head: str) -> int:
