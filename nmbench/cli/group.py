@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from nmbench.cli.compare import compare
 from nmbench.cli.diff import diff
 from nmbench.cli.export import export
 from nmbench.cli.methods import methods_command
@@ -90,6 +91,7 @@ def main() -> None:
 
 
 for command in (
+    compare,
     diff,
     export,
     methods_command,

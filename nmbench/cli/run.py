@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Print the rows, what is done, and seconds and memory; load no weights.")
 @click.option("--fail-fast", is_flag=True, help="End at the first row that fails; the jobs after it are not done.")
 @click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
+@click.option("--track", "trackers", multiple=True, metavar="NAME", help="Follow the run, as with tensorboard.")
 @plugin_option
 def run(
     config: Path | None,
@@ -70,6 +71,7 @@ def run(
     dry_run: bool,
     fail_fast: bool,
     quiet: bool,
+    trackers: Sequence[str],
     **flags: Any,
 ) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
@@ -88,7 +90,7 @@ def run(
 
             show(run.spec, run.out(out))
             return True
-        return compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster)
+        return compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster, trackers)
 
     if not each(runs, do, fail_fast, lambda line: click.echo(line, err=True)):
         if fail_fast:
@@ -97,7 +99,13 @@ def run(
 
 
 def compared(
-    spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool, jobs: str | None, cluster: dict[str, Any]
+    spec: RunSpec,
+    out: Path | None,
+    quiet: bool,
+    fail_fast: bool,
+    jobs: str | None,
+    cluster: dict[str, Any],
+    trackers: Sequence[str],
 ) -> bool:
     """Do one run, print its table and its files; return True if every row of the command is there."""
     workers = None
@@ -106,9 +114,11 @@ def compared(
 
         workers = workers_of(jobs, cluster, quiet)
     if workers and workers.kind == "script":
+        if trackers:
+            raise NMBenchError("--track follows a run of this command; leave it out with --jobs script.")
         click.echo("\n".join(commands(spec, out)))
         return True
-    results = done(spec, out, quiet, workers, fail_fast)
+    results = done(spec, out, quiet, workers, fail_fast, trackers)
     names = ("records.jsonl", "run.log", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
     click.echo()

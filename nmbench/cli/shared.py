@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,38 @@ plugin_option = click.option(
 )
 
 
+def row_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the options that choose rows: `--pattern`, `--method` and `--seed`."""
+    options = (
+        click.option(
+            "--pattern", "patterns", multiple=True, metavar="N:M", help="Only rows of this pattern; repeatable."
+        ),
+        click.option("--method", "labels", multiple=True, metavar="LABEL", help="Only rows of this label; repeatable."),
+        click.option(
+            "--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Only rows of this seed; repeatable."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def done(
-    spec: RunSpec, out: Path | None, quiet: bool, workers: Workers | None = None, fail_fast: bool = False
+    spec: RunSpec,
+    out: Path | None,
+    quiet: bool,
+    workers: Workers | None = None,
+    fail_fast: bool = False,
+    trackers: Sequence[str] = (),
 ) -> Results:
-    """Do a run with progress, unless `quiet`, and doubts on standard error; write its reports; return the results."""
+    """Do a run with progress, unless `quiet`, and doubts on standard error; write its reports; return the results.
+
+    `trackers`: reporters that follow the run.
+    """
     from nmbench.experiment.contenders import with_typed_options
 
     plugins = loaded(spec.plugins)
+    follow(plugins, trackers)
     spec = with_typed_options(spec, plugins)  # a misspelt method or option is answered before torch is imported
     from nmbench.run import run
 
@@ -76,6 +101,15 @@ def progress_shown(plugins: Plugins, live: bool = True) -> Iterator[None]:
         yield
     finally:
         view.close()
+
+
+def follow(plugins: Plugins, names: Sequence[str]) -> None:
+    """Add the observers of reporters to the plugins of a run. Raises `NMBenchError` for a reporter without one."""
+    reporters = {name: plugins.lookup(plugins.registries.reporters, name) for name in names}
+    for name, reporter in reporters.items():
+        if (observer := reporter().observer()) is None:
+            raise NMBenchError(f"reporter {name!r} does not follow a run; write it afterwards, by `nmbench report`.")
+        plugins.add_observer(observer, f"track {name}")
 
 
 def print_table(results: Results) -> None:

@@ -30,8 +30,8 @@ def validate(
 ) -> None:
     """Check that a checkpoint or mask file is strictly N:M, and name the first broken group.
 
-    PATH is a transformers folder, a safetensors, torch or .npz file, a folder of masks, or RUN_DIRECTORY:LABEL.
-    Exit status: 0 strict, 1 not strict (or a file changed), 3 not judged.
+    PATH is a transformers folder, a safetensors, torch or .npz file, a folder of masks, or a row, as
+    RUN_DIRECTORY:LABEL[:N:M[:SEED]]. Exit status: 0 strict, 1 not strict (or a file changed), 3 not judged.
     """
     wanted = parsed_pattern(pattern)
     try:

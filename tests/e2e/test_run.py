@@ -11,6 +11,7 @@ import torch
 from nmbench.pattern import Pattern
 from nmbench.plain_data import read_toml
 from nmbench.results.files import load_masks, read_tensors
+from nmbench.results.precision import printed
 from nmbench.spec import RunSpec
 
 METHODS = ["--method", "magnitude", "--method", "wanda", "--method", "sparsegpt"]
@@ -61,7 +62,18 @@ def test_a_learner_reads_selection_tokens_and_baselines_do_not(done, records):
 def test_the_table_names_everything_a_user_asked_for(done):
     """The printed table has pattern, proof, perplexity with its protocol, change, cost and share pruned."""
     text = done[0].output
-    for piece in ("dense", "2:4", "Strict N:M: every group", "ppl:text:", "@64", "prune s", "MiB grown", "updated", "in N:M", "%"):
+    for piece in (
+        "dense",
+        "2:4",
+        "Strict N:M: every group",
+        "ppl:text:",
+        "@64",
+        "prune s",
+        "MiB grown",
+        "updated",
+        "in N:M",
+        "%",
+    ):
         assert piece in text
     assert "against its initial mask" in text
 
@@ -90,7 +102,12 @@ def test_reports_hold_the_same_numbers(done, records):
     (name,) = rows[0]["metrics"]
     assert list(frame["label"]) == LABELS
     assert list(frame[name]) == [row["metrics"][name]["value"] for row in rows]
-    assert done[0].output.split("\n\n")[1].splitlines()[1] in (done[1] / "report.md").read_text(encoding="utf-8")
+    lines = (done[1] / "report.md").read_text(encoding="utf-8").splitlines()
+    table = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+    for row in rows:
+        shown = printed(row["metrics"][name])
+        assert [cells for cells in table if cells[1] == row["label"] and shown in cells], row["label"]
+        assert shown in done[0].output
 
 
 def test_a_copied_report_explains_itself(done, records):
