@@ -82,7 +82,7 @@ def parts(results: Rows, width: int | None) -> Iterator[Part]:
     fronts = FRONTS if "pareto" in table.names else ""
     yield "\n".join(filter(None, (proof_line(shown), f"{MARKED}{found.seeds}" if found.by_text else "", fronts)))
     yield "\n".join(comparisons(results))
-    yield "\n".join(filter(None, (sampled_notes(shown), row_notes(shown), kept_weights(shown))))
+    yield "\n".join(filter(None, (sampled_notes(shown), row_notes(results.records), kept_weights(shown))))
     yield failures(results.records)
     yield "\n".join(doubt_lines(shown))
 
