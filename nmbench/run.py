@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nmbench.evaluation.subject import DenseSubject
+from nmbench.experiment.forecast import forecasts_of
 from nmbench.experiment.jobs import Job
 from nmbench.experiment.memory import planned
 from nmbench.experiment.plan import checked
@@ -69,7 +70,7 @@ def opened(experiment: Experiment, directory: RunDirectory) -> tuple[Record, Den
     """Return the dense row, the reference of every job; the directory is then that of this run."""
     sample_text(experiment, directory)  # calibration text of the model itself, if the run asks for it
     directory.adopt(experiment.spec, experiment.manifest())
-    announce_start(experiment, directory.path)
+    announce_start(experiment, directory)
     return dense_row(experiment, directory)
 
 
@@ -99,10 +100,11 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
     return record
 
 
-def announce_start(experiment: Experiment, directory: Path) -> None:
-    """Call the hook `nmbench_run_started` with the estimate of the device memory and the doubts."""
+def announce_start(experiment: Experiment, directory: RunDirectory) -> None:
+    """Call the hook `nmbench_run_started` with the estimate of the device memory, the doubts, and all rows."""
     bundle, spec = experiment.bundle, experiment.spec
     memory = planned(bundle, spec, experiment.plan.methods, bundle.device, bundle.streaming is not None)
     doubts = list(map(str, experiment.doubts))
-    about = {"spec": spec, "memory": memory, "doubts": doubts, "directory": directory}
-    experiment.plugins.announce("nmbench_run_started", **about)
+    rows = forecasts_of(experiment.jobs(), experiment.protocol_digest, directory)
+    known = {"spec": spec, "memory": memory, "doubts": doubts, "directory": directory.path, "rows": rows}
+    experiment.plugins.announce("nmbench_run_started", **known)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nmbench.cli.shared import progress_shown
 from nmbench.errors import NMBenchError
 
 ENGINES = "What the folder is for: plain, packed, vllm-0.18, slidesparse or torchao.  [plain]"
@@ -42,7 +43,6 @@ def export(
     """
     from nmbench.artifacts.rebuilding import find_row
     from nmbench.artifacts.rendering import fullness, sums, verdict
-    from nmbench.experiment.progress import ProgressPrinter
     from nmbench.pattern import Pattern
     from nmbench.plugins.loading import load_plugins
     from nmbench.results.address import FORM, Address, address_or_directory
@@ -54,12 +54,12 @@ def export(
     wanted = Pattern.parse(pattern) if pattern else None
     row = find_row(address.directory, address.label, wanted, address.seed if seed is None else seed)
     plugins = load_plugins(tuple(dict.fromkeys((*row.spec.plugins, *plugin_files))))
-    plugins.add_observer(ProgressPrinter(), "progress")
     from nmbench.artifacts.export import export as write
     from nmbench.artifacts.targets import target_named
 
     form = target_named(engine)
-    written = write(row, target, plugins, device, dtype=dtype, engine=engine, exact=exact)
+    with progress_shown(plugins):
+        written = write(row, target, plugins, device, dtype=dtype, engine=engine, exact=exact)
     for warning in filter(None, (written.rounded, form.warning)):
         click.echo(f"WARNING {warning}", err=True)
     click.echo(f"{sums(written.validation)}\n{fullness(written.validation)}\n{verdict(written.validation)}")

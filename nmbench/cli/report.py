@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nmbench.cli.shared import loaded, plugin_option, row_options, terminal_width, write_reports
+from nmbench.cli.shared import loaded, plugin_option, print_table, row_options, write_reports
 from nmbench.errors import CannotWrite
 
 PAGE = ("html",)  # the format of a command that names none
@@ -33,14 +33,15 @@ def report(
     DIRECTORY:LABEL[:N:M[:SEED]] stands for the rows of one label.
     """
     from nmbench.results.results import addressed
-    from nmbench.results.table import render
     from nmbench.results.undone import undone_lines
 
     plugins = loaded(plugin_files)
     results = addressed(directories).only(patterns, labels, seeds)
     directories = results.directories
+    print_table(results)
     labels = "\n".join(f"LABEL {one}" for one in results.meanings() if not one.plain)
-    click.echo("\n\n".join(filter(None, [render(results, terminal_width()), labels, *undone_lines(directories)])))
+    for paragraph in filter(None, [labels, *undone_lines(directories)]):
+        click.echo(f"\n{paragraph}")
     try:
         paths = write_reports(plugins, results, out or directories[0], formats or PAGE)
     except CannotWrite as error:

@@ -12,7 +12,7 @@ import click
 
 from nmbench.cli.grid import Run, cells, check_protocols, each
 from nmbench.cli.ranks import check_flags, joining, launched
-from nmbench.cli.shared import done, loaded, plugin_option, terminal_width
+from nmbench.cli.shared import done, loaded, plugin_option, print_table
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -128,11 +128,11 @@ def compared(
         click.echo("\n".join(commands(spec, out)))
         return True
     results = done(spec, out, quiet, workers, fail_fast, trackers)
-    from nmbench.results.table import render
-
-    names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
+    names = ("records.jsonl", "run.log", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
-    click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
+    click.echo()
+    print_table(results)
+    click.echo(f"\n{results.directories[0]}: {', '.join(written)}")
     return all(record["status"] == "ok" for record in results.asked)
 
 

@@ -16,6 +16,7 @@ import pluggy
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nmbench.experiment.forecast import Forecast
     from nmbench.experiment.memory import Estimate
     from nmbench.plugins.events import Progress
     from nmbench.plugins.registry import Register
@@ -71,10 +72,14 @@ def nmbench_register_reporters(register: Register) -> None:
 
 
 @hookspec
-def nmbench_run_started(spec: RunSpec, memory: Estimate, doubts: Sequence[str], directory: Path) -> None:
+def nmbench_run_started(
+    spec: RunSpec, memory: Estimate, doubts: Sequence[str], directory: Path, rows: Sequence[Forecast]
+) -> None:
     """Once, when a run begins, after the model is loaded and before the first job. `spec` is fully resolved;
     `memory` is the estimate of the device memory that its methods need; `doubts` are the reasons to distrust its
-    inputs, a sentence each; `directory` is the run directory.
+    inputs, a sentence each; `directory` is the run directory; `rows` are the dense row and all jobs in their order,
+    each with `label`, `title` (the `job` of its progress), `done`, and the `seconds` that it took or will take, as far
+    as they are known.
     """
 
 

@@ -7,9 +7,10 @@ from nmbench.results.mask_overlap import mask_overlap
 from nmbench.results.pareto import COSTS, cost_of, front_of, loss_of
 from nmbench.results.precision import decimals
 from nmbench.results.ranking import file_name, pattern_of
+from nmbench.results.rendering import render
 from nmbench.results.results import Results, load_results
 from nmbench.results.standing import Standing, standings
-from nmbench.results.table import in_order, over_seeds, render
+from nmbench.results.table import in_order, over_seeds
 from nmbench.results.undone import asked_methods, undone_lines
 from nmbench.sources import ValueRecord
 

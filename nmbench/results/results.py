@@ -17,6 +17,7 @@ from nmbench.results.directory import RunDirectory
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Record
 from nmbench.results.labels import Meaning, meanings
+from nmbench.results.notes import failures, row_notes
 from nmbench.results.protocol_line import protocol_lines
 from nmbench.results.ranking import comparisons, of_run
 from nmbench.results.records import Rows
@@ -94,7 +95,7 @@ class Results(Rows):
 
     def notes(self) -> list[str]:
         """Return what is not, or hardly, what a row asks for, and a line for every row that failed."""
-        found = (sampled_notes(self.records), table.fallbacks(self.records), table.failures(self.records))
+        found = (sampled_notes(self.records), row_notes(self.records), failures(self.records))
         return [line for text in found for line in text.splitlines()]
 
     def meanings(self) -> list[Meaning]:
