@@ -113,6 +113,15 @@ class Method:
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    @property
+    def data_parallel(self) -> bool:
+        """True if the ranks of torchrun may share the minibatches: a learner of the whole model that knows how.
+
+        Its losses and gradients come from `task.shared`, or from the `Training` of `task.gradients()`, and every
+        decision from these, from the seed, or from `task.ranks.decided`. Otherwise one process learns.
+        """
+        return False
+
     def supports(self, pattern: Pattern) -> str | None:
         """Return the reason why the method cannot do `pattern`, or None. Called before any model is loaded."""
         return None

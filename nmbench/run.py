@@ -24,6 +24,7 @@ from nmbench.results.format import Record
 from nmbench.results.results import Results
 from nmbench.spec import RunSpec
 from nmbench.workers.asked import Workers
+from nmbench.workers.ranks import helped
 from nmbench.workers.schedule import rows_by
 
 __all__ = ["run"]
@@ -49,7 +50,8 @@ def run(
         record, dense = opened(experiment, directory)
         jobs = experiment.jobs()
         if workers is None:
-            rows = rows_in_turn(jobs, experiment, dense, directory, fail_fast)
+            with helped(experiment, directory):  # by other processes, if torchrun has started them
+                rows = rows_in_turn(jobs, experiment, dense, directory, fail_fast)
         else:
             del experiment, dense  # other processes need the memory
             rows = rows_by(workers, spec, jobs, directory, plugins)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nmbench.cli.grid import Run, cells, check_protocols, each
+from nmbench.cli.ranks import check_flags, joining, launched
 from nmbench.cli.shared import done, loaded, plugin_option, print_table
 from nmbench.errors import NMBenchError
 
@@ -86,6 +87,9 @@ def run(
     if jobs is not None and fail_fast:
         raise NMBenchError("--fail-fast ends a run whose rows are done in turn; leave it out with --jobs.")
 
+    if (launch := launched()) is not None:
+        check_flags(len(runs), jobs, dry_run, flags["stream"])
+
     def do(run: Run) -> bool:
         if len(runs) > 1:
             click.echo(f"\n{'# ' * (jobs == 'script')}{run.spec.model}")
@@ -94,7 +98,8 @@ def run(
 
             show(run.spec, run.out(out))
             return True
-        return compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster, trackers)
+        with joining(launch, run.spec) as leads:
+            return not leads or compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster, trackers)
 
     if not each(runs, do, fail_fast, lambda line: click.echo(line, err=True)):
         if fail_fast:

@@ -61,6 +61,7 @@ class MaskPro(nmbench.MaskLearner):
     """Learn one categorical distribution per group by policy gradient, from forward losses only; weights stay dense."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER, "long": LONG}
+    data_parallel = True
 
     steps: int = nmbench.option(1000, "updates of the logits", unit="steps")
     learning_rate: float = nmbench.option(1.0, "step size on the logits")

@@ -33,6 +33,7 @@ class ProxSparse(nmbench.MaskLearner):
     """Train all weights under a penalty that vanishes on N:M; the mask of the largest goes to the dense weights."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER}
+    data_parallel = True
 
     init: str = nmbench.option(
         "swaps",

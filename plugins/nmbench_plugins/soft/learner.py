@@ -108,6 +108,11 @@ class Soft(nmbench.MaskLearner):
         """True if masks are learnt block by block."""
         return self.scope == "block"
 
+    @property
+    def data_parallel(self) -> bool:
+        """True if ranks share every minibatch, as they do unless blocks are learnt one by one."""
+        return not self.blockwise
+
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of logits, moments, a gradient of the live weight, and the dense weight."""
         return LOGIT + MOMENTS[self.moments] + 2 * itemsize
