@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 FORM = "RUN_DIRECTORY:LABEL[:N:M[:SEED]]"
-COLONS = re.compile(r"(?P<label>[^:]+)(?::(?P<pattern>[0-9]+:[0-9]+))?(?::(?P<seed>[0-9]+))?")
-FILE = re.compile(r"(?P<label>[^:]+)--(?P<n>[0-9]+)-(?P<m>[0-9]+)--seed(?P<seed>[0-9]+)")  # of masks and losses
+COLONS = re.compile(r"(?P<label>[^:]+)(?::(?P<pattern>[0-9]+:[0-9]+(?:x[0-9]+)?))?(?::(?P<seed>[0-9]+))?")
+FILE = re.compile(
+    r"(?P<label>[^:]+)--(?P<n>[0-9]+)-(?P<m>[0-9]+(?:x[0-9]+)?)--seed(?P<seed>[0-9]+)"
+)  # of masks and losses
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def run(tmp_path):
         ("x:1", ("x", None, 1)),
         ("x--2-4--seed1", ("x", "2:4", 1)),
         ("tuned@x:2:4:0", ("tuned@x", "2:4", 0)),
+        ("x:2:4x2:1", ("x", "2:4x2", 1)),
+        ("x--2-4x2--seed1", ("x", "2:4x2", 1)),
     ],
 )
 def test_forms(run, text, parts):
