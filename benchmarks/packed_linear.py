@@ -7,10 +7,11 @@
 Products are of the large layers of the 8-billion shape. Each is one CUDA graph of products with several copies of a
 weight, more bytes than the second level cache holds, so that weights come from memory as in a model; `dense` is
 `F.linear`, which is cuBLAS there. `bound` is the ratio of the bytes that dense and packed products move; `copy_gb` is
-the measured bandwidth of a copy, reads and writes counted. `--tune` times several sizes of the program and reports the
-best. Generation is greedy, token by token, each step one CUDA graph, of a random model of the shape or of the packed
-model in a folder: its weights packed, then the same weights dense, in one process. `--device cpu` runs tiny layers
-and a tiny model without graphs: a test of this file, not of speed.
+the measured bandwidth of a copy, reads and writes counted. `program` says which program multiplied: cuda, triton, or
+null if the weight was unpacked. `--tune` times several forms of the program and reports the best. Generation is greedy,
+token by token, each step one CUDA graph, of a random model of the shape or of the packed model in a folder: its weights
+packed, then the same weights dense, in one process. `--device cpu` runs tiny layers and a tiny model without graphs: a
+test of this file, not of speed.
 """
 
 from __future__ import annotations
@@ -34,16 +35,21 @@ from transformers import StaticCache
 from nmbench import Pattern
 from nmbench.experiment.environment import version
 from nmbench.runtime import PackedLinear, PackedWeight, graph_of, load_packed, pack, packed_share
-from nmbench.runtime.packed import packed_layers
-from nmbench.runtime.packed.launch import Launch, product, usable
+from nmbench.runtime.packed import by_cuda, by_triton, packed_layers
+from nmbench.runtime.packed.launch import program_of
 from nmbench.runtime.packed.reference import product as plain_product
 
 COLD_BYTES = 2**28  # of copies of one packed weight: five times the second level cache of an H100
 COPY_BYTES = 2**30
-LAUNCHES = [
-    Launch(r, b, w) for r, b, w in ((1, 128, 1), (2, 128, 1), (2, 128, 2), (4, 128, 2), (4, 128, 4), (8, 128, 4))
-]
-LAUNCHES += [Launch(r, b, w) for r, b, w in ((2, 256, 2), (4, 256, 4), (8, 64, 4), (8, 256, 8), (16, 128, 4))]
+TRITON = ((1, 128, 1), (2, 128, 1), (2, 128, 2), (4, 128, 2), (4, 128, 4), (8, 128, 4), (2, 256, 1), (2, 256, 2))
+TRITON += ((4, 128, 1), (4, 256, 4), (8, 64, 4), (8, 256, 8), (16, 128, 4))
+CUDA = ((8, 2, False, 4), (8, 2, False, 3), (8, 4, False, 2), (8, 1, False, 4), (8, 1, True, 4), (8, 2, True, 2))
+CUDA += ((4, 2, False, 8), (4, 2, False, 6), (4, 4, False, 4), (4, 2, True, 4), (4, 4, True, 3), (2, 4, False, 8))
+CUDA += ((16, 2, False, 2), (16, 4, False, 1), (16, 1, True, 2))
+TUNED: dict[str, list[Any]] = {
+    "cuda": [by_cuda.Launch(*numbers) for numbers in CUDA],
+    "triton": [by_triton.Launch(*numbers) for numbers in TRITON],
+}
 
 
 def main() -> None:
@@ -55,6 +61,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="blocks of the random model  [all]")
     parser.add_argument("--packed", type=Path, help="a folder of `nmbench export --for packed` to generate with")
     parser.add_argument("--only", choices=["products", "generation"])
+    parser.add_argument("--program", choices=["cuda", "triton"], help="of products  [the one that a layer uses]")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--tokens", type=int, help="tokens generated  [128; 8 on a CPU]")
@@ -137,12 +144,11 @@ def timed(
     """Microseconds of one product, dense and packed, their ratio, its bound by bytes, and the error of the product."""
     x = torch.randn(batch, packed[0].inputs, device=args.device).bfloat16()
     dense_seconds = once(lambda: [F.linear(x, weight) for weight in dense], args) / len(dense)
-    tried = {}
-    for launched in LAUNCHES if args.tune and args.device.type == "cuda" else [Launch.of(batch)]:
-        call = multiply(packed, x, launched)
-        tried[launched] = once(call, args) / len(packed)
+    program = args.program or program_of(packed[0], x)
+    launches = TUNED[program] if args.tune and program else [default(program, packed[0], batch)]
+    tried = {launched: once(multiply(packed, x, program, launched), args) / len(packed) for launched in launches}
     best = min(tried, key=lambda launched: tried[launched])
-    ours = multiply(packed[:1], x, best)()[0]
+    ours = multiply(packed[:1], x, program, best)()[0]
     wanted = plain_product(packed[0], x)
     small = x.nbytes + ours.nbytes
     bytes_moved = packed[0].bytes + small
@@ -154,14 +160,21 @@ def timed(
         "packed_gb": round(bytes_moved / tried[best] / 1e9, 1),
         "share_of_copy": round(bytes_moved / tried[best] / 1e9 / copy_gb, 3),
         "relative_error": float((ours.float() - wanted.float()).norm() / wanted.float().norm()),
-        "launch": vars(best),
+        "program": program,
+        "launch": vars(best) if program else None,
         **({"tried_us": {str(vars(k)): round(1e6 * v, 2) for k, v in tried.items()}} if len(tried) > 1 else {}),
     }
 
 
-def multiply(packed: list[PackedWeight], x: Tensor, launched: Launch) -> Callable[[], list[Tensor]]:
-    """A call that multiplies `x` by every weight, by the program where it runs."""
-    if usable(packed[0], x):
+def default(program: str | None, packed: PackedWeight, batch: int) -> Any:
+    """The form of the program that a layer launches."""
+    return by_cuda.Launch.of(packed) if program == "cuda" else by_triton.Launch.of(batch)
+
+
+def multiply(packed: list[PackedWeight], x: Tensor, program: str | None, launched: Any) -> Callable[[], list[Tensor]]:
+    """A call that multiplies `x` by every weight, by the program if there is one."""
+    if program:
+        product = (by_cuda if program == "cuda" else by_triton).product
         return lambda: [product(weight, x, launch=launched) for weight in packed]
     return lambda: [plain_product(weight, x) for weight in packed]
 

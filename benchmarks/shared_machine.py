@@ -26,8 +26,8 @@ from nmbench import load_results
 from nmbench.cli.process import WAITING
 from nmbench_plugins.demo import DemoPlays
 
-SPINNING = {"GOMP_SPINCOUNT": "300000"}  # of libgomp, if nothing is set
-WAYS: dict[str, dict[str, str]] = {"spinning": SPINNING, "sleeping": {}}
+SPINS = 300000  # of libgomp, if nothing is set
+OURS = "ours"  # what the command line chooses
 BUSY = "while True: pass"
 LITTLE = ("--windows", "8", "--pool-tokens", "8192", "--selection-tokens", "4096")  # tokens, so that steps count
 TEST_BYTES = 4000
@@ -37,12 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--spins", nargs="+", default=[str(SPINS), OURS], help="turns of a loop before a thread sleeps")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1], help="numbers of busy processes beside the run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=300, help="seconds after which a run is given up")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    conditions = [(way, busy) for busy in args.busy for way in WAYS]
+    conditions = [(way, busy) for busy in args.busy for way in args.spins]
     times: dict[tuple[str, int], list[float | None]] = {condition: [] for condition in conditions}
     for _ in range(args.rounds):
         for way, busy in conditions:
@@ -57,7 +58,7 @@ def main() -> None:
 def learnt_in(way: str, busy: int, args: argparse.Namespace) -> float | None:
     """Return the seconds of the learner beside `busy` busy processes; None if it was given up."""
     plain = {name: value for name, value in os.environ.items() if name not in WAITING}
-    environment = {**plain, "OMP_NUM_THREADS": str(args.threads), **WAYS[way]}
+    environment = {**plain, "OMP_NUM_THREADS": str(args.threads), **waiting(way)}
     flags = ["--method", "maskpro", "--set", f"maskpro.steps={args.steps}", *LITTLE, "--quiet", "--device", "cpu"]
     with tempfile.TemporaryDirectory() as folder, beside(busy):
         text = next(iter(DemoPlays().texts("test")))[:TEST_BYTES]
@@ -84,18 +85,23 @@ def beside(busy: int) -> Iterator[None]:
             process.wait()
 
 
+def waiting(spins: str) -> dict[str, str]:
+    """Return the environment in which a thread turns a loop `spins` times before it sleeps."""
+    return {} if spins == OURS else {"GOMP_SPINCOUNT": spins}
+
+
 def row(way: str, busy: int, found: list[float | None]) -> dict[str, Any]:
     """Return the times of one condition and their median; a run that was given up counts as infinitely long."""
     median = statistics.median(float("inf") if seconds is None else seconds for seconds in found)
-    return {"threads": way, "busy": busy, "median": median if median < float("inf") else None, "seconds": found}
+    return {"spins": way, "busy": busy, "median": median if median < float("inf") else None, "seconds": found}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print("| threads that wait | busy processes beside | median, s | all, s |\n|---|---|---|---|")
+    print("| turns before sleep | busy processes beside | median, s | all, s |\n|---|---|---|---|")
     for found in rows:
         listed = ", ".join("given up" if it is None else f"{it:.1f}" for it in found["seconds"])
         median = "-" if found["median"] is None else f"{found['median']:.1f}"
-        print(f"| {found['threads']} | {found['busy']} | {median} | {listed} |")
+        print(f"| {found['spins']} | {found['busy']} | {median} | {listed} |")
 
 
 def setting(args: argparse.Namespace) -> dict[str, Any]:

@@ -41,6 +41,14 @@ class CannotWrite(NMBenchError):
     """A full or failing disk: the run stops, because no later result could be saved."""
 
 
+class RankLost(NMBenchError):
+    """Processes of torchrun that are no longer in step, because one has ended or failed alone: the run stops."""
+
+
+class FailedAlone(RankLost):
+    """A failure of this process of torchrun, while the others go on."""
+
+
 class PluginError(NMBenchError):
     """A plugin that failed at a named stage; the original exception is the cause."""
 

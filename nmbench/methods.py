@@ -113,6 +113,15 @@ class Method:
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    @property
+    def data_parallel(self) -> bool:
+        """True if the ranks of torchrun may share the minibatches: a learner of the whole model that knows how.
+
+        Its losses and gradients come from `task.shared`, or from the `Training` of `task.gradients()`, and every
+        decision from these, from the seed, or from `task.ranks.decided`. Otherwise one process learns.
+        """
+        return False
+
     def supports(self, pattern: Pattern) -> str | None:
         """Return the reason why the method cannot do `pattern`, or None. Called before any model is loaded."""
         return None
@@ -159,10 +168,15 @@ class Baseline(Layerwise):
 
 @dataclass(frozen=True)
 class Scorer(Baseline):
-    """Scores for weights; the host keeps the `keep` highest scores of every group (`Pattern.top`)."""
+    """Scores for weights; the host keeps the `keep` highest scores of every group (`Pattern.top`).
+
+    A unit of several weights (pattern N:MxU) scores the sum of their scores to the `unit_power`: 1 if scores add up, as
+    squared errors do; 2 if they are roots of what adds up, such as |w|, and not negative.
+    """
 
     method_kind: ClassVar[str] = "scorer"
     work_method: ClassVar[str] = "score"
+    unit_power: ClassVar[int] = 1
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """Return finite scores of the shape of `weight` `[out, in]`; larger = keep."""

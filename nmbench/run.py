@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nmbench.evaluation.subject import DenseSubject
+from nmbench.experiment.forecast import forecasts_of
 from nmbench.experiment.jobs import Job
 from nmbench.experiment.memory import planned
 from nmbench.experiment.plan import checked
@@ -23,6 +24,7 @@ from nmbench.results.format import Record
 from nmbench.results.results import Results
 from nmbench.spec import RunSpec
 from nmbench.workers.asked import Workers
+from nmbench.workers.ranks import helped
 from nmbench.workers.schedule import rows_by
 
 __all__ = ["run"]
@@ -48,7 +50,8 @@ def run(
         record, dense = opened(experiment, directory)
         jobs = experiment.jobs()
         if workers is None:
-            rows = rows_in_turn(jobs, experiment, dense, directory, fail_fast)
+            with helped(experiment, directory):  # by other processes, if torchrun has started them
+                rows = rows_in_turn(jobs, experiment, dense, directory, fail_fast)
         else:
             del experiment, dense  # other processes need the memory
             rows = rows_by(workers, spec, jobs, directory, plugins)
@@ -67,7 +70,7 @@ def opened(experiment: Experiment, directory: RunDirectory) -> tuple[Record, Den
     """Return the dense row, the reference of every job; the directory is then that of this run."""
     sample_text(experiment, directory)  # calibration text of the model itself, if the run asks for it
     directory.adopt(experiment.spec, experiment.manifest())
-    announce_start(experiment)
+    announce_start(experiment, directory)
     return dense_row(experiment, directory)
 
 
@@ -97,9 +100,11 @@ def row_of(job: Job, experiment: Experiment, dense: DenseSubject, directory: Run
     return record
 
 
-def announce_start(experiment: Experiment) -> None:
-    """Call the hook `nmbench_run_started` with the estimate of the device memory and the doubts."""
+def announce_start(experiment: Experiment, directory: RunDirectory) -> None:
+    """Call the hook `nmbench_run_started` with the estimate of the device memory, the doubts, and all rows."""
     bundle, spec = experiment.bundle, experiment.spec
     memory = planned(bundle, spec, experiment.plan.methods, bundle.device, bundle.streaming is not None)
     doubts = list(map(str, experiment.doubts))
-    experiment.plugins.announce("nmbench_run_started", spec=spec, memory=memory, doubts=doubts)
+    rows = forecasts_of(experiment.jobs(), experiment.protocol_digest, directory)
+    known = {"spec": spec, "memory": memory, "doubts": doubts, "directory": directory.path, "rows": rows}
+    experiment.plugins.announce("nmbench_run_started", **known)

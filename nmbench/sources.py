@@ -273,3 +273,10 @@ class Reporter:
     def write(self, results: Results, directory: Path) -> Path:
         """Write a file into `directory` and return its path."""
         raise NotImplementedError
+
+    def observer(self) -> object | None:
+        """Return an object with observing hooks, which `nmbench run --track NAME` calls; None: there is none.
+
+        Raises `NMBenchError` if it cannot work, for example without its library, before anything is computed.
+        """
+        return None

@@ -13,6 +13,7 @@ NEEDED = [
     "nmbench/plugins/templates/pyproject.toml.in",
     "nmbench/testing/laws/every.py",
     "nmbench/py.typed",
+    "nmbench/runtime/packed/program.cu",
     "nmbench_plugins/maskpro/policy/__init__.py",
     "nmbench_plugins/publish/page/page.css",
     "nmbench_plugins/publish/page/page.js",

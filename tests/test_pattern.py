@@ -1,5 +1,8 @@
 """Laws of N:M patterns and of the masks that keep the best scores of every group."""
 
+from fractions import Fraction
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,13 +14,14 @@ from nmbench.testing.strategies import masks, patterns, tensors
 from reference import pattern as reference
 
 quick = settings(max_examples=30, deadline=None)
+PAIRS = ["2:4x", "2:4x0", "2:4x-2", "2:4x2x2", "2:4X2", "x2", "2:4 x2"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 @st.composite
-def cases(draw, max_group=32, **kwargs):
+def cases(draw, max_group=32, units=(1,), **kwargs):
     """A pattern and scores that fall into its groups."""
-    pattern = draw(patterns(max_group))
+    pattern = draw(patterns(max_group, units))
     return pattern, draw(tensors(pattern, **kwargs))
 
 
@@ -29,7 +33,7 @@ def shuffled(count, seed):
 
 
 @quick
-@given(patterns())
+@given(patterns(units=(1, 2, 3)))
 def test_text_round_trip(pattern):
     """Reading what a pattern prints gives the same pattern, blanks around it or not."""
     assert Pattern.parse(str(pattern)) == Pattern.parse(f"  {pattern}\n") == pattern
@@ -53,9 +57,11 @@ def test_only_possible_patterns_exist(keep, group):
             Pattern(keep, group)
 
 
-@pytest.mark.parametrize("text", ["", "2", "2:", ":4", "2:4:8", "2-4", "a:b", "2.0:4", "-2:4", "2 : 4", "12345:99999"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "2:", ":4", "2:4:8", "2-4", "a:b", "2.0:4", "-2:4", "2 : 4", "12345:99999", *PAIRS]
+)
 def test_other_forms_are_refused(text):
-    """Text that is not N:M is an error of one line that quotes it and shows the form."""
+    """Text that is neither N:M nor N:MxU is an error of one line that quotes it and shows the forms."""
     with pytest.raises(NMBenchError, match="not of the form N:M") as caught:
         Pattern.parse(text)
     assert repr(text) in str(caught.value)
@@ -235,3 +241,76 @@ def test_kept_counts_any_mask(data):
     mask = data.draw(masks(pattern)) | data.draw(st.booleans())
     expected = [[sum(row[i : i + pattern.group]) for i in range(0, len(row), pattern.group)] for row in mask.tolist()]
     assert pattern.kept(mask).tolist() == expected
+
+
+# Units of several weights
+
+
+in_units = {"max_group": 5, "units": (2, 3, 4)}
+
+
+def test_a_unit_of_one_weight_is_the_plain_pattern():
+    """2:4x1 is 2:4 and prints so; 2:4x2 keeps 4 of 8 weights, and is not 4:8."""
+    assert Pattern.parse("2:4x1") == Pattern(2, 4) and str(Pattern(2, 4, unit=1)) == "2:4"
+    pairs = Pattern.parse("2:4x2")
+    assert (pairs.keep, pairs.group, pairs.unit, pairs.units, str(pairs)) == (4, 8, 2, Pattern(2, 4), "2:4x2")
+    assert pairs != Pattern(4, 8) and pairs.density == 0.5 and Pattern(4, 8).units == Pattern(4, 8)
+
+
+@pytest.mark.parametrize("numbers", [(3, 8, 2), (4, 7, 2), (2, 4, 0), (2, 4, -1), (4, 4, 2), (0, 4, 2)])
+def test_impossible_units_are_refused(numbers):
+    """Keep and group are multiples of the unit, and 1 <= N < M in units; the refusal is one line with an example."""
+    with pytest.raises(NMBenchError, match=r"(in units of|units of 2 weights).*for example") as caught:
+        Pattern(*numbers)
+    assert "\n" not in str(caught.value)
+
+
+def best_units(score, pattern, power):
+    """The units with the highest sums of powers, by trying all choices of every group in exact arithmetic."""
+    mask = torch.zeros(score.shape, dtype=torch.bool)
+    units, keep = pattern.group // pattern.unit, pattern.keep // pattern.unit
+    for row, values in enumerate(score.tolist()):
+        for first in range(0, len(values), pattern.group):
+            starts = [first + pattern.unit * unit for unit in range(units)]
+            sums = {at: sum(Fraction(value) ** power for value in values[at : at + pattern.unit]) for at in starts}
+            for at in max(combinations(starts, keep), key=lambda kept: sum(sums[start] for start in kept)):
+                mask[row, at : at + pattern.unit] = True
+    return mask
+
+
+@quick
+@given(cases(**in_units, max_rows=2, max_groups=2, kinds=("normal", "ties", "half grid")), st.sampled_from([1, 2]))
+def test_units_of_the_highest_sums_are_kept(case, power):
+    """The mask keeps the units with the highest sum of powers of scores; of equal choices, that of the lowest units."""
+    pattern, score = case
+    assert torch.equal(pattern.top(score, power), best_units(score, pattern, power))
+
+
+@quick
+@given(cases(**in_units), st.integers(0, 2**31), st.sampled_from([1, 2]))
+def test_masks_of_units_are_strict(case, seed, power):
+    """A mask of units is a strict mask of weights in whole units; a flipped bit, or a moved group, breaks its group."""
+    pattern, score = case
+    mask = pattern.top(score.abs(), power)
+    assert not pattern.broken(mask).any() and not Pattern(pattern.keep, pattern.group).broken(mask).any()
+    assert torch.equal(pattern.touched(mask), mask) and mask.is_contiguous()
+    row, column = seed % len(mask), seed % mask.shape[1]
+    flipped, moved = mask.clone(), mask.clone()
+    flipped[row, column] ^= True
+    group = slice(column - column % pattern.group, column - column % pattern.group + pattern.group)
+    moved[row, group] = moved[row, group].roll(1)
+    for other in (flipped, moved):
+        broken = pattern.broken(other)
+        assert broken[row, column // pattern.group] and broken.sum() == 1
+        assert not torch.equal(pattern.touched(other), other)
+
+
+@quick
+@given(cases(**in_units), st.data())
+def test_scores_of_units_that_are_not_finite_are_refused(case, data):
+    """One NaN or infinite score in a unit is an error that names its place, and huge scores are none."""
+    pattern, score = case
+    assert (pattern.kept(pattern.top(torch.full_like(score, 3e38), 2)) == pattern.keep).all()
+    score[0, data.draw(st.integers(0, score.shape[1] - 1))] = data.draw(st.sampled_from([torch.nan, -torch.inf]))
+    with pytest.raises(NumericalFailure, match=r"score at \(0, "):
+        pattern.top(score)

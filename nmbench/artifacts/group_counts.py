@@ -62,6 +62,12 @@ def group_counts(kept: Array, group: int) -> Array:
     return counts
 
 
+def touched(kept: Array, unit: int) -> Array:
+    """The smallest mask of whole units that contains `kept`: bool `[rows, in]` -> bool `[rows, in]`."""
+    units = np.asarray(kept.reshape(len(kept), -1, unit).any(axis=2))  # [rows, in / unit]
+    return units.repeat(unit, axis=1)
+
+
 @dataclass(frozen=True)
 class Counts:
     """Counts of groups in a slice or a whole matrix; `count` defines them.
@@ -89,13 +95,15 @@ def count(kept: Array, pattern: Pattern, exact: bool, row: int = 0, column: int 
     """Count the groups of `kept` `[rows, in]`; its first entry is at `row` and `column` of the matrix.
 
     A group is broken if it keeps more than `pattern.keep` or, with `exact`, any other number. `fewer` counts the groups
-    that keep less than `pattern.keep`, `missing` the weights that those groups lack in total.
+    that keep less than `pattern.keep`, `missing` the weights that those groups lack in total. Where the pattern has
+    units of several weights, a unit of which one weight is kept counts as kept; with `exact` it has to be kept whole.
     """
     counts = group_counts(kept, pattern.group)
-    if not np.count_nonzero(counts != pattern.keep):
+    whole = counts if pattern.unit == 1 else group_counts(touched(kept, pattern.unit), pattern.group)
+    if not np.count_nonzero(counts != pattern.keep) and not np.count_nonzero(whole != pattern.keep):
         return Counts(counts.size)  # the usual case, and the only one that has to be fast
     short = counts < pattern.keep
-    wrong = counts != pattern.keep if exact else counts > pattern.keep
+    wrong = (counts != pattern.keep) | (whole != pattern.keep) if exact else whole > pattern.keep
     broken, fewer = int(np.count_nonzero(wrong)), int(np.count_nonzero(short))
     first = None
     if broken:

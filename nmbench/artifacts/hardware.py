@@ -16,6 +16,7 @@ TWO_FOUR = (
     "AMD CDNA3 and CDNA4 (hipSPARSELt)",
 )
 SLIDES = "NVIDIA sparse tensor cores through SlideSparse (INT8, FP8)"
+FOUR_PAIRS = "NVIDIA Blackwell FP4 (2 of 4 pairs; CUTLASS has an example for SM120; not run by us)"
 SLIDING = tuple(Pattern(group - 2, group) for group in (4, 6, 8, 10))  # what SlideSparse runs as 2:4
 PACKED = "nmbench's packed form (NVIDIA GPU, decoding; memory everywhere)"
 
@@ -23,13 +24,23 @@ PACKED = "nmbench's packed form (NVIDIA GPU, decoding; memory everywhere)"
 def hardware_of(pattern: Pattern) -> list[str]:
     """Return the hardware and engines that are known to run a pattern.
 
-    A pattern that keeps at most 2 of any 4 consecutive weights is run as 2:4.
+    A pattern that keeps at most 2 of any 4 consecutive weights is run as 2:4, one that keeps weights in at most 2 of
+    any 4 consecutive pairs as 2:4x2.
     """
-    two_of_four = (pattern.keep <= 2 and pattern.group % 4 == 0) or pattern == Pattern(1, 2)
-    found = list(TWO_FOUR) if two_of_four else []
+    found = list(TWO_FOUR) if at_most_two(pattern.keep, pattern.group, 4) else []
+    pairs = pattern.keep // 2 if pattern.unit % 2 == 0 else pattern.keep  # that hold the kept weights of a group
+    if at_most_two(pairs, pattern.group, 8):
+        found.append(FOUR_PAIRS)
     if pattern in SLIDING:
         found.append(SLIDES)
     return [*found, PACKED]
+
+
+def at_most_two(count: int, group: int, window: int) -> bool:
+    """Return whether `count` in every `group` weights are at most 2 in every `window` weights, from any group on."""
+    if group % window == 0:
+        return count <= 2
+    return window % group == 0 and count * (window // group) <= 2
 
 
 def flags_of(config: Path | None) -> list[str]:

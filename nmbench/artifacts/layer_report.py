@@ -128,10 +128,12 @@ def problem_of(total: Tally, pattern: Pattern, exact: bool) -> str:
     counts = total.counts
     if counts.first:
         row, column, kept = counts.first
-        wanted = f"{pattern.keep}" if exact else f"at most {pattern.keep}"
+        wanted = f"instead of {pattern.keep}" if exact else f"instead of at most {pattern.keep}"
+        if kept == pattern.keep or (not exact and kept < pattern.keep):
+            wanted = f"not in {pattern.units.keep} whole units of {pattern.unit}"
         return (
             f"{counts.broken} of {counts.groups} groups are not {pattern}; first: row {row}, columns "
-            f"{column}..{column + pattern.group - 1} keep {kept} instead of {wanted}"
+            f"{column}..{column + pattern.group - 1} keep {kept} {wanted}"
         )
     if total.off_mask:
         return f"{total.off_mask} weights off the mask are not zero"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nmbench.artifacts.artifact import Artifact, Unreadable, one_line
 from nmbench.artifacts.bit_archive import BROKEN, read_bit_archive
@@ -13,9 +14,10 @@ from nmbench.artifacts.folder import read_folder
 from nmbench.artifacts.safetensors_file import read_safetensors
 from nmbench.artifacts.torch_file import read_torch
 from nmbench.errors import did_you_mean
+from nmbench.results.address import FORM, address_of, parts_of, shown
 
 BITMASK = ".bitmask"  # ends the name of a tensor in which compressed-tensors packs the places of non-zeros
-KNOWN = "safetensors, torch.save, .npz of packed bits, a transformers folder, a folder of masks, or RUN_DIRECTORY:ROW"
+KNOWN = f"safetensors, torch.save, .npz of packed bits, a transformers folder, a folder of masks, or {FORM}"
 
 
 def open_artifact(ref: str) -> Artifact:
@@ -73,17 +75,25 @@ def names_in(path: Path) -> list[str]:
 
 
 def row_masks(ref: str) -> Path | None:
-    """The mask file that `DIR:LABEL` or `DIR:LABEL--2-4--seed0` names, or None if `DIR` is no run directory.
+    """The mask file of the row that an address names, `DIR:LABEL:2:4:0` for example; None if `DIR` is no run directory.
 
-    Raises `Unreadable` if no row, or more than one, has that name.
+    Raises `Unreadable` if no row with masks, or more than one, has that address.
     """
-    folder, colon, row = ref.rpartition(":")
-    if not colon or not (Path(folder) / "records.jsonl").is_file():
+    address = address_of(ref)
+    if address is None:
         return None
-    files = {path.stem: path for path in sorted((Path(folder) / "masks").glob("*.safetensors"))}
-    named = [path for stem, path in files.items() if row in (stem, stem.partition("--")[0])]
+    files = {path: row for path in sorted((address.directory / "masks").glob("*.safetensors")) if (row := row_of(path))}
+    named = [path for path, row in files.items() if address.names(**row)]
     if len(named) != 1:
         problem = "several rows" if named else "no row"
-        listed = ", ".join(path.stem for path in named) or ", ".join(files) or "none"
-        raise Unreadable(f"{folder} has {problem} named {row!r}.{did_you_mean(row, files)} Rows: {listed}.")
+        listed = ", ".join(shown(**files[path]) for path in named or files) or "none"
+        wanted = shown(address.label or "", address.pattern, address.seed)
+        near = "" if named else did_you_mean(wanted, [shown(**row) for row in files.values()])
+        raise Unreadable(f"{address.directory} has {problem} named {wanted!r}.{near} Rows: {listed}.")
     return named[0]
+
+
+def row_of(path: Path) -> Mapping[str, Any] | None:
+    """Label, pattern and seed of the row of a mask file, None for a file of another name."""
+    found = parts_of(path.stem)
+    return found if found and found["pattern"] else None

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import click
 
+from nmbench.cli.shared import progress_shown
+from nmbench.errors import NMBenchError
+
 ENGINES = "What the folder is for: plain, packed, vllm-0.18, slidesparse or torchao.  [plain]"
 
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.argument("method")
+@click.argument("method", required=False)
 @click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @click.option("--pattern", metavar="N:M", help="The pattern of the row, if the method has several.")
 @click.option("--seed", type=click.IntRange(min=0), help="The seed of the row, if the method has several.")
@@ -23,7 +26,7 @@ ENGINES = "What the folder is for: plain, packed, vllm-0.18, slidesparse or torc
 @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE", help="Load a plugin from FILE.py.")
 def export(
     run_dir: Path,
-    method: str,
+    method: str | None,
     target: Path,
     pattern: str | None,
     seed: int | None,
@@ -35,22 +38,28 @@ def export(
 ) -> None:
     """Write a row of a run as a transformers folder: zeros in place, packed masks, a model card.
 
-    METHOD is the label of the row. Repaired weights are computed again and must equal the measured ones, bit by bit.
+    METHOD is the label of the row; RUN_DIR:LABEL[:N:M[:SEED]] names the row without it. Repaired weights are computed
+    again and must equal the measured ones, bit by bit.
     """
     from nmbench.artifacts.rebuilding import find_row
     from nmbench.artifacts.rendering import fullness, sums, verdict
-    from nmbench.experiment.progress import ProgressPrinter
     from nmbench.pattern import Pattern
     from nmbench.plugins.loading import load_plugins
+    from nmbench.results.address import FORM, Address, address_or_directory
 
-    row = find_row(run_dir, method, Pattern.parse(pattern) if pattern else None, seed)
+    address = address_or_directory(run_dir) if method is None else Address(run_dir, method)
+    if address.label is None:
+        raise NMBenchError(f"{run_dir} names no row; give {FORM}, or a label after the run directory.")
+    pattern = pattern or address.pattern
+    wanted = Pattern.parse(pattern) if pattern else None
+    row = find_row(address.directory, address.label, wanted, address.seed if seed is None else seed)
     plugins = load_plugins(tuple(dict.fromkeys((*row.spec.plugins, *plugin_files))))
-    plugins.add_observer(ProgressPrinter(), "progress")
     from nmbench.artifacts.export import export as write
     from nmbench.artifacts.targets import target_named
 
     form = target_named(engine)
-    written = write(row, target, plugins, device, dtype=dtype, engine=engine, exact=exact)
+    with progress_shown(plugins):
+        written = write(row, target, plugins, device, dtype=dtype, engine=engine, exact=exact)
     for warning in filter(None, (written.rounded, form.warning)):
         click.echo(f"WARNING {warning}", err=True)
     click.echo(f"{sums(written.validation)}\n{fullness(written.validation)}\n{verdict(written.validation)}")

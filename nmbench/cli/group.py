@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
+from nmbench.cli.compare import compare
 from nmbench.cli.diff import diff
 from nmbench.cli.export import export
 from nmbench.cli.methods import methods_command
 from nmbench.cli.new_plugin import new_plugin_command
 from nmbench.cli.plugins import plugins_command
 from nmbench.cli.process import wait_without_spinning
+from nmbench.cli.ranks import check_command, silent
 from nmbench.cli.report import report
 from nmbench.cli.reproduce import reproduce
 from nmbench.cli.run import run
@@ -40,7 +42,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         wait_without_spinning()
         try:
-            with listening():
+            with silent(), listening():
                 return super().main(*args, **kwargs)
         except OSError as error:
             if error.filename is not None or error.errno not in NOT_WRITTEN:
@@ -85,11 +87,14 @@ def discard_output() -> None:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="nmbench")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Compare strict N:M pruning methods (keep N of every M consecutive weights) on language models."""
+    check_command(ctx.invoked_subcommand)
 
 
 for command in (
+    compare,
     diff,
     export,
     methods_command,

@@ -42,8 +42,8 @@ def options_text(name: str, cls: Any) -> str:
     for preset, values in cls.presets.items():
         listed = ", ".join(f"{key}={value}" for key, value in values.items())
         lines.append(f"  --set {name}.preset={preset}  sets {listed}")
-    usual = [Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16), Pattern(16, 32)]
-    supported = [str(pattern) for pattern in usual if cls().supports(pattern) is None]
+    usual = ("1:2", "1:4", "2:4", "4:8", "8:16", "16:32", "2:4x2")
+    supported = [text for text in usual if cls().supports(Pattern.parse(text)) is None]
     return "\n".join([*(lines or ["  no options"]), f"  patterns: {', '.join(supported)} and others alike"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nmbench.cli.shared import loaded, plugin_option, terminal_width, write_reports
+from nmbench.cli.shared import loaded, plugin_option, print_table, row_options, write_reports
 from nmbench.errors import CannotWrite
 
 PAGE = ("html",)  # the format of a command that names none
@@ -16,9 +16,7 @@ PAGE = ("html",)  # the format of a command that names none
 @click.command()
 @click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "formats", multiple=True, metavar="NAME", help="Report files, as csv or json.  [html]")
-@click.option("--pattern", "patterns", multiple=True, metavar="N:M", help="Only rows of this pattern; repeatable.")
-@click.option("--method", "labels", multiple=True, metavar="LABEL", help="Only rows of this label; repeatable.")
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Only rows of this seed; repeatable.")
+@row_options
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the files.  [the directory]")
 @plugin_option
 def report(
@@ -30,14 +28,20 @@ def report(
     out: Path | None,
     plugin_files: Sequence[str],
 ) -> None:
-    """Print the table of one or more run directories, and write `report.html`, or report files in other formats."""
-    from nmbench.results.results import load_results
-    from nmbench.results.table import render
+    """Print the table of one or more run directories, and write `report.html`, or report files in other formats.
+
+    DIRECTORY:LABEL[:N:M[:SEED]] stands for the rows of one label.
+    """
+    from nmbench.results.results import addressed
     from nmbench.results.undone import undone_lines
 
     plugins = loaded(plugin_files)
-    results = load_results(*directories).only(patterns, labels, seeds)
-    click.echo("\n\n".join([render(results, terminal_width()), *undone_lines(directories)]))
+    results = addressed(directories).only(patterns, labels, seeds)
+    directories = results.directories
+    print_table(results)
+    labels = "\n".join(f"LABEL {one}" for one in results.meanings() if not one.plain)
+    for paragraph in filter(None, [labels, *undone_lines(directories)]):
+        click.echo(f"\n{paragraph}")
     try:
         paths = write_reports(plugins, results, out or directories[0], formats or PAGE)
     except CannotWrite as error:

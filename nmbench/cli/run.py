@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nmbench.cli.grid import Run, cells, check_protocols, each
-from nmbench.cli.shared import done, loaded, plugin_option, terminal_width
+from nmbench.cli.ranks import check_flags, joining, launched
+from nmbench.cli.shared import done, loaded, plugin_option, print_table
 from nmbench.errors import NMBenchError
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 @click.option("--set", "settings", multiple=True, metavar="LABEL.OPTION=VALUE", help="An option of a method.")
 @click.option("--model", metavar="REF", help="demo, hf:ORG/NAME[@REVISION], a folder, gguf:FILE, tiny:FAMILY.  [demo]")
 @click.option(
-    "--pattern", "patterns", multiple=True, metavar="N:M", help="Keep N of every M weights; repeatable.  [2:4]"
+    "--pattern",
+    "patterns",
+    multiple=True,
+    metavar="N:M",
+    help="Keep N of every M weights, or N:MxU: units of U; repeatable.  [2:4]",
 )
 @click.option("--pattern-for", multiple=True, metavar="LAYERS=N:M", help="Another pattern for layers, as 'mlp.*=4:8'.")
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Leave layers dense, as 'q_proj' or 'layers.0.*'.")
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Print the rows, what is done, and seconds and memory; load no weights.")
 @click.option("--fail-fast", is_flag=True, help="End at the first row that fails; the jobs after it are not done.")
 @click.option("--quiet", is_flag=True, help="No progress, only doubts and the table.")
+@click.option("--track", "trackers", multiple=True, metavar="NAME", help="Follow the run, as with tensorboard.")
 @plugin_option
 def run(
     config: Path | None,
@@ -70,6 +76,7 @@ def run(
     dry_run: bool,
     fail_fast: bool,
     quiet: bool,
+    trackers: Sequence[str],
     **flags: Any,
 ) -> None:
     """Prune, prove strict, evaluate, compare. The same command resumes; more methods, patterns or seeds extend it."""
@@ -80,6 +87,9 @@ def run(
     if jobs is not None and fail_fast:
         raise NMBenchError("--fail-fast ends a run whose rows are done in turn; leave it out with --jobs.")
 
+    if (launch := launched()) is not None:
+        check_flags(len(runs), jobs, dry_run, flags["stream"])
+
     def do(run: Run) -> bool:
         if len(runs) > 1:
             click.echo(f"\n{'# ' * (jobs == 'script')}{run.spec.model}")
@@ -88,7 +98,8 @@ def run(
 
             show(run.spec, run.out(out))
             return True
-        return compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster)
+        with joining(launch, run.spec) as leads:
+            return not leads or compared(run.spec, run.out(out), quiet, fail_fast, jobs, cluster, trackers)
 
     if not each(runs, do, fail_fast, lambda line: click.echo(line, err=True)):
         if fail_fast:
@@ -97,7 +108,13 @@ def run(
 
 
 def compared(
-    spec: RunSpec, out: Path | None, quiet: bool, fail_fast: bool, jobs: str | None, cluster: dict[str, Any]
+    spec: RunSpec,
+    out: Path | None,
+    quiet: bool,
+    fail_fast: bool,
+    jobs: str | None,
+    cluster: dict[str, Any],
+    trackers: Sequence[str],
 ) -> bool:
     """Do one run, print its table and its files; return True if every row of the command is there."""
     workers = None
@@ -106,14 +123,16 @@ def compared(
 
         workers = workers_of(jobs, cluster, quiet)
     if workers and workers.kind == "script":
+        if trackers:
+            raise NMBenchError("--track follows a run of this command; leave it out with --jobs script.")
         click.echo("\n".join(commands(spec, out)))
         return True
-    results = done(spec, out, quiet, workers, fail_fast)
-    from nmbench.results.table import render
-
-    names = ("records.jsonl", "report.csv", "report.md", "masks", "weights", "losses", "errors")
+    results = done(spec, out, quiet, workers, fail_fast, trackers)
+    names = ("records.jsonl", "run.log", "report.csv", "report.md", "masks", "weights", "losses", "errors")
     written = [name for name in names if (results.directories[0] / name).exists()]
-    click.echo(f"\n{render(results, terminal_width())}\n\n{results.directories[0]}: {', '.join(written)}")
+    click.echo()
+    print_table(results)
+    click.echo(f"\n{results.directories[0]}: {', '.join(written)}")
     return all(record["status"] == "ok" for record in results.asked)
 
 

@@ -20,7 +20,9 @@ EXIT_NOT_STRICT, EXIT_NOT_JUDGED = 1, 3
 
 @click.command()
 @click.argument("path")
-@click.option("--pattern", metavar="N:M", help="Keep N of every M weights.  [claimed by the file, or inferred]")
+@click.option(
+    "--pattern", metavar="N:M", help="Keep N of every M weights, or N:MxU: units.  [claimed by the file, or inferred]"
+)
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Layers that may be dense, as 'q_proj'; repeatable.")
 @click.option("--like", metavar="PATH", help="A checkpoint of the same model: shapes of masks, layout.")
 @click.option("--checksums", is_flag=True, help="Compare an export's files with the SHA-256 recorded for them, too.")
@@ -30,8 +32,8 @@ def validate(
 ) -> None:
     """Check that a checkpoint or mask file is strictly N:M, and name the first broken group.
 
-    PATH is a transformers folder, a safetensors, torch or .npz file, a folder of masks, or RUN_DIRECTORY:LABEL.
-    Exit status: 0 strict, 1 not strict (or a file changed), 3 not judged.
+    PATH is a transformers folder, a safetensors, torch or .npz file, a folder of masks, or a row, as
+    RUN_DIRECTORY:LABEL[:N:M[:SEED]]. Exit status: 0 strict, 1 not strict (or a file changed), 3 not judged.
     """
     wanted = parsed_pattern(pattern)
     try:

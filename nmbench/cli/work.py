@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nmbench.cli.shared import observed
+from nmbench.cli.shared import loaded, observed
 
 
 @click.command()
@@ -26,7 +26,9 @@ def work(directory: Path, job: str, quiet: bool) -> None:
     if job == DENSE:
         from nmbench.run import run_dense
 
-        run_dense(spec, directory, observed(spec, quiet))
+        plugins = loaded(spec.plugins)
+        with observed(plugins, quiet):
+            run_dense(spec, directory, plugins)
     else:
         from nmbench.workers.task import Task, do
 

@@ -7,7 +7,7 @@ the same method with the same options at other patterns.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ FOLLOWS = "*"  # a protocol that no run has: nothing is done
 class Forecast:
     """One row of a run: whether it is done, and what it took, or will take; None: not known."""
 
+    label: str
     title: str
     done: bool
     seconds: float | None
@@ -45,11 +46,17 @@ def forecasts(spec: RunSpec, plugins: Plugins, out: Path | None) -> list[Forecas
     plan = checked(spec, plugins)
     directory = RunDirectory(out) if out else None
     protocol = known_protocol(plan.spec, directory)
+    return forecasts_of(jobs(plan.spec.resolved(Defaults()), plan.contenders, protocol), protocol, directory)
+
+
+def forecasts_of(found: Iterable[Job], protocol: str, directory: RunDirectory | None) -> list[Forecast]:
+    """Return the forecasts of the dense row and of the jobs `found`; `protocol`: the protocol digest."""
     records = directory.records() if directory else []
     dense = recorded(directory, dense_digest(protocol), DENSE)
-    rows = [forecast(DENSE, dense, [record for record in records if record["label"] == DENSE])]
-    for job in jobs(plan.spec.resolved(Defaults()), plan.contenders, protocol):
-        rows.append(forecast(job.title, recorded(directory, job.digest, job.name), alike(job, records)))
+    rows = [forecast(DENSE, DENSE, dense, [record for record in records if record["label"] == DENSE])]
+    for job in found:
+        known = recorded(directory, job.digest, job.name)
+        rows.append(forecast(job.label, job.title, known, alike(job, records)))
     return rows
 
 
@@ -77,13 +84,13 @@ def alike(job: Job, records: Sequence[Record]) -> list[Record]:
     return near or [one for one in ended if one["method"] == job.contender.name and dict(one["options"]) == options]
 
 
-def forecast(title: str, record: Record | None, others: Sequence[Record]) -> Forecast:
+def forecast(label: str, title: str, record: Record | None, others: Sequence[Record]) -> Forecast:
     """Return the forecast of one row: by its own record if it is done, else by those of `others`."""
     known = [record] if record else others
     host, device = (figures(known, "peak_bytes", name) for name in ("host", "device"))
     seconds = figures(known, "seconds", "total")
     mean = statistics.fmean(seconds) if seconds else None
-    return Forecast(title, record is not None, mean, max(host, default=None), max(device, default=None))
+    return Forecast(label, title, record is not None, mean, max(host, default=None), max(device, default=None))
 
 
 def figures(records: Sequence[Record], table: str, name: str) -> list[Any]:

@@ -39,7 +39,7 @@ class Job:
 
     def files_of(self, label: str) -> str:
         """Return the name of the files of another label at the same pattern and seed."""
-        return f"{label}--{self.pattern.keep}-{self.pattern.group}--seed{self.seed}"
+        return f"{label}--{str(self.pattern).replace(':', '-')}--seed{self.seed}"
 
     @property
     def title(self) -> str:

@@ -1,6 +1,7 @@
-"""Progress and doubts on standard error.
+"""Progress and doubts as plain lines: on standard error, and in the log of a run.
 
-Progress is one line that is rewritten on a terminal, a line every 15 seconds in a file.
+Without a terminal, a stage shows itself when it has lasted a while, and then at long intervals. On a terminal,
+`nmbench/experiment/live.py` takes the place of these lines.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nmbench.plugins.events import Progress
 from nmbench.plugins.hookspecs import hookimpl
@@ -17,72 +18,85 @@ from nmbench.spec import DENSE
 if TYPE_CHECKING:
     from nmbench.experiment.memory import Estimate
 
-TERMINAL_SECONDS = 0.2  # between two updates
-FILE_SECONDS = 15.0
-PATIENCE_SECONDS = 5.0  # in a file, a stage shows itself when it lasts this long
+LINE_SECONDS = 15.0  # between two lines of a stage
+PATIENCE_SECONDS = 5.0  # a stage shows itself when it lasts this long
 
 
-class ProgressPrinter:
-    """An observer that prints stage, count, figures and the time that is left.
+class Lines(Protocol):
+    """A stream of lines, such as a file or standard error."""
 
-    `lines`: print lines on a terminal, too, because other processes print there.
-    """
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> object: ...
 
-    def __init__(self, stream: TextIO | None = None, lines: bool = False) -> None:
-        self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty() and not lines
+
+class StandardError:
+    """Standard error as it is when a line is written: a live view puts its own stream there."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class Pace:
+    """The time that is left in a stage, by its pace since its first event."""
+
+    def __init__(self) -> None:
         self._stage: tuple[str, str] | None = None
-        self._first = (0, 0.0)  # units done and time at the first event of a stage
-        self._printed = 0.0
-        self._width = 0
+        self._first = (0, 0.0)  # units done and time at the first event of the stage
 
-    @hookimpl
-    def nmbench_run_started(self, memory: Estimate) -> None:
-        if memory.device != "cpu":
-            self._show(str(memory), end="\n")
+    def begins(self, event: Progress, now: float) -> bool:
+        """Return True at the first event of a stage; `now` in seconds."""
+        if (event.job, event.stage) == self._stage:
+            return False
+        self._stage, self._first = (event.job, event.stage), (event.done, now)
+        return True
 
-    @hookimpl
-    def nmbench_progress(self, event: Progress) -> None:
-        now = time.monotonic()
-        if (event.job, event.stage) != self._stage:
-            self._stage, self._first = (event.job, event.stage), (event.done, now)
-            self._printed = 0.0 if self.terminal else now - FILE_SECONDS + PATIENCE_SECONDS
-        pause = TERMINAL_SECONDS if self.terminal else FILE_SECONDS
-        if now - self._printed >= pause:
-            self._printed = now
-            self._show(line_of(event, self._remaining(event, now)))
-
-    @hookimpl
-    def nmbench_method_finished(self, record: Mapping[str, Any]) -> None:
-        name = name_of(record)
-        if record["status"] != "ok":
-            self._show(f"{name}: failed: {record['error']}", end="\n")
-            return
-        from nmbench.results.precision import printed  # not above: this module needs no torch
-
-        figures = ", ".join(f"{metric} {printed(value)}" for metric, value in record["metrics"].items())
-        self._show(f"{name}: {figures} in {record['seconds']['total']:.1f} s", end="\n")
-
-    def _remaining(self, event: Progress, now: float) -> float | None:
+    def seconds_left(self, event: Progress, now: float) -> float | None:
+        """Return the seconds until the stage ends; None as long as they are not known."""
         done, since = self._first
         if event.done <= done or not event.total:
             return None
         return (now - since) / (event.done - done) * max(0, event.total - event.done)
 
-    def _show(self, text: str, end: str = "") -> None:
-        if self.terminal:
-            self.stream.write(f"\r{text:<{self._width}}{end}")
-            self._width = 0 if end else len(text)
-        else:
-            self.stream.write(f"{text}\n")
+
+class ProgressPrinter:
+    """An observer that prints lines with stage, count, figures and the time that is left, and finished rows."""
+
+    def __init__(self, stream: Lines | None = None) -> None:
+        self.stream = stream or StandardError()
+        self._pace, self._printed = Pace(), 0.0
+
+    @hookimpl
+    def nmbench_run_started(self, memory: Estimate) -> None:
+        if memory.device != "cpu":
+            self.show(str(memory))
+
+    @hookimpl
+    def nmbench_progress(self, event: Progress) -> None:
+        now = time.monotonic()
+        if self._pace.begins(event, now):
+            self._printed = now - LINE_SECONDS + PATIENCE_SECONDS
+        if now - self._printed >= LINE_SECONDS:
+            self._printed = now
+            self.show(line_of(event, self._pace.seconds_left(event, now)))
+
+    @hookimpl
+    def nmbench_method_finished(self, record: Mapping[str, Any]) -> None:
+        self.show(finished_line(record))
+
+    def show(self, text: str) -> None:
+        """Write one line at once."""
+        self.stream.write(f"{text}\n")
         self.stream.flush()
 
 
 class DoubtPrinter:
     """An observer that prints each doubt once, when it arises: those on the inputs before anything is measured."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
+    def __init__(self, stream: Lines | None = None) -> None:
+        self.stream = stream or StandardError()
         self._printed: set[str] = set()
 
     @hookimpl
@@ -97,7 +111,18 @@ class DoubtPrinter:
         for doubt in doubts:
             if doubt not in self._printed:
                 self._printed.add(doubt)
-                print(f"DOUBT {whose}{doubt}", file=self.stream, flush=True)
+                self.stream.write(f"DOUBT {whose}{doubt}\n")
+                self.stream.flush()
+
+
+def finished_line(record: Mapping[str, Any]) -> str:
+    """`wanda 2:4 seed 0: ppl:demo@256 146.97 in 9.5 s`, or why the row failed."""
+    from nmbench.results.precision import printed  # not above: this module needs no torch
+
+    if record["status"] != "ok":
+        return f"{name_of(record)}: failed: {record['error']}"
+    figures = ", ".join(f"{metric} {printed(value)}" for metric, value in record["metrics"].items())
+    return f"{name_of(record)}: {figures} in {record['seconds']['total']:.1f} s"
 
 
 def name_of(record: Mapping[str, Any]) -> str:
@@ -109,10 +134,18 @@ def name_of(record: Mapping[str, Any]) -> str:
 
 def line_of(event: Progress, seconds_left: float | None) -> str:
     """`maskpro 2:4 seed 0: learn 120/500, loss 3.41, 1 min 05 s left`."""
-    count = f"{event.done}/{event.total}" if event.total else str(event.done)
-    figures = "".join(f", {name} {value:.4g}" for name, value in event.values.items())
     left = "" if seconds_left is None else f", {duration(seconds_left)} left"
-    return f"{event.job}: {event.stage} {count}{figures}{left}"
+    return f"{event.job}: {count_of(event)}{figures_of(event.values)}{left}"
+
+
+def count_of(event: Progress) -> str:
+    """`learn 120/500`, or `learn 120` where the end is not known."""
+    return f"{event.stage} {event.done}/{event.total}" if event.total else f"{event.stage} {event.done}"
+
+
+def figures_of(values: Mapping[str, float]) -> str:
+    """`, loss 3.41, flips 12`: four digits of each figure."""
+    return "".join(f", {name} {value:.4g}" for name, value in values.items())
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
 from nmbench.results.format import FORMAT, CostRecord, Coverage, Figures, Identity, Interval, Record, Said, Seconds
 from nmbench.runtime.cost import Cost, Meter
+from nmbench.runtime.ranks import joined_ranks
 from nmbench.spec import DENSE
 
 NO_SECONDS = cast(Seconds, dict.fromkeys(Seconds.__annotations__))
@@ -99,6 +100,7 @@ def record_of(
         "cost": NO_COST if cost is None else cast(CostRecord, asdict(cost)),
         "strict": True,
         "kept_bytes": kept_bytes,
+        "ranks": ranks_of(job),
         "weights_changed": pruned.weights_changed,
         "against_dense": differences,
         "doubts": list(map(str, (*experiment.doubts, *better_than_dense(differences)))),
@@ -138,8 +140,14 @@ def figures_of(found: Measured, meter: Meter) -> Figures:
         },
         "cost": cast(CostRecord, asdict(Cost())),
         "kept_bytes": None,
+        "ranks": 1,
         **nothing_said(),
     }
+
+
+def ranks_of(job: Job) -> int:
+    """Return the number of processes that share the learning of a job."""
+    return joined_ranks().size if job.contender.method.data_parallel else 1
 
 
 def rounded(figure: float | None) -> float | None:
@@ -161,6 +169,7 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
         "peak_bytes": {"host": None, "host_growth": None, "device": None},
         "cost": NO_COST,
         "kept_bytes": None,
+        "ranks": ranks_of(job),
         **nothing_said(),
         "doubts": list(map(str, experiment.doubts)),
     }

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nmbench.experiment.forecast import Forecast
     from nmbench.experiment.memory import Estimate
     from nmbench.plugins.events import Progress
     from nmbench.plugins.registry import Register
     from nmbench.spec import RunSpec
 
 PROJECT = "nmbench"
-HOOKS_VERSION = "1.2"  # docs/plugins/compatibility.md defines when the number changes
+HOOKS_VERSION = "1.3"  # docs/plugins/compatibility.md defines when the number changes
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -69,10 +72,14 @@ def nmbench_register_reporters(register: Register) -> None:
 
 
 @hookspec
-def nmbench_run_started(spec: RunSpec, memory: Estimate, doubts: Sequence[str]) -> None:
+def nmbench_run_started(
+    spec: RunSpec, memory: Estimate, doubts: Sequence[str], directory: Path, rows: Sequence[Forecast]
+) -> None:
     """Once, when a run begins, after the model is loaded and before the first job. `spec` is fully resolved;
     `memory` is the estimate of the device memory that its methods need; `doubts` are the reasons to distrust its
-    inputs, a sentence each.
+    inputs, a sentence each; `directory` is the run directory; `rows` are the dense row and all jobs in their order,
+    each with `label`, `title` (the `job` of its progress), `done`, and the `seconds` that it took or will take, as far
+    as they are known.
     """
 
 

@@ -24,6 +24,7 @@ from nmbench.pattern import Pattern
 from nmbench.pruning.block_masks import BlockMasks, LearnBlock
 from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.live_weights import LiveWeights as LiveWeights
+from nmbench.pruning.shared_work import SharedWork
 from nmbench.pruning.training import Training
 from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
 from nmbench.runtime.cost import Cost, Spent
@@ -33,7 +34,6 @@ from nmbench.verification.strict import check_masks
 PROBE_TOKENS = 24  # that `LiveWeights.provided` is proven on
 USED, COUNTERS = "nmbench.dealt ", "nmbench.counters"  # names that the host adds to a checkpoint
 CURVE_POINTS = 1000  # of a record; of a longer curve every second point is kept
-
 
 OnReport = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, figures
 
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     tokens: Tensor
 
 
-class LearnTask:
+class LearnTask(SharedWork):
     """The task of one mask learner. The tensors of `dense` and `initial` are read-only and in host memory.
 
     `model`; `layers`: name -> shape `[out, in]`; `pattern`: name -> `Pattern`; `initial`: name -> bool mask
@@ -75,6 +75,7 @@ class LearnTask:
         who: str,
         on_report: OnReport = lambda stage, done, total, values: None,
     ) -> None:
+        super().__init__()
         self.bundle = bundle
         self.model: nn.Module = bundle.model
         self.layers = {name: layer.shape for name, layer in bundle.layers.items()}
@@ -216,6 +217,7 @@ class LearnTask:
         """
         if masks is not None:
             check_masks(masks, self.pattern, self.layers, self.who)
+            self.check_same(masks)
         if values:
             self.curve.append({"step": step, **{name: finite(value) for name, value in values.items()}})
         if len(self.curve) > CURVE_POINTS:
@@ -261,8 +263,10 @@ class CountingStore:
     def save(self, state: Mapping[str, Any]) -> None:
         """Store tensors and JSON values; the checkpoint is durable when this returns.
 
-        Raises Ctrl-C or SIGTERM if a signal waits for the checkpoint.
+        Raises Ctrl-C or SIGTERM if a signal waits for the checkpoint. Of several ranks rank 0 stores it.
         """
+        if not self.task.ranks.leads:
+            return
         spent = self.earlier + Spent.now().since(self._start)
         device = self.task.bundle.device.type
         counters = {"cost": asdict(self.task.settle()), "device": device, **asdict(spent)}
@@ -277,6 +281,7 @@ class CountingStore:
         Raises `NMBenchError` for a checkpoint of another kind of device, because random numbers differ between kinds.
         """
         state = self.store.load()
+        self.task.check_same_checkpoint(state)
         if state is None:
             return None
         counters = state.pop(COUNTERS)

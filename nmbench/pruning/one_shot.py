@@ -268,10 +268,10 @@ def choose(
 ) -> Pruned:
     """Return the pruned layer; scores become a mask. `weight` `[out, in]` is a copy that the method may change."""
     found = call(method, weight, stats, pattern, mask)
-    return masked_by(found, weight, pattern, checks) if isinstance(method, Scorer) else found
+    return masked_by(found, weight, pattern, checks, method.unit_power) if isinstance(method, Scorer) else found
 
 
-def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -> Pruned:
+def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks, unit_power: int) -> Pruned:
     """Return the mask of the highest scores. Raises `NMBenchError` for scores of another shape, device or type."""
     if not isinstance(score, Tensor):
         raise NMBenchError(f"it returned {type(score).__name__} instead of scores.")
@@ -279,7 +279,7 @@ def masked_by(score: object, weight: Tensor, pattern: Pattern, checks: Checks) -
         raise NMBenchError(f"scores have shape {tuple(score.shape)} instead of {tuple(weight.shape)}.")
     check_device(score, weight, "scores")
     checks.finite(score, lambda: not_finite(score))
-    return Pruned(pattern.top_of_finite(score))
+    return Pruned(pattern.top_of_finite(score, unit_power))
 
 
 def finished(walked: Walked, method: Layerwise) -> Made:

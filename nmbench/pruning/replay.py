@@ -17,15 +17,15 @@ class Replay:
     `live.backward` once, with `objective`.
 
     `due`: the update is to be captured before it is called for the first time. Minibatches of another shape than the
-    one captured are updated by plain calls, and so are compiled passes, which torch 2.11 does not capture. A model that
-    cannot be captured has a note in the record.
+    one captured are updated by plain calls, and so are compiled passes, which torch 2.11 does not capture, and updates
+    that ranks share, whose gradients are added up on the way. A model that cannot be captured has a note in the record.
     """
 
     def __init__(
         self, live: Training, objective: Objective, update: Callable[[Tensor], Tensor], graph: bool = True
     ) -> None:
         self.live, self.objective, self.update = live, objective, update
-        self.due = graph and live.bundle.device.type == "cuda" and not live.compiled
+        self.due = graph and live.bundle.device.type == "cuda" and not live.compiled and live.ranks.size == 1
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def capture(self, tokens: Tensor) -> None:

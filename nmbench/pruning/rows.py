@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from nmbench.errors import CannotWrite, NMBenchError, interrupts
+from nmbench.errors import CannotWrite, NMBenchError, RankLost, interrupts
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.experiment.dense_checks import dense_doubts
 from nmbench.experiment.jobs import Job, dense_digest
@@ -15,8 +15,8 @@ from nmbench.experiment.reuse import Shared
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
 from nmbench.plugins.loading import Plugins
-from nmbench.pruning.dispatch import made
 from nmbench.pruning.starts import WEIGHTS
+from nmbench.pruning.together import made_together
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import read_tensors, save_masks, write_atomic, write_tensors
 from nmbench.results.format import Record
@@ -84,7 +84,7 @@ def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: 
     try:
         with isolating():
             return done(job, experiment, dense, directory)
-    except CannotWrite:
+    except (CannotWrite, RankLost):
         raise
     except BaseException as error:
         if interrupts(error):
@@ -96,7 +96,7 @@ def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: 
 def done(job: Job, experiment: Experiment, dense: DenseSubject, directory: RunDirectory) -> Record:
     """Return the record of one job that was pruned, proven and measured, its files written. Exceptions pass through."""
     with Meter(experiment.bundle.device) as meter:
-        work = made(job, experiment, directory)
+        work = made_together(job, experiment, directory)
     meter.spent += work.earlier
     found = measured(experiment, job.title, work.pruned, experiment.patterns(job.pattern), dense)
     kept_bytes = keep_files(job, experiment, directory, work.pruned, found.subject)

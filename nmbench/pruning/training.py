@@ -24,6 +24,7 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.forward import logits_of, run_model
 from nmbench.models.packed_windows import ignoring_packed_windows
 from nmbench.runtime.cost import Cost
+from nmbench.runtime.ranks import Ranks
 
 ACTIVATIONS = 6  # copies of inputs and outputs of all layers that backpropagation keeps, norms and attention included
 TRAINING_LOGIT_BYTES = 2**32  # of the float32 logits of the windows that go through the model at once on a GPU
@@ -34,8 +35,9 @@ SHORT_ROUNDING = 0.3  # the same of shorter dtypes; other seeds of the rounding 
 
 
 class Counting(Protocol):
-    """The task that gradients are computed for: its model, its cost so far, and its notes for the record."""
+    """The task that gradients are computed for: model, cost so far, notes for the record, the ranks that share it."""
 
+    ranks: Ranks
     bundle: Bundle
     model: nn.Module
     cost: Cost
@@ -47,10 +49,12 @@ class Counting(Protocol):
 class Training:
     """The live weights of a model, with gradients; the host restores the dense weights afterwards.
 
-    Only prunable weights have gradients.
+    Only prunable weights have gradients. Where ranks of torchrun share the work, each computes its windows of every
+    minibatch: losses and gradients are those of the whole minibatch on all of them.
     """
 
     def __init__(self, task: Counting, weights: DenseWeights) -> None:
+        self.ranks = task.ranks
         self.task, self.bundle, self._weights = task, task.bundle, weights
         self.parameters = {
             layer.where.stored: layer.module.get_parameter(layer.where.parameter)
@@ -110,15 +114,17 @@ class Training:
                 what = "" if fine else f"losses and gradient differ by the shares {away[0]:.3g}, {away[1]:.3g}"
             except Exception as error:  # of the compilers: any type
                 what = " ".join(str(error).split()[:30]) or type(error).__name__
+        if not self.ranks.every(not what):
+            what = what or "another rank could not"
         self.clear()
         if what:
             self._forwards, self._each = {}, window_objective
         self.task.notes["compiled"] = f"no: {what}" if what else "yes"
 
     def _tried(self, tokens: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-        """Return the objective of every window, and the gradient of the first layer, float32."""
+        """Return the objective of every window of this rank, and the gradient of the first layer, float32."""
         self.clear()
-        values = self.backward(tokens, objective)
+        values = self._backward(self.ranks.share(tokens), objective, len(tokens))
         return values.float(), self.gradient(next(iter(self.bundle.layers))).float()
 
     def backward(self, tokens: Tensor, objective: Objective) -> Tensor:
@@ -128,13 +134,33 @@ class Training:
         pass are counted.
         """
         self.count(tokens.numel(), objective)
+        if self.ranks.size == 1:
+            return self._backward(tokens, objective, len(tokens))
+        earlier = [parameter.grad for parameter in self.parameters.values()]
+        self.clear()
+        values = self._backward(self.ranks.share(tokens), objective, len(tokens))
+        self._add_up()
+        for parameter, gradient in zip(self.parameters.values(), earlier, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad += gradient
+        return self.ranks.gathered(values, len(tokens))
+
+    def _backward(self, tokens: Tensor, objective: Objective, count: int) -> Tensor:
+        """Add the gradient of the sum over `tokens` divided by `count`; return the values of these windows."""
         losses = []
         with torch.enable_grad(), ignoring_packed_windows(), running(self._chosen_forwards(tokens)):
             for part in tokens.split(self.part_windows(tokens)):
                 values = self._values(part, objective, self._each)
-                (values.sum() / len(tokens)).backward()
+                (values.sum() / count).backward()
                 losses.append(values.detach())
         return torch.cat(losses)
+
+    def _add_up(self) -> None:
+        """Add the gradients of all ranks up; an expert that no token of a rank reached has none there."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.ranks.add_up([parameter.grad for parameter in self.parameters.values() if parameter.grad is not None])
 
     def count(self, tokens: int, objective: Objective) -> None:
         """Count the tokens of one `backward`: forward once, twice with a teacher, and backward."""
@@ -154,7 +180,10 @@ class Training:
     def losses(self, tokens: Tensor, objective: Objective) -> Tensor:
         """Return the objective of every window `[n, window_tokens]` under the live weights, float32 `[n]`."""
         self.task.count_forward(tokens.numel() * (2 if objective.kl else 1))
-        return torch.cat([self._values(part, objective) for part in tokens.split(self.part_windows(tokens))])
+        own = self.ranks.part(tokens)
+        parts = own.split(self.part_windows(tokens)) if len(own) else ()
+        values = [self._values(part, objective) for part in parts]
+        return self.ranks.gathered(torch.cat([*values, tokens.new_zeros(0).float()]), len(tokens))
 
     def losses_under(self, tokens: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """Make `masks` those of the live weights, and return the cross-entropy of every window, float32 `[n]`."""

@@ -24,7 +24,7 @@ IN_EVERY_RECORD: dict[
 }
 ADDED: Mapping[str, Any] = {  # fields that came within format 2
     **{"doubts": [], "unranked": [], "sliding_window": None},
-    **{"repairs": None, "kept_bytes": None, "sampled": None},
+    **{"repairs": None, "kept_bytes": None, "sampled": None, "ranks": 1},
 }
 NO_CPU = {"prune_cpu": None, "evaluate_cpu": None, "cpu_share": None}  # of records that lack processor seconds
 
@@ -167,6 +167,8 @@ class Figures(Said):
     """The part of a record that the job makes.
 
     `kept_bytes`: the size of the file of repaired weights; None if they were not kept.
+    `ranks`: the processes that shared the learning, each on its own GPU if there are some. Tokens are those of all of
+    them; seconds and peaks those of one.
     """
 
     status: str
@@ -180,6 +182,7 @@ class Figures(Said):
     peak_bytes: PeakBytes
     cost: CostRecord
     kept_bytes: int | None
+    ranks: int
 
 
 class Record(Identity, Figures, total=False):

@@ -1,8 +1,9 @@
-"""The share of kept weights that the masks of two rows have in common."""
+"""How much the masks of rows have in common, counted as packed bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,11 +25,24 @@ def mask_overlap(paths: Sequence[Path]) -> Tensor:
     both = torch.zeros(len(paths), len(paths), dtype=torch.float64)
     for first, ours in enumerate(masks):
         for second, theirs in enumerate(masks[: first + 1]):
-            if {name: bits.shape for name, bits in ours.items()} != {name: bits.shape for name, bits in theirs.items()}:
-                raise NMBenchError(f"the masks of {paths[first]} and {paths[second]} are of other layers.")
+            refuse_unlike(ours, theirs, paths[first], paths[second])
             count = sum(ones(bits & theirs[name]) for name, bits in ours.items())
             both[first, second] = both[second, first] = count
     return both / both.diagonal()[:, None].clamp(min=1)
+
+
+def differing_bits(first: Path, second: Path) -> float:
+    """Return the share of weights that only one of two masks keeps. Raises `NMBenchError` as `mask_overlap` does."""
+    (ours, about), (theirs, _) = packed_masks(first), packed_masks(second)
+    refuse_unlike(ours, theirs, first, second)
+    weights = sum(math.prod(layer["shape"]) for layer in about["layers"].values())
+    return sum(ones(bits ^ theirs[name]) for name, bits in ours.items()) / weights
+
+
+def refuse_unlike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], first: Path, second: Path) -> None:
+    """Raise `NMBenchError` for masks of other layers or shapes."""
+    if {name: bits.shape for name, bits in ours.items()} != {name: bits.shape for name, bits in theirs.items()}:
+        raise NMBenchError(f"the masks of {first} and {second} are of other layers.")
 
 
 def ones(packed: Tensor) -> int:

@@ -22,7 +22,7 @@ from nmbench.results.records import Rows
 from nmbench.sources import ValueRecord
 from nmbench.spec import DENSE
 
-HEAD = "Ranking by loss, best first; '<': told apart by a paired 95 % bootstrap interval, '~': not, '=': the same"
+HEAD = "Ranking, best first: '<' told apart (paired 95 % interval), '~' not, '=' same"
 LOSS = ValueRecord(lower_is_better=True, unit="nats")
 
 

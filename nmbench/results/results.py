@@ -6,16 +6,22 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from nmbench.errors import NMBenchError
 from nmbench.results import frames, table
+from nmbench.results.address import address_or_directory
 from nmbench.results.directory import RunDirectory
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Record
+from nmbench.results.labels import Meaning, meanings
+from nmbench.results.notes import failures, row_notes
 from nmbench.results.protocol_line import protocol_lines
+from nmbench.results.ranking import comparisons, of_run
 from nmbench.results.records import Rows
+from nmbench.results.sampled_note import sampled_notes
 
 if TYPE_CHECKING:
     import pandas
@@ -24,6 +30,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Results(Rows):
     """The rows of one or more run directories as tables, frames and lines of text."""
+
+    def __repr__(self) -> str:
+        patterns = ", ".join(dict.fromkeys(str(record["pattern"]) for record in self.records if record["pattern"]))
+        models = ", ".join(dict.fromkeys(record["model"] for record in self.records))
+        failed = sum(record["status"] != "ok" for record in self.records)
+        where = ", ".join(map(str, self.directories))
+        state = f", {failed} failed" if failed else ""
+        return f"<Results: {len(self.records)} rows of {models} at {patterns or 'no pattern'}{state}; {where}>"
+
+    def _repr_html_(self) -> str:
+        """Return the protocols and the table for a notebook."""
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.protocol())
+        return lines + table.rows(table.in_order(self.records)).to_html(index=False)
 
     def only(self, patterns: Sequence[str] = (), labels: Sequence[str] = (), seeds: Sequence[int] = ()) -> Results:
         """The dense rows, and the rows of these patterns, labels and seeds; an empty choice takes all.
@@ -70,6 +89,19 @@ class Results(Rows):
         """One line for each reason to distrust a figure, as the terminal shows it below the table."""
         return doubt_lines(self.records)
 
+    def rankings(self) -> list[str]:
+        """Return the order of rows on every text, best first, and which of them can be told apart."""
+        return [line.strip() for line in comparisons(self)]
+
+    def notes(self) -> list[str]:
+        """Return what is not, or hardly, what a row asks for, and a line for every row that failed."""
+        found = (sampled_notes(self.records), row_notes(self.records), failures(self.records))
+        return [line for text in found for line in text.splitlines()]
+
+    def meanings(self) -> list[Meaning]:
+        """Return what each label stands for: method, options, the command that makes its rows again."""
+        return meanings(self)
+
     def table(self) -> pandas.DataFrame:
         """Return one row per job, every figure as text: the table of the terminal."""
         return table.rows(self.records)
@@ -77,6 +109,21 @@ class Results(Rows):
     def summary(self) -> pandas.DataFrame:
         """Return one row per label and pattern, as text: metrics with standard deviations over seeds, and the cost."""
         return table.summary(self)
+
+
+def addressed(paths: Sequence[Path]) -> Results:
+    """Return the results of run directories, or of the rows in them that addresses such as `DIR:wanda:2:4` name.
+
+    Raises `NMBenchError` as `load_results` does, and for an address without a row.
+    """
+    addresses = [address_or_directory(path) for path in paths]
+    directories = list(dict.fromkeys(address.directory for address in addresses))
+    every = load_results(*directories)
+    chosen: set[int] = set()
+    for address in addresses:
+        own = dataclasses.replace(every, records=of_run(every, address.directory)).only(*address.choice)
+        chosen |= {id(record) for record in own.records}
+    return dataclasses.replace(every, records=[record for record in every.records if id(record) in chosen])
 
 
 def load_results(*directories: str | os.PathLike[str]) -> Results:

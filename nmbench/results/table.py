@@ -1,4 +1,4 @@
-"""The table at the end of a run: rows, means over seeds, and the rankings with their significance."""
+"""The tables of a run as frames of text: one row per job, means over seeds, and a summary."""
 
 from __future__ import annotations
 
@@ -6,38 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Interval, Record
 from nmbench.results.pareto import loss_of, pareto, quality, row_key
 from nmbench.results.precision import decimals_of_mean, printed
-from nmbench.results.ranking import comparisons, grouped, of_run, pattern_of
+from nmbench.results.ranking import grouped, of_run, pattern_of
 from nmbench.results.records import Rows, identity
-from nmbench.results.sampled_note import sampled_notes
-from nmbench.results.table_width import fitted
 from nmbench.sources import ValueRecord
 
 if TYPE_CHECKING:
     import pandas
 
 MEBIBYTE = 2**20
-LONG, BUSY = 5.0, 0.7  # seconds; processor seconds per second under which a machine was busy
-
-
-def render(results: Rows, width: int | None = None) -> str:
-    """The whole text for a terminal: one row per job, means over seeds, rankings, failures, doubts.
-
-    Of tables wider than `width` columns the least important columns are left out; None: nothing is.
-    """
-    shown = asked_rows(results)
-    parts = [fitted(rows(in_order(shown)), width)]
-    if more := len(results.records) - len(shown):
-        parts.append(f"{more} more rows of other commands: nmbench report {results.directories[0]}")
-    if len({record["seed"] for record in results.records if record["seed"] is not None}) > 1:
-        parts.append("Mean over seeds (± standard deviation)\n" + fitted(means(results), width))
-    ranked = "\n".join([*comparisons(results), *pareto_note(results.records)])
-    notes = "\n".join(filter(None, (sampled_notes(shown), fallbacks(results.records), kept_weights(shown))))
-    parts += [ranked, notes, failures(results.records), "\n".join(doubt_lines(shown))]
-    return "\n\n".join(filter(None, parts))
 
 
 def asked_rows(results: Rows) -> Sequence[Record]:
@@ -57,75 +36,6 @@ def in_order(records: Sequence[Record]) -> list[Record]:
         return (patterns.index(record["pattern"]) if record["pattern"] else -1, record["status"] != "ok", loss)
 
     return sorted(records, key=place)
-
-
-def fallbacks(records: Sequence[Record]) -> str:
-    """One line for every row that is not, or hardly, what its method asks for: a copy, a repair that is not
-    better than its start, statistics of too few tokens.
-    """
-    lines = []
-    for r in records:
-        unreached, few = r["experts"].get("never_reached", []), r["experts"].get("under_calibrated", {})
-        parts = [
-            f"no token was routed to {len(unreached)} weights of experts, as {unreached[0]}: pruned by the "
-            f"statistics of all tokens"
-            for _ in unreached[:1]
-        ]
-        parts += [
-            f"fewer tokens than inputs were routed to {len(few)} weights of experts, as {tokens} to {name}"
-            for name, tokens in sorted(few.items(), key=lambda item: item[1])[:1]
-        ]
-        if undone(r):
-            found = r["notes"]["confirmation"]
-            parts.append(
-                f"{found['windows']} unseen selection windows do not confirm that the repair is better than its start "
-                f"{r['started_from']} ({found['nats']:+.4f} nats): the weights of the start are measured"
-            )
-        if waited(r):
-            parts.append(
-                f"pruning took {r['seconds']['prune']:.1f} s, in which processors worked {worked(r):.1f} s: "
-                f"the machine was busy, and seconds say little"
-            )
-        if r["copied_from"]:
-            parts.append(f"the same work as {r['copied_from']}, done once; all figures are copied from there")
-        if parts:
-            lines.append(f"NOTE {r['label']} {r['pattern']} seed {r['seed']}: {'; '.join(parts)}.")
-    return "\n".join(lines)
-
-
-def undone(record: Record) -> bool:
-    """True if the host returned to the start of a repair, which unseen selection windows did not confirm."""
-    confirmation = record["notes"].get("confirmation") if record.get("repairs") else None
-    return confirmation is not None and not confirmation["holds"]
-
-
-def kept_weights(records: Sequence[Record]) -> str:
-    """One line on the size of the repaired weights in the run directory; nothing if there are none."""
-    sizes = [size for record in records if (size := record.get("kept_bytes"))]
-    if not sizes:
-        return ""
-    rows_text = "1 row" if len(sizes) == 1 else f"{len(sizes)} rows"
-    return (
-        f"NOTE weights/ holds the repaired weights of {rows_text}, {sum(sizes) / MEBIBYTE:.1f} MiB; with "
-        f"--no-keep-weights, `nmbench export` makes them again."
-    )
-
-
-def waited(record: Record) -> bool:
-    """True if pruning on a CPU was long and waited for most of the time, for other processes."""
-    worked_seconds, seconds = worked(record), record["seconds"]["prune"]
-    on_cpu = record["environment"].get("device") == "cpu"
-    if worked_seconds is None or seconds is None:
-        return False
-    return on_cpu and seconds > LONG and worked_seconds < BUSY * seconds
-
-
-def worked(record: Record) -> float | None:
-    """Processor seconds of pruning; of older records the share of the process that ended the job, times its seconds."""
-    seconds = record["seconds"]
-    if seconds["prune_cpu"] is not None or seconds["cpu_share"] is None or seconds["prune"] is None:
-        return seconds["prune_cpu"]
-    return seconds["cpu_share"] * seconds["prune"]
 
 
 def rows(records: Sequence[Record]) -> pandas.DataFrame:
@@ -233,22 +143,3 @@ def summary(results: Rows) -> pandas.DataFrame:
             }
         )
     return pandas.concat([means(results), pandas.DataFrame(lines)], axis=1).fillna("-")
-
-
-def pareto_note(records: Sequence[Record]) -> list[str]:
-    """Return the line that explains the Pareto column, if the table has this column."""
-    if not any(front_columns(records)):
-        return []
-    return [
-        f"Pareto: costs (seconds to prune; forward + 2 x backward tokens; peak bytes of a GPU) at which no row of the "
-        f"same pattern is both better by {quality(records)} and cheaper"
-    ]
-
-
-def failures(records: Sequence[Record]) -> str:
-    """One line for every job that failed."""
-    return "\n".join(
-        f"FAILED {r['label']} {r['pattern']} seed {r['seed']}: {r['error']} (traceback: {r['traceback']})"
-        for r in records
-        if r["status"] != "ok"
-    )

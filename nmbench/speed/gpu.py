@@ -20,8 +20,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from nmbench.errors import NMBenchError
+from nmbench.pattern import Pattern
 from nmbench.runtime.cuda_graphs import graph_of
 from nmbench.runtime.dtypes import dtype_name
+from nmbench.runtime.packed import pack
+from nmbench.runtime.packed.launch import product, program_of
+from nmbench.speed.measure import Packed
 
 FLUSH_BYTES = 2**30
 HEAD_START = 2.0  # seconds of buffer writes before a call, as a multiple of the seconds of its launch
@@ -61,6 +65,13 @@ class SparseTensorCores:
 
     def backend(self, sparse: Tensor) -> str:
         return str(getattr(sparse, "BACKEND", type(sparse).__name__))
+
+    def packed(self, inputs: Tensor, weight: Tensor, pattern: Pattern) -> Packed | None:
+        packed = pack(weight, pattern)
+        program = program_of(packed, inputs)
+        if program is None:
+            return None
+        return Packed(torch.inference_mode()(lambda: product(packed, inputs, None, program)), packed.bytes)
 
     def bytes(self, weight: Tensor) -> int:
         parts = [getattr(weight, name, None) for name in ("packed", "meta")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,13 @@ WARM_UP, REPEAT = 10, 100
 FULL = Sizes()
 
 
+class Packed(NamedTuple):
+    """A product with a weight in nmbench's packed form, and the bytes of that form."""
+
+    call: Callable[[], Tensor]
+    bytes: int
+
+
 class Hardware(Protocol):
     """A device and library that multiply sparse matrices; `environment` describes both in the report."""
 
@@ -40,6 +47,9 @@ class Hardware(Protocol):
 
     def backend(self, sparse: Tensor) -> str:
         """The name of the library that multiplies a converted weight."""
+
+    def packed(self, inputs: Tensor, weight: Tensor, pattern: Pattern) -> Packed | None:
+        """A product of inputs `[tokens, in]` and a pruned weight in packed form; None where there is none."""
 
     def bytes(self, weight: Tensor) -> int:
         """Bytes of device memory of a weight, converted or dense."""
@@ -125,23 +135,10 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
     """Time one weight times `tokens` random inputs: dense, then pruned and converted."""
     weight = bundle.layers[shape.example].read()
     inputs = random_inputs(tokens, weight)
+    pruned = prune(weight, pattern, shape.example)
     dense_call = product_call(inputs, weight)
     dense = Times.of(hardware.times(dense_call, WARM_UP, REPEAT))
-    found: dict[str, Any] = dict.fromkeys(("sparse", "sparse_launch", "backend", "sparse_bytes", "relative_error"))
-    found["sparse_kernels"] = []
     problem = hardware.problem(shape_of(weight))
-    if problem is None:
-        pruned = prune(weight, pattern, shape.example)
-        sparse = hardware.convert(pruned)
-        call = product_call(inputs, sparse)
-        found = {
-            "relative_error": checked(call(), product_call(inputs, pruned)(), shape.example),
-            "sparse": Times.of(hardware.times(call, WARM_UP, REPEAT)),
-            "sparse_launch": hardware.launch(call),
-            "backend": hardware.backend(sparse),
-            "sparse_bytes": hardware.bytes(sparse),
-            "sparse_kernels": hardware.kernels(call),
-        }
     return Product(
         shape.outputs,
         shape.inputs,
@@ -153,8 +150,32 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
         problem=problem,
         dense_bytes=hardware.bytes(weight),
         dense_kernels=hardware.kernels(dense_call),
-        **found,
+        **(sparse_part(inputs, pruned, shape.example, hardware) if problem is None else {}),
+        **packed_part(inputs, pruned, pattern, shape.example, hardware),
     )
+
+
+def sparse_part(inputs: Tensor, pruned: Tensor, name: str, hardware: Hardware) -> dict[str, Any]:
+    """What a `Product` says of a pruned weight on sparse tensor cores."""
+    sparse = hardware.convert(pruned)
+    call = product_call(inputs, sparse)
+    return {
+        "relative_error": checked(call(), product_call(inputs, pruned)(), name),
+        "sparse": Times.of(hardware.times(call, WARM_UP, REPEAT)),
+        "sparse_launch": hardware.launch(call),
+        "backend": hardware.backend(sparse),
+        "sparse_bytes": hardware.bytes(sparse),
+        "sparse_kernels": hardware.kernels(call),
+    }
+
+
+def packed_part(inputs: Tensor, pruned: Tensor, pattern: Pattern, name: str, hardware: Hardware) -> dict[str, Any]:
+    """What a `Product` says of a pruned weight in nmbench's packed form; nothing where no program multiplies it."""
+    packed = hardware.packed(inputs, pruned, pattern)
+    if packed is None:
+        return {}
+    checked(packed.call(), product_call(inputs, pruned)(), name)
+    return {"packed": Times.of(hardware.times(packed.call, WARM_UP, REPEAT)), "packed_bytes": packed.bytes}
 
 
 def prune(weight: Tensor, pattern: Pattern, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from statistics import median, quantiles
 from typing import Any
 
 MEBIBYTE = 2**20
+SLOW_RELEASES = (800,)  # of cuSPARSELt, as torch counts them: 0.8.0
 UNSTEADY = 0.2  # interquartile range relative to the median
 
 
@@ -37,7 +38,8 @@ class Times:
 class Product:
     """`tokens` inputs times one weight `[outputs, inputs]`, dense and sparse; `count` layers have that shape.
 
-    `sparse` is None where the weight cannot be converted, and `problem` gives the reason. `relative_error` is the
+    `sparse` is None where the weight cannot be converted, and `problem` gives the reason. `packed` is the product with
+    nmbench's packed form, None where there is no program for it, as for many tokens. `relative_error` is the
     Frobenius norm of the difference of the sparse and the dense product of the same pruned weight, relative to the norm
     of the dense one. `dense_launch` and `sparse_launch` are seconds of the host. Kernel names come from the profiler;
     empty where the profiler recorded none.
@@ -49,21 +51,36 @@ class Product:
     example: str
     tokens: int
     dense: Times
-    sparse: Times | None
     dense_launch: float
-    sparse_launch: float | None
     problem: str | None
-    backend: str | None
     dense_bytes: int
-    sparse_bytes: int | None
-    relative_error: float | None
     dense_kernels: Sequence[str]
-    sparse_kernels: Sequence[str]
+    sparse: Times | None = None
+    sparse_launch: float | None = None
+    backend: str | None = None
+    sparse_bytes: int | None = None
+    relative_error: float | None = None
+    sparse_kernels: Sequence[str] = ()
+    packed: Times | None = None
+    packed_bytes: int | None = None
 
     @property
     def speedup(self) -> float | None:
         """Dense time divided by sparse time: above 1 sparse is faster."""
         return self.dense.median / self.sparse.median if self.sparse else None
+
+    @property
+    def packed_speedup(self) -> float | None:
+        """Dense time divided by the time with packed weights."""
+        return self.dense.median / self.packed.median if self.packed else None
+
+    @property
+    def bytes_bound(self) -> float | None:
+        """The speedup that bytes allow where a product waits for memory: packed weights, inputs and outputs."""
+        if self.packed_bytes is None:
+            return None
+        vectors = self.tokens * (self.inputs + self.outputs) * self.dense_bytes // (self.inputs * self.outputs)
+        return (self.dense_bytes + vectors) / (self.packed_bytes + vectors)
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,7 @@ class Report:
         """The report as plain data, with speedups and tokens per second."""
         content = dataclasses.asdict(self)
         for product, plain in zip(self.products, content["products"], strict=True):
-            plain["speedup"] = product.speedup
+            plain |= {name: getattr(product, name) for name in ("speedup", "packed_speedup", "bytes_bound")}
         for model, plain in zip(self.models, content["models"], strict=True):
             plain["speedup"] = model.speedup
             for kind in ("dense", "sparse"):
@@ -132,6 +149,7 @@ def render(report: Report) -> str:
         f"caches cold; '?': quartiles over {UNSTEADY:.0%} apart",
         pandas.DataFrame([product_row(product) for product in report.products]).to_string(index=False),
         *dict.fromkeys(f"  {p.outputs} x {p.inputs}: {p.problem}" for p in report.products if p.problem),
+        *doubts(report.environment),
         f"Whole model, {report.converted} of {report.layers} prunable layers sparse, launch times included",
         pandas.DataFrame([model_row(model) for model in report.models]).to_string(index=False),
         "Kernels dispatched",
@@ -140,8 +158,18 @@ def render(report: Report) -> str:
     return "\n".join(parts)
 
 
+def doubts(environment: Mapping[str, Any]) -> list[str]:
+    """What the environment makes doubtful: a release of cuSPARSELt that its vendor calls slow on some GPUs."""
+    if environment.get("cusparselt") not in SLOW_RELEASES:
+        return []
+    return [
+        "DOUBT: cuSPARSELt 0.8.0 is loaded, which its vendor says is slow on H100 and L4; install 0.8.1 or newer "
+        "beside torch (package nvidia-cusparselt-cu12 or -cu13) and measure again."
+    ]
+
+
 def product_row(product: Product) -> dict[str, str]:
-    sparse = product.sparse
+    sparse, packed = product.sparse, product.packed
     return {
         "weight": f"{product.outputs} x {product.inputs}",
         "layers": str(product.count),
@@ -150,6 +178,9 @@ def product_row(product: Product) -> dict[str, str]:
         "dense us": f"{product.dense.median * 1e6:.1f}",
         "sparse us": f"{sparse.median * 1e6:.1f}" if sparse else "-",
         "sparse is": verdict(product.speedup, product.dense, sparse),
+        "packed us": f"{packed.median * 1e6:.1f}" if packed else "-",
+        "packed is": verdict(product.packed_speedup, product.dense, packed) if packed else "-",
+        "bytes bound": f"{product.bytes_bound:.2f} x" if product.bytes_bound else "-",
         "launch us": " / ".join(f"{one * 1e6:.0f}" for one in (product.dense_launch, product.sparse_launch) if one),
         "dense MiB": f"{product.dense_bytes / MEBIBYTE:.2f}",
         "sparse MiB": "-" if product.sparse_bytes is None else f"{product.sparse_bytes / MEBIBYTE:.2f}",

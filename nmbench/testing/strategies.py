@@ -23,13 +23,19 @@ __all__ += ["values"]
 
 
 @st.composite
-def patterns(draw: st.DrawFn, max_group: int = 32) -> Pattern:
-    """Any N:M with 1 <= N < M <= `max_group`; 2:4, 4:8 and 1:4 more often than the others."""
-    usual = [Pattern(*pair) for pair in ((2, 4), (4, 8), (1, 4)) if pair[1] <= max_group]
+def patterns(draw: st.DrawFn, max_group: int = 32, units: tuple[int, ...] = (1,)) -> Pattern:
+    """Any N:M with 1 <= N < M <= `max_group`; 2:4, 4:8 and 1:4 more often than the others.
+
+    N and M count units, whose weights are one of `units`.
+    """
+    unit = draw(st.sampled_from(units))
+    usual = [pair for pair in ((2, 4), (4, 8), (1, 4)) if pair[1] <= max_group]
     if draw(st.booleans()) and usual:
-        return draw(st.sampled_from(usual))
-    group = draw(st.integers(2, max_group))
-    return Pattern(draw(st.integers(1, group - 1)), group)
+        keep, group = draw(st.sampled_from(usual))
+    else:
+        group = draw(st.integers(2, max_group))
+        keep = draw(st.integers(1, group - 1))
+    return Pattern(unit * keep, unit * group, unit)
 
 
 @st.composite

@@ -1,7 +1,8 @@
 """The strict N:M check, which the host makes of every method before any number; no plugin can bypass it.
 
-Strict means two things: the mask keeps exactly N weights in every group, and the weight is zero wherever the mask is
-False. A kept weight may be zero too; the proof counts these extra zeros apart from the pruned weights.
+Strict means two things: the mask keeps exactly N weights in every group (N whole units, where the pattern has units),
+and the weight is zero wherever the mask is False. A kept weight may be zero too; the proof counts these extra zeros
+apart from the pruned weights.
 """
 
 from __future__ import annotations
@@ -60,15 +61,16 @@ def check_names(masks: Mapping[str, Tensor], expected: Mapping[str, Any], who: s
 
 
 def check_groups(mask: Tensor, pattern: Pattern, name: str, who: str) -> None:
-    """Raise `NotStrict` naming the first group of `mask` that does not keep exactly `pattern.keep`."""
-    kept = pattern.kept(mask)  # [out, in/group]
-    broken = (kept != pattern.keep).nonzero()
+    """Raise `NotStrict` naming the first group of `mask` that does not keep exactly `pattern.keep`, in whole units."""
+    wrong = pattern.broken(mask)  # [out, in/group]
+    broken = wrong.nonzero()
     if len(broken):
         row, group = broken[0].tolist()
-        first = group * pattern.group
+        first, kept = group * pattern.group, int(pattern.kept(mask)[row, group])
+        wanted = f"instead of {pattern.keep}" if kept != pattern.keep else f"not in whole units of {pattern.unit}"
         raise NotStrict(
-            f"{who} broke {pattern} in {name}: {len(broken)} of {kept.numel()} groups; first: row {row}, columns "
-            f"{first}..{first + pattern.group - 1} keep {int(kept[row, group])} instead of {pattern.keep}."
+            f"{who} broke {pattern} in {name}: {len(broken)} of {wrong.numel()} groups; first: row {row}, columns "
+            f"{first}..{first + pattern.group - 1} keep {kept} {wanted}."
         )
 
 

@@ -94,6 +94,7 @@ def prepare(task: Task) -> Prepared:
     from nmbench.experiment.jobs import dense_digest
     from nmbench.experiment.plan import checked
     from nmbench.experiment.progress import ProgressPrinter
+    from nmbench.experiment.run_log import log_of
     from nmbench.experiment.self_text import sample_text
     from nmbench.experiment.setup import prepared
     from nmbench.plugins.loading import load_plugins
@@ -105,7 +106,8 @@ def prepare(task: Task) -> Prepared:
     for line in plugins.broken_files:
         raise NMBenchError(f"{line}; mend the file.")
     if not task.quiet:
-        plugins.add_observer(ProgressPrinter(lines=True), "progress")
+        plugins.add_observer(ProgressPrinter(), "progress")  # lines, because several processes print on one terminal
+    log_of(plugins, task.directory)
     experiment, directory = prepared(checked(task.spec, plugins)), RunDirectory(task.directory)
     if directory.finished(dense_digest(experiment.protocol_digest), DENSE) is None:
         raise NMBenchError(f"the dense row of {task.directory} is not finished; do that job first.")

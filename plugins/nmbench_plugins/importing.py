@@ -81,22 +81,33 @@ def mask_of(kept: nmbench.Kept, name: str, dense: Tensor, pattern: nmbench.Patte
         counts["kept_weights_unlike_dense"] = int(unlike.sum())
     if not kept.at_most:
         return mask, counts
-    refuse_more(kept, name, pattern.kept(mask), pattern)
-    filled = pattern.top(torch.where(mask, 1.0, -dense.float().abs()))  # [out, in]
+    whole = pattern.touched(mask)  # [out, in]; a unit of which one weight is kept is kept
+    refuse_more(kept, name, pattern.kept(whole), pattern)
+    filled = pattern.top(torch.where(whole, 1.0, -dense.float().abs()))  # [out, in]
     counts["groups_filled"] = int((pattern.kept(mask) < pattern.keep).sum())
     counts["filled_with_nonzero_dense_weights"] = int(((dense != 0) & filled & ~mask).sum())
     return filled, counts
 
 
 def refuse_more(kept: nmbench.Kept, name: str, counts: Tensor, pattern: nmbench.Pattern) -> None:
-    """Raise `NotStrict` if a group, of `counts` `[out, in / group]` non-zeros, has more than `pattern.keep`."""
+    """Raise `NotStrict` if a group has more than `pattern.keep` non-zeros, zeros of their units among them.
+
+    `counts`: `[out, in / group]`, the counts of such weights.
+    """
     if len(more := (counts > pattern.keep).nonzero()):
         row, group = more[0].tolist()
         columns = f"{group * pattern.group}..{(group + 1) * pattern.group - 1}"
         raise nmbench.NotStrict(
             f"{kept.path} is not {pattern} in {name}: {len(more)} of {counts.numel()} groups; first: row {row}, "
-            f"columns {columns} have {int(counts[row, group])} non-zeros instead of at most {pattern.keep}."
+            f"columns {columns} have {have(int(counts[row, group]), pattern)}."
         )
+
+
+def have(count: int, pattern: nmbench.Pattern) -> str:
+    """Return the words for a group with `count` weights instead of at most `pattern.keep`."""
+    if pattern.unit == 1:
+        return f"{count} non-zeros instead of at most {pattern.keep}"
+    return f"non-zeros in {count // pattern.unit} units of {pattern.unit} instead of at most {pattern.units.keep}"
 
 
 @nmbench.hookimpl

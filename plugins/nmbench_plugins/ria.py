@@ -10,7 +10,8 @@ is not part of this method.
 
 The paper's code takes the root of the mean over windows of the sum of squares as the norm, which is
 `LayerStats.input_norm`. A common factor of all norms would change no mask, whatever the power. The power changes masks:
-0 leaves relative importance alone, 1 weighs inputs as Wanda does.
+0 leaves relative importance alone, 1 weighs inputs as Wanda does. A unit of several weights scores the sum of their
+scores: shares of a row and of a column add up.
 """
 
 from __future__ import annotations

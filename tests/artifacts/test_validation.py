@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import nmbench.artifacts.artifact as matrix_module
 from nmbench.artifacts.artifact import Matrix, Unreadable
 from nmbench.artifacts.decoder_scope import Skeleton, scope_of
+from nmbench.artifacts.hardware import hardware_of
 from nmbench.artifacts.layer_report import layer_report
 from nmbench.artifacts.pattern_inference import infer
 from nmbench.artifacts.reading import open_artifact
@@ -51,7 +52,7 @@ def in_memory(mask, kind=True):
 @given(st.data())
 def test_every_top_mask_is_strict(folder, data):
     """Every mask of `Pattern.top` is accepted, as a mask and as the weights under the mask."""
-    pattern = data.draw(patterns())
+    pattern = data.draw(patterns(max_group=16, units=(1, 2, 3)))
     weight = data.draw(tensors(pattern))
     mask = pattern.top(weight.abs())
     found = judge_masks(folder, mask, pattern)
@@ -412,3 +413,40 @@ def test_the_json_is_json_and_whole(folder):
     assert content["first_problem"]["first"] == [0, 0, 4]
     assert content["layers"][0]["broken"] == 128
     assert content["bytes"] == weight.numel() * 4
+
+
+PAIRS = Pattern.parse("2:4x2")
+
+
+def test_pairs_are_inferred_proven_and_placed(folder):
+    """Weights in pairs are seen as 2:4x2, which names the hardware that runs pairs; torn pairs are named."""
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    pruned = weight.masked_fill(~PAIRS.top(weight.abs(), 2), 0.0)
+    found = judge_weight(folder, pruned)
+    assert verdict(found) == "STRICT 2:4x2 (1 layers)"
+    assert "2:4x2 runs on: NVIDIA Blackwell FP4" in validation_text(found) and "not run by us" in validation_text(found)
+    torn = pruned.masked_fill(~torch.arange(64).remainder(2).bool(), 0.0)  # one weight of each pair is zero: at most N
+    assert judge_weight(folder, torn, PAIRS).strict and judge_weight(folder, torn, PAIRS).layers[0].fewer == 16 * 8
+    four_eight = weight.masked_fill(~Pattern(4, 8).top(weight.abs()), 0.0)
+    assert "not in 2 whole units of 2" in verdict(judge_weight(folder, four_eight, PAIRS))
+    assert "not in 2 whole units of 2" in verdict(judge_masks(folder, four_eight != 0, PAIRS, Pattern(4, 8)))
+
+
+@pytest.mark.parametrize(
+    ("text", "fp4", "two_four", "slides"),
+    [
+        ("2:4", False, True, True),
+        ("4:6", False, False, True),
+        ("6:8", False, False, True),
+        ("2:4x2", True, False, False),
+        ("1:4", True, True, False),
+        ("1:2x2", True, True, False),
+        ("1:2x4", True, False, False),
+        ("4:8", False, False, False),
+        ("3:4x2", False, False, False),
+    ],
+)
+def test_hardware_follows_from_the_pattern(text, fp4, two_four, slides):
+    """Hardware is named for exactly the patterns whose every mask it runs."""
+    found = " ".join(hardware_of(Pattern.parse(text)))
+    assert ("FP4" in found, "Ampere" in found, "SlideSparse" in found) == (fp4, two_four, slides)

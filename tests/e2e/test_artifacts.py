@@ -167,7 +167,7 @@ def sha256(path):
 def test_checksums(run, nmbench, tmp_path):
     """A changed weight in a strict file fails its checksum; `--checksums` without recorded checksums exits with 3."""
     run("tiny:llama", "--method", "wanda")
-    assert nmbench("export", "out", "wanda", "--to", "exported").exit_code == 0
+    assert nmbench("export", "out:wanda:2:4:0", "--to", "exported").exit_code == 0
     result = nmbench("validate", "exported", "--checksums")
     assert result.exit_code == 0 and "checksums as they were written" in result.stdout
     path = tmp_path / "exported/model.safetensors"
@@ -194,6 +194,7 @@ def test_export_refuses(run, nmbench, tmp_path):
             ("wanda", "--to", "new"),
             "several rows for wanda; choose by --pattern and --seed from 2:4 seed 0, 4:8 seed 0",
         ),
+        (("--to", "new"), "out names no row; give RUN_DIRECTORY:LABEL"),
         (("wanda", "--to", "new", "--seed", "7"), "no such row for wanda"),
         (("wanda", "--to", "new", "--pattern", "2:4:6"), "not of the form N:M"),
     ):

@@ -306,8 +306,8 @@ def test_files_that_the_pages_name_exist():
     tops = ("nmbench", "plugins", "tests", "benchmarks", "docs", ".ci")
     there = [f"/{path.relative_to(ROOT).as_posix()}" for top in tops for path in (ROOT / top).rglob("*")]
     known = [f"/{top}" for top in tops] + there
-    # of a run, of a reader
-    own = ("masks/", "weights/", "losses/", "checkpoints/", "errors/", "sampled/", "nmbench-acme/", "mine.py")
+    of_a_run = ("masks/", "weights/", "losses/", "checkpoints/", "errors/", "sampled/", "tensorboard/")
+    own = (*of_a_run, "nmbench-acme/", "mine.py")  # of a reader
     named = {(page, name) for page in PAGES for name in files_named(page) if name not in own}
     assert [(p, name) for p, name in sorted(named) if not any(k.endswith(f"/{name.rstrip('/')}") for k in known)] == []
 

@@ -46,7 +46,7 @@ with torch.no_grad():
     ("model", "pattern", "dtype"),
     [
         ("tiny:llama", "2:4", "bfloat16"),
-        ("tiny:gpt2", "4:8", "float32"),
+        ("tiny:gpt2", "2:4x2", "float32"),
         pytest.param("tiny:gemma2", "6:8", "float32", marks=pytest.mark.slow),
         pytest.param("tiny:opt", "4:6", "float16", marks=pytest.mark.slow),
         ("tiny:phi3", "8:16", "bfloat16"),

@@ -28,6 +28,7 @@ HOOKS = {
     },
 }
 HOOKS["1.2"] = {**HOOKS["1.1"], "nmbench_register_repairs": ["register"]}
+HOOKS["1.3"] = {**HOOKS["1.2"], "nmbench_run_started": ["spec", "memory", "doubts", "directory", "rows"]}
 CHECKS = {
     "1.0": """
         options_round_trip options_are_described impossible_patterns_have_reasons supported_patterns_are_done

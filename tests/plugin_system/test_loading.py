@@ -38,7 +38,7 @@ OBSERVING = {
     "nmbench_method_finished": "record",
     "nmbench_run_finished": "records",
 }
-HEAVY = ("torch", "transformers", "pandas", "datasets", "numpy", "safetensors", "tokenizers")
+HEAVY = ("rich", "torch", "transformers", "pandas", "datasets", "numpy", "safetensors", "tokenizers")
 NAMES = [*zoo.GOOD, *zoo.BAD]
 
 

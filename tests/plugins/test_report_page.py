@@ -98,6 +98,12 @@ def test_without_losses_nothing_is_told_apart(page):
     assert "No pair of rows can be compared" in found
 
 
+def test_rows_of_unlike_seeds_are_not_compared(page):
+    """Rows without a common seed have no pairs; the page says that this is why."""
+    found = page([DENSE, record_of("a", level=0.1), record_of("b", seed=1, level=0.5)]).text
+    assert "not compared pair by pair, because they have no seed in common" in found
+
+
 def test_no_answer_on_a_text_that_dense_does_not_predict(page):
     """Such a text has no best row, no shares and no chart of costs."""
     found = page([{**DENSE, "unranked": [TEXT]}, record_of("wanda", level=0.1), record_of("b", level=0.2)])

@@ -11,9 +11,15 @@ from torch import Tensor
 from nmbench.errors import NMBenchError
 from nmbench.methods import LayerStats, Stat
 from nmbench.pattern import Pattern
+from nmbench.pruning.one_shot import choose
+from nmbench.runtime.packed import pack, unpack
 from nmbench.testing import strategies
+from nmbench.testing.cases import LayerCase
+from nmbench_plugins.alps import ALPS
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.ria import RIA
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.wanda import Wanda
 
 quick = settings(max_examples=30, deadline=None)
@@ -168,3 +174,40 @@ def test_power_of_ria_has_limits():
 def test_scorers_have_no_options(method):
     """Both are what their papers say, with nothing to tune."""
     assert dataclasses.fields(method) == ()
+
+
+@row_by_row
+@quick
+@given(st.data())
+def test_units_are_kept_by_the_error_of_the_layer(method, data):
+    """Of all choices of units, the one kept has the least error on uncorrelated inputs, of the norms in use."""
+    pattern = data.draw(strategies.patterns(5, units=(2, 3)))
+    weight, stats = data.draw(strategies.layers(pattern, ("normal", "one outlier")))
+    norm = stats.input_norm if isinstance(method, Wanda) else torch.ones(weight.shape[1])
+    mask = choose(method, weight, stats, pattern).mask
+    lost = pattern.by_unit((weight.double() * norm).square()).sum(dim=-1)  # [out, units], the error of dropping a unit
+    kept, units = pattern.by_unit(mask)[..., 0], pattern.units
+    least = units.groups(lost).sort(dim=-1).values[..., : units.group - units.keep].sum(dim=-1)
+    assert not pattern.broken(mask).any()
+    torch.testing.assert_close(units.groups(lost.masked_fill(kept, 0.0)).sum(dim=-1), least, rtol=1e-5, atol=0.0)
+
+
+ONE_SHOT = (Magnitude(), Wanda(), RIA(), SparseGPT(), ALPS(iterations=30), Swaps(skip_tokens=0, sequential=False))
+
+
+@pytest.mark.parametrize("text", ["4:6", "6:8"])
+def test_patterns_of_slides_are_pruned_and_keep_more_than_2_4(text):
+    """4:6 and 6:8 are strict by every one-shot method, as packed too, and lose less of the output than 2:4 does."""
+    case = LayerCase(pattern=text, rows=8, groups=12, inputs="correlated")  # 72 or 96 inputs, whole groups of 4
+    half = LayerCase(rows=8, groups=case.shape[1] // 4, inputs="correlated")
+    assert torch.equal(case.weight(), half.weight())
+    for method in ONE_SHOT:
+        lost = []
+        for each in (case, half):
+            stats = each.stats(Stat.GRAM | Stat.INPUT_NORM | Stat.DRIFT | Stat.LAG)
+            pruned = choose(method, each.weight(), stats, each.nm, each.mask())
+            assert not each.nm.broken(pruned.mask).any()
+            weight = each.weight().masked_fill(~pruned.mask, 0.0) if pruned.weight is None else pruned.weight
+            assert torch.equal(unpack(pack(weight, each.nm, pruned.mask)), weight)
+            lost.append(float((each.tokens() @ (each.weight() - weight).T).square().sum()))
+        assert lost[0] < lost[1], method

@@ -12,15 +12,18 @@ from torch import Tensor
 Choose = Callable[[Tensor], Tensor]  # [in, out] -> bool [in, out]: the largest N of every M entries of a column
 
 
-def largest(keep: int, group: int) -> Choose:
-    """The largest `keep` of every `group` entries of a column, the first among equals."""
+def largest(keep: int, group: int, unit: int = 1) -> Choose:
+    """The largest `keep` of every `group` entries of a column, the first among equals.
+
+    Of units of `unit` entries, those with the largest norms.
+    """
 
     def choose(matrix: Tensor) -> Tensor:
         inputs, outputs = matrix.shape
-        groups = matrix.T.reshape(outputs * (inputs // group), group)
-        order = groups.abs().sort(dim=1, descending=True, stable=True).indices
-        kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, :keep], True)
-        return kept.reshape(outputs, inputs).T
+        groups = matrix.T.reshape(outputs * (inputs // group), group // unit, unit).norm(dim=2)
+        order = groups.sort(dim=1, descending=True, stable=True).indices
+        kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order[:, : keep // unit], True)
+        return kept.repeat_interleave(unit, dim=1).reshape(outputs, inputs).T
 
     return choose
 

@@ -106,8 +106,8 @@ class GoodLearner(nmbench.MaskLearner):
             task.checkpoints.save({"step": step, "random": task.generator.get_state(), **masks})
 
     def exchanged(self, mask: Tensor, task: nmbench.LearnTask, name: str) -> Tensor:
-        group, generator = task.pattern[name].group, task.generator
-        new = mask.clone().view(-1, group)
+        group, unit, generator = task.pattern[name].units.group, task.pattern[name].unit, task.generator
+        new = mask.clone().view(-1, group, unit)
         rows = torch.randperm(len(new), generator=generator)[:24]
         new[rows] = new[rows][:, torch.randperm(group, generator=generator)]
         return new.view(mask.shape)

@@ -17,8 +17,13 @@ def error(w: np.ndarray, kept: np.ndarray, x: np.ndarray, goal: np.ndarray) -> f
     return float(((x @ (w * kept) - goal) ** 2).sum())
 
 
-def candidates(kept: np.ndarray) -> list[np.ndarray]:
-    """The masks that a group with mask `kept` may change to: all of its pattern, or all at one exchange."""
+def candidates(kept: np.ndarray, unit: int) -> list[np.ndarray]:
+    """The masks that a group with mask `kept` may change to: all of its pattern, or all at one exchange of units."""
+    return [np.repeat(mask, unit) for mask in candidates_of_units(kept[::unit])]
+
+
+def candidates_of_units(kept: np.ndarray) -> list[np.ndarray]:
+    """Those masks, one entry for each unit."""
     keep, group = int(kept.sum()), len(kept)
     if math.comb(group, keep) <= MOST_PATTERNS:
         found = [np.isin(np.arange(group), chosen) for chosen in itertools.combinations(range(group), keep)]
@@ -27,14 +32,14 @@ def candidates(kept: np.ndarray) -> list[np.ndarray]:
     return [kept ^ np.isin(np.arange(group), pair) for pair in pairs]
 
 
-def refine_row(w: np.ndarray, kept: np.ndarray, x: np.ndarray, goal: np.ndarray, group: int, sweeps: int):
+def refine_row(w: np.ndarray, kept: np.ndarray, x: np.ndarray, goal: np.ndarray, group: int, unit: int, sweeps: int):
     """The row's mask after each sweep, up to the first that changes nothing."""
     history = [kept.copy()]
     for _ in range(sweeps):
         now = history[-1].copy()
         for start in range(0, len(w), group):
             place, best, least = slice(start, start + group), None, error(w, now, x, goal) * (1 - BETTER)
-            for candidate in candidates(now[place]):
+            for candidate in candidates(now[place], unit):
                 trial = now.copy()
                 trial[place] = candidate
                 if (cost := error(w, trial, x, goal)) < least:

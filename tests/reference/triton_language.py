@@ -10,8 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 State = list[tuple[Any, dict[str, Any]]]
 
@@ -49,3 +53,32 @@ def restored(inside: State | None = None) -> Iterator[None]:
         yield
     finally:
         restore(before)
+
+
+@contextlib.contextmanager
+def interpreted(*names: str, own: Sequence[str] = ()) -> Iterator[ModuleType]:
+    """The first module of `names`, whose programs run in Triton's interpreter, beside those that a GPU would compile.
+
+    `names`: all modules with programs that it uses. `own`: functions of Triton's own that they call, which became
+    programs to be compiled when Triton was imported.
+    """
+    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    with restored():
+        with triton.knobs.runtime.scope():
+            triton.knobs.runtime.interpret = True
+            module = importlib.import_module(names[0])
+            for name in own:
+                setattr(triton.language, name, triton.jit(getattr(triton.language, name).fn))
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(others)
+        yield module
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[None]:
+    """Triton's language as a GPU compiles it, also between tests that use the interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
+    with restored(untouched()):
+        yield

@@ -8,6 +8,7 @@ import pytest
 import nmbench
 from nmbench.results.frames import TIDY, WIDE, describe
 from nmbench.results.results import load_results
+from reference.run_directory import record_of, write_run
 
 
 @pytest.fixture
@@ -100,3 +101,14 @@ def test_summary_and_public_names(done):
     results = nmbench.load_results(*done[0].directories)
     assert isinstance(results.tidy(), pandas.DataFrame)
     assert results.summary()["label"].tolist() == ["dense", "maskpro@init", "maskpro", "sparsegpt", "magnitude"]
+
+
+def test_results_show_themselves(tmp_path):
+    """Printed, results are one line; a notebook shows protocol and table, best row first, escaped."""
+    rows = [record_of("dense", None, None), record_of("far", level=0.5), record_of("near", model="<demo>")]
+    failed = {**record_of("bad", losses=None), "status": "failed", "metrics": {}, "error": "broken"}
+    results = load_results(write_run(tmp_path / "a", [*rows, failed]))
+    assert repr(results) == f"<Results: 4 rows of demo, <demo> at 2:4, 1 failed; {tmp_path / 'a'}>"
+    html = results._repr_html_()
+    assert html.index("<td>near</td>") < html.index("<td>far</td>") < html.index("<td>bad</td>")
+    assert "&lt;demo&gt;" in html and "<demo>" not in html

@@ -1,5 +1,6 @@
 """Laws of the table a run ends in: its rows, the means over seeds, the rankings and the failures."""
 
+import io
 import itertools
 import math
 import re
@@ -15,8 +16,9 @@ from nmbench.experiment.jobs import Job
 from nmbench.methods import Scorer
 from nmbench.results.files import write_tensors
 from nmbench.results.ranking import chain, file_name
+from nmbench.results.rendering import render, show
 from nmbench.results.results import Results
-from nmbench.results.table import means, render, row
+from nmbench.results.table import means, row
 from nmbench.spec import DENSE
 from nmbench.testing.strategies import patterns
 
@@ -184,6 +186,19 @@ def test_no_failures_no_word_of_them(tmp_path):
 # Means over seeds
 
 
+def test_means_are_shown_best_first(two_seeds):
+    """The printed means are in the order of their values within a pattern, with ranks by the seeds that all have."""
+    table = render(two_seeds).split("Mean over seeds (± standard deviation)\n")[1].split("\n\n")[0].splitlines()
+    assert [(line.split()[0], line.split()[3]) for line in table[1:]] == [
+        ("dense", "-"),
+        ("acme", "1"),
+        ("sparsegpt", "2"),
+        ("acme@init", "3"),
+    ]
+    assert "31.000 ± 1.414*" in table[2]
+    assert "best; at 2:4 (seed 0, which all rows have)" in render(two_seeds)
+
+
 def test_means_over_seeds(two_seeds):
     """With several seeds each label has mean and standard deviation of those that ended well, and their number."""
     assert "Mean over seeds" in render(two_seeds)
@@ -221,6 +236,86 @@ def test_runs_are_never_averaged(tmp_path):
     assert shown["ppl:demo@8"].dropna().tolist() == ["30.000 ± 0.000"]
     assert shown["ppl:novel@9"].dropna().tolist() == ["99.0000 ± 0.0000"]
     assert "run label" in " ".join(render(both).split())
+
+
+# Ranks, marks and the proof
+
+
+def shown_rows(text):
+    """The cells of the first table below each header, row by row."""
+    head, *lines = text.split("\n\n")[0].splitlines()
+    return [dict(zip(re.split(r"  +", head), re.split(r"  +", line), strict=False)) for line in lines]
+
+
+def test_ranks_and_marks(tmp_path):
+    """A rank is 1 + the rows of the pattern that are clearly better; `*` is the best, `~` is not told apart from it."""
+    rows = [(record("dense", 20.0), HARD), (record("good", 30.0), HARD + 0.4), (record("bad", 50.0), HARD + 0.9)]
+    rows += [(record("twin", 31.0), HARD + 0.41 + 0.2 * NOISE), (record("copy", 30.0), HARD + 0.4)]
+    rows += [(record("good", 25.0, "4:8"), HARD + 0.2), (record("bad", 26.0, "4:8"), HARD + 0.3)]
+    shown = shown_rows(render(results(tmp_path, *rows)))
+    found = [(row["label"], row["pattern"], row["rank"], row["ppl:demo@8"].lstrip("0123456789.")) for row in shown]
+    assert found == [
+        ("dense", "-", "-", ""),
+        ("good", "2:4", "1", "*"),
+        ("copy", "2:4", "1", "*"),
+        ("twin", "2:4", "1", "~"),
+        ("bad", "2:4", "4", ""),
+        ("good", "4:8", "1", "*"),
+        ("bad", "4:8", "2", ""),
+    ]
+    assert "rank: 1 + rows that are clearly better" in render(results(tmp_path, *rows))
+
+
+@pytest.mark.parametrize("others", [{}, {"unranked": [TEXT]}], ids=["one row", "unpredicted text"])
+def test_no_rank_where_nothing_is_compared(tmp_path, others):
+    """A single row, and rows on a text that the dense model does not predict, have neither rank nor mark."""
+    rows = [(record("dense", 20.0, **others), HARD), (record("a", 30.0), HARD + 0.4)]
+    rows += [(record("b", 40.0), HARD + 0.9)] if others else []
+    text = render(results(tmp_path, *rows))
+    assert "rank" not in text.split("\n\n")[0] and "*" not in text
+
+
+def test_a_failed_row_has_no_rank(two_seeds):
+    """The rank of a row that failed is FAILED; dense and others keep theirs."""
+    (line,) = [line for line in render(two_seeds).split("\n\n")[0].splitlines() if "FAILED" in line]
+    assert line.split()[:4] == ["sparsegpt", "2:4", "1", "FAILED"]
+
+
+def test_the_proof_is_said_once(two_seeds):
+    """One line says that all rows that ended well are proven, and the groups that were checked; no row repeats it."""
+    (line,) = lines_with(render(two_seeds), "640")
+    assert line == "Strict N:M: every group of all 5 pruned rows is proven (640 at 2:4)"
+    two_seeds.records[1]["proof"] = None
+    assert "every group of 4 of 5 pruned rows" in render(two_seeds)
+
+
+def test_a_text_has_no_control_codes(two_seeds, monkeypatch):
+    """The text for files has no control codes and no spaces at line ends, whatever the terminal asks for."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = render(two_seeds)
+    assert "\x1b" not in text
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
+
+
+def test_a_terminal_gets_the_best_in_bold(two_seeds, monkeypatch):
+    """On a terminal the best figure is bold, and long lines are folded between words in its width."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = io.StringIO()
+    show(two_seeds, stream, 70)
+    assert re.search(r"\x1b\[1;32m *31\.000 ± 1\.414\*", stream.getvalue())
+    plain = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+    assert max(map(len, plain.splitlines())) <= 70
+    assert " ".join(lines_with(render(two_seeds), "acme against")[0].split()) in " ".join(plain.split())
+
+
+def test_runs_are_named_without_what_they_share(tmp_path):
+    """Run directories of one folder are shown by their names."""
+    rows = [record("acme", 30.0, directory=f"/data/runs/{name}") for name in "ab"]
+    assert [row["run"] for row in shown_rows(render(Results(rows, [Path("/data/runs/a"), Path("/data/runs/b")])))] == [
+        "a",
+        "b",
+    ]
 
 
 # Rankings
@@ -388,9 +483,8 @@ def test_a_busy_machine_is_named(tmp_path):
         "unknown": {"cpu_share": None},
     }
     rows = [(record(name, 30.0, seconds={**slow, **seconds}), HARD) for name, seconds in cases.items()]
-    lines = lines_with(render(results(tmp_path, *rows)), "NOTE")
-    assert [line.split()[1] for line in lines] == ["busy", "older"]
-    assert all("took 60.0 s, in which processors worked 12.0 s" in line for line in lines)
+    (line,) = lines_with(render(results(tmp_path, *rows)), "NOTE")
+    assert line.startswith("NOTE busy 2:4 seed 0 (12.0 of 60.0 s), older 2:4 seed 0 (12.0 of 60.0 s): the machine was")
 
 
 def test_without_losses_there_is_no_ranking(tmp_path):

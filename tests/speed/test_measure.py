@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
 from nmbench.pattern import Pattern
 from nmbench.speed.gpu import half
-from nmbench.speed.measure import check_fits, check_pattern, measure, prune, shapes_of
+from nmbench.speed.measure import Packed, check_fits, check_pattern, measure, prune, shapes_of
 from nmbench.speed.report import Model, Times, render, verdict
 from nmbench.speed.whole_model import Sizes
 from nmbench_plugins.tiny import TinyModel
@@ -40,12 +40,17 @@ class Fake:
     def backend(self, sparse):
         return "fake"
 
+    def packed(self, inputs, weight, pattern):
+        if len(inputs) > 8:
+            return None
+        return Packed(torch.inference_mode()(lambda: inputs @ weight.t() + self.spoil), weight.nbytes * 9 // 16)
+
     def bytes(self, weight):
         size = weight.numel() * weight.element_size()
         return size // 2 if weight.data_ptr() in self.converted else size
 
     def is_sparse(self, call):
-        cells = [cell.cell_contents for cell in call.__wrapped__.__closure__]
+        cells = [cell.cell_contents for cell in call.__wrapped__.__closure__ or ()]
         return any(isinstance(c, torch.Tensor) and c.data_ptr() in self.converted for c in cells)
 
     def times(self, call, warm_up, repeat):
@@ -86,6 +91,34 @@ def test_every_shape_is_timed_at_every_number_of_tokens():
     assert all(p.sparse_bytes * 2 == p.dense_bytes == 4 * p.outputs * p.inputs for p in found.products)
     assert all((p.dense_kernels, p.sparse_kernels) == (["dense_kernel"], ["sparse_kernel"]) for p in found.products)
     assert all(p.relative_error == 0 for p in found.products)
+
+
+def test_packed_products_stand_beside_the_bound_of_their_bytes():
+    """Few tokens have a product with packed weights; its bytes bound its speed, vectors included."""
+    found = measured(TinyModel().load("llama"), (1, 9), Fake())
+    for product in found.products:
+        assert (product.packed is not None) == (product.tokens == 1)
+        weight = 4 * product.outputs * product.inputs
+        vectors = 4 * (product.outputs + product.inputs)
+        bound = (weight + vectors) / (weight * 9 // 16 + vectors)
+        assert product.bytes_bound == (pytest.approx(bound) if product.tokens == 1 else None)
+    plain = found.to_dict()["products"]
+    assert {one["packed_speedup"] for one in plain} == {1.0, None}
+    assert "bytes bound" in render(found)
+
+
+def test_a_wrong_packed_product_is_refused():
+    """A product with packed weights that is not the dense one ends the measurement."""
+    with pytest.raises(NumericalFailure, match="differs from the dense one"):
+        measured(TinyModel().load("llama"), (1,), Fake(spoil=1.0, refused={(64, 64), (32, 64), (96, 64), (64, 96)}))
+
+
+@pytest.mark.parametrize(("release", "said"), [(800, True), (801, False), (None, False)])
+def test_a_slow_library_is_doubted(release, said):
+    """cuSPARSELt 0.8.0 is slow on some GPUs: the report says so."""
+    found = measured(TinyModel().load("llama"), (1,), Fake())
+    text = render(dataclasses.replace(found, environment={**found.environment, "cusparselt": release}))
+    assert ("cuSPARSELt 0.8.0" in text) == said
 
 
 def test_the_whole_model_is_converted_in_place():

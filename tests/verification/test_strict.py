@@ -20,7 +20,7 @@ TWO_FOUR = Pattern(2, 4)
 @st.composite
 def pruned(draw):
     """A pattern, a strict mask, and a weight that is zero off the mask."""
-    pattern = draw(patterns())
+    pattern = draw(patterns(max_group=16, units=(1, 2, 3)))
     weight = draw(tensors(pattern))
     mask = pattern.top(weight.abs())
     return pattern, mask, weight.masked_fill(~mask, 0.0)
@@ -228,3 +228,15 @@ def test_any_strict_mask_is_accepted(data):
     pattern = data.draw(patterns())
     mask = data.draw(masks(pattern))
     assert check(torch.zeros(mask.shape), mask, pattern)["extra_zeros"] == int(mask.sum())
+
+
+def test_a_torn_unit_is_named():
+    """A mask that keeps N of M weights, but not in whole units, is refused with its group and the unit."""
+    weight, pattern = torch.ones(2, 16), Pattern.parse("2:4x2")
+    mask = pattern.top(weight)
+    mask[1, 8:16] = torch.tensor([0, 1, 1, 1, 1, 0, 0, 0], dtype=torch.bool)
+    text = refusal(weight.masked_fill(~mask, 0.0), mask, pattern)
+    assert (
+        "broke 2:4x2" in text and "1 of 4 groups; first: row 1, columns 8..15 keep 4 not in whole units of 2." in text
+    )
+    check(weight.masked_fill(~mask, 0.0), mask, Pattern(4, 8))

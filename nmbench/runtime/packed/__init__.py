@@ -1,7 +1,8 @@
 """Packed N:M weights: values and codes of few bits, products with them, and models that hold them.
 
 `weight.py` defines the format, `linear.py` a layer that holds a packed weight, `model.py` folders and models. `launch`
-starts the Triton program of `program.py`; `reference.py` is the same product in plain torch.
+chooses between the CUDA program `program.cu`, which `by_cuda` starts, and the Triton program `program.py`, which
+`by_triton` starts; `reference.py` is the same product in plain torch.
 """
 
 from nmbench.runtime.packed.linear import PackedLinear

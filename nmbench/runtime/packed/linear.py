@@ -67,8 +67,8 @@ class PackedLinear(nn.Module):
         """Return `x` `[..., in]` times the weight, plus the bias: `[..., out]`."""
         rows = x.reshape(-1, self.in_features)
         packed = self.packed
-        if launch.usable(packed, rows):
-            return launch.product(packed, rows, self.bias).view(*x.shape[:-1], self.out_features)
+        if program := launch.program_of(packed, rows):
+            return launch.product(packed, rows, self.bias, program).view(*x.shape[:-1], self.out_features)
         if not self.transposed:
             return F.linear(x, unpack(packed), self.bias)
         weight = unpack(packed).t().contiguous()  # [in, out], as the kernel of Conv1D reads it

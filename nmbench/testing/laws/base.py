@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from nmbench.errors import NMBenchError
 from nmbench.methods import MaskLearner, Method
 from nmbench.pattern import Pattern
@@ -14,8 +16,8 @@ from nmbench.repairs import BlockRepair, WeightLearner
 from nmbench.testing.cases import LayerCase, LearnCase, variants
 from nmbench.testing.observation import Observation
 
-PATTERNS = ("1:2", "2:4", "1:4", "3:4", "2:3", "4:8", "3:7", "8:16", "16:32")  # usual, odd and wide ones
-PLANTED_PATTERNS = ("1:2", "2:4", "1:4", "3:4", "4:8", "8:16")  # those that 16 inputs fall into
+PATTERNS = ("1:2", "2:4", "1:4", "3:4", "2:3", "4:8", "3:7", "16:32", "2:4x2")  # usual, odd, wide, of pairs
+PLANTED_PATTERNS = ("1:2", "2:4", "3:4", "4:8", "8:16", "2:4x2")  # those that 16 inputs fall into
 
 
 OF_MODELS = (MaskLearner, BlockRepair, WeightLearner)
@@ -103,6 +105,17 @@ def one_or_other(
 
 def supported(method: Method, pattern: str) -> bool:
     return method.supports(Pattern.parse(pattern)) is None
+
+
+def breach(mask: Tensor, pattern: Pattern) -> tuple[str, str] | None:
+    """The first group of bool `mask` `[out, in]` that is not strict, and what it should be; None if all are."""
+    broken = pattern.broken(mask).nonzero()
+    if not len(broken):
+        return None
+    row, group = broken[0].tolist()
+    units = f", in whole units of {pattern.unit}" if pattern.unit > 1 else ""
+    kept = int(pattern.kept(mask)[row, group])
+    return f"{kept} kept in row {row}, group {group}", f"{pattern.keep} ({pattern}) in every group{units}"
 
 
 def raised(observed: Observation) -> str:

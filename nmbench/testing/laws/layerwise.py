@@ -20,6 +20,7 @@ from nmbench.testing.laws.base import (
     SKIPPED,
     Broken,
     Judgement,
+    breach,
     law,
     layers,
     raised,
@@ -73,15 +74,11 @@ def score_of(observed: Observation, change: Change) -> Tensor | None:
 
 @law(Solver, Refiner, cases=layers(pattern=PATTERNS, kind=KINDS))
 def masks_are_strict(observed: Observation) -> Judgement:
-    """A mask keeps exactly N of every M weights, for every supported pattern and whatever the weights."""
+    """A mask keeps exactly N of every M weights or units, for every supported pattern and whatever the weights."""
     if observed.error is not None or "layer" not in observed.masks:
         return SKIPPED
-    kept = observed.case.nm.kept(observed.masks["layer"].bool())  # [out, in/group]
-    if (kept != observed.case.nm.keep).any():
-        row, group = (kept != observed.case.nm.keep).nonzero()[0].tolist()
-        return Broken(
-            f"{int(kept[row, group])} kept in row {row}, group {group}", f"{observed.case.nm.keep} in every group"
-        )
+    if found := breach(observed.masks["layer"].bool(), observed.case.nm):
+        return Broken(*found)
     return HOLDS
 
 

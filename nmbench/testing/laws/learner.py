@@ -19,6 +19,7 @@ from nmbench.testing.laws.base import (
     Broken,
     Judgement,
     at_events,
+    breach,
     law,
     numbered,
     raised,
@@ -64,14 +65,8 @@ def strict(observed: Observation, masks: Mapping[str, Tensor], what: str) -> Jud
     """Judge whether all of `masks` keep exactly N of every M weights."""
     assert observed.task
     for name, mask in masks.items():
-        pattern = observed.task.pattern[name]
-        broken = (pattern.kept(mask.bool()) != pattern.keep).nonzero()
-        if len(broken):
-            row, group = broken[0].tolist()
-            return Broken(
-                f"{what}: {int(pattern.kept(mask.bool())[row, group])} kept in {name}, row {row}, group {group}",
-                f"{pattern.keep} ({pattern}) in every group",
-            )
+        if found := breach(mask.bool(), observed.task.pattern[name]):
+            return Broken(f"{what}, {name}: {found[0]}", found[1])
     return HOLDS
 
 

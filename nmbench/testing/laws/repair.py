@@ -25,6 +25,7 @@ from nmbench.testing.laws.base import (
     Broken,
     Judgement,
     at_events,
+    breach,
     law,
     layers,
     numbered,
@@ -52,8 +53,8 @@ def the_mask_stays(observed: Observation) -> Judgement:
         start = observed.start.layers[name].mask
         if observed.method.chooses:
             pattern = observed.task.pattern[name] if observed.task else observed.case.nm
-            if (pattern.kept(mask.cpu().bool()) != pattern.keep).any():
-                return Broken(f"a mask of {name} that is not {pattern}", f"{pattern.keep} kept in every group")
+            if found := breach(mask.cpu().bool(), pattern):
+                return Broken(f"a mask of {name} with {found[0]}", found[1])
         elif not mask.cpu().bool().equal(start.cpu()):
             differ = int((mask.cpu().bool() != start.cpu()).sum())
             return Broken(f"another mask of {name}, in {differ} places", "that of the start")

@@ -5,7 +5,8 @@ For the problem of a layer with the matrix H, its goal B0 (in the paper, the den
 
     B = (H + rho I)^-1 (H B0 - V + rho D),    D = projection of B + V / rho,    V += rho (B - D),
 
-where the projection keeps the N largest of every M entries along the input. With Z = B + V / rho, D is the kept part of
+where the projection keeps the N largest of every M entries along the input; of units, those with the largest sums of
+squares. With Z = B + V / rho, D is the kept part of
 Z, and V is rho times the dropped part, so that Z and the mask are the whole state. With S = Z where kept and -Z where
 dropped, H B0 - V + rho D = H B0 + rho S, and (H + rho I)^-1 H = I - rho (H + rho I)^-1, which gives
 
@@ -56,7 +57,7 @@ def searched(
     problem: Problem, dense: Tensor, pattern: nmbench.Pattern, penalty: float, most_iterations: int
 ) -> Found | None:
     """Return the result of `search` from the goal `dense` `[out, in]`."""
-    first = mask = pattern.top(dense.abs())
+    first = mask = nearest(dense, pattern)
     seen, state, raised, iterations = first, dense.where(first, 0.0), False, 0
     while True:
         inverse = problem.inverse(penalty)
@@ -65,7 +66,7 @@ def searched(
         rounds = min(EVERY, most_iterations - iterations)
         for left in reversed(range(rounds)):
             weight, state = iterated(dense, state, mask, inverse, penalty)
-            mask = pattern.top_of_finite(state.abs()) if left else pattern.top(state.abs())  # NaN stays until then
+            mask = nearest(state, pattern, checked=not left)  # NaN stays until then
         iterations += rounds
         del inverse  # as large as the next one
         change = int((mask != seen).sum()) / (dense.numel() * pattern.density)
@@ -78,8 +79,16 @@ def searched(
         else:
             state = state.where(mask, state * (penalty / step.penalty))
         penalty, raised = step.penalty, step.raised
-    mask = pattern.top(weight.abs())
+    mask = nearest(weight, pattern)
     return Found(mask, weight.where(mask, 0.0), iterations)
+
+
+def nearest(weight: Tensor, pattern: nmbench.Pattern, checked: bool = True) -> Tensor:
+    """Return the bool mask of the projection of `weight` `[out, in]`.
+
+    Raises `NumericalFailure` for NaN and infinity if `checked`.
+    """
+    return (pattern.top if checked else pattern.top_of_finite)(weight.abs(), unit_power=2)
 
 
 def iterated(dense: Tensor, state: Tensor, mask: Tensor, inverse: Tensor, penalty: float) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ class Distil(nmbench.WeightLearner):
     """Distil: the kept weights of the whole model learn the outputs of the dense model."""
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"long": LONG}
+    data_parallel = True
 
     passes: float = nmbench.option(1.0, "passes over the pool")
     tokens: int | None = nmbench.option(None, "tokens to train on; none: as many as `passes` say", unit="tokens")

@@ -42,7 +42,7 @@ class Masters:
         """Choose every mask anew by magnitude; return the share of all weights that changed sides."""
         changed = total = 0
         for name, master in self.tensors.items():
-            mask = self.patterns[name].top(master.abs())
+            mask = self.patterns[name].top(master.abs(), unit_power=2)
             changed += int((mask ^ self.masks[name]).sum())
             total += mask.numel()
             self.masks[name].copy_(mask)  # in place: a CUDA graph reads it

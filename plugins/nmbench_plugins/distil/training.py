@@ -56,6 +56,7 @@ class Run:
             loss = float(losses.mean())
             if not math.isfinite(loss):
                 raise nmbench.NumericalFailure(f"the loss of step {self.step} is {loss}; lower the learning_rate.")
+            self.task.check_same(self.masters.masks)
             held_out = float(live.losses(self.held_out, Objective()).mean())
             self.task.report(self.step, total=self.count, objective=loss, held_out=held_out)
         else:

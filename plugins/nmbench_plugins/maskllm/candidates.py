@@ -1,4 +1,4 @@
-"""The patterns of a group that a gate each stands for: all ways to keep N of M weights."""
+"""The patterns of a group that a gate each stands for: all ways to keep N of M weights or units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = 256  # patterns of a group: 5:10 has 252, 4:8 has 70
 
 def count_of(pattern: nmbench.Pattern) -> int:
     """Return C(M, N), the number of patterns of a group."""
-    return math.comb(pattern.group, pattern.keep)
+    return math.comb(pattern.units.group, pattern.units.keep)
 
 
 def why_too_many(pattern: nmbench.Pattern) -> str | None:
@@ -33,11 +33,12 @@ def why_too_many(pattern: nmbench.Pattern) -> str | None:
 
 @functools.cache
 def candidates(pattern: nmbench.Pattern) -> Tensor:
-    """Return all patterns of a group, float32 `[C(M, N), M]` of 0 and 1, read-only.
+    """Return all patterns of a group, float32 `[C(M, N), group]` of 0 and 1, read-only.
 
     They are in lexicographic order of the kept places, so that the first of them keeps the lowest places.
     """
     import torch
 
-    kept = torch.tensor(list(itertools.combinations(range(pattern.group), pattern.keep)))  # [C(M, N), N]
-    return torch.zeros(len(kept), pattern.group).scatter_(1, kept, 1.0)
+    units = pattern.units
+    kept = torch.tensor(list(itertools.combinations(range(units.group), units.keep)))  # [C(M, N), N]
+    return pattern.whole(torch.zeros(len(kept), units.group).scatter_(1, kept, 1.0))

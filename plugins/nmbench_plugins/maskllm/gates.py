@@ -31,7 +31,7 @@ class Gates:
         self.values = {}
         for name, pattern in self.patterns.items():
             kept = members(task.initial[name].to(device).float(), pattern.group)  # [M, groups]
-            self.values[name] = (self.of(name) @ kept).mul_(lead_of(pattern, leave) / scale)
+            self.values[name] = (self.of(name) @ kept).mul_(lead_of(pattern, leave) / (scale * pattern.unit))
         self.first = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
         self.second = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
 

@@ -50,6 +50,7 @@ class MaskLLM(nmbench.MaskLearner):
     """Learn a gate for every pattern of every group by gradients through a soft choice; weights stay dense."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER}
+    data_parallel = True
 
     init: str = nmbench.option("swaps", "whose mask is the start: a one-shot method, or a label of the same run")
     passes: float = nmbench.option(1.0, "passes over the pool")

@@ -21,7 +21,7 @@ from nmbench.pruning import lead_for
 
 def leaving(pattern: nmbench.Pattern, lead: float) -> float:
     """Return the probability that a draw leaves the start."""
-    keep, drop = pattern.keep, pattern.group - pattern.keep
+    keep, drop = pattern.units.keep, pattern.units.group - pattern.units.keep
     others = sum(math.comb(keep, d) * math.comb(drop, d) * math.exp(-d * lead) for d in range(1, keep + 1))
     return others / (1 + others)
 

@@ -7,12 +7,14 @@ cross-entropy of the masked dense model, m_0 the initial mask and m_t the mask d
     delta <- 0.99 delta + 0.01 r        the moving average of loss residuals
     logits <- logits - lr * (r - delta) * grad log P(m_t)
 
-from logits C * m_0, and the final mask keeps the N largest logits of every group. Preset `paper` is the published
-setting. The default differs from the preset in three named options. `normalise` divides r - delta by its running
-spread, so that one learning rate suits models of any size. `shuffle` draws minibatches at random from the whole pool.
-`select` measures masks on held-out windows (see `watch`): the learner halves the step size when learning drifts, goes
-back to the best mask if much is lost, and returns the best mask, or the initial mask if other windows do not confirm
-that the best mask is not worse.
+from logits C * m_0, and the final mask keeps the N largest logits of every group. Patterns with units of several
+weights have one logit a unit.
+
+Preset `paper` is the published setting. The default differs from the preset in three named options. `normalise` divides
+r - delta by its running spread, so that one learning rate suits models of any size. `shuffle` draws minibatches at
+random from the whole pool. `select` measures masks on held-out windows (see `watch`): the learner halves the step size
+when learning drifts, goes back to the best mask if much is lost, and returns the best mask, or the initial mask if
+other windows do not confirm that the best mask is not worse.
 
 Preset `long` is for larger models and minutes of a GPU: a smaller prior, so that more groups flip in each step, with
 much smaller steps and a tracker that forgets fast, so that no single loss has a large weight (benchmarks/README.md).
@@ -59,6 +61,7 @@ class MaskPro(nmbench.MaskLearner):
     """Learn one categorical distribution per group by policy gradient, from forward losses only; weights stay dense."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER, "long": LONG}
+    data_parallel = True
 
     steps: int = nmbench.option(1000, "updates of the logits", unit="steps")
     learning_rate: float = nmbench.option(1.0, "step size on the logits")
@@ -96,7 +99,8 @@ class MaskPro(nmbench.MaskLearner):
             raise impossible(f"tracker must lie in [0, 1), not {self.tracker}")
 
     def supports(self, pattern: nmbench.Pattern) -> str | None:
-        return None if pattern.group <= MAX_GROUP else f"its policy draws from groups of at most {MAX_GROUP} weights."
+        fits = pattern.units.group <= MAX_GROUP
+        return None if fits else f"its policy draws from groups of at most {MAX_GROUP} weights or units."
 
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of the logits and, with engine `torch`, of a dense copy, a gradient and a mask as well."""

@@ -117,10 +117,16 @@ class Training:
         self.log.append({**entry, **(self.watch.measure(self.step, masks) if self.watch else {})})
 
     def checkpoint_due(self) -> bool:
-        """Return whether to save now. The clock may decide, because the time of a checkpoint changes no result."""
+        """Return whether to save now. The clock may decide, because the time of a checkpoint changes no result.
+
+        Of several ranks the clock of rank 0 decides, at steps that all of them know.
+        """
         if self.task.checkpoints.ending:
             return True
         waited = time.perf_counter() - self.saved_at
+        if self.task.ranks.size > 1:
+            known = self.step % self.method.checkpoint_every == 0
+            return known and bool(self.task.ranks.decided(waited >= SHARE_OF_TIME * self.save_seconds))
         if waited < SHARE_OF_TIME * self.save_seconds:
             return False
         return self.step % self.method.checkpoint_every == 0 or waited >= CHECKPOINT_SECONDS

@@ -33,6 +33,7 @@ class ProxSparse(nmbench.MaskLearner):
     """Train all weights under a penalty that vanishes on N:M; the mask of the largest goes to the dense weights."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER}
+    data_parallel = True
 
     init: str = nmbench.option(
         "swaps",
@@ -67,6 +68,11 @@ class ProxSparse(nmbench.MaskLearner):
                 raise impossible(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
             raise impossible(f"learning_rate must be above 0, not {self.learning_rate}")
+
+    def supports(self, pattern: nmbench.Pattern) -> str | None:
+        if pattern.unit == 1:
+            return None
+        return "its penalty counts single weights; it supports every N:M without a unit, such as 2:4 and 4:8."
 
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of masters, moments, a gradient of the live weight, and the dense weight."""

@@ -1,7 +1,8 @@
 """RoI: a soft Gumbel-top-N relaxation of strict N:M masks (arXiv 2608.23048).
 
-One logit phi per weight, as in MaskPro. Every step draws the soft mask m of each group from phi / lam + Gumbel noise at
-temperature tau (`relaxation`), computes the loss of the model with the weights W * m, and takes a step of Adam on phi.
+One logit phi per weight, as in MaskPro, or per unit where units have several weights. Every step draws the soft mask m
+of each group from phi / lam + Gumbel noise at temperature tau (`relaxation`), computes the loss of the model with the
+weights W * m, and takes a step of Adam on phi.
 Temperature and noise scale fall exponentially over three quarters of the steps, tau from 1 to 0.05 and lam from 0.02 to
 0.002, and stay there. The mask keeps the N largest logits of every group; weights never change.
 
@@ -106,6 +107,11 @@ class Soft(nmbench.MaskLearner):
     def blockwise(self) -> bool:
         """True if masks are learnt block by block."""
         return self.scope == "block"
+
+    @property
+    def data_parallel(self) -> bool:
+        """True if ranks share every minibatch, as they do unless blocks are learnt one by one."""
+        return not self.blockwise
 
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of logits, moments, a gradient of the live weight, and the dense weight."""

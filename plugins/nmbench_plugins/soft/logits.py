@@ -1,4 +1,4 @@
-"""Logits of all layers, one a weight, and the moments of Adam."""
+"""Logits of all layers, one a unit (in most patterns a weight), and the moments of Adam."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EPSILON = 1e-8
 
 
 class Logits:
-    """Logits, float32, and moments, of dtype `moments`, by layer: `[out, in]` on `device`.
+    """Logits, float32, and moments, of dtype `moments`, by layer: `[out, units]` on `device`.
 
     They begin at `start`, name -> bool mask; a group leaves it with probability `leave` in a draw at noise scale
     `noise`.
@@ -34,21 +34,26 @@ class Logits:
     ) -> None:
         self.patterns, self.device = patterns, device
         leads = {pattern: noise * lead_of(pattern, leave) for pattern in set(patterns.values())}
-        self.values = {name: mask.to(device).float().mul_(leads[patterns[name]]) for name, mask in start.items()}
+        kept = {name: mask.to(device)[:, :: patterns[name].unit] for name, mask in start.items()}
+        self.values = {name: units.float().mul_(leads[patterns[name]]) for name, units in kept.items()}
         self.first = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
         self.second = {name: torch.zeros_like(value, dtype=moments) for name, value in self.values.items()}
 
     def parts(self, name: str) -> Iterator[slice]:
         """Yield the rows of a layer, as many at once as bound the memory of the computation."""
-        rows, inputs = self.values[name].shape
-        at_once = max(1, PART.get(self.values[name].device.type, 2**23) // (inputs * self.patterns[name].keep))
+        rows, units = self.values[name].shape
+        at_once = max(1, PART.get(self.values[name].device.type, 2**23) // (units * self.patterns[name].units.keep))
         return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
 
     def greedy(self, name: str) -> Tensor:
         """Return the mask of the largest logits of a layer, bool `[out, in]`."""
-        pattern = self.patterns[name]
-        parts = (self.values[name][rows] for rows in self.parts(name))
-        return torch.cat([as_rows(greedy(columns(part, pattern.group), pattern.keep), part.shape) for part in parts])
+        return torch.cat([self.greedy_rows(name, rows) for rows in self.parts(name)])
+
+    def greedy_rows(self, name: str, rows: slice) -> Tensor:
+        """Return that mask for some rows, bool `[rows, in]`."""
+        pattern, part = self.patterns[name], self.values[name][rows]
+        chosen = greedy(columns(part, pattern.units.group), pattern.units.keep)
+        return pattern.whole(as_rows(chosen, part.shape))
 
     def update(self, name: str, rows: slice, gradient: Tensor, pace: Tensor) -> None:
         """Take one step of Adam on rows of a layer; `pace` is float32 `[4]` on the device (`pace_of`)."""

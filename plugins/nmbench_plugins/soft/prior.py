@@ -20,8 +20,9 @@ from nmbench.pruning import lead_for
 
 def leaving(pattern: nmbench.Pattern, lead: float) -> float:
     """Return the probability that a draw leaves the start, whose kept keys lead by `lead` = gap / lam."""
-    dropped = (pattern.group - pattern.keep) * math.exp(-lead)
-    stays = -sum(math.log1p(dropped / kept) for kept in range(1, pattern.keep + 1))
+    units = pattern.units
+    dropped = (units.group - units.keep) * math.exp(-lead)
+    stays = -sum(math.log1p(dropped / kept) for kept in range(1, units.keep + 1))
     return -math.expm1(stays)
 
 

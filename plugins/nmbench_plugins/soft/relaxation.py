@@ -37,32 +37,36 @@ def soft_mask(keys: Tensor, temperature: Tensor | float, keep: int) -> Tensor:
     """Return the soft mask m of `keys`, entries at least 0, which sums to `keep` along the group."""
     mask = torch.zeros_like(keys)
     for _ in range(keep - 1):
-        drawn = one_round(keys / temperature)
+        drawn = one_round(scaled(keys, temperature))
         mask += drawn.chosen
         keys = keys + drawn.fall
-    return mask.add_(torch.softmax(keys / temperature, dim=0))
+    return mask.add_(torch.softmax(scaled(keys, temperature), dim=0))
 
 
 def soft_mask_gradient(keys: Tensor, temperature: Tensor | float, keep: int, slope: Tensor) -> Tensor:
     """Return the gradient of sum(slope * m) with respect to `keys`; the rounds are computed again."""
     rounds = []
     for _ in range(keep - 1):
-        rounds.append(one_round(keys / temperature))
+        rounds.append(one_round(scaled(keys, temperature)))
         keys = keys + rounds[-1].fall
-    gradient = of_chosen(torch.softmax(keys / temperature, dim=0), slope) / temperature
+    gradient = of_chosen(torch.softmax(scaled(keys, temperature), dim=0), slope) / temperature
     for drawn in reversed(rounds):
         inside = of_chosen(drawn.chosen, slope).add_(of_fall(drawn, gradient))
         gradient = gradient.add_(inside.div_(temperature))
     return gradient
 
 
+def scaled(keys: Tensor, temperature: Tensor | float) -> Tensor:
+    """Return keys / tau from the largest on, which is 0: a low temperature then does not enlarge its rounding."""
+    return (keys - keys.amax(dim=0, keepdim=True)) / temperature
+
+
 def one_round(scaled: Tensor) -> Round:
-    """Return mu, and what its gradient needs, of keys divided by the temperature."""
-    top, index = scaled.max(dim=0, keepdim=True)
-    lead = place_of(scaled) == index
+    """Return mu, and what its gradient needs, of scaled keys."""
+    lead = place_of(scaled) == scaled.argmax(dim=0, keepdim=True)
     others = scaled.masked_fill(lead, -torch.inf)
     log_rest = others.logsumexp(dim=0, keepdim=True)
-    log_total = torch.logaddexp(top, log_rest)
+    log_total = log_rest.exp().log1p()
     chosen = (scaled - log_total).exp()
     fall = torch.where(lead, log_rest - log_total, torch.log1p(-chosen))
     return Round(chosen, lead, others - log_rest, fall)

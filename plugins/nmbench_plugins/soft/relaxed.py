@@ -13,7 +13,7 @@ from torch import Tensor
 from nmbench.pruning import StepSettings, gumbel
 from nmbench_plugins.soft.kernels import launch
 from nmbench_plugins.soft.logits import EPSILON, Logits
-from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
+from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask, soft_mask_gradient
 
 SCALES = 2  # temperature and noise scale
 
@@ -48,26 +48,28 @@ class Relaxed:
             return
         for rows in self.logits.parts(name):
             slope = gradient[rows].float() * dense[rows].float()
+            slope = pattern.by_unit(slope).sum(dim=-1) if pattern.unit > 1 else slope  # [rows, units]
             self.logits.update(name, rows, self._gradient(number, name, rows, slope), self.pace)
 
     def _mask(self, number: int, name: str, rows: slice) -> Tensor:
         """Return the mask of rows of a layer, float32 `[rows, in]`."""
-        pattern, shape = self.logits.patterns[name], self.logits.values[name][rows].shape
         if self.straight:
-            logits = columns(self.logits.values[name][rows], pattern.group)
-            return as_rows(greedy(logits, pattern.keep), shape).float()
-        return as_rows(soft_mask(self._drawn(number, name, rows), self.scales[0], pattern.keep), shape)
+            return self.logits.greedy_rows(name, rows).float()
+        pattern, shape = self.logits.patterns[name], self.logits.values[name][rows].shape
+        mask = soft_mask(self._drawn(number, name, rows), self.scales[0], pattern.units.keep)
+        return pattern.whole(as_rows(mask, shape))
 
     def _gradient(self, number: int, name: str, rows: slice, slope: Tensor) -> Tensor:
-        """Return the gradient of the logits, `[rows, in]`, from that of the mask."""
+        """Return the gradient of the logits, `[rows, units]`, from that of the mask of units."""
         if self.straight:
             return slope
         pattern, keys = self.logits.patterns[name], self._drawn(number, name, rows)
-        gradient = soft_mask_gradient(keys, self.scales[0], pattern.keep, columns(slope, pattern.group))
+        slopes = columns(slope, pattern.units.group)
+        gradient = soft_mask_gradient(keys, self.scales[0], pattern.units.keep, slopes)
         return as_rows(gradient, slope.shape).div_(self.scales[1])
 
     def _drawn(self, number: int, name: str, rows: slice) -> Tensor:
         """Return logits / lam + Gumbel noise of rows, `[group, groups]`, the same at every call in a step."""
         logits = self.logits.values[name]
         noise = gumbel(self.keys, number, rows.start * logits.shape[1], logits[rows].shape)
-        return columns(noise.add_(logits[rows] / self.scales[1]), self.logits.patterns[name].group)
+        return columns(noise.add_(logits[rows] / self.scales[1]), self.logits.patterns[name].units.group)

@@ -33,7 +33,7 @@ class Launch:
 
 def has_program(pattern: nmbench.Pattern, width: int) -> bool:
     """Return whether there is a program for blocks of `width` columns of this pattern."""
-    return pattern.group in GROUPS and width <= WIDEST
+    return pattern.unit == 1 and pattern.group in GROUPS and width <= WIDEST
 
 
 def usable(pattern: nmbench.Pattern, width: int, device: torch.device) -> bool:

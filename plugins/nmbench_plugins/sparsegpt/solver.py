@@ -2,7 +2,8 @@
 
 H = (2/windows) * sum X^T X, damped. From left to right, each group keeps the N weights of the highest w^2 / U_cc^2,
 where U is the upper Cholesky factor of H^-1; the columns to the right compensate for the dropped weights (arXiv
-2301.00774, algorithm 1). `factor` and `sweep` hold the computation.
+2301.00774, algorithm 1). Units of several weights are chosen by their joint error (`reference.unit_errors`). `factor`
+and `sweep` hold the computation.
 """
 
 from __future__ import annotations

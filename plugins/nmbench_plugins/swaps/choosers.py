@@ -13,7 +13,7 @@ from torch import Tensor
 import nmbench
 from nmbench_plugins.swaps.problem import Problem, own_blocks
 
-MOST_PATTERNS = 128  # of a group; a group with more is changed by exchanges of two weights
+MOST_PATTERNS = 128  # of a group; a group with more is changed by exchanges of two units, which mostly are weights
 
 
 class Chooser(Protocol):
@@ -25,7 +25,7 @@ class Chooser(Protocol):
 
 def chooser_of(pattern: nmbench.Pattern) -> type[AllPatterns | Exchange]:
     """Return the chooser for groups of this pattern."""
-    return AllPatterns if math.comb(pattern.group, pattern.keep) <= MOST_PATTERNS else Exchange
+    return AllPatterns if math.comb(pattern.units.group, pattern.units.keep) <= MOST_PATTERNS else Exchange
 
 
 class AllPatterns:
@@ -57,31 +57,37 @@ def tables(pattern: nmbench.Pattern, device: torch.device) -> tuple[Tensor, ...]
     the first and second members of the pairs, int64 `[pairs]`. The tables are cached, so that no sweep waits for a
     copy.
     """
-    size = pattern.group
-    chosen = torch.tensor(list(itertools.combinations(range(size), size - pattern.keep)))  # [patterns, dropped]
-    table = torch.zeros(len(chosen), size).scatter_(1, chosen, 1.0)
+    size, units = pattern.group, pattern.units
+    chosen = torch.tensor(list(itertools.combinations(range(units.group), units.group - units.keep)))
+    table = pattern.whole(torch.zeros(len(chosen), units.group).scatter_(1, chosen, 1.0))  # [patterns, group]
     first, second = torch.triu_indices(size, size, 1)
     pairs = table[:, first] * table[:, second]
     return tuple(tensor.to(device) for tensor in (table, table.t().contiguous(), pairs, first, second))
 
 
 class Exchange:
-    """Exchanges the best pair of a kept and a dropped weight of a group."""
+    """Exchanges the best pair of a kept and a dropped unit of a group."""
 
     def __init__(self, problem: Problem, dropped: Tensor, block: slice) -> None:
         size = problem.pattern.group
         self.weight = problem.weight[block].unflatten(0, (-1, size))  # [groups, group, out]
         self.gram = own_blocks(problem.gram[block, block].contiguous(), size).permute(2, 0, 1)  # [groups, group, group]
         self.noise = problem.noise[block].unflatten(0, (-1, size)).sum(dim=1)  # [groups, out]
+        self.unit = problem.pattern.unit
 
     def choose(self, number: int, pull: Tensor, dropped: Tensor) -> None:
         weight, gram = self.weight[number], self.gram[number]
         slope = 2 * weight * torch.addmm(pull, gram, weight * dropped)  # [group, out]
-        own = weight.square() * gram.diagonal()[:, None]
-        drop = (own + slope).masked_fill(dropped == 1, torch.inf)
-        restore = (own - slope).masked_fill(dropped == 0, torch.inf)
-        both = weight[:, None] * weight * (2 * gram[:, :, None])  # [dropped now, restored now, out]
-        change, pair = (drop[:, None] + restore - both).flatten(0, 1).min(dim=0)
+        both = weight[:, None] * weight * (2 * gram[:, :, None])  # [group, group, out]
+        if self.unit > 1:
+            slope = slope.unflatten(0, (-1, self.unit)).sum(dim=1)  # [units, out]
+            both = both.unflatten(0, (-1, self.unit)).sum(dim=1).unflatten(1, (-1, self.unit)).sum(dim=2)
+        own = both.diagonal().t() / 2  # [units, out]
+        out = dropped[:: self.unit]  # [units, out]
+        drop = (own + slope).masked_fill(out == 1, torch.inf)
+        restore = (own - slope).masked_fill(out == 0, torch.inf)
+        change, pair = (drop[:, None] + restore - both).flatten(0, 1).min(dim=0)  # of [dropped now, restored now, out]
         better = (change < -self.noise[number]).float()[None]
-        dropped.scatter_(0, (pair // len(gram))[None], better)
-        dropped.scatter_(0, (pair % len(gram))[None], 1 - better)
+        for unit, value in ((pair // len(own), better), (pair % len(own), 1 - better)):
+            for member in range(self.unit):
+                dropped.scatter_(0, (unit * self.unit + member)[None], value)

@@ -20,7 +20,8 @@ left to right, all rows at once, e H following every change, until nothing chang
 
 Where a group has too many patterns, the sweep makes the best exchange of one kept and one dropped weight instead:
 dropping k costs w_k^2 H_kk + 2 w_k t_k, restoring d costs w_d^2 H_dd - 2 w_d t_d, both together - 2 w_k w_d H_kd more,
-where t = (e H + l)_g.
+where t = (e H + l)_g. Where the pattern has units of several weights, all this is of units: their weights, and the
+products of these with blocks of H, are summed.
 
 The best (a, b) differs from model to model. A layer can compensate for the losses of the blocks above only in part,
 which may be the reason why the deeper of two models needs smaller numbers. Figures at 2:4, one run each, for (a, b):

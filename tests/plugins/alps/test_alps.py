@@ -11,6 +11,7 @@ from torch import Tensor
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.methods import LayerStats, Stat
 from nmbench.pattern import Pattern
+from nmbench.pruning.one_shot import choose
 from nmbench.testing import strategies
 from nmbench_plugins.alps import ALPS, admm
 from nmbench_plugins.alps.penalty import Step, next_step
@@ -21,6 +22,7 @@ from reference import alps as plain
 
 quick = settings(max_examples=20, deadline=None)
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (2, 3), (3, 10))]
+PATTERNS += map(Pattern.parse, ("2:4x2", "1:3x3"))
 patterns, seeds = st.sampled_from(PATTERNS), st.integers(0, 2**31)
 
 
@@ -50,7 +52,7 @@ def test_solution_is_strict(data):
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
     before = weight.clone(), stats.gram.clone()
     pruned = ALPS().solve(weight.to(dtype), stats, pattern)
-    assert (pattern.kept(pruned.mask) == pattern.keep).all()
+    assert not pattern.broken(pruned.mask).any()
     assert pruned.weight.dtype == dtype
     assert pruned.weight.isfinite().all()
     assert not pruned.weight[~pruned.mask].any()
@@ -84,8 +86,8 @@ def agree(pattern: Pattern, rows: int, columns: int, seed: int, penalty: float) 
     gram = single.gram.double()
     problem = Problem(single.dense.double(), (gram + gram.T) / 2, single.scale.double())
     found = admm.search(problem, pattern, penalty, 60)
-    choose = plain.largest(pattern.keep, pattern.group)
-    mask, expected, iterations = plain.search(problem.dense.T, problem.gram, choose, pattern.density, penalty, 60)
+    largest = plain.largest(pattern.keep, pattern.group, pattern.unit)
+    mask, expected, iterations = plain.search(problem.dense.T, problem.gram, largest, pattern.density, penalty, 60)
     assert found.iterations == iterations
     assert torch.equal(found.mask, mask.T)
     torch.testing.assert_close(found.weight, expected.T, rtol=1e-6, atol=1e-8)
@@ -96,8 +98,8 @@ def test_solver_is_the_plain_loop(pattern):
     """The whole solver in float32 leaves the error of the plain loop in float64, and nearly its mask."""
     weight, stats = layer(24, 64, 0)
     pruned = ALPS().solve(weight, stats, pattern)
-    choose = plain.largest(pattern.keep, pattern.group)
-    mask, expected = plain.solve(weight.double(), stats.gram.double(), choose, pattern.density)
+    largest = plain.largest(pattern.keep, pattern.group)
+    mask, expected = plain.solve(weight.double(), stats.gram.double(), largest, pattern.density)
     assert (pruned.mask == mask).float().mean() > 0.995
     assert error(weight, pruned.weight, stats.gram) == pytest.approx(error(weight, expected, stats.gram), rel=1e-3)
 
@@ -108,10 +110,11 @@ def test_first_mask_is_that_of_wanda(data):
     """Without damping, the search starts from Wanda's mask."""
     pattern = data.draw(patterns)
     weight, stats = data.draw(strategies.layers(pattern, ("normal",)))
-    score = pattern.groups(Wanda().score(weight, stats)).sort(dim=-1, descending=True).values
-    assume((score[..., pattern.keep - 1] > score[..., pattern.keep] * 1.0001 + 1e-6).all())
-    first = pattern.top(Problem.of(weight, stats.gram, 0.0).dense.abs())
-    assert torch.equal(first, pattern.top(Wanda().score(weight, stats)))
+    units, scores = pattern.units, pattern.unit_scores(Wanda().score(weight, stats), 2).sqrt()
+    score = units.groups(scores).sort(dim=-1, descending=True).values
+    assume((score[..., units.keep - 1] > score[..., units.keep] * 1.0001 + 1e-6).all())
+    first = admm.nearest(Problem.of(weight, stats.gram, 0.0).dense, pattern)
+    assert torch.equal(first, choose(Wanda(), weight, stats, pattern).mask)
 
 
 # How good it is

@@ -13,13 +13,13 @@ from nmbench_plugins.maskllm import MaskLLM
 from nmbench_plugins.maskllm.candidates import MOST, candidates, count_of
 
 
-@pytest.mark.parametrize("text", ["1:2", "2:4", "3:4", "4:8", "2:3", "5:10"])
+@pytest.mark.parametrize("text", ["1:2", "2:4", "3:4", "4:8", "2:3", "5:10", "2:4x2"])
 def test_candidates_are_all_patterns_once(text):
-    """There are C(M, N) candidates, all different, each keeps N; the first keeps the lowest places."""
+    """There are C(M, N) candidates, all different and strict; the first keeps the lowest places."""
     pattern = nm.Pattern.parse(text)
     found = candidates(pattern)
-    assert found.shape == (math.comb(pattern.group, pattern.keep), pattern.group)
-    assert (found.sum(dim=1) == pattern.keep).all() and len(found.unique(dim=0)) == len(found)
+    assert found.shape == (math.comb(pattern.units.group, pattern.units.keep), pattern.group)
+    assert not pattern.broken(found.bool()).any() and len(found.unique(dim=0)) == len(found)
     assert found[0].tolist() == [1.0] * pattern.keep + [0.0] * (pattern.group - pattern.keep)
 
 

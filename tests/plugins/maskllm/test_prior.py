@@ -13,7 +13,7 @@ from nmbench_plugins.maskllm.prior import lead_of, leaving
 from nmbench_plugins.maskllm.schedule import Schedule
 
 quick = settings(max_examples=30, deadline=None)
-PATTERNS = st.sampled_from(["1:2", "2:4", "1:4", "3:4", "4:8", "5:10"]).map(nm.Pattern.parse)
+PATTERNS = st.sampled_from(["1:2", "2:4", "1:4", "3:4", "4:8", "5:10", "2:4x2"]).map(nm.Pattern.parse)
 
 
 @quick
@@ -28,7 +28,7 @@ def test_the_lead_gives_the_probability(pattern, leave):
 def test_the_probability_is_that_of_the_gates(pattern, lead):
     """The probability to stay is the softmax, at the start, of gates that count the weights shared with the start."""
     patterns = candidates(pattern).double()
-    shared = patterns @ patterns[-1]
+    shared = patterns @ patterns[-1] / pattern.unit
     assert leaving(pattern, lead) == pytest.approx(1 - float(torch.softmax(lead * shared, dim=0)[-1]), abs=1e-12)
 
 

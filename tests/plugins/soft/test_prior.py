@@ -13,7 +13,7 @@ from nmbench_plugins.soft.prior import lead_of, leaving
 from nmbench_plugins.soft.schedule import Schedule
 
 quick = settings(max_examples=30, deadline=None)
-PATTERNS = st.sampled_from(["1:2", "2:4", "1:4", "3:4", "4:8", "8:16"]).map(nm.Pattern.parse)
+PATTERNS = st.sampled_from(["1:2", "2:4", "1:4", "3:4", "4:8", "8:16", "2:4x2"]).map(nm.Pattern.parse)
 
 
 @quick
@@ -27,7 +27,7 @@ def test_the_lead_gives_the_probability(pattern, leave):
 @given(PATTERNS, st.floats(0.0, 8.0))
 def test_the_probability_is_that_of_the_policy(pattern, lead):
     """The probability to stay is MaskPro's probability of the start under logits `lead` times the start."""
-    mask = torch.arange(pattern.group)[None] < pattern.keep
+    mask = torch.arange(pattern.units.group)[None] < pattern.units.keep
     stays = float(log_prob(lead * mask.double(), mask).exp())
     assert leaving(pattern, lead) == pytest.approx(1 - stays, rel=1e-5, abs=1e-6)
 

@@ -24,21 +24,21 @@ def of_task(task, leave: float) -> Logits:
 
 
 def plain_gradient(steps: Steps, live, tokens, straight: bool):
-    """The gradient of the logits by autograd through the whole model, layer name -> `[out, in]`."""
+    """The gradient of the logits by autograd through the whole model, layer name -> `[out, units]`."""
     leaves = {name: value.clone().requires_grad_() for name, value in steps.logits.values.items()}
     weights = {}
     for number, (name, leaf) in enumerate(leaves.items()):
         pattern = steps.logits.patterns[name]
-        groups = columns(leaf, pattern.group)
+        groups = columns(leaf, pattern.units.group)
         if straight:
-            mask = greedy(groups, pattern.keep).float() + groups - groups.detach()
+            mask = greedy(groups, pattern.units.keep).float() + groups - groups.detach()
         else:
             noise = steps.relaxed._drawn(number, name, slice(0, len(leaf))) - columns(
-                steps.logits.values[name] / steps.relaxed.scales[1], pattern.group
+                steps.logits.values[name] / steps.relaxed.scales[1], pattern.units.group
             )
-            mask = soft_mask(groups / steps.relaxed.scales[1] + noise, steps.relaxed.scales[0], pattern.keep)
+            mask = soft_mask(groups / steps.relaxed.scales[1] + noise, steps.relaxed.scales[0], pattern.units.keep)
         where = live.bundle.layers[name].where.stored
-        weights[where] = as_rows(mask, leaf.shape) * live.dense(name)
+        weights[where] = pattern.whole(as_rows(mask, leaf.shape)) * live.dense(name)
     out = functional_call(live.task.model, weights, (tokens,)).logits
     teacher = live.teacher_logits(tokens)
     objective.objective_losses(out, tokens, steps.objective, teacher).mean().backward()
@@ -46,11 +46,11 @@ def plain_gradient(steps: Steps, live, tokens, straight: bool):
 
 
 @pytest.mark.parametrize("straight", [False, True])
-@pytest.mark.parametrize("part", [2**17, 40])
-def test_the_gradient_of_the_logits_is_that_of_autograd(monkeypatch, straight, part):
+@pytest.mark.parametrize(("part", "pattern"), [(2**17, "2:4"), (40, "2:4x2")])
+def test_the_gradient_of_the_logits_is_that_of_autograd(monkeypatch, straight, part, pattern):
     """The first moment after one step is a tenth of the gradient by autograd, however few rows are computed at once."""
     monkeypatch.setattr(logits_module, "PART", {"cpu": part})
-    task = LearnCase("2:4", "1:4").task()
+    task = LearnCase(pattern, "1:4").task()
     tokens = task.pool[:8]
     with task.gradients() as live:
         steps = Steps(live, of_task(task, 0.4), Objective(0.5), straight, seed=5)

@@ -1,8 +1,6 @@
 """SparseGPT's sweep as a Triton program against plain torch: interpreted, and on a GPU if there is one."""
 
 import functools
-import importlib
-import sys
 from typing import Any
 
 import pytest
@@ -31,25 +29,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """The program in Triton's interpreter, beside the one that a GPU would compile."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
-    other = sys.modules.pop(MODULE, None)
-    with triton_language.restored(), triton.knobs.runtime.scope(), pytest.MonkeyPatch.context() as patch:
-        triton.knobs.runtime.interpret = True
-        module = importlib.import_module(MODULE)
-        del sys.modules[MODULE]
-        if other is not None:
-            sys.modules[MODULE] = other
-        # Triton's own functions became programs to be compiled when it was imported.
-        patch.setattr(triton.language, "sum", triton.jit(triton.language.sum.fn))
-        triton.knobs.runtime.interpret = False
+    with triton_language.interpreted(MODULE, own=["sum"]) as module:
         yield module
 
 
 @pytest.fixture
 def compiled():
-    """Triton's language as a GPU compiles it, also between tests that use the interpreter."""
-    with triton_language.restored(triton_language.untouched()):
+    with triton_language.compiled():
         yield
 
 

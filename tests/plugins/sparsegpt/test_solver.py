@@ -1,6 +1,7 @@
 """Laws of SparseGPT (arXiv 2301.00774), and equality of nmbench's masks with a plain implementation on a real model."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from nmbench.methods import LayerStats, Solver
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
-from nmbench.pruning.one_shot import prune_one_shot
+from nmbench.pruning.one_shot import choose, prune_one_shot
 from nmbench.testing import strategies
 from nmbench_plugins.demo import DemoModel, DemoPlays
 from nmbench_plugins.sparsegpt import SparseGPT
@@ -426,3 +427,54 @@ def test_mask_only_is_the_mask_of_the_sweep():
         )
         assert all(torch.equal(full.masks[layer], alone.masks[layer]) for layer in bundle.layers)
         assert (full.weights_changed, alone.weights_changed) == (True, False)
+
+
+# Units of several weights
+
+
+def swept_by_definition(weight: Tensor, hessian: Tensor, pattern: Pattern) -> Tensor:
+    """The mask of one sweep in plain loops: every choice of units is tried, with inverses of parts of the Hessian.
+
+    The joint error of dropping the columns S of a unit, if all columns from S on compensate, is
+    w_S ([H_FF^-1]_SS)^-1 w_S^T, where F are the columns from the first of S on.
+    """
+    weight, mask = weight.clone(), torch.zeros_like(weight, dtype=torch.bool)
+    width, size = weight.shape[1], pattern.unit
+    for first in range(0, width, pattern.group):
+        starts = range(first, first + pattern.group, size)
+        for row in range(len(weight)):
+            errors = {}
+            for at in starts:
+                inverse = torch.linalg.inv(hessian[at:, at:])[:size, :size]
+                own = weight[row, at : at + size]
+                errors[at] = float(own @ torch.linalg.inv(inverse) @ own)
+            choices = itertools.combinations(starts, pattern.keep // size)
+            for at in max(choices, key=lambda kept: sum(errors[start] for start in kept)):
+                mask[row, at : at + size] = True
+        for column in range(first, first + pattern.group):
+            inverse = torch.linalg.inv(hessian[column:, column:])
+            error = weight[:, column].masked_fill(mask[:, column], 0.0) / inverse[0, 0]
+            weight[:, column:] -= torch.outer(error, inverse[0])
+    return mask
+
+
+@quick
+@given(st.sampled_from(["2:4x2", "1:3x2", "2:3x3", "1:2x4"]), st.integers(1, 3), st.integers(1, 3), seeds)
+def test_units_are_chosen_by_their_joint_error(text, rows, groups, seed):
+    """The units of every group have the highest joint errors of all choices, after the updates by the groups before."""
+    pattern = Pattern.parse(text)
+    weight, hessian = problem(pattern, rows, groups, seed)
+    for block_columns in (1, 128):
+        mask, repaired = sweep(weight, root_of(hessian), pattern, block_columns)
+        assert torch.equal(mask, swept_by_definition(weight, hessian, pattern))
+        assert not repaired[~mask].any()
+
+
+def test_units_on_uncorrelated_inputs_are_those_of_wanda():
+    """With a diagonal Hessian the joint error of a unit is Wanda's, and no weight has to be repaired."""
+    pattern = Pattern.parse("2:4x2")
+    weight = strategies.values("normal", (8, 32), 3)
+    stats = diagonal_stats(strategies.values("normal", (32,), 4).square() + 0.1)
+    pruned = SparseGPT(damping=0.0).solve(weight, stats, pattern)
+    assert torch.equal(pruned.mask, choose(Wanda(), weight, stats, pattern).mask)
+    assert torch.equal(pruned.weight, weight.masked_fill(~pruned.mask, 0.0))

@@ -23,7 +23,8 @@ from reference import swaps as plain
 
 quick = settings(max_examples=24, deadline=None)
 PATTERNS = [Pattern(*pair) for pair in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (3, 6), (2, 3), (8, 16), (5, 10))]
-FEW = [pattern for pattern in PATTERNS if pattern.group < 10]  # all patterns of a group are compared
+PATTERNS += map(Pattern.parse, ("2:4x2", "1:2x3", "5:10x2"))
+FEW = [pattern for pattern in PATTERNS if pattern.units.group < 10]  # all patterns of a group are compared
 seeds = st.integers(0, 2**31)
 UNTIL_DONE = 200  # sweeps
 
@@ -109,7 +110,7 @@ def test_masks_are_strict(data):
     pruned = Swaps(sweeps=3, **data.draw(targets)).refine(weight.to(dtype), stats, mask, pattern)
     assert pruned.mask.dtype == torch.bool
     assert pruned.mask.shape == weight.shape
-    assert (pattern.kept(pruned.mask) == pattern.keep).all()
+    assert not pattern.broken(pruned.mask).any()
     assert pruned.weight is None
     assert all(np.isfinite(value) for value in pruned.figures.values())
     assert all(map(torch.equal, before, handed))
@@ -155,10 +156,10 @@ def test_figures(case, target):
 @given(cases(FEW, max_groups=1), targets)
 def test_one_group_is_solved_exactly(case, target):
     """A layer of one group gets the best of all its patterns in every row."""
-    pruned, size = case.refined(sweeps=1, **target), case.pattern.group
+    pruned, units = case.refined(sweeps=1, **target), case.pattern.units
     every = [
-        torch.zeros(size, dtype=torch.bool).index_fill(0, torch.tensor(kept), True)
-        for kept in itertools.combinations(range(size), case.pattern.keep)
+        case.pattern.whole(torch.zeros(units.group, dtype=torch.bool).index_fill(0, torch.tensor(kept), True))
+        for kept in itertools.combinations(range(units.group), units.keep)
     ]
     least = torch.stack([case.error(mask, **target) for mask in every]).amin(dim=0)
     torch.testing.assert_close(case.error(pruned.mask, **target), least, rtol=1e-4, atol=1e-6)
@@ -166,14 +167,15 @@ def test_one_group_is_solved_exactly(case, target):
 
 @pytest.mark.parametrize(("dense_weight", "residual_weight"), TARGETS)
 @pytest.mark.parametrize(
-    "pattern", [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8), Pattern(3, 6), Pattern(8, 16)], ids=str
+    "pattern", list(map(Pattern.parse, ("2:4", "1:4", "4:8", "3:6", "8:16", "2:4x2", "5:10x2"))), ids=str
 )
 def test_masks_equal_plain_loops(pattern, dense_weight, residual_weight):
     """Sweep by sweep the masks are those of plain loops that compute the whole error of every candidate."""
     case, target = Case.of(4, 3, pattern, 1), {"dense_weight": dense_weight, "residual_weight": residual_weight}
     goals = case.goal(**target).T.numpy()
     rows = zip(case.weight.double().numpy(), case.mask.numpy(), goals, strict=True)
-    histories = [plain.refine_row(w, kept, case.x.numpy(), g, pattern.group, UNTIL_DONE) for w, kept, g in rows]
+    sizes = pattern.group, pattern.unit
+    histories = [plain.refine_row(w, kept, case.x.numpy(), g, *sizes, UNTIL_DONE) for w, kept, g in rows]
     longest = max(map(len, histories))
     for sweeps in range(1, longest):
         expected = [history[min(sweeps, len(history) - 1)] for history in histories]
@@ -188,11 +190,11 @@ def test_uncorrelated_inputs_give_wandas_mask(case):
     """With a diagonal Gram matrix, Wanda's mask results from any other (away from near-ties)."""
     energy = case.x.square().sum(dim=0).float()
     stats = LayerStats(1, len(case.x), energy.sqrt(), torch.diag(2 * energy))
-    score = Wanda().score(case.weight, stats)
-    ordered = case.pattern.groups(score).sort(dim=-1, descending=True).values
-    assume(bool((ordered[..., case.pattern.keep - 1] > ordered[..., case.pattern.keep] * 1.001).all()))
+    score, units = Wanda().score(case.weight, stats), case.pattern.units
+    ordered = units.groups(case.pattern.unit_scores(score, 2)).sort(dim=-1, descending=True).values
+    assume(bool((ordered[..., units.keep - 1] > ordered[..., units.keep] * 1.001).all()))
     refined = Swaps(sweeps=UNTIL_DONE, **HERE).refine(case.weight, stats, case.mask, case.pattern)
-    assert torch.equal(refined.mask, case.pattern.top(score))
+    assert torch.equal(refined.mask, case.pattern.top(score, 2))
 
 
 @quick

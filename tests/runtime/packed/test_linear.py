@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from nmbench.pattern import Pattern
 from nmbench.runtime import PackedLinear, pack, triton_available, unpack
-from nmbench.runtime.packed import launch, reference
-from nmbench.runtime.packed.launch import Launch, bytes_of_code
+from nmbench.runtime.packed import by_triton, launch, reference
+from nmbench.runtime.packed.by_triton import Launch, bytes_of_code
 from nmbench.testing import strategies
 from reference import triton_language
 from reference.processes import WITHOUT_TRITON
@@ -30,26 +29,13 @@ in_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """The program in Triton's interpreter, beside the one that a GPU would compile."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
-    other = sys.modules.pop(MODULE, None)
-    with triton_language.restored(), triton.knobs.runtime.scope(), pytest.MonkeyPatch.context() as patch:
-        triton.knobs.runtime.interpret = True
-        module = importlib.import_module(MODULE)
-        del sys.modules[MODULE]
-        if other is not None:
-            sys.modules[MODULE] = other
-        # Triton's own functions became programs to be compiled when it was imported.
-        patch.setattr(triton.language, "sum", triton.jit(triton.language.sum.fn))
-        triton.knobs.runtime.interpret = False
+    with triton_language.interpreted(MODULE, own=["sum"]) as module:
         yield module
 
 
 @pytest.fixture
 def compiled():
-    """Triton's language as a GPU compiles it, also between tests that use the interpreter."""
-    pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
-    with triton_language.restored(triton_language.untouched()):
+    with triton_language.compiled():
         yield
 
 
@@ -73,7 +59,7 @@ def agree(
     packed = pack(weight_of(pattern, rows, groups * pattern.group, dtype, seed), pattern).to(device)
     x = strategies.values("normal", (tokens, packed.inputs), seed + 1).to(dtype).to(device)
     bias = strategies.values("normal", (rows,), seed + 2).to(dtype).to(device) if seed % 2 else None
-    ours = launch.product(packed, x, bias, launched, where)
+    ours = by_triton.product(packed, x, bias, launched, where)
     theirs = reference.product(packed, x, bias)
     assert ours.dtype == dtype and ours.shape == (tokens, rows)
     rounding = torch.finfo(dtype).eps
@@ -102,7 +88,7 @@ def test_nothing_beyond_the_rows_is_read(interpreted):
     beyond = torch.full((64,), torch.nan, dtype=torch.float16)
     values = torch.cat([packed.values.flatten(), beyond])[: packed.values.numel()].view_as(packed.values)
     x = torch.cat([torch.ones(20, dtype=torch.float16), beyond])[:20].view(1, 20)
-    ours = launch.product(type(packed)(values, packed.codes, pattern, 20), x, programs=interpreted)
+    ours = by_triton.product(type(packed)(values, packed.codes, pattern, 20), x, programs=interpreted)
     torch.testing.assert_close(ours, reference.product(packed, x), rtol=1e-3, atol=1e-3)
 
 
@@ -120,7 +106,7 @@ def test_program_compiles_without_a_gpu(pattern, monkeypatch):
             return lambda *arguments, **constants: launched.update(arguments=arguments, constants=constants)
 
     packed = pack(weight_of(pattern, 8, 32 * pattern.group, torch.bfloat16), pattern)
-    launch.product(
+    by_triton.product(
         packed, torch.ones(2, packed.inputs).bfloat16(), programs=type("P", (), {"product_program": Recorder()})
     )
     constants = {name: value for name, value in launched["constants"].items() if name.isupper()}
@@ -193,7 +179,7 @@ def test_gradients_reach_the_inputs():
     packed(x).sum().backward()
     assert torch.equal(x.grad, dense.weight.sum(dim=0).expand(2, 8).detach())
     half = pack(dense.weight.detach().half(), Pattern(2, 4))
-    assert launch.fits(half, x.detach().half()) and not launch.fits(half, x.half())
+    assert by_triton.fits(half, x.detach().half()) and not by_triton.fits(half, x.half())
 
 
 def test_what_there_are_programs_for():
@@ -201,12 +187,12 @@ def test_what_there_are_programs_for():
     pattern = Pattern(2, 4)
     packed = pack(weight_of(pattern, 3, 8, torch.bfloat16), pattern)
     x = torch.ones(8, 8, dtype=torch.bfloat16)
-    assert launch.fits(packed, x) and not launch.usable(packed, x)
-    assert not launch.fits(packed, x.half()) and not launch.fits(packed, torch.ones(9, 8, dtype=torch.bfloat16))
-    assert not launch.fits(pack(unpack(packed).float(), pattern), x.float())
-    assert not launch.fits(pack(unpack(packed)[:, :6], pattern), x[:, :6])
+    assert by_triton.fits(packed, x) and launch.program_of(packed, x) is None
+    assert not by_triton.fits(packed, x.half()) and not by_triton.fits(packed, torch.ones(9, 8, dtype=torch.bfloat16))
+    assert not by_triton.fits(pack(unpack(packed).float(), pattern), x.float())
+    assert not by_triton.fits(pack(unpack(packed)[:, :6], pattern), x[:, :6])
     wide = Pattern(16, 32)
-    assert not launch.fits(pack(weight_of(wide, 1, 32, torch.bfloat16), wide), torch.ones(1, 32).bfloat16())
+    assert not by_triton.fits(pack(weight_of(wide, 1, 32, torch.bfloat16), wide), torch.ones(1, 32).bfloat16())
 
 
 @pytest.mark.parametrize(

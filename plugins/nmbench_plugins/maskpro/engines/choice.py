@@ -41,7 +41,7 @@ def obstacle(task: nmbench.LearnTask, live: LiveWeights) -> str | None:
     if device.type != "cuda":
         return f"the device is {device.type}"
     for pattern in sorted(set(task.pattern.values())):
-        if not launch.usable(pattern.keep, pattern.group, device):
+        if pattern.unit > 1 or not launch.usable(pattern.keep, pattern.group, device):
             return f"no fused kernel for {pattern}"
     if len({live[name].dtype for name in task.layers}) > 1 or live[next(iter(task.layers))].dtype not in WEIGHT_TYPES:
         return "no fused kernel for weights of these types"

@@ -1,7 +1,7 @@
 """The logits of all layers as one flat matrix per pattern, so that a step is a handful of large operations.
 
 Where `sequential_cpu` suits a pattern, a draw stores its gradient as well, and the matrix lies in memory column by
-column.
+column. A group has one logit a unit, which is one weight in most patterns: below, `group` counts units.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from nmbench_plugins.maskpro.policy.groups import check_logits
 
 @dataclass(frozen=True)
 class Drawn:
-    """A mask of the whole model: bool `[groups, group]` by pattern, and the same memory as `[out, in]` by layer."""
+    """A mask of the whole model: bool `[groups, group]` by pattern, and `[out, in]` by layer.
+
+    Both share memory where units are single weights.
+    """
 
     by_pattern: Mapping[nmbench.Pattern, Tensor]
     by_layer: Mapping[str, Tensor]
@@ -41,7 +44,7 @@ class Logits:
         logits = cls(task, {})
         for pattern, masks in logits._flattened(task.initial).items():
             flat = masks.float().mul_(prior)
-            if sequential_cpu.suits(pattern.keep, pattern.group, flat.device):
+            if sequential_cpu.suits(pattern.units.keep, pattern.units.group, flat.device):
                 flat = by_columns(flat)
                 logits.gradients[pattern] = torch.empty_like(flat)
             logits.flat[pattern] = flat
@@ -58,7 +61,7 @@ class Logits:
 
     def greedy(self) -> dict[str, Tensor]:
         """Return the most likely mask by layer, in new memory: the `keep` largest logits of every group."""
-        return dict(self._drawn({p: policy.greedy(logits, p.keep) for p, logits in self.flat.items()}).by_layer)
+        return dict(self._drawn({p: policy.greedy(logits, p.units.keep) for p, logits in self.flat.items()}).by_layer)
 
     def log_prob(self, masks: Mapping[str, Tensor]) -> float:
         """Return the mean of log P(masks) over all groups."""
@@ -77,17 +80,17 @@ class Logits:
     def _sample(self, pattern: nmbench.Pattern, generator: torch.Generator) -> Tensor:
         logits = self.flat[pattern]
         if pattern not in self.gradients:
-            return policy.sample(logits, pattern.keep, generator)
-        check_logits(logits, pattern.keep)
-        return sequential_cpu.draw(logits, pattern.keep, generator, self.gradients[pattern])
+            return policy.sample(logits, pattern.units.keep, generator)
+        check_logits(logits, pattern.units.keep)
+        return sequential_cpu.draw(logits, pattern.units.keep, generator, self.gradients[pattern])
 
     def _flattened(self, masks: Mapping[str, Tensor]) -> dict[nmbench.Pattern, Tensor]:
         """Return the masks of all layers as bool `[groups, group]` by pattern, in the order of the task's layers."""
         parts: dict[nmbench.Pattern, list[Tensor]] = {}
         for name in self.task.layers:
             pattern = self.task.pattern[name]
-            mask = masks[name].to(self.task.bundle.device)
-            parts.setdefault(pattern, []).append(mask.reshape(-1, pattern.group))  # [groups of the layer, group]
+            mask = masks[name].to(self.task.bundle.device)[:, :: pattern.unit]  # [out, units]
+            parts.setdefault(pattern, []).append(mask.reshape(-1, pattern.units.group))  # [groups of the layer, group]
         return {pattern: torch.cat(layers) for pattern, layers in parts.items()}
 
     def _drawn(self, masks: dict[nmbench.Pattern, Tensor]) -> Drawn:
@@ -98,7 +101,7 @@ class Logits:
             count = rows * inputs // pattern.group
             start = offsets[pattern]
             offsets[pattern] += count
-            by_layer[name] = masks[pattern][start : start + count].view(rows, inputs)
+            by_layer[name] = pattern.whole(masks[pattern][start : start + count].view(rows, inputs // pattern.unit))
         return Drawn(masks, by_layer)
 
     def to_save(self) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ Just before the product of a layer, one kernel draws the mask of the *last* step
 logits of the layer with that mask. Then the same kernel draws the mask of this step and writes the masked weights into
 a scratch buffer that all layers share. The update of a step is therefore due until the next step begins, or until a
 method reads the logits. On CUDA a whole step (forward pass, loss, scalars) is one CUDA graph, and nothing waits for the
-host.
+host. Where ranks of torchrun share minibatches, the graph ends with the losses of this rank's windows. The losses of
+all ranks are gathered, and the scalars computed, outside of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nmbench_plugins.maskpro.engines.step_graph import Recorded
 from nmbench_plugins.maskpro.masks import Computed, Masks
 from nmbench_plugins.maskpro.tracker import Rule
 
-Step = Callable[[Tensor, Tensor], None]  # of tokens and references
+Step = Callable[[Tensor, Tensor], None]  # of tokens and references, or of tokens and losses to write
 Recorder = Callable[[Step, Tensor, Tensor, Iterable[Tensor]], Recorded]  # as `step_graph.record`
 
 
@@ -91,13 +92,23 @@ class StreamedEngine(Engine):
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         self.task.count_forward(tokens.numel())
         self._measuring = None  # frees its memory
-        if self._record is not None:
-            self._try_to_record(self._record, tokens, references)
-        if self._recorded is not None:
-            self._recorded.replay(tokens, references)
+        if self.task.ranks.size == 1:
+            self._run_step(self._step, tokens, references)
         else:
-            self._step(tokens, references)
+            own = self.task.ranks.share(tokens)
+            losses = self._run_step(self._draw, own, torch.empty(len(own), device=own.device))
+            self.tracker.take(self.task.ranks.gathered(losses, len(tokens)), references)
         self._due = True
+
+    def _run_step(self, step: Step, tokens: Tensor, figures: Tensor) -> Tensor:
+        """Run `step(tokens, figures)`, as a CUDA graph if possible; return the figures, which it may have written."""
+        if self._record is not None:
+            self._try_to_record(self._record, step, tokens, figures)
+        if self._recorded is None:
+            step(tokens, figures)
+            return figures
+        self._recorded.replay(tokens, figures)
+        return self._recorded.references
 
     def greedy(self) -> Masks:
         self._settle()
@@ -118,12 +129,16 @@ class StreamedEngine(Engine):
         self._settle()
         provider = self._greedy_weight if masks is None else lambda name: self._masked(name, masks)
         with ignoring_packed_windows(), self.live.provided(provider):
-            return self.task.loss(windows)
+            return self.task.shared(windows, self.task.loss)
 
     def references(self, tokens: Tensor) -> Tensor:
         """Compute all windows at once, as `advance` does: in 16 bits a sum depends on the shape of a product."""
         self._settle()
         self.task.count_forward(tokens.numel())
+        own = self.task.ranks.part(tokens)
+        return self.task.ranks.gathered(self._references(own) if len(own) else own.new_zeros(0).float(), len(tokens))
+
+    def _references(self, tokens: Tensor) -> Tensor:
         losses = torch.empty(len(tokens), device=tokens.device)
         if self._record_measuring is not None:
             with contextlib.suppress(RuntimeError):  # slower without; the recording of the step notes the reason
@@ -150,6 +165,13 @@ class StreamedEngine(Engine):
             logits.copy_(saved[f"logits {name}"])
 
     def _step(self, tokens: Tensor, references: Tensor) -> None:
+        self.tracker.take(self._drawn_losses(tokens), references)
+
+    def _draw(self, tokens: Tensor, losses: Tensor) -> None:
+        losses.copy_(self._drawn_losses(tokens))
+
+    def _drawn_losses(self, tokens: Tensor) -> Tensor:
+        """Return the losses of windows under a mask that is drawn now, after the update that is due."""
         calls: Counter[str] = Counter()
 
         def drawn(name: str) -> Tensor:
@@ -159,7 +181,7 @@ class StreamedEngine(Engine):
         with ignoring_packed_windows(), self.live.provided(drawn):
             losses = window_losses(self.task.model, tokens)
         self._check_calls(calls)
-        self.tracker.take(losses, references)
+        return losses
 
     def _measure(self, tokens: Tensor, losses: Tensor) -> None:
         with ignoring_packed_windows(), self.live.provided(self._greedy_weight):
@@ -222,11 +244,11 @@ class StreamedEngine(Engine):
         for name, logits in self.logits.items():
             logits.copy_(masks[name].to(logits.device)).mul_(self.rule.prior)
 
-    def _try_to_record(self, record: Recorder, tokens: Tensor, references: Tensor) -> None:
+    def _try_to_record(self, record: Recorder, step: Step, tokens: Tensor, figures: Tensor) -> None:
         """Record the step as a CUDA graph, or note the reason why a graph is impossible."""
         self._record = None
         try:
-            self._recorded = record(self._step, tokens, references, self.tracker.tensors().values())
+            self._recorded = record(step, tokens, figures, self.tracker.tensors().values())
             self.note += "a step is one CUDA graph"
         except torch.OutOfMemoryError:
             raise

@@ -28,7 +28,7 @@ class TorchEngine(Engine):
     def advance(self, tokens: Tensor, references: Tensor) -> None:
         masks = self.logits.draw(self.task.generator)
         self.live.apply(masks.by_layer)
-        self.tracker.take(self.task.loss(tokens), references)
+        self.tracker.take(self.task.shared(tokens, self.task.loss), references)
         self.logits.step(masks, float(self.tracker.scale))
 
     def greedy(self) -> Masks:
@@ -39,7 +39,7 @@ class TorchEngine(Engine):
 
     def losses(self, windows: Tensor, masks: Masks | None = None) -> Tensor:
         self.live.apply(self.greedy() if masks is None else masks)
-        return self.task.loss(windows)
+        return self.task.shared(windows, self.task.loss)
 
     def restart(self, masks: Masks, learning_rate: float) -> None:
         self.logits.reset(masks, self.rule.prior)

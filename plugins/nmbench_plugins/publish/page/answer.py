@@ -13,7 +13,8 @@ from nmbench_plugins.publish.page.markup import el, listed, named, text
 from nmbench_plugins.publish.page.view import Line, Protocol, View
 
 NEAR = 0.05  # nats within which a cheaper row is named
-LOSSLESS = "rows were not compared pair by pair, because the run directory lacks their losses/"
+LOSSLESS = "the run directory lacks their losses/"
+SEEDLESS = "they have no seed in common"
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,15 @@ def ties(placed: Sequence[Placed]) -> Iterator[str]:
     """Yield the clause on rows that cannot be told apart from the best."""
     others = placed[1:]
     if any(one.apart is None for one in others):
-        yield LOSSLESS
+        yield f"rows were not compared pair by pair, because {LOSSLESS if common_seeds(placed) else SEEDLESS}"
     elif others:
         tied = [link(one.line) for one in others if not one.apart and not one.line.copied]
         yield f"not told apart from {listed(tied)}" if tied else "told apart from every other row"
+
+
+def common_seeds(placed: Sequence[Placed]) -> set[int]:
+    """Return the seeds that all rows have."""
+    return set.intersection(*(set(one.line.seeds) for one in placed))
 
 
 def cheap(placed: Sequence[Placed]) -> Iterator[str]:

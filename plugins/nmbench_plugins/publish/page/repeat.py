@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
-from nmbench.results import Record, asked_methods
+from nmbench.results import Record, repeat_command, run_command
 from nmbench_plugins.publish.page.figures import badge
 from nmbench_plugins.publish.page.markup import el, folded, named, table, text
 from nmbench_plugins.publish.page.view import Line, Protocol, View
@@ -47,7 +42,7 @@ def repeats(view: View) -> str:
 
 def of_protocol(view: View, protocol: Protocol) -> str:
     """Return the entries of one protocol under its line."""
-    runs = "".join(el("pre", text(command_of_run(run))) for run in protocol.runs)
+    runs = "".join(el("pre", text(run_command(run))) for run in protocol.runs)
     lines = "".join(folded(title(line), of_row(line), id=line.anchor, class_="row") for line in protocol.lines)
     return el("h3", f"{badge(protocol.letter)} {named(protocol.model)}") + el("p", "All rows:") + runs + lines
 
@@ -62,7 +57,9 @@ def of_row(line: Line) -> str:
     """Return the command of a row, its versions, and the hashes of every seed."""
     versions = ", ".join(f"{name} {value}" for name, value in line.record["environment"].items())
     hashes = "\n".join(hashes_of(record) for record in line.records)
-    command = el("pre", text(command_of(line))) if line.record["pattern"] else ""
+    pattern = line.record["pattern"]
+    again = repeat_command(line.record, line.run, [pattern], line.seeds) if pattern else ""
+    command = el("pre", text(again)) if again else ""
     return command + el("p", text(versions)) + el("pre", text(hashes))
 
 
@@ -73,44 +70,3 @@ def hashes_of(record: Record) -> str:
     known |= {"masks": proof["masks_digest"] if proof else None}
     seed = "" if record["seed"] is None else f"seed {record['seed']}: "
     return seed + ", ".join(f"{name} {str(value)[:16]}" for name, value in known.items() if value)
-
-
-def command_of_run(run: str) -> str:
-    """Return the command that repeats, or resumes, a whole run."""
-    return f"nmbench run --config {shlex.quote(f'{run}/spec.toml')} --out {shlex.quote(run)}"
-
-
-def command_of(line: Line) -> str:
-    """Return the command that repeats one row in a new folder, with the rows that it begins with."""
-    parts = ["nmbench", "run", "--config", f"{line.run}/spec.toml"]
-    for label, method, options in needed(line):
-        parts += ["--method", method if label == method else f"{label}={method}"]
-        parts += [word for name, value in options.items() for word in ("--set", f"{label}.{name}={shown(value)}")]
-    parts += ["--pattern", str(line.record["pattern"])]
-    parts += [word for seed in line.seeds for word in ("--seed", str(seed))]
-    return shlex.join([*parts, "--out", "again"])
-
-
-def shown(value: Any) -> str:
-    """Return the value of an option as the command line takes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def needed(line: Line) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield label, method and options of a row and of the labels that it begins with, as `spec.toml` has them."""
-    methods = asked_methods(Path(line.run))
-    label = str(line.record.get("repairs") or line.label.removesuffix("@init"))
-    wanted, seen = [label], set()
-    while wanted:
-        name = wanted.pop(0)
-        if name in seen:
-            continue
-        seen.add(name)
-        if name not in methods:
-            if name == label:  # a start under its own name, or a folder without spec.toml
-                set_ones = {option: value for option, value in line.record["options"].items() if value is not None}
-                yield name, str(line.record["method"]), {} if methods else set_ones
-            continue
-        options = methods[name]["options"]
-        yield name, methods[name]["method"], options
-        wanted += [one.strip().partition("@")[0] for one in str(options.get("init", "")).split(",") if one.strip()]

@@ -23,7 +23,7 @@ BLOCK = 128  # groups
 
 def usable(pattern: nmbench.Pattern, device: torch.device, *tensors: Tensor) -> bool:
     """Return whether the programs run for this pattern on this device, and `tensors` lie as they need."""
-    fits = pattern.group <= LARGEST_GROUP and all(tensor.is_contiguous() for tensor in tensors)
+    fits = pattern.unit == 1 and pattern.group <= LARGEST_GROUP and all(tensor.is_contiguous() for tensor in tensors)
     return fits and triton_available(device)
 
 

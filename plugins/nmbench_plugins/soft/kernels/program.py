@@ -100,14 +100,14 @@ def _rounds(keys, temperature, KEEP: tl.constexpr, GROUP: tl.constexpr, BLOCK: t
     """Return, for every round, GROUP times mu, GROUP times the softmax of the others, and the index of the lead."""
     result = ()
     for _ in tl.static_range(KEEP):
-        scaled = ()
-        for j in tl.static_range(GROUP):
-            scaled += (keys[j] / temperature,)
-        top = scaled[0]
+        top = keys[0]
         lead = tl.full([BLOCK], 0, tl.int32)
         for j in tl.static_range(1, GROUP):
-            lead = tl.where(scaled[j] > top, j, lead)
-            top = tl.maximum(top, scaled[j])
+            lead = tl.where(keys[j] > top, j, lead)
+            top = tl.maximum(top, keys[j])
+        scaled = ()  # from the largest key on, so that a low temperature does not enlarge its rounding
+        for j in tl.static_range(GROUP):
+            scaled += ((keys[j] - top) / temperature,)
         runner = tl.where(lead == 0, float("-inf"), scaled[0])
         for j in tl.static_range(1, GROUP):
             runner = tl.maximum(runner, tl.where(lead == j, float("-inf"), scaled[j]))
@@ -115,7 +115,7 @@ def _rounds(keys, temperature, KEEP: tl.constexpr, GROUP: tl.constexpr, BLOCK: t
         for j in tl.static_range(GROUP):
             total += tl.where(lead == j, 0.0, tl.exp(scaled[j] - runner))
         log_rest = runner + tl.log(total)
-        log_total = top + tl.log(1.0 + tl.exp(log_rest - top))
+        log_total = tl.log(1.0 + tl.exp(log_rest))
         chosen = ()
         rest = ()
         for j in tl.static_range(GROUP):

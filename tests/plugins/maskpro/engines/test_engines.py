@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nmbench.pattern import Pattern
 from nmbench.pruning.learning import LearnTask
 from nmbench.pruning.live_weights import LiveWeights
 from nmbench_plugins.maskpro.engines import Engine, StreamedEngine, TorchEngine
+from nmbench_plugins.maskpro.engines.logits import Logits
 from nmbench_plugins.maskpro.tracker import Rule
 from reference import maskpro as reference
 from reference.plain_kernels import PlainKernels
@@ -282,3 +284,29 @@ def test_recorded_steps_are_those_of_each_minibatch():
         advance(engine, 5)
         assert engine.note == "a step is one CUDA graph"
         assert equal(logits_of(engine), plain)
+
+
+def test_units_have_one_logit():
+    """At 2:4x2 the torch engine draws and learns as at 2:4 on half the inputs, and masks both weights of a pair."""
+    pairs, half = Pattern.parse("2:4x2"), planted_masks()
+    made = []
+    for pattern, masks in ((TWO_FOUR, half), (pairs, {name: pairs.whole(mask) for name, mask in half.items()})):
+        shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+        bundle = SimpleNamespace(device=torch.device("cpu"))
+        task = SimpleNamespace(layers=shapes, pattern=dict.fromkeys(shapes, pattern), initial=masks, bundle=bundle)
+        logits, generator = Logits.prior(task, 2.0), torch.Generator().manual_seed(5)
+        for _ in range(3):
+            drawn = logits.draw(generator)
+            logits.step(drawn, 0.7)
+        made.append((drawn.by_layer, logits.greedy(), logits.log_prob(masks)))
+    (plain, greedy, chance), (of_pairs, greedy_of_pairs, chance_of_pairs) = made
+    for name in half:
+        assert torch.equal(of_pairs[name], pairs.whole(plain[name]))
+        assert torch.equal(greedy_of_pairs[name], pairs.whole(greedy[name]))
+    assert chance == chance_of_pairs
+
+
+def planted_masks() -> dict[str, Tensor]:
+    """Masks of two layers, of random groups of 2:4."""
+    scores = torch.rand(2, 4, 16, generator=torch.Generator().manual_seed(1))
+    return {f"layer {number}": TWO_FOUR.top(score) for number, score in enumerate(scores)}

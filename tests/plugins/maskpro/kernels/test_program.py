@@ -1,7 +1,5 @@
 """Laws of the fused MaskPro step; its programs run in Triton's interpreter, and on a GPU where there is one."""
 
-import importlib
-import sys
 from functools import partial
 from typing import Any
 
@@ -18,6 +16,7 @@ from reference import policy as enumeration
 from reference import triton_language
 from reference.kernel_layers import Layer, make, make_logits
 
+MODULES = ("nmbench_plugins.maskpro.kernels.program", "nmbench_plugins.maskpro.kernels.group_program")
 PATTERNS = sorted(launch.FUSED)
 KINDS = ["normal", "ties", "prior", "gaps", "17", "100", "1000"]
 WEIGHTS = [torch.bfloat16, torch.float16, torch.float32]
@@ -31,17 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide b
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """The programs in Triton's interpreter, beside those that a GPU would compile."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
-    names = ["nmbench_plugins.maskpro.kernels.program", "nmbench_plugins.maskpro.kernels.group_program"]
-    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    with triton_language.restored():
-        with triton.knobs.runtime.scope():
-            triton.knobs.runtime.interpret = True
-            module = importlib.import_module(names[0])
-        for name in names:
-            del sys.modules[name]
-        sys.modules.update(others)
+    with triton_language.interpreted(*MODULES) as module:
         yield module
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +13,7 @@ from nmbench.runtime import triton_available
 from nmbench_plugins.soft.kernels import launch
 from nmbench_plugins.soft.logits import EPSILON
 from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask, soft_mask_gradient
+from reference import triton_language
 
 MODULE = "nmbench_plugins.soft.kernels.program"
 PATTERNS = [nm.Pattern.parse(text) for text in ("1:2", "1:4", "2:4", "3:4", "2:3", "4:8")]
@@ -27,16 +25,8 @@ settings_of_a_step = st.tuples(st.sampled_from([1.0, 0.2, 0.05]), st.sampled_fro
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """The programs in Triton's interpreter, beside those that a GPU would compile."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed, as with torch for CPUs")
-    other = sys.modules.pop(MODULE, None)
-    with triton.knobs.runtime.scope():
-        triton.knobs.runtime.interpret = True
-        module = importlib.import_module(MODULE)
-        del sys.modules[MODULE]
-        if other is not None:
-            sys.modules[MODULE] = other
-    return module
+    with triton_language.interpreted(MODULE) as module:
+        yield module
 
 
 def layer(pattern, shape, dtype, seed, device):

@@ -1,0 +1,195 @@
+"""Tokens a second of learners that 1, 2 and 4 ranks share, at a fixed minibatch per rank and at a fixed one in all.
+
+    python ranks.py --ranks 1 2 4 --model FOLDER --json results/ranks_smollm2_h100x4.json
+    python ranks.py --ranks 1 2 4 --shape llama-3.1-8b --methods maskpro --json results/ranks_8b_h100x4.json
+    python ranks.py --ranks 1 2 --shape tiny --device cpu --minibatch 2 --window-tokens 16 --steps 2 --warm-up 1
+
+Every number of ranks is started once by torchrun, or as one process, and learns with each method on random tokens.
+Steps are timed between two points where the device is idle, after `--warm-up` steps; loading, captures of CUDA graphs,
+compilation, measurements and checkpoints are not counted. Tokens are those of the minibatches of all ranks, read once.
+`masks`: the digest of the masks of MaskPro, equal if the ranks of a fixed minibatch in all decided as one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import SHAPES, random_model
+
+from nmbench import Bundle, LearnTask, MaskLearner, Pattern, load_plugins
+from nmbench.experiment.environment import cpu_name, version
+from nmbench.experiment.loading import load_model
+from nmbench.models.dense_weights import DenseWeights
+from nmbench.pruning.shared_work import masks_digest
+from nmbench.runtime.ranks import Launch, Ranks, joined, sharing_by
+from nmbench_plugins.maskpro import MaskPro
+from nmbench_plugins.soft import Soft
+
+NEVER = 10**9  # steps
+PRIOR = 0.3  # of MaskPro: small, so that a few steps change masks
+MODES = ("per rank", "in all")  # what the minibatch is fixed for
+
+
+def main() -> None:
+    args = arguments()
+    if args.worker:
+        work(args)
+        return
+    rows = [row for ranks in args.ranks for row in started(ranks, sys.argv[1:])]
+    for row in with_ratios(rows):
+        print(json.dumps(row))
+    if args.json:
+        gpu = args.device != "cpu" and torch.cuda.is_available()
+        versions = {package: version(package) for package in ("torch", "transformers", "triton")}
+        about = {"device": torch.cuda.get_device_name() if gpu else cpu_name(), **versions}
+        about |= {"model": args.shape or Path(args.model).name, "blocks": args.blocks, "pattern": str(args.pattern)}
+        args.json.write_text(json.dumps({**about, "rows": with_ratios(rows)}, indent=1) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--methods", nargs="+", default=["maskpro", "soft"], choices=["maskpro", "soft"])
+    parser.add_argument("--model")
+    parser.add_argument("--shape", choices=sorted(SHAPES))
+    parser.add_argument("--blocks", type=int, help="fewer than the shape has")
+    parser.add_argument("--pattern", type=Pattern.parse, default=Pattern(2, 4))
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--minibatch", type=int, default=16, help="windows: of a rank, and in all")
+    parser.add_argument("--window-tokens", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warm-up", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if (args.model is None) == (args.shape is None):
+        parser.error("give --model or --shape")
+    return args
+
+
+def started(ranks: int, flags: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one number of ranks."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "rows.json")
+        command = [sys.executable, *(torchrun if ranks > 1 else []), __file__, *flags, "--worker", str(out)]
+        print(f"{ranks} ranks", flush=True)
+        subprocess.run(command, check=True)
+        return list(json.loads(out.read_text(encoding="utf-8")))
+
+
+def with_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the ratio of tokens a second to those of one rank; one rank stands for both modes."""
+    alone = {row["method"]: row["tokens_per_second"] for row in rows if row["ranks"] == 1}
+    return [
+        {**row, "ratio": round(row["tokens_per_second"] / alone[row["method"]], 3) if row["method"] in alone else None}
+        for row in rows
+    ]
+
+
+def work(args: argparse.Namespace) -> None:
+    """Learn as one rank with every method in every mode; rank 0 writes the rows."""
+    with joined(Launch.of(), args.device) as ranks, sharing_by(ranks):
+        device = torch.device(args.device)
+        dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+        if args.shape:
+            bundle = random_model(args.shape, args.blocks, dtype, device)
+        else:
+            name = str(dtype).removeprefix("torch.")
+            bundle = load_model(args.model, load_plugins(), dtype=name, device=args.device)
+        weights = DenseWeights(bundle)
+        modes = MODES if ranks.size > 1 else MODES[:1]
+        rows = [learnt(args, bundle, weights, ranks, name, mode) for name in args.methods for mode in modes]
+        if ranks.leads:
+            args.worker.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def learnt(
+    args: argparse.Namespace, bundle: Bundle, weights: DenseWeights, ranks: Ranks, name: str, mode: str
+) -> dict[str, Any]:
+    """Time the steps of one method."""
+    minibatch = args.minibatch * (ranks.size if mode == "per rank" else 1)
+    clock = Clock(args.warm_up, args.warm_up + args.steps, bundle.device)
+    task = task_of(args, bundle, weights, minibatch, clock)
+    if bundle.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    masks = method_of(args, name, minibatch).learn(task)
+    tokens = minibatch * args.window_tokens
+    peak = torch.cuda.max_memory_allocated() / 2**30 if bundle.device.type == "cuda" else None
+    notes = {key: task.notes[key] for key in ("engine", "compiled", "cuda graph") if key in task.notes}
+    return {
+        **{"method": name, "ranks": ranks.size, "fixed": mode, "minibatch": minibatch},
+        **{"window_tokens": args.window_tokens, "milliseconds": round(1e3 * clock.seconds / args.steps, 3)},
+        **{"tokens_per_second": round(args.steps * tokens / clock.seconds, 1)},
+        **{"peak_gib": peak and round(peak, 2), "masks": masks_digest(masks)[:12] if name == "maskpro" else None},
+        "notes": notes,
+    }
+
+
+class Clock:
+    """Seconds between the reports of two steps, at which the device is waited for."""
+
+    def __init__(self, first: int, last: int, device: torch.device) -> None:
+        self.first, self.last, self.device = first, last, device
+        self.seconds = 0.0
+
+    def __call__(self, stage: str, done: int, total: int | None, values: Mapping[str, float]) -> None:
+        if stage != "learn" or done not in (self.first, self.last):
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        if done == self.first:
+            self.seconds = -time.perf_counter()
+        else:
+            self.seconds += time.perf_counter()
+
+
+def method_of(args: argparse.Namespace, name: str, minibatch: int) -> MaskLearner:
+    """The method with as many steps as are timed, and one more, which ends with measurements."""
+    steps = args.warm_up + args.steps + 1
+    rare = {
+        "minibatch": minibatch,
+        "window_tokens": args.window_tokens,
+        "check_every": NEVER,
+        "checkpoint_every": NEVER,
+    }
+    if name == "maskpro":
+        return MaskPro(steps=steps, select=False, prior=PRIOR, **rare)
+    return Soft(
+        tokens=steps * minibatch * args.window_tokens, compile=args.device == "cuda", moments="bfloat16", **rare
+    )
+
+
+def task_of(args: argparse.Namespace, bundle: Bundle, weights: DenseWeights, minibatch: int, clock: Clock) -> LearnTask:
+    """A task whose initial mask keeps the first members of every group, on random tokens."""
+    pattern = args.pattern
+    keep = torch.arange(pattern.group) < pattern.keep
+    initial = {n: keep.repeat(la.shape[1] // pattern.group).expand(la.shape) for n, la in bundle.layers.items()}
+    vocabulary = bundle.model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randint(vocabulary, (2 * minibatch, args.window_tokens), generator=generator)
+    patterns = dict.fromkeys(bundle.layers, pattern)
+    return LearnTask(bundle, weights, patterns, initial, pool, pool[:4], 0, Nothing(), "it", clock)
+
+
+class Nothing:
+    """No checkpoints."""
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    def load(self) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    main()
