@@ -9,7 +9,7 @@ from nmbench.comparison import (
     paired,
     standard_error,
 )
-from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.evaluation.losses import all_logits, batch_size, losses_in_parts, window_losses
 from nmbench.evaluation.objective import Objective
 from nmbench.evaluation.subject import DenseSubject, Subject
 
@@ -20,6 +20,7 @@ __all__ = [
     "Difference",
     "Objective",
     "Subject",
+    "all_logits",
     "batch_size",
     "groups_changed",
     "losses_in_parts",

@@ -69,4 +69,9 @@ def next_token_logits(model: nn.Module, tokens: Tensor, bos: bool = False) -> Te
 
     With `bos`, `tokens` `[n, 1 + window]` begin with a BOS token.
     """
-    return logits_of(run_model(model, tokens))[:, bos:-1]
+    return all_logits(model, tokens)[:, bos:-1]
+
+
+def all_logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the logits at every token, int64 `[n, window]` -> `[n, window, vocabulary]`, with gradients if enabled."""
+    return logits_of(run_model(model, tokens))

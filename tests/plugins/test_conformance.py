@@ -18,11 +18,13 @@ from nmbench_plugins.reconstruct import Reconstruct
 from nmbench_plugins.ria import RIA
 from nmbench_plugins.soft import Soft
 from nmbench_plugins.sparsegpt import SparseGPT, SparseGPTRepair
-from nmbench_plugins.swaps import Swaps, SwapsJudged
+from nmbench_plugins.swaps import Flips, Swaps, SwapsJudged
 from nmbench_plugins.wanda import Wanda
 
 # Few steps, and as large ones as the planted model allows: every law calls a learner up to ten times.
 QUICK = {"minibatch": 8, "learning_rate": 1.0, "prior": 0.3, "tracker": 0.9, "check_every": 5, "checkpoint_every": 3}
+FEW_TOKENS = {"evidence_tokens": 192, "screen_tokens": 192, "confirm_tokens": 192}
+REWARDS = {"flips": 0.1, "cheap": 1.0, "shortlist": 0.2, **FEW_TOKENS}
 METHODS = (
     Magnitude(),
     Wanda(),
@@ -39,6 +41,8 @@ METHODS = (
     ProxSparse(passes=5.0, minibatch=16, learning_rate=6e-2, trials=3, check_every=4, checkpoint_every=3),
     Import(),
     SwapsJudged(rounds=2, margin=0.0, statistics_tokens=192, judge_tokens=192),
+    Flips(steps=6, local_step=1.0, margin=0.0, decay=0.3, units=2, check_every=2, checkpoint_every=1, **FEW_TOKENS),
+    Flips(steps=12, evidence="rewards", reward_tokens=3840, margin=0.0, check_every=4, checkpoint_every=1, **REWARDS),
     SparseGPTRepair(),
     LeastSquares(),
     LeastSquares(solver="exact", sequential=False),

@@ -1,0 +1,185 @@
+"""The evidence of a step of flips: errors of activations times inputs, from the dense and the pruned model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nmbench
+from nmbench.calibration import full_float32, resumable, resumed, until, walk
+from nmbench.evaluation import all_logits
+from nmbench.pruning import LiveWeights
+from nmbench_plugins.swaps.problem import TINY
+
+
+class Evidence(NamedTuple):
+    """Means over tokens, float32, by layer: `gram` H `[in, in]`, and `error` E `[out, in]`.
+
+    Layers with the same inputs share one matrix H.
+    """
+
+    gram: dict[str, Tensor]
+    error: dict[str, Tensor]
+
+
+class Seen(NamedTuple):
+    """One pass: inputs `[n, window, in]` and outputs `[n, window, out]` by layer, and what the last block returned."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    end: Any
+
+
+def writers(task: nmbench.LearnTask) -> set[str]:
+    """Return the layers that write into the residual stream, found with one window of the pool.
+
+    There are none if a pass cannot be resumed at the end of the last block: the output then has no error there.
+    """
+    window = task.pool[:1]
+    most = max(len(task.bundle.block_layers(index)) for index in range(len(task.bundle.blocks)))
+    task.count_forward((9 + most) * window.numel())  # every layer of a block is probed, beside nine passes at most
+    if not resumable(task.bundle, window):
+        return set()
+    steps = walk(task.bundle, window, nmbench.Stat.LAG)
+    return {name for step in steps for name, stats in step.stats.items() if stats.lag is not None}
+
+
+def gathered(
+    task: nmbench.LearnTask,
+    live: LiveWeights,
+    masks: Mapping[str, Tensor],
+    windows: Tensor,
+    writing: Sequence[str],
+    local: Sequence[str],
+    minibatch: int,
+    skip: int,
+) -> Evidence:
+    """Return the evidence of `windows` int64 `[n, window_tokens]`: by the output for layers `writing`, else local.
+
+    Layers that do not get the tokens of every window in order, such as experts, get no evidence. The weights are those
+    of `masks` before and after.
+    """
+    evidence, tokens = Evidence({}, {}), 0
+    for part in windows.split(minibatch):
+        for name in task.layers:
+            live[name].copy_(live.original(name))
+        dense = seen(task, part, local)
+        live.apply(masks)
+        pruned = seen(task, part, (*writing, *local))
+        end = output_error(task, part, dense, pruned, skip) if writing else None
+        add(evidence, dense, pruned, end, skip)
+        tokens += len(part) * (part.shape[1] - skip)
+    sums = {id(gram): gram for gram in evidence.gram.values()}  # shared ones once
+    for total in (*sums.values(), *evidence.error.values()):
+        total.div_(tokens)
+    return evidence
+
+
+def output_error(task: nmbench.LearnTask, part: Tensor, dense: Seen, pruned: Seen, skip: int) -> Tensor:
+    """Return the error of the model's output, as a hidden state after the last block: float32 `[n, window, width]`.
+
+    It is the derivative of KL(dense || pruned) by that hidden state, which is the error of the probabilities times the
+    output embedding, through the last norm: nothing goes back through a block. It is scaled to the size of the error
+    of the hidden state itself.
+    """
+    last = len(task.bundle.blocks) - 1
+    found = []
+    for index in range(len(part)):  # logits of one window at a time
+        window = part[index : index + 1]
+        with resumed(task.bundle, last, one_window(dense.end, index)):
+            wanted = all_logits(task.model, window).float().log_softmax(dim=-1)
+        hidden = hidden_of(pruned.end)[index : index + 1].detach().requires_grad_()
+        with torch.enable_grad(), resumed(task.bundle, last, with_hidden(one_window(pruned.end, index), hidden)):
+            own = all_logits(task.model, window).float().log_softmax(dim=-1)
+            loss = F.kl_div(own, wanted, reduction="sum", log_target=True)
+        found.append(torch.autograd.grad(loss, hidden)[0].float())
+    error = torch.cat(found)
+    size = (hidden_of(pruned.end).float() - hidden_of(dense.end).float())[:, skip:].norm()
+    return error * (size / error[:, skip:].norm().clamp_min(TINY))
+
+
+def add(evidence: Evidence, dense: Seen, pruned: Seen, end: Tensor | None, skip: int) -> None:
+    """Add a minibatch to the sums; layers whose inputs are one tensor add it to one sum.
+
+    `end`: the error `[n, window, width]` for layers whose outputs the dense pass did not note.
+    """
+    leaders: dict[int, str] = {}
+    with full_float32():
+        for name, inputs in pruned.inputs.items():
+            x = inputs[:, skip:].flatten(0, 1).float()  # [tokens, in]
+            t = error_of(name, dense, pruned, end)[:, skip:].flatten(0, 1)  # [tokens, out]
+            leader = leaders.setdefault(id(inputs), name)
+            if name not in evidence.error:
+                evidence.gram[name] = evidence.gram[leader] if leader != name else x.new_zeros(x.shape[1], x.shape[1])
+                evidence.error[name] = x.new_zeros(t.shape[1], x.shape[1])
+            if leader == name:
+                evidence.gram[name].addmm_(x.t(), x)
+            evidence.error[name].addmm_(t.t(), x)
+
+
+def error_of(name: str, dense: Seen, pruned: Seen, end: Tensor | None) -> Tensor:
+    """Return T `[n, window, out]` of a layer, and forget its outputs, which are large."""
+    own, wanted = pruned.outputs.pop(name), dense.outputs.pop(name, None)
+    if wanted is not None:
+        return own.float() - wanted.float()
+    assert end is not None
+    return end
+
+
+def seen(task: nmbench.LearnTask, part: Tensor, layers: Sequence[str]) -> Seen:
+    """Return what one pass of `part` int64 `[n, window]` up to the end of the last block shows; tokens are counted."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def note(name: str, given: Tensor, output: Tensor) -> None:
+        if given.dim() == 3 and given.shape[:2] == part.shape:
+            inputs[name], outputs[name] = given, output
+
+    task.count_forward(part.numel())
+    with watching(task, layers, note):
+        return Seen(inputs, outputs, until(task.bundle, len(task.bundle.blocks) - 1, part))
+
+
+@contextlib.contextmanager
+def watching(task: nmbench.LearnTask, layers: Sequence[str], change: Any) -> Iterator[None]:
+    """While the context is open, `change(name, inputs, output)` is called after a layer, and may return an output."""
+
+    def hook(name: str) -> Any:
+        def call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Any:
+            return change(name, args[0] if args else next(iter(kwargs.values())), output)
+
+        return call
+
+    chosen = [task.bundle.layers[name] for name in layers if not task.bundle.layers[name].fused]
+    handles = [layer.module.register_forward_hook(hook(layer.name), with_kwargs=True) for layer in chosen]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hidden_of(returned: Any) -> Tensor:
+    """Return the hidden state among what a block returned: the first tensor."""
+    parts = returned.values() if isinstance(returned, dict) else returned if isinstance(returned, tuple) else [returned]
+    return next(part for part in parts if isinstance(part, Tensor))
+
+
+def one_window(returned: Any, index: int) -> Any:
+    """Return what a block returned for window `index` alone: its hidden state, in the place of that of all windows."""
+    return with_hidden(returned, hidden_of(returned)[index : index + 1])
+
+
+def with_hidden(returned: Any, hidden: Tensor) -> Any:
+    """Return what a block returned with another hidden state."""
+    if isinstance(returned, Tensor):
+        return hidden
+    old = hidden_of(returned)
+    if isinstance(returned, dict):
+        return type(returned)({key: hidden if value is old else value for key, value in returned.items()})
+    return tuple(hidden if value is old else value for value in returned)
