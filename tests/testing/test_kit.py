@@ -13,7 +13,7 @@ import torch
 
 import nmbench as nm
 from nmbench.errors import NMBenchError, UnknownName
-from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests
+from nmbench.testing import CheckFailed, LayerCase, LearnCase, checks_of, conformance_tests, run_checks
 from nmbench.testing.kit import law_names, outcome
 from nmbench.testing.laws import LAWS
 from nmbench.testing.laws.learner import TURN
@@ -37,8 +37,8 @@ def failures(method, *laws):
     a method does to it.
     """
     before = process_state()
-    checks = [check for check in checks_of(method) if not laws or check.name in laws]
-    failed = {check.name: text for check in checks if (text := outcome(check))}
+    found = {check.name: outcome(check) for check in checks_of(method) if check.name in laws} or run_checks(method)
+    failed = {name: text for name, text in found.items() if text}
     assert process_state() == before
     return failed
 
