@@ -3,9 +3,9 @@
     python shared_machine.py --json results/shared_machine.json
 
 Times 20 steps of MaskPro on the embedded demo through the command line, which lets threads sleep unless the environment
-says otherwise (`ours`); 300,000 turns of a loop are what libgomp does by itself. The conditions take turns, so that whatever else
-the machine does falls on all of them. The table shows medians, and every time is in the JSON file. The seconds are
-those of the row of the learner, without start of the process and evaluation.
+says otherwise (`ours`); 300,000 turns of a loop are what libgomp does by itself. The conditions take turns, so that
+whatever else the machine does falls on all of them. The table shows medians, and every time is in the JSON file. The
+seconds are those of the row of the learner, without start of the process and evaluation.
 """
 
 from __future__ import annotations
