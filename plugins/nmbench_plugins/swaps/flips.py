@@ -101,6 +101,11 @@ class Flips(nmbench.MaskLearner):
         if not 0 <= self.adapt <= 1:
             raise impossible(f"adapt must lie in [0, 1], not {self.adapt}")
 
+    def supports(self, pattern: nmbench.Pattern) -> str | None:
+        if pattern.unit > 1 and self.evidence == "rewards":
+            return "evidence=rewards flips single weights; take another evidence, or a pattern N:M without units"
+        return None
+
     def bytes_per_weight(self, itemsize: int) -> float:
         """Return the bytes of a dense copy, the flips of a proposal, three masks, evidence, and Gram matrices."""
         return 2 * itemsize + 3 + 4 + 4
