@@ -100,7 +100,8 @@ def count(kept: Array, pattern: Pattern, exact: bool, row: int = 0, column: int 
     """
     counts = group_counts(kept, pattern.group)
     whole = counts if pattern.unit == 1 else group_counts(touched(kept, pattern.unit), pattern.group)
-    if not np.count_nonzero(counts != pattern.keep) and not np.count_nonzero(whole != pattern.keep):
+    kinds = (counts,) if pattern.unit == 1 else (counts, whole)
+    if not any(np.count_nonzero(found != pattern.keep) for found in kinds):
         return Counts(counts.size)  # the usual case, and the only one that has to be fast
     short = counts < pattern.keep
     wrong = (counts != pattern.keep) | (whole != pattern.keep) if exact else whole > pattern.keep
