@@ -11,6 +11,7 @@ from nmbench.methods import MaskLearner
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
 from nmbench.repairs import Repair
+from nmbench.results.address import file_name
 from nmbench.spec import DENSE, ResolvedSpec
 
 
@@ -39,7 +40,7 @@ class Job:
 
     def files_of(self, label: str) -> str:
         """Return the name of the files of another label at the same pattern and seed."""
-        return f"{label}--{str(self.pattern).replace(':', '-')}--seed{self.seed}"
+        return file_name(label, self.pattern, self.seed)
 
     @property
     def title(self) -> str:

@@ -15,6 +15,11 @@ FILE = re.compile(
 )  # of masks and losses
 
 
+def file_name(label: str, pattern: object, seed: object) -> str:
+    """Return the name of the files of a row, without a suffix: `maskpro--2-4--seed0`."""
+    return f"{label}--{str(pattern).replace(':', '-')}--seed{seed}"
+
+
 @dataclass(frozen=True)
 class Address:
     """Rows of one run directory: those of a label, pattern and seed, where they are given."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nmbench.comparison import Difference, paired
+from nmbench.results import address
 from nmbench.results.doubt_lines import is_unranked, unranked_texts
 from nmbench.results.files import read_tensors
 from nmbench.results.format import Record
@@ -182,7 +183,7 @@ def file_name(record: Record) -> str:
     """The name of a job's files, from its record."""
     if record["label"] == DENSE:
         return DENSE
-    return f"{record['label']}--{str(record['pattern']).replace(':', '-')}--seed{record['seed']}"
+    return address.file_name(record["label"], record["pattern"], record["seed"])
 
 
 def pattern_of(record: Record) -> str:
