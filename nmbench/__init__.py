@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nmbench.models import Weight as Weight
     from nmbench.models import anatomy_of as anatomy_of
     from nmbench.models import auto_class as auto_class
+    from nmbench.options import check_least as check_least
     from nmbench.options import option as option
     from nmbench.pattern import Pattern as Pattern
     from nmbench.plugins import Progress as Progress
@@ -103,7 +104,7 @@ HOMES = {
         "anatomy_of",
         "auto_class",
     ),
-    "options": ("option",),
+    "options": ("check_least", "option"),
     "pattern": ("Pattern",),
     "plugins": (
         "Progress",

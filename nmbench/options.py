@@ -71,6 +71,14 @@ def build(cls: type[T], given: Mapping[str, Any], label: str) -> T:
     return cls(**{name: convert(value, hints[name], infos[name], label) for name, value in values.items()})
 
 
+def check_least(method: Any, name: str, least: Mapping[str, float]) -> None:
+    """Raise `NMBenchError` for an option of the method `name` that is NaN or below its least value; None is not set."""
+    for option_name, value in least.items():
+        given = getattr(method, option_name)
+        if given is not None and not given >= value:
+            raise NMBenchError(f"option {name}.{option_name} must be at least {value}, not {given}.")
+
+
 def resolved(method: Any) -> dict[str, Any]:
     """Return every option of a method with its value, for the record."""
     return dataclasses.asdict(method)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, UnknownName
-from nmbench.options import OptionInfo, build, describe, option, resolved
+from nmbench.options import OptionInfo, build, check_least, describe, option, resolved
 
 quick = settings(max_examples=60, deadline=None)
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -259,3 +259,15 @@ def test_infinite_options_are_refused(value):
 
     with pytest.raises(NMBenchError, match=r"option m.rate must be a finite number, not .*\(step size\)"):
         build(Method, {"rate": value}, "m")
+
+
+def test_least_values():
+    """An option below its least value, or NaN, is named with what it must be; None is no value."""
+    least = {"steps": 1, "rate": 0.5, "windows": 2}
+    check_least(Learner(rate=0.5), "mine", least)
+    for options, text in (
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"rate": math.nan}, "rate must be at least"),
+    ):
+        with pytest.raises(NMBenchError, match=f"option mine.{text}"):
+            check_least(Learner(**options), "mine", least)

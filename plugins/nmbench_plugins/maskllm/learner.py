@@ -74,10 +74,7 @@ class MaskLLM(nmbench.MaskLearner):
     checkpoint_every: int = nmbench.option(100, "steps between two checkpoints", unit="steps")
 
     def __post_init__(self) -> None:
-        for name, value in LEAST.items():
-            given = getattr(self, name)
-            if given is not None and not given >= value:
-                raise impossible(f"{name} must be at least {value}, not {given}")
+        nmbench.check_least(self, "maskllm", LEAST)
         for name in ("kl", "fall"):
             if not 0 <= getattr(self, name) <= 1:
                 raise impossible(f"{name} must lie in [0, 1], not {getattr(self, name)}")

@@ -87,10 +87,7 @@ class MaskPro(nmbench.MaskLearner):
 
     def __post_init__(self) -> None:
         least = {"steps": 0, "minibatch": 1, "window_tokens": 2, "pool_windows": 1, "check_every": 1}
-        for name, value in {**least, "checkpoint_every": 1}.items():
-            given = getattr(self, name)
-            if given is not None and given < value:
-                raise impossible(f"{name} must be at least {value}, not {given}")
+        nmbench.check_least(self, "maskpro", {**least, "checkpoint_every": 1})
         if not self.prior > 0:
             raise impossible(f"prior must be above 0, not {self.prior}")
         if not self.tolerance >= 0:

@@ -80,10 +80,7 @@ class Soft(nmbench.MaskLearner):
 
     def __post_init__(self) -> None:
         least = {"passes": 0, "tokens": 0, "minibatch": 1, "window_tokens": 2, "check_every": 1, "checkpoint_every": 1}
-        for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and not given >= value:
-                raise impossible(f"{name} must be at least {value}, not {given}")
+        nmbench.check_least(self, "soft", least)
         for name in ("kl", "fall", "target"):
             if not 0 <= getattr(self, name) <= 1:
                 raise impossible(f"{name} must lie in [0, 1], not {getattr(self, name)}")

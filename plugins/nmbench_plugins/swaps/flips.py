@@ -90,9 +90,7 @@ class Flips(nmbench.MaskLearner):
     checkpoint_every: int = nmbench.option(10, "steps between two checkpoints", unit="steps")
 
     def __post_init__(self) -> None:
-        for name, value in LEAST.items():
-            if not getattr(self, name) >= value:
-                raise impossible(f"{name} must be at least {value}, not {getattr(self, name)}")
+        nmbench.check_least(self, "flips", LEAST)
         for name, most in {"output_step": 2, "local_step": 2, "flips": 1, "cheap": 1, "shortlist": 1}.items():
             if not 0 < getattr(self, name) <= most:
                 raise impossible(f"{name} must be above 0 and at most {most}, not {getattr(self, name)}")

@@ -66,11 +66,8 @@ class SwapsJudged(nmbench.MaskLearner):
 
     def __post_init__(self) -> None:
         least = {"rounds": 0, "sweeps": 1, "minibatch": 1, "judge_window": 2, "skip_tokens": 0, "margin": 0.0}
-        for name, value in {**least, "tolerance": 0.0, "statistics_tokens": 1, "judge_tokens": 1}.items():
-            if not getattr(self, name) >= value:
-                raise nmbench.NMBenchError(
-                    f"option swaps-judged.{name} must be at least {value}, not {getattr(self, name)}."
-                )
+        least |= {"tolerance": 0.0, "statistics_tokens": 1, "judge_tokens": 1}
+        nmbench.check_least(self, "swaps-judged", least)
         try:
             Aim.parsed(self.aims)
         except ValueError:
