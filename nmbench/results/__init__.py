@@ -6,7 +6,7 @@ from nmbench.results.labels import Meaning, meanings, repeat_command, run_comman
 from nmbench.results.mask_overlap import mask_overlap
 from nmbench.results.pareto import COSTS, cost_of, front_of, loss_of
 from nmbench.results.precision import decimals
-from nmbench.results.ranking import file_name, pattern_of
+from nmbench.results.ranking import file_name, named_seeds, pattern_of
 from nmbench.results.rendering import render
 from nmbench.results.results import Results, load_results
 from nmbench.results.standing import Standing, standings
@@ -34,6 +34,7 @@ __all__ = [
     "loss_of",
     "mask_overlap",
     "meanings",
+    "named_seeds",
     "over_seeds",
     "pack",
     "pattern_of",

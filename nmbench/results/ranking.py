@@ -127,7 +127,12 @@ def remark(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     """The seeds that count, where some row has more."""
     if all(row.seeds <= set(seeds) for row in rows):
         return ""
-    return f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, which all rows have)"
+    return f" ({named_seeds(seeds)}, which all rows have)"
+
+
+def named_seeds(seeds: Sequence[int]) -> str:
+    """Return seeds as text: `seed 0`, `seeds 0, 1`."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def gains(rows: Sequence[Row], text: str, unit: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nmbench.results.ranking import named_seeds
 from nmbench.results.table import over_seeds
 from nmbench.results.two_runs.comparing import (
     BETTER,
@@ -63,7 +64,7 @@ def metric_table(found: Comparison, metric: str) -> str:
 
 def cells(row: RowChange, change: Change) -> tuple[str, ...]:
     """Return the cells of one row: name and seeds, A, B, change, verdict."""
-    seeds = f" seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}" if row.seeds else ""
+    seeds = f" {named_seeds(row.seeds)}" if row.seeds else ""
     difference = "-" if change.difference is None else str(change.difference)
     a, b = (over_seeds(values).partition(" ±")[0] for values in (change.a, change.b))
     return row.name + seeds, a, b, difference, change.verdict

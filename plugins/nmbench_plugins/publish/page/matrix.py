@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nmbench.evaluation import Difference
-from nmbench.results import Standing
+from nmbench.results import Standing, named_seeds
 from nmbench_plugins.publish.page.figures import badge, minus
 from nmbench_plugins.publish.page.markup import el, folded, named, note, text
 from nmbench_plugins.publish.page.view import MANY, View
@@ -41,9 +41,8 @@ def title(view: View, standing: Standing) -> str:
     """Return the line above a matrix: protocol, pattern, text, unit and seeds."""
     letter = view.letter(standing.protocol)
     model = next(protocol.model for protocol in view.protocols if protocol.letter == letter)
-    seeds = f"seed{'s' * (len(standing.seeds) > 1)} {', '.join(map(str, standing.seeds))}"
     where = f"{badge(letter)} {named(model)} {text(standing.shown)} on {named(standing.text)}"
-    return f"{where}: {text(standing.unit or 'units of the metric')}, {text(seeds)}"
+    return f"{where}: {text(standing.unit or 'units of the metric')}, {text(named_seeds(standing.seeds))}"
 
 
 def matrix(standing: Standing) -> str:

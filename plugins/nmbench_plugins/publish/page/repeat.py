@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nmbench.results import Record, repeat_command, run_command
+from nmbench.results import Record, named_seeds, repeat_command, run_command
 from nmbench_plugins.publish.page.figures import badge
 from nmbench_plugins.publish.page.markup import el, folded, named, table, text
 from nmbench_plugins.publish.page.view import Line, Protocol, View
@@ -49,7 +49,7 @@ def of_protocol(view: View, protocol: Protocol) -> str:
 
 def title(line: Line) -> str:
     """Return the line that opens an entry."""
-    seeds = f" seed{'s' * (len(line.seeds) > 1)} {', '.join(map(str, line.seeds))}" if line.seeds else ""
+    seeds = f" {named_seeds(line.seeds)}" if line.seeds else ""
     return text(f"{line.name} {line.pattern if line.record['pattern'] else ''}{seeds}")
 
 
