@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from nmbench.plain_data import digest
-from nmbench.results.files import pack
 from nmbench.runtime.ranks import sharing
+from nmbench.verification.strict import masks_digest
 
 
 class SharedWork:
@@ -44,12 +43,3 @@ class SharedWork:
         if self.ranks.size > 1:
             plain = {name: value for name, value in (state or {}).items() if isinstance(value, (int, float, str))}
             self.ranks.check_same(digest(plain) if state is not None else "no checkpoint", "checkpoints")
-
-
-def masks_digest(masks: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of masks by name; one mask is read at a time."""
-    total = hashlib.sha256()
-    for name in sorted(masks):
-        total.update(name.encode())
-        total.update(pack(masks[name]).cpu().numpy().tobytes())
-    return total.hexdigest()
