@@ -7,6 +7,7 @@ that fails at the call, and lets wrappers change the result of another plugin. T
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 from typing import Any
@@ -60,6 +61,7 @@ def refuse_second(manager: pluggy.PluginManager, plugin: object, name: str) -> N
             raise PluginError(f"it is already loaded as {known}; remove one of the two.")
 
 
+@functools.cache
 def known_hooks() -> dict[str, Any]:
     """Return the hook specifications by name."""
     return {name: spec for name, spec in vars(hookspecs).items() if name.startswith(PREFIX)}
@@ -72,7 +74,7 @@ def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
         raise PluginError(f"hook {hook!r} does not exist.{did_you_mean(hook, specs)}")
     if used := [name for name in FORBIDDEN if options.get(name)]:
         raise PluginError(f"hook {hook} uses {used[0]}; plugins are called one by one and cannot wrap each other.")
-    expected = list(inspect.signature(specs[hook]).parameters)
+    expected = parameters_of(specs[hook])
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name not in expected:
             listed = ", ".join(expected)
@@ -81,6 +83,11 @@ def check_hook(hook: str, function: Any, options: dict[str, Any]) -> None:
             raise PluginError(
                 f"parameter {parameter.name!r} of hook {hook} must be plain: no default, not keyword-only."
             )
+
+
+@functools.cache
+def parameters_of(spec: Any) -> list[str]:
+    return list(inspect.signature(spec).parameters)
 
 
 def check_object(hook: str, name: str, obj: Any) -> None:
@@ -125,7 +132,7 @@ def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
     base = next(base for base in bases if issubclass(cls, base))
     inherited = {field.name for field in dataclass_fields(base)}
     try:
-        hints = typing.get_type_hints(cls)
+        hints = types_of(cls)
     except Exception as error:
         raise PluginError(f"the types of the options of {name!r} cannot be read: {error}.") from error
     for item in dataclass_fields(cls):
@@ -135,11 +142,17 @@ def check_options(name: str, cls: type, bases: tuple[type, ...]) -> None:
             raise PluginError(
                 f"option {item.name!r} of {name!r} is {unreadable[0]}; options are int, float, bool, str or none."
             )
-        if item.name in inherited and hints[item.name] != typing.get_type_hints(base)[item.name]:
+        if item.name in inherited and hints[item.name] != types_of(base)[item.name]:
             raise PluginError(
                 f"option {item.name!r} of {name!r} has another type than in nmbench.{base.__name__}; keep that type, "
                 f"or rename the option."
             )
+
+
+@functools.lru_cache(maxsize=256)
+def types_of(cls: type) -> dict[str, Any]:
+    """Return the types of the options of a class, which are evaluated once."""
+    return typing.get_type_hints(cls)
 
 
 def dataclass_fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:

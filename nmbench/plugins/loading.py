@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 import os
 import sys
@@ -182,8 +183,18 @@ def load_plugins(
     return plugins
 
 
+class Manager(pluggy.PluginManager):
+    """A manager that looks for hooks of a module among its functions only, as pluggy would find, but sooner."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """Return the options of a hook, or None for what is no hook."""
+        if isinstance(plugin, ModuleType) and not inspect.isroutine(vars(plugin).get(name)):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
 def manager_with_specs() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager = Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     if os.environ.get(TRACE):
         manager.trace.root.setwriter(sys.stderr.write)

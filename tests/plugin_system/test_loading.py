@@ -9,6 +9,7 @@ import sys
 import types
 from itertools import pairwise
 
+import pluggy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,16 @@ from nmbench.errors import NMBenchError, PluginError, UnknownName
 from nmbench.options import describe
 from nmbench.plugins import hookspecs
 from nmbench.plugins.checking import known_hooks
-from nmbench.plugins.loading import DISABLE, TRACE, Plugins, installed, load_plugin, load_plugins
+from nmbench.plugins.loading import (
+    DISABLE,
+    TRACE,
+    Plugins,
+    import_file,
+    installed,
+    load_plugin,
+    load_plugins,
+    manager_with_specs,
+)
 from reference import zoo
 
 KINDS = {  # announcing hooks without their prefix, and the registry that each must fill
@@ -540,3 +550,33 @@ def test_deprecated_hooks_are_listed_and_warned_of(points, monkeypatch):
         plugins = load(points, "acme", "zz")
     assert [info.deprecations for info in plugins.infos] == [(), ("use something else",)]
     assert held(plugins) == expected(["acme", "zz"])
+
+
+HOOKS_OF_ALL_FORMS = """
+import nmbench
+
+class Reports:
+    @nmbench.hookimpl
+    def nmbench_register_reporters(self, register):
+        pass
+
+@nmbench.hookimpl
+def nmbench_register_metrics(register):
+    pass
+
+nmbench_register_reporters = Reports().nmbench_register_reporters
+other, Plain = 3, Reports
+"""
+
+
+def test_hooks_of_a_module_are_those_of_pluggy(tmp_path):
+    """Functions and bound methods of a module are hooks, and nothing else is, as pluggy itself finds."""
+    (tmp_path / "forms.py").write_text(HOOKS_OF_ALL_FORMS)
+    module, manager = import_file(tmp_path / "forms.py"), manager_with_specs()
+    plain = pluggy.PluginManager(hookspecs.PROJECT)
+    found = {name: manager.parse_hookimpl_opts(module, name) for name in dir(module)}
+    assert found == {name: plain.parse_hookimpl_opts(module, name) for name in dir(module)}
+    assert {name for name, options in found.items() if options} == {
+        "nmbench_register_metrics",
+        "nmbench_register_reporters",
+    }
