@@ -37,11 +37,11 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pieces of two of the demo's plays, cal.txt of 20 kB and test.txt of 6 kB; nobody writes to it."""
+    """A folder with pieces of two of the demo's plays, cal.txt of 10 kB and test.txt of 2.5 kB; nobody writes to it."""
     from nmbench_plugins.demo import DemoPlays
 
     folder = tmp_path_factory.mktemp("texts")
-    for name, split, length in (("cal", "calibration", 20_000), ("test", "test", 6_000)):
+    for name, split, length in (("cal", "calibration", 10_000), ("test", "test", 2_500)):
         text = next(iter(DemoPlays().texts(split)))[4000 : 4000 + length]
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     return folder
