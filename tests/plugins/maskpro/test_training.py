@@ -47,7 +47,7 @@ def run(
     return masks, asdict(task.settle()), task.notes, events
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.lists(st.integers(0, 60), min_size=1, max_size=3),
     st.integers(1, 6),

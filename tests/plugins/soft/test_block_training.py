@@ -26,9 +26,10 @@ from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask
 from nmbench_plugins.soft.schedule import Schedule, Setting
 from nmbench_plugins.tiny import TinyModel
 
-WINDOWS = torch.randint(256, (10, 24), generator=torch.Generator().manual_seed(0))
-QUICK = Soft(scope="block", passes=6.0, minibatch=2, learning_rate=5e-3)
-PLANTED = dataclasses.replace(QUICK, passes=20.0, minibatch=8)
+WINDOWS = torch.randint(256, (8, 24), generator=torch.Generator().manual_seed(0))
+POOL, SELECTION = WINDOWS[:4], WINDOWS[4:]
+QUICK = Soft(scope="block", passes=5.0, minibatch=2, learning_rate=5e-3)
+PLANTED = dataclasses.replace(QUICK, passes=10.0, minibatch=8)
 
 
 def task_of(family: str, streamed: bool = False, pattern: str = "2:4", store=None) -> LearnTask:
@@ -38,14 +39,14 @@ def task_of(family: str, streamed: bool = False, pattern: str = "2:4", store=Non
         bundle.stream(torch.device("cpu"))
     patterns = dict.fromkeys(bundle.layers, Pattern.parse(pattern))
     start = {name: patterns[name].top(-layer.read().abs()) for name, layer in bundle.layers.items()}
-    pool, selection, store = WINDOWS[:6], WINDOWS[6:], store or MemoryCheckpoints()
-    return LearnTask(bundle, DenseWeights(bundle), patterns, start, pool, selection, 0, store, "it")
+    store = store or MemoryCheckpoints()
+    return LearnTask(bundle, DenseWeights(bundle), patterns, start, POOL, SELECTION, 0, store, "it")
 
 
 def blocks_of(bundle, seed: int = 0) -> Blocks:
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
     start = PrunedModel({name: Pruned(Pattern(2, 4).top(-la.read().abs())) for name, la in bundle.layers.items()})
-    return Blocks(bundle, start, patterns, WINDOWS[:6], 2, True, seed)
+    return Blocks(bundle, start, patterns, POOL, 2, True, seed)
 
 
 @pytest.mark.parametrize("nothing", [{"tokens": 0}, {"passes": 0.0}])
@@ -72,7 +73,7 @@ def test_no_block_ends_with_a_higher_error(family, learning_rate):
         assert all(point["changed"] > 0 for point in task.curve)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3", marks=pytest.mark.slow), "mixtral"])
 def test_streamed_blocks_are_learnt_the_same(family):
     """With one block on the device at a time, masks, figures and cost are the same, and every block is on the host."""
     streamed, whole = task_of(family, streamed=True), task_of(family)
@@ -87,7 +88,7 @@ def test_streamed_blocks_are_learnt_the_same(family):
 def test_later_blocks_see_the_masks_of_earlier_ones():
     """With the target on the dense path, the second block begins with a lower error than after an unlearnt first."""
     errors = []
-    for first_steps in (18, 0):
+    for first_steps in (10, 0):
         steps = [first_steps, 0]
         walk = blocks_of(TinyModel().load("llama")).visit(lambda block, s=steps: masked_weights(block, s[block.index]))
         figures = [block.figures for block, _ in walk]
@@ -109,7 +110,7 @@ def uninterrupted() -> tuple[LearnTask, dict[str, torch.Tensor]]:
     return task, PLANTED.learn(task)
 
 
-@pytest.mark.parametrize("event", [0, 40, 80, 81, 82, 125, 162])
+@pytest.mark.parametrize("event", [0, 20, 40, 41, 42, 65, 82])
 def test_a_resumed_run_has_the_same_masks(tmp_path, event):
     """Killed inside a block or between two, a run ends with masks, curve, notes and tokens of one that was not."""
     whole, masks = uninterrupted()
@@ -138,8 +139,8 @@ def test_cost_is_a_share_of_passes():
     """The backward tokens are those of all steps of all blocks, each as its share of the model."""
     task = task_of("llama")
     QUICK.learn(task)
-    assert task.settle().backward_tokens == pytest.approx(6 * 6 * 24)
-    assert task.cost.unique_tokens == 6 * 24
+    assert task.settle().backward_tokens == pytest.approx(5 * 4 * 24)
+    assert task.cost.unique_tokens == 4 * 24
     assert task.cost.selection_tokens == 4 * 24
 
 
@@ -202,7 +203,7 @@ def plain_loss(block, target, relaxed, leaves):
 def test_a_planted_block_is_found():
     """From the worst masks, the first block of the planted model keeps the weight of every row that matters."""
     task = LearnCase().task()
-    masks = dataclasses.replace(PLANTED, passes=40.0).learn(task)
+    masks = dataclasses.replace(PLANTED, passes=20.0).learn(task)
     best = {name: task.pattern[name].top(weight.abs()) for name, weight in task.dense.items()}
     for name, mask in masks.items():
         largest = task.dense[name].abs().argmax(dim=1, keepdim=True)
