@@ -30,7 +30,7 @@ METHODS = (
     Wanda(),
     RIA(),
     SparseGPT(),
-    ALPS(),
+    ALPS(iterations=60),
     ALPS(dense_weight=0.5, iterations=60, sequential=True),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
