@@ -34,11 +34,11 @@ METHODS = (
     ALPS(dense_weight=0.5, iterations=60, sequential=True),
     Swaps(),
     Swaps(dense_weight=0.0, residual_weight=0.0, sequential=False),
-    MaskPro(steps=30, **QUICK),
-    Soft(passes=5.0, minibatch=16, learning_rate=6e-2, check_every=4, checkpoint_every=3),
-    Soft(scope="block", passes=5.0, minibatch=16, learning_rate=6e-2),
-    MaskLLM(passes=5.0, minibatch=16, learning_rate=2e-2, check_every=4, checkpoint_every=3),
-    ProxSparse(passes=5.0, minibatch=16, learning_rate=6e-2, trials=3, check_every=4, checkpoint_every=3),
+    MaskPro(steps=20, **QUICK),
+    Soft(passes=3.0, minibatch=16, learning_rate=6e-2, check_every=4, checkpoint_every=3),
+    Soft(scope="block", passes=3.0, minibatch=16, learning_rate=6e-2),
+    MaskLLM(passes=3.0, minibatch=16, learning_rate=2e-2, check_every=4, checkpoint_every=3),
+    ProxSparse(passes=3.0, minibatch=16, learning_rate=6e-2, trials=3, check_every=4, checkpoint_every=3),
     Import(),
     SwapsJudged(rounds=2, margin=0.0, statistics_tokens=192, judge_tokens=192),
     Flips(steps=6, local_step=1.0, margin=0.0, decay=0.3, units=2, check_every=2, checkpoint_every=1, **FEW_TOKENS),
@@ -47,8 +47,8 @@ METHODS = (
     LeastSquares(),
     LeastSquares(solver="exact", sequential=False),
     Reconstruct(steps=10),
-    Distil(passes=4.0, check_every=5, checkpoint_every=3),
-    Distil(passes=4.0, refresh_every=3, check_every=5, checkpoint_every=3),
+    Distil(passes=2.0, check_every=3, checkpoint_every=2),
+    Distil(passes=2.0, refresh_every=3, check_every=3, checkpoint_every=2),
 )
 
 test_built_in_methods = conformance_tests(*METHODS)
