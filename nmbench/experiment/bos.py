@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nmbench.data import adds_bos, begun, bos_of, cut
 from nmbench.errors import NMBenchError
-from nmbench.evaluation.losses import window_losses
+from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.tokenizer_checks import rows_of
 from nmbench.models.bundle import Bundle
@@ -79,20 +79,20 @@ class Fall(NamedTuple):
 
 @torch.no_grad()
 def fall_by_bos(bundle: Bundle, windows: Tensor) -> Fall:
-    """Return the fall over a few of `windows` `[n, window]`, one at a time; the targets are the same with BOS."""
+    """Return the fall over a few of `windows` `[n, window]`, in batches; the targets are the same with BOS."""
     few = windows[torch.linspace(0, len(windows) - 1, min(FEW_WINDOWS, len(windows))).long()]
     few = few[few[:, 0] != bos_of(bundle.tokenizer)]  # the beginning of the text may begin with BOS as it is
     if not len(few):
         return Fall(0.0, 0)
-    falls = []
-    for plain, with_bos in zip(few, begun(few, bundle.tokenizer, "BOS"), strict=True):
-        losses = (
-            window_losses(bundle.model, tokens[None].to(bundle.device), bos=bos)
-            for tokens, bos in ((plain, False), (with_bos, True))
-        )
-        before, after = (float(loss) for loss in losses)
-        falls.append(before - after)
-    return Fall(sum(falls) / len(falls), len(falls))
+    before = mean_loss(bundle, few, bos=False)
+    return Fall(before - mean_loss(bundle, begun(few, bundle.tokenizer, "BOS"), bos=True), len(few))
+
+
+def mean_loss(bundle: Bundle, windows: Tensor, bos: bool) -> float:
+    """Return the mean loss in nats of windows `[n, window]`; with `bos`, they begin with it."""
+    size = batch_size(bundle.model, windows.shape[1])
+    losses = losses_in_parts(lambda part: window_losses(bundle.model, part.to(bundle.device), bos=bos), windows, size)
+    return float(losses.double().mean())
 
 
 def sentence(metric: WindowMetric, fall: Fall, added: bool, name: str) -> str:
