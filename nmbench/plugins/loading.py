@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-import inspect
 import logging
 import os
 import sys
@@ -19,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pluggy
@@ -183,12 +182,15 @@ def load_plugins(
     return plugins
 
 
+HOOKABLE = (FunctionType, MethodType, staticmethod, classmethod)  # what pluggy takes for a hook, if it is marked
+
+
 class Manager(pluggy.PluginManager):
     """A manager that looks for hooks of a module among its functions only, as pluggy would find, but sooner."""
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         """Return the options of a hook, or None for what is no hook."""
-        if isinstance(plugin, ModuleType) and not inspect.isroutine(vars(plugin).get(name)):
+        if isinstance(plugin, ModuleType) and not isinstance(vars(plugin).get(name), HOOKABLE):
             return None
         return super().parse_hookimpl_opts(plugin, name)
 
