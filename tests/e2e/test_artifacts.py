@@ -228,9 +228,9 @@ def test_what_is_not_what_was_measured_is_not_exported(run, tmp_path, texts):
     masks = out / "masks/wanda--2-4--seed0.safetensors"
     masks.write_bytes((out / "masks/sparsegpt--2-4--seed0.safetensors").read_bytes())
     refused("wanda", NotReproduced, "the masks of wanda 2:4 seed 0 are not those")
-    edited(tmp_path / "cal.txt", "the", "THE")
+    edited(tmp_path / "cal.txt", "e", "%")
     refused("sparsegpt", NotReproduced, "sparsegpt 2:4 seed 0 cannot be repeated")
-    edited(tmp_path / "cal.txt", "THE", "the")
+    edited(tmp_path / "cal.txt", "%", "e")
     edited(out / "spec.toml", "damping = 0.5", "damping = 0.4")
     refused("sparsegpt", NotReproduced, "sparsegpt 2:4 seed 0 cannot be repeated")
     edited(out / "manifest.json", rows["wanda"]["environment"]["torch"], "x")
