@@ -58,6 +58,8 @@ LEAST = {
 class Flips(nmbench.MaskLearner):
     """Flip groups by the errors of activations, screened and confirmed by losses; forward passes only."""
 
+    eight_bit = True
+
     init: str = nmbench.option("swaps", "whose mask is the start: a one-shot method, or a label of the same run")
     steps: int = nmbench.option(60, "proposals, each screened and confirmed", unit="steps")
     evidence: str = nmbench.option(
@@ -105,8 +107,11 @@ class Flips(nmbench.MaskLearner):
         return None
 
     def bytes_per_weight(self, itemsize: int) -> float:
-        """Return the bytes of a dense copy, the flips of a proposal, three masks, evidence, and Gram matrices."""
-        return 2 * itemsize + 3 + 4 + 4
+        """Return the bytes of a dense copy, three masks, earlier evidence, that of a step, and about its Gram matrices.
+
+        Gram matrices are `[in, in]`, so that they grow faster than weights; layers with the same inputs share one.
+        """
+        return itemsize + 3 + (4 if self.decay else 0) + 4 + 4
 
     def learn(self, task: nmbench.LearnTask) -> Mapping[str, Tensor]:
         """Return the best mask, if held-out windows confirm that mask, else the initial mask."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,8 +116,8 @@ class FlipsRun:
         for name, error in evidence.error.items():
             kept = self.earlier.setdefault(name, torch.zeros_like(error))
             kept.mul_(method.decay).add_(error, alpha=1 - method.decay)
-        share = 1 - method.decay ** (self.step + 1)  # the weights so far do not add up to 1
-        return Evidence(evidence.gram, {name: self.earlier[name] / share for name in evidence.error})
+            torch.div(kept, 1 - method.decay ** (self.step + 1), out=error)  # the weights so far do not add up to 1
+        return evidence
 
     def draw(self, tokens: int, windows: Tensor) -> Tensor:
         """Return windows with about `tokens` tokens, at least two windows."""
@@ -140,17 +140,13 @@ class FlipsRun:
 
     def screened(self, proposed: Masks) -> Effects:
         """Return the effects of the proposed flips by unit, and let the step sizes follow."""
-        changes = {name: self.change(name, mask) for name, mask in proposed.items()}
+        changes = Changes(self.live, self.masks, proposed)
         tokens = self.draw(self.method.screen_tokens, self.windows)
         found = effects(self.task, changes, self.method.units, tokens, self.method.minibatch)
         numbers = [self.number(name) for name in proposed]
         harm = (found.ratio / 2).tanh().nan_to_num(1.0)
         self.sizes[numbers] *= (-self.method.adapt * harm).exp()
         return found
-
-    def change(self, name: str, mask: Tensor) -> Tensor:
-        """Return dW `[out, in]`, from the present mask of a layer to another."""
-        return self.live.original(name) * (mask.to(self.live[name].dtype) - self.masks[name].to(self.live[name].dtype))
 
     def combined(self, proposed: Masks, screened: Effects) -> Masks:
         """Return the proposed masks where the screening found no harm, and the present masks elsewhere."""
@@ -218,3 +214,20 @@ class FlipsRun:
             step_sizes=dict(zip(self.task.layers, self.sizes.mean(dim=1).tolist(), strict=True)),
         )
         return masks
+
+
+class Changes(Mapping[str, Tensor]):
+    """dW `[out, in]` by layer, from the masks `before` to the masks `after`, computed when it is read and not kept."""
+
+    def __init__(self, live: LiveWeights, before: Masks, after: Masks) -> None:
+        self.live, self.before, self.after = live, before, after
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.live.original(name)
+        return weight * (self.after[name].to(weight.dtype) - self.before[name].to(weight.dtype))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.after)
+
+    def __len__(self) -> int:
+        return len(self.after)
