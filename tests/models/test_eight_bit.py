@@ -111,7 +111,7 @@ def test_the_model_is_that_of_its_numbers(family):
 
 
 def test_masked_weights_stay_in_8_bits_and_come_back():
-    """Pruned weights are int8 and strict, their logits those of pruned floats; the dense model is shown and restored."""
+    """Pruned weights are int8 and strict, with the logits of pruned floats; the dense model is shown and restored."""
     eight, floats = pair()
     dense, before = DenseWeights(eight), logits(eight)
     masks = masks_of(eight)

@@ -107,9 +107,10 @@ class Flips(nmbench.MaskLearner):
         return None
 
     def bytes_per_weight(self, itemsize: int) -> float:
-        """Return the bytes of a dense copy, three masks, earlier evidence, that of a step, and about its Gram matrices.
+        """Return the bytes of a dense copy, three masks, earlier evidence, that of a step, and its Gram matrices.
 
-        Gram matrices are `[in, in]`, so that they grow faster than weights; layers with the same inputs share one.
+        A Gram matrix has `in * in` numbers where a layer has `out * in`, and layers with the same inputs share one: 3.8
+        bytes a weight in SmolLM2-135M, 4.7 in Llama 3.1 8B.
         """
         return itemsize + 3 + (4 if self.decay else 0) + 4 + 4
 
