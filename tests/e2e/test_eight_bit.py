@@ -15,7 +15,7 @@ def test_a_run_in_8_bits_is_exported_as_numbers(finished, nmbench, small, record
     rows = {row["label"]: row for row in records(tmp_path / "out")}
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["model_provenance"]["stored_weights"]["layers"] == manifest["coverage"]["layers"] == 14
-    assert 'weights = "int8"' in (tmp_path / "out" / "spec.toml").read_text()
+    assert "prunable weights stored as int8" in (tmp_path / "out" / "report.md").read_text()
     again = nmbench("run", *flags)
     assert again.exit_code == 0 and len(records(tmp_path / "out")) == len(rows)
     other = nmbench("run", *small)
