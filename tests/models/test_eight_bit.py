@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.methods import Pruned, PrunedModel
+from nmbench.experiment.memory import estimate
+from nmbench.methods import Pruned, PrunedModel, Stat
 from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_view import DenseView
@@ -140,6 +141,22 @@ def test_masks_are_those_of_the_numbers(method):
     assert equal(*found)
 
 
+def test_blocks_in_8_bits_are_streamed():
+    """Blocks that come to the device one by one compute the same logits, pass the proof, and get the same masks."""
+    whole, streamed = loaded(), loaded()
+    found = []
+    for bundle in (whole, streamed):
+        store_eight_bit(bundle)
+        if bundle is streamed:
+            bundle.stream(torch.device("cpu"))
+        check_products(bundle, TOKENS[0])
+        dense = DenseWeights(bundle)
+        patterns = dict.fromkeys(bundle.layers, TWO_FOUR)
+        found.append(prune_one_shot(bundle, dense, Wanda(), patterns, TOKENS, "acme").pruned.masks)
+        dense.restore()
+    assert equal(*found) and torch.equal(logits(whole), logits(streamed))
+
+
 @pytest.mark.parametrize("method", [MaskPro(steps=4, check_every=2), Flips(steps=3, **FEW), SwapsJudged(rounds=1)])
 def test_learners_decide_as_on_the_numbers(method):
     """Learners draw, measure and return what they do on the float model with the same numbers, and change no weight."""
@@ -214,3 +231,14 @@ def test_layers_that_are_left_dense_stay_floats():
     assert equal(before, {name: layer.read() for name, layer in bundle.layers.items()})
     assert not any(bundle.layers[name].eight_bit for name in before)
     assert dataclasses.replace(bundle, layers=some.layers).dtype == torch.float32
+
+
+def test_estimates_count_stored_bytes():
+    """The estimated memory of a learner is that of copies in 8 bits, and the model's bytes are those it takes."""
+    eight, floats = pair()
+    count = sum(layer.read().numel() for layer in eight.layers.values())
+    scales = sum(4 * layer.shape[0] for layer in eight.layers.values())
+    learner = MaskPro(engine="torch")
+    found = [estimate(it, Stat.NONE, 8, 32, "cpu", False, 4096, [learner]).learning[0] for it in (eight, floats)]
+    assert [it.own for it in found] == [(4 + 1 + 4 + 1) * count, (4 + 4 + 4 + 1) * count]
+    assert found[1].weights - found[0].weights == 3 * count - scales
