@@ -86,6 +86,7 @@ def line(row: dict[str, Any]) -> str:
 def measured(args: argparse.Namespace, method: MaskLearner, weights: str) -> dict[str, Any]:
     """Bytes for each prunable weight, and seconds a step, of a learner on a random model."""
     device = torch.device(args.device)
+    gc.collect()
     before = living(device)
     bundle = random_model(args.shape, args.blocks, torch.bfloat16, device)
     if weights == "int8":
@@ -93,24 +94,25 @@ def measured(args: argparse.Namespace, method: MaskLearner, weights: str) -> dic
     count = sum(layer.read().numel() for layer in bundle.layers.values())
     inside = sum(size(p) for block in bundle.blocks.values() for p in block.parameters())
     model = sum(map(size, bundle.tensors().values()))
-    found: dict[str, list[float]] = {"held": [], "at": []}
+    held: list[int] = []
+    at: dict[int, float] = {}  # step -> when it was first reported
 
-    def note(*event: Any) -> None:
-        if event[0] == "learn":
-            found["held"].append(living(device) - before)
-            found["at"].append(time.perf_counter())
+    def note(stage: str, step: int, *others: Any) -> None:
+        if stage == "learn":
+            held.append(living(device) - before)
+            at.setdefault(step, time.perf_counter())
 
     task = task_of(args, bundle, note)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     method.learn(task)
-    steps = len(found["at"]) - 1
+    times = sorted(at.values())
     outside = model - inside
     peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else None
     return {
-        **{"prunable_weights": count, "model": model / count, "held": max(found["held"]) / count},
-        **{"held_in_blocks": (max(found["held"]) - outside) / count, "peak": peak and peak / count},
-        "seconds": (found["at"][-1] - found["at"][0]) / steps if steps else None,
+        **{"prunable_weights": count, "model": model / count, "held": max(held) / count},
+        **{"held_in_blocks": (max(held) - outside) / count, "peak": peak and peak / count},
+        "seconds": (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
         "engine": task.notes.get("engine"),
     }
 
@@ -129,7 +131,6 @@ def task_of(args: argparse.Namespace, bundle: Bundle, note: Any) -> LearnTask:
 
 def living(device: torch.device) -> int:
     """The bytes that living tensors take on the device."""
-    gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     tensors = (it for it in gc.get_objects() if isinstance(it, torch.Tensor))
