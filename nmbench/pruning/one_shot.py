@@ -117,10 +117,14 @@ def through_layers(
     layers: dict[str, Pruned] = {}
     few, block_tokens = FewTokens(), 0
     sequential, skip = method.sequential, method.skip_tokens
+
+    def make_now(layer: Layer, stats: LayerStats) -> Pruned:
+        return make(layer, stats, checks)
+
     try:
         with ranks.failing_together():
             for step in walk(bundle, windows, needs, sequential, skip, undo=True, checks=checks, ranks=ranks):
-                for layer, pruned in made_by(ranks, step, lambda *given: make(*given, checks), costly(method)):
+                for layer, pruned in made_by(ranks, step, make_now, costly(method)):
                     layer.write(applied(pruned, layer.read()))
                     layers[layer.name] = moved(pruned, bundle.host)
                 few.note(step)

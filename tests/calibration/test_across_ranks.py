@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,8 @@ def repaired(ranks: Ranks, bundle: Bundle) -> Made:
 )
 def test_masks_are_those_of_one_process(make, monkeypatch):
     """Masks and costs are equal; weights are the same bits on both ranks, and those of one process to 1e-4."""
-    monkeypatch.setattr("nmbench.calibration.walk.BATCH_TOKENS", 48)  # a first batch is as large on a rank as alone
+    module = importlib.import_module("nmbench.calibration.walk")  # the package has a function of this name
+    monkeypatch.setattr(module, "BATCH_TOKENS", 48)  # a first batch is as large on a rank as alone
     alone = by_one(make)
     one, two = on_ranks(2, make)
     assert one.cost == two.cost == alone.cost
