@@ -87,8 +87,10 @@ def test_statistics_are_those_of_all_windows(family, needs, sequential, windows,
                 assert all(values.equal(getattr(other[name], figure)) for _, other in same)
 
 
-def pruned_by(method: Baseline, ranks: Ranks, bundle: Bundle, deferred: bool = False) -> Made:
+def pruned_by(method: Baseline, ranks: Ranks, bundle: Bundle, deferred: bool = False, streamed: bool = False) -> Made:
     """The whole model pruned; the weights are dense again, whatever happens."""
+    if streamed:
+        bundle.stream(torch.device("cpu"))
     dense, patterns = DenseWeights(bundle), dict.fromkeys(bundle.layers, Pattern(2, 4))
     init = Wanda() if isinstance(method, Swaps) else None
     given = (method, patterns, windows_of(8), "it")
@@ -112,10 +114,11 @@ def repaired(ranks: Ranks, bundle: Bundle) -> Made:
         functools.partial(pruned_by, Wanda()),
         functools.partial(pruned_by, Wanda(), deferred=True),
         functools.partial(pruned_by, SparseGPT()),
+        functools.partial(pruned_by, SparseGPT(), streamed=True),
         functools.partial(pruned_by, Swaps(sequential=True)),
         repaired,
     ],
-    ids=["wanda", "checked later", "sparsegpt", "swaps", "a layer repair"],
+    ids=["wanda", "checked later", "sparsegpt", "streamed", "swaps", "a layer repair"],
 )
 def test_masks_are_those_of_one_process(make, monkeypatch):
     """Masks and costs are equal; weights are the same bits on both ranks, and those of one process to 1e-4."""
