@@ -55,10 +55,10 @@ def masks_checksum(masks: Mapping[str, Tensor]) -> str:
 
 def mask_sum(mask: Tensor) -> Tensor:
     """Return the sum of eight weights at a time, as one integer, times an odd number for their place: int64, scalar."""
-    flat = mask.reshape(-1).view(torch.uint8)
-    words = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
-    places = torch.arange(len(words), device=mask.device) * ODD | 1
-    return (words * places).sum()
+    bits = mask.new_zeros(-(-mask.numel() // 8) * 8)  # a copy: a view may begin between two words
+    bits[: mask.numel()] = mask.reshape(-1)
+    words = bits.view(torch.int64)
+    return (words * (torch.arange(len(words), device=mask.device) * ODD | 1)).sum()
 
 
 def part_digest(part: Tensor) -> bytes:

@@ -199,10 +199,11 @@ def test_ranks_with_other_masks_are_found():
 
 
 def test_a_checksum_sees_every_bit():
-    """Any flipped bit, two exchanged layers and two exchanged words change the checksum; a copy does not."""
+    """Any flipped bit, two exchanged layers and two exchanged words change the checksum; a copy or view does not."""
     masks = {"a": torch.rand(3, 12) > 0.5, "b": torch.rand(3, 12) > 0.5}
     wanted = masks_checksum(masks)
     assert masks_checksum({name: masks[name].clone() for name in ("b", "a")}) == wanted
+    assert masks_checksum({**masks, "a": torch.cat([masks["b"][:1], masks["a"]])[1:]}) == wanted
     assert masks_checksum({"a": masks["b"], "b": masks["a"]}) != wanted
     assert masks_checksum({**masks, "a": masks["a"].flatten().roll(8).view(3, 12)}) != wanted
     for bit in range(36):
