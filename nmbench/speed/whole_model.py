@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from nmbench.models.bundle import Bundle
-from nmbench.speed.report import Times
+from nmbench.speed.times import Times
 
 WARM_UP, REPEAT = 2, 10
 EAGER, GRAPH = "eager", "graph"
@@ -65,11 +65,11 @@ def whole_model(bundle: Bundle, hardware: Launches, sizes: Sizes) -> dict[Key, T
     return found
 
 
-def steps(call: Callable[[], Any], hardware: Launches) -> Iterator[float]:
-    """Wall-clock seconds of each of `REPEAT` calls, after `WARM_UP` calls that are not timed."""
-    for index in range(WARM_UP + REPEAT):
+def steps(call: Callable[[], Any], hardware: Launches, warm_up: int = WARM_UP, repeat: int = REPEAT) -> Iterator[float]:
+    """Wall-clock seconds of each of `repeat` calls, after `warm_up` calls that are not timed."""
+    for index in range(warm_up + repeat):
         seconds = timed(call, hardware)[0]
-        if index >= WARM_UP:
+        if index >= warm_up:
             yield seconds
 
 
