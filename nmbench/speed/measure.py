@@ -184,7 +184,9 @@ def convert_merged(bundle: Bundle, pattern: Pattern, hardware: Hardware) -> int:
     for group in groups:
         install(bundle.model, group, [prune(layers[name].read(), pattern, name) for name in group], form)
         for name in group:
-            layers[name].module.weight = None  # the bundle still holds the layer; its dense weight can go
+            layers[name].module.register_parameter(
+                "weight", None
+            )  # the bundle still holds the layer; its dense weight can go
     return sum(map(len, groups))
 
 

@@ -52,8 +52,11 @@ class Way:
 
 
 DENSE_WAYS = (Way(DENSE, merged=False), Way(DENSE), Way(FP8))
-SPARSE_WAYS = (Way(TORCH, merged=False), Way(CUSPARSELT, merged=False), Way(CUSPARSELT), Way(SEARCHED))
-SPARSE_WAYS += (Way(FP8_CUTLASS), Way(FP8_CUSPARSELT))
+SPARSE_WAYS = (
+    Way(TORCH, merged=False),
+    Way(CUSPARSELT, merged=False),
+    *(Way(form) for form in (CUSPARSELT, SEARCHED, FP8_CUTLASS, FP8_CUSPARSELT)),
+)
 
 
 def prefills(

@@ -83,9 +83,9 @@ def prefill_row(found: Prefill, dense: Prefill) -> dict[str, str]:
     return {
         "way": found.way,
         "products": str(found.count),
-        "eager ms": milliseconds(found.eager and found.eager.median),
-        "graph ms": milliseconds(found.graph and found.graph.median),
-        "of that products": milliseconds(found.products and found.products.median),
+        "eager ms": milliseconds(found.eager),
+        "graph ms": milliseconds(found.graph),
+        "of that products": milliseconds(found.products),
         "other": milliseconds(found.other),
         "launches add": milliseconds(found.launches),
         "host ms": milliseconds(found.host),
@@ -96,7 +96,8 @@ def prefill_row(found: Prefill, dense: Prefill) -> dict[str, str]:
     }
 
 
-def milliseconds(seconds: float | None) -> str:
+def milliseconds(time: Times | float | None) -> str:
+    seconds = time.median if isinstance(time, Times) else time
     return "-" if seconds is None else f"{seconds * 1e3:.1f}"
 
 

@@ -12,8 +12,7 @@ from nmbench.speed.measure import convert_merged
 from nmbench.speed.prefill import DENSE_WAYS, SPARSE_WAYS
 from nmbench.speed.report import render
 from nmbench_plugins.tiny import TinyModel
-
-from .test_measure import TWO_FOUR, Fake, measured
+from reference.speed_hardware import TWO_FOUR, Fake, measured
 
 # down_proj has 96 inputs, which sparse FP8 forms do not multiply
 GROUPS = 2 * 3  # blocks x (q, k, v; o; gate, up)

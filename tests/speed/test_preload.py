@@ -66,7 +66,7 @@ def test_what_is_no_library(tmp_path):
     with pytest.raises(NMBenchError, match=r"holds no libcusparseLt.so.0; give the library, or the folder of `pip"):
         preload.preload_cusparselt(tmp_path)
     (tmp_path / "text").write_text("not a library")
-    with pytest.raises(NMBenchError, match="cannot be loaded: .*text"):
+    with pytest.raises(NMBenchError, match=r"cannot be loaded: .*text"):
         preload.preload_cusparselt(tmp_path / "text")
 
 

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,20 +50,29 @@ def cusparselt(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def cusparselt_searched(weight: Tensor, bias: Tensor | None) -> Product:
-    """`cusparselt` with the fastest of its algorithms, searched for at the first product with a number of tokens."""
-    packed = torch._cslt_compress(weight)
-    found: dict[int, int] = {}
+    """`cusparselt` with the fastest of its algorithms, searched for at the first product of each shape."""
+    packed, shape = torch._cslt_compress(weight), (*weight.shape, weight.dtype)
 
     def product(inputs: Tensor) -> Tensor:
         rows = padded(inputs)
-        if len(rows) not in found:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the search is deprecated; its successor returns more than is needed
-                found[len(rows)] = torch._cslt_sparse_mm_search(packed, rows.t(), bias=bias, transpose_result=True)
-        best = found[len(rows)]
-        return torch._cslt_sparse_mm(packed, rows.t(), bias=bias, transpose_result=True, alg_id=best)[: len(inputs)]
+        key = (*shape, len(rows), bias is None)
+        if key not in SEARCHES:
+            SEARCHES[key] = search(packed, rows, bias)
+        return torch._cslt_sparse_mm(packed, rows.t(), bias=bias, transpose_result=True, alg_id=SEARCHES[key])[
+            : len(inputs)
+        ]
 
     return product
+
+
+SEARCHES: dict[Any, int] = {}  # shape, dtype, tokens and bias -> the fastest algorithm in this process
+
+
+def search(packed: Tensor, rows: Tensor, bias: Tensor | None) -> int:
+    """Return the number of cuSPARSELt's fastest algorithm; its split of sums is left as it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the search deprecated; its successor is private
+        return int(torch._cslt_sparse_mm_search(packed, rows.t(), bias=bias, transpose_result=True))
 
 
 def fp8(weight: Tensor, bias: Tensor | None) -> Product:

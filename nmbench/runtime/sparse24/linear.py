@@ -120,8 +120,9 @@ def joined_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
     """Return the biases of layers one after the other, zeros for those without one; None if none has."""
     if all(layer.bias is None for layer in layers):
         return None
-    parts = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
-    return torch.cat(parts).detach()
+    biases: list[Tensor | None] = [layer.bias for layer in layers]
+    zeros = [layer.weight.new_zeros(layer.out_features) for layer in layers]
+    return torch.cat([zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)]).detach()
 
 
 def put(model: nn.Module, name: str, layer: nn.Module) -> None:
