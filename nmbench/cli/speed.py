@@ -21,8 +21,11 @@ PARTS = ("products", "model", "prefill")
 @click.option("--dtype", metavar="DTYPE", help="float16 or bfloat16.  [bfloat16]")
 @click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), help="Measure these.  [products, model]")
 @click.option("--prefill", type=click.IntRange(min=16), default=2048, show_default=True, help="Tokens of a prefill.")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Begin no further way of a prefill after these.  [all]")
 @click.option("--merged", is_flag=True, help="One sparse product for layers with the same input, in the whole model.")
-@click.option("--cusparselt", type=click.Path(exists=True, path_type=Path), help="Load this cuSPARSELt before torch.")
+@click.option(
+    "--cusparselt", metavar="PATH", type=click.Path(path_type=Path), help="Load this cuSPARSELt, not torch's own."
+)
 @click.option("--trust-remote-code", is_flag=True, help="Let the model run its own code from the hub.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @plugin_option

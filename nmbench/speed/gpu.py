@@ -33,7 +33,6 @@ from nmbench.speed.preload import loaded_path, loaded_version
 
 FLUSH_BYTES = 2**30
 HEAD_START = 2.0  # seconds of buffer writes before a call, as a multiple of the seconds of its launch
-LAUNCHES = 5  # launches timed to find the seconds of one
 KERNEL_NAME = 100  # characters of a kernel's name that are kept
 MULTIPLES = {"cusparselt": (16, 16), "cutlass": (32, 64)}  # required of rows and columns, in half precision
 HALF = (torch.float16, torch.bfloat16)
@@ -90,8 +89,8 @@ class SparseTensorCores:
         passes = 1 + math.ceil(HEAD_START * self.launch(call) / self._flush_seconds)
         return [self._timed(call, passes) for _ in range(repeat)]
 
-    def launch(self, call: Callable[[], Any]) -> float:
-        return statistics.median(launch_seconds(call) for _ in range(LAUNCHES))
+    def launch(self, call: Callable[[], Any], count: int = 5) -> float:
+        return statistics.median(launch_seconds(call) for _ in range(count))
 
     def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
         try:

@@ -42,8 +42,8 @@ class Hardware(Protocol):
     def times(self, call: Callable[[], Any], warm_up: int, repeat: int) -> list[float]:
         """Seconds of device time of each of `repeat` calls, with cold caches and without launch times."""
 
-    def launch(self, call: Callable[[], Any]) -> float:
-        """Seconds until a call returns to the host."""
+    def launch(self, call: Callable[[], Any], count: int = 5) -> float:
+        """Median seconds until a call returns to the host, of `count` calls."""
 
     def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
         """A call that repeats the work of `call`, launched at once; None if that work cannot be recorded."""

@@ -65,7 +65,7 @@ def measure(
     if MODEL in parts:
         report("the whole model, dense")
         dense = whole_model(bundle, hardware, sizes)
-    profile = prefills(bundle, pattern, sizes.prefill_tokens, hardware, report) if PREFILL in parts else []
+    profile = prefills(bundle, pattern, sizes, hardware, report) if PREFILL in parts else []
     converted, models = 0, []
     if MODEL in parts:
         report("the whole model, sparse" + ", merged" * merged)

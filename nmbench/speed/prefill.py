@@ -7,6 +7,7 @@ with the weights as they were loaded; then the weights are pruned in place, and 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +33,9 @@ from nmbench.speed.hardware import Hardware
 from nmbench.speed.prefill_report import KERNELS, Prefill
 from nmbench.speed.pruning import prune, random_inputs
 from nmbench.speed.times import Times
-from nmbench.speed.whole_model import prefill_call, steps
+from nmbench.speed.whole_model import Sizes, prefill_call, prefill_tokens, steps
 
-WARM_UP, REPEAT = 1, 5
+WARM_UP, REPEAT, HOST = 1, 5, 2  # calls; the last are timed on the host
 FEW = 16  # tokens of the pass that observes shared inputs
 MOST_ERROR = 0.5  # of the logits; rounding to FP8 in a random model stays below, exchanged columns do not
 
@@ -60,12 +61,13 @@ SPARSE_WAYS = (
 
 
 def prefills(
-    bundle: Bundle, pattern: Pattern, tokens: int, hardware: Hardware, report: Callable[[str], None]
+    bundle: Bundle, pattern: Pattern, sizes: Sizes, hardware: Hardware, report: Callable[[str], None]
 ) -> list[Prefill]:
-    """Profile a prefill of `tokens` tokens with every way. The model is left pruned, with dense layers.
+    """Profile a prefill with every way that begins in time. The model is left pruned, with dense layers.
 
     A way whose logits are not those of dense products of the same weights has no figures.
     """
+    began, tokens = time.monotonic(), prefill_tokens(bundle, sizes)
     layers = convertible(bundle, hardware)
     groups = shared_inputs({name: layer.module for name, layer in layers.items()}, prefill_call(bundle, FEW))
     call = torch.inference_mode()(prefill_call(bundle, tokens))
@@ -75,6 +77,9 @@ def prefills(
             prune_all(layers, pattern)
         reference = call().logits.clone()
         for way in ways:
+            if time.monotonic() - began > sizes.prefill_seconds:
+                found.append(Prefill(way.name, tokens, problem=f"not begun within {sizes.prefill_seconds:g} seconds"))
+                continue
             report(f"a prefill of {tokens}, {way.name}")
             found.append(profiled(bundle, way, groups, layers, call, reference, tokens, hardware))
     return found
@@ -160,7 +165,7 @@ def figures_of(call: Callable[[], Any], products: Callable[[], Any], hardware: H
     kernels = hardware.kernel_times(call)
     return {
         "eager": eager,
-        "host": hardware.launch(call),
+        "host": hardware.launch(call, HOST),
         "graph": graph_times(call, hardware),
         "products": graph_times(products, hardware),
         "device": sum(kernel.seconds for kernel in kernels),

@@ -51,7 +51,7 @@ class Fake:
         self.calls.append(call)
         return [self.ratio if self.is_sparse(call) else 1.0] * repeat
 
-    def launch(self, call):
+    def launch(self, call, count=5):
         return 0.25 if self.is_sparse(call) else 0.125
 
     def graphed(self, call):
@@ -76,7 +76,7 @@ class Fake:
         return 1000 - len(self.converted)
 
 
-def measured(bundle, tokens, hardware, **options):
+def measured(bundle, tokens, hardware, seconds=100, **options):
     """The report of a small model at 2:4, with few steps."""
-    sizes = Sizes(prefill_tokens=24, prompt_tokens=8, decode_steps=4, decode_batches=(1, 3))
+    sizes = Sizes(24, prefill_seconds=seconds, prompt_tokens=8, decode_steps=4, decode_batches=(1, 3))
     return measure(bundle, TWO_FOUR, tokens, hardware, sizes=sizes, **options)

@@ -68,6 +68,14 @@ def test_a_wrong_way_has_no_figures():
     assert [one.way for one in found.prefill if one.problem and "wrong" in one.problem] == [TORCH]
 
 
+def test_ways_that_begin_too_late_are_left_out():
+    """After the seconds are spent, ways are named without figures; the report stands."""
+    found = measured(TinyModel().load("llama"), (1,), Fake(), seconds=0, parts=["prefill"])
+    assert {one.problem for one in found.prefill} == {"not begun within 0 seconds"}
+    assert found.to_dict()["prefill"][0]["speedup"] is None
+    assert "not begun" in render(found)
+
+
 def test_without_graphs_eager_stands():
     """Where no graph can be recorded, the parts are missing and the speedup is that of eager times."""
     found = profile(graphs=False)

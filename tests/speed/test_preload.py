@@ -12,7 +12,9 @@ from nmbench.speed import preload
 SOURCE = """
 int cusparseLtGetProperty(int part, int* value) { int version[] = {0, 10, 3}; *value = version[part]; return 0; }
 """
+ASK = "cusparseLtGetProperty(1, &v); return v; }"
 compiler = shutil.which("cc") or shutil.which("gcc")
+SHARED = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{preload.NAME}"]
 with_compiler = pytest.mark.skipif(compiler is None, reason="needs a C compiler for a stand-in of the library")
 
 
@@ -22,7 +24,7 @@ def library(tmp_path_factory):
     folder.mkdir(parents=True)
     (folder / "x.c").write_text(SOURCE)
     made = folder / preload.NAME
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", made, folder / "x.c"], check=True)
+    subprocess.run([*SHARED, "-o", made, folder / "x.c"], check=True)
     return made
 
 
@@ -78,3 +80,22 @@ def test_which_one_is_loaded(tmp_path):
     assert preload.loaded_path(maps) is None
     maps.write_text("7f00-7f01 r-xp 00000000 08:01 12   /opt/nvidia/lib/libcusparseLt.so.0\n")
     assert str(preload.loaded_path(maps)) == "/opt/nvidia/lib/libcusparseLt.so.0"
+
+
+@with_compiler
+def test_a_library_that_names_another_gets_the_one_loaded_before(library, tmp_path):
+    """As torch's does: a library that names cuSPARSELt, with a path of its own to another, uses the one preloaded."""
+    own = tmp_path / "torch"
+    own.mkdir()
+    (own / "x.c").write_text(SOURCE.replace("10, 3", "8, 0"))
+    (own / "y.c").write_text("int cusparseLtGetProperty(int, int*); int minor() { int v; " + ASK)
+    subprocess.run([*SHARED, "-o", own / preload.NAME, own / "x.c"], check=True)
+    linked = ["-o", own / "y.so", own / "y.c", own / preload.NAME, "-Wl,--disable-new-dtags,-rpath," + str(own)]
+    subprocess.run([*SHARED[:3], *linked], check=True)
+    code = (
+        "import ctypes, sys; from pathlib import Path; from nmbench.speed.preload import *;"
+        "sys.argv[2:] and preload_cusparselt(Path(sys.argv[2])); print(ctypes.CDLL(sys.argv[1]).minor())"
+    )
+    for other, expected in (([], "8"), ([library], "10")):
+        done = subprocess.run([sys.executable, "-c", code, own / "y.so", *other], capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr

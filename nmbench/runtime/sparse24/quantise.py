@@ -54,4 +54,4 @@ def compiled() -> Any:
 def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows as FP8 with one scale for all, float32 `[1]`."""
     largest = torch.linalg.vector_norm(rows, torch.inf, dtype=torch.float32).clamp(min=LEAST)
-    return (rows * (LARGEST / largest).to(rows.dtype)).clamp(-LARGEST, LARGEST).to(FP8), (largest / LARGEST).reshape(1)
+    return (rows * (LARGEST / largest)).clamp(-LARGEST, LARGEST).to(FP8), (largest / LARGEST).reshape(1)
