@@ -1,6 +1,6 @@
 """A plugin: `--model shape:NAME` is a random model of a shape of `shapes.py`, made on the GPU in a second or two.
 
-    nmbench speed --plugin benchmarks/shape_model.py --model shape:llama-3.1-8b --only prefill --prefill 8192
+    nmbench speed --plugin shape_model.py --model shape:llama-3.1-8b --only prefill --prefill 8192
 
 `shape:NAME@BLOCKS` has fewer blocks.
 """

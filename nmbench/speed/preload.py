@@ -2,8 +2,8 @@
 
 torch's CUDA library names `libcusparseLt.so.0` and finds it by a path of its own, which `LD_LIBRARY_PATH` does not
 override. A library of that name that the process has already loaded is taken instead. `torch.backends.cusparselt` tells
-the release whose header torch was compiled with; the release that runs is asked of the library itself. Headers of
-0.8.1 and 0.10.0 differ in their version numbers only, so that torch can call either.
+the release whose header torch was compiled with; the release that runs is asked of the library itself. The
+headers of 0.8.0, 0.8.1 and 0.10.0 declare the same types and functions, so that torch can call any of them.
 """
 
 from __future__ import annotations
