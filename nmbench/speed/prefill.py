@@ -31,7 +31,7 @@ from nmbench.runtime.sparse24.forms import (
 )
 from nmbench.speed.hardware import Hardware
 from nmbench.speed.prefill_report import KERNELS, Prefill
-from nmbench.speed.pruning import prune, random_inputs
+from nmbench.speed.pruning import difference, prune, random_inputs
 from nmbench.speed.times import Times
 from nmbench.speed.whole_model import Sizes, prefill_call, prefill_tokens, steps
 
@@ -178,8 +178,3 @@ def graph_times(call: Callable[[], Any], hardware: Hardware) -> Times | None:
     """Return the times of a call as one graph; None where it cannot be one."""
     graph = hardware.graphed(call)
     return Times.of(list(steps(graph, hardware, WARM_UP, REPEAT))) if graph else None
-
-
-def difference(logits: Tensor, reference: Tensor) -> float:
-    """Return how far logits are from the reference, relative (Frobenius norm)."""
-    return float((logits.float() - reference.float()).norm() / reference.float().norm())

@@ -38,12 +38,17 @@ def check_fits(weight: Tensor, name: str) -> None:
         )
 
 
-def checked(sparse: Tensor, dense: Tensor, name: str, most: float = MOST_ERROR) -> float:
-    """The relative difference of two products (Frobenius norm). Raises `NumericalFailure` above `most`."""
-    error = float((sparse.float() - dense.float()).norm() / dense.float().norm())
-    if not error <= most:
+def checked(sparse: Tensor, dense: Tensor, name: str) -> float:
+    """The relative difference of two products. Raises `NumericalFailure` above `MOST_ERROR`."""
+    error = difference(sparse, dense)
+    if not error <= MOST_ERROR:
         raise NumericalFailure(f"the sparse product of {name} differs from the dense one by {error:.3g}, relative.")
     return error
+
+
+def difference(found: Tensor, reference: Tensor) -> float:
+    """How far one tensor is from another, relative (Frobenius norm); NaN where one holds NaN."""
+    return float((found.float() - reference.float()).norm() / reference.float().norm())
 
 
 def product_call(inputs: Tensor, weight: Tensor) -> Callable[[], Tensor]:
