@@ -21,7 +21,6 @@ and minibatches, measures losses and scales updates. Nothing is learnt:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import math
@@ -34,20 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finished_rows import opened
 from torch import Tensor
 
-from nmbench import LearnTask, MethodSpec, Pattern, RunSpec
-from nmbench.artifacts.reading import row_masks
-from nmbench.errors import NMBenchError
+from nmbench import LearnTask, Pattern, RunSpec
 from nmbench.evaluation import Objective, losses_in_parts
-from nmbench.experiment.plan import checked
-from nmbench.experiment.setup import Experiment, prepared
 from nmbench.plain_data import read_toml
-from nmbench.plugins.loading import load_plugins
 from nmbench.pruning import LiveWeights
 from nmbench.results.address import address_of
-from nmbench.results.directory import RunDirectory
-from nmbench.results.files import MemoryCheckpoints, load_masks
 from nmbench.run import run
 from nmbench_plugins.maskpro import policy
 from nmbench_plugins.maskpro.engines.logits import Drawn, Logits
@@ -55,7 +48,6 @@ from nmbench_plugins.maskpro.learner import MaskPro
 from nmbench_plugins.maskpro.tracker import Rule, Tracker
 
 STARTS = {"magnitude": {}, "swaps": {}, "swaps-judged": {"init": "swaps"}}  # label -> options, in this order
-WHO = "maskpro-noise"
 By = Mapping[Pattern, Tensor]  # float32 [groups, group] of units
 
 
@@ -115,7 +107,8 @@ def named(address: str) -> str:
 
 def measured(address: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one start."""
-    experiment, task = opened(address, args)
+    experiment, task = opened(address, args.device, args.dtype)
+    task.generator.manual_seed(args.seed)
     method = MaskPro(**(MaskPro.presets[args.preset] if args.preset else {}))
     windows = method.pool(task)[: args.pool]
     logits = Logits.prior(task, method.prior)
@@ -133,22 +126,6 @@ def measured(address: str, args: argparse.Namespace) -> dict[str, Any]:
     shape = {"windows": len(windows), "window_tokens": windows.shape[1], "groups": sum(map(len, kept.values()))}
     minibatches = parts_of_variance(grid["components"], min(method.minibatch, len(windows)))
     return {**about, **shape, "grid": grid, "minibatch": minibatches, "gradient": truth(halves), **stepped}
-
-
-def opened(address: str, args: argparse.Namespace) -> tuple[Experiment, LearnTask]:
-    """Return the experiment of a run directory and the task of a learner that begins with one of its rows."""
-    found, path = address_of(address), row_masks(address)
-    spec = RunDirectory(found.directory).spec() if found else None
-    if found is None or path is None or spec is None:
-        raise NMBenchError(f"{address} names no row with masks; give RUN_DIRECTORY:LABEL:N:M:SEED.")
-    pattern, seed = path.stem.split("--")[-2].replace("-", ":"), int(path.stem.rpartition("seed")[2])
-    learner = MethodSpec(WHO, "maskpro", {})  # a learner's pool is larger than that of statistics
-    changed = {"device": args.device, "seeds": (seed,), "methods": (*spec.methods, learner)}
-    spec = dataclasses.replace(spec, **changed, **({"dtype": args.dtype} if args.dtype else {}))
-    experiment = prepared(checked(spec, load_plugins(spec.plugins)))
-    pool, patterns = experiment.pools[seed], experiment.patterns(Pattern.parse(pattern))
-    about = (experiment.bundle, experiment.dense, patterns, load_masks(path), pool.calibration, pool.selection)
-    return experiment, LearnTask(*about, args.seed, MemoryCheckpoints(), WHO)
 
 
 def in_groups(task: LearnTask, values: Mapping[str, Tensor], mean: bool = False) -> dict[Pattern, Tensor]:

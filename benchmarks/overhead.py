@@ -48,7 +48,7 @@ from nmbench_plugins.demo import DemoPlays
 
 CONDITIONS = ("bare", "checkpoints", "lines", "live")
 SIZES = {"windows": 8, "window_tokens": 128, "pool_tokens": 65536, "selection_tokens": 16384}
-TEST_CHARACTERS = 8000
+CALIBRATION, TEST_CHARACTERS = "demo", 8000
 WIDTH = 100  # columns of the terminal that the live view is drawn for
 TIMED = {  # part of the overhead -> object and name of the function that does it
     "checkpoints": (FileCheckpoints, "save"),
@@ -189,7 +189,7 @@ def spec_of(args: argparse.Namespace, folder: Path) -> RunSpec:
     (folder / "test.txt").write_text(text, encoding="utf-8")
     options = {"init": "magnitude", "steps": args.steps}
     content = {
-        **{"model": args.model, "device": args.device, **SIZES, "calibration": "demo"},
+        **{"model": args.model, "device": args.device, **SIZES, "calibration": CALIBRATION},
         **{"metrics": [f"ppl:text:{folder}/test.txt@128"], "methods": {"maskpro": {"options": options}}},
         **({"dtype": args.dtype} if args.dtype else {}),
     }

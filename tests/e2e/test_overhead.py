@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from nmbench_plugins.demo import DemoPlays
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overhead.py"
 
 
 @pytest.fixture
-def overhead(monkeypatch):
+def overhead(monkeypatch, tmp_path):
     """The script, as a module, for the sizes of a tiny model."""
     spec = importlib.util.spec_from_file_location("overhead", SCRIPT)
     module = importlib.util.module_from_spec(spec)
@@ -21,6 +23,8 @@ def overhead(monkeypatch):
     sizes = {"windows": 2, "window_tokens": 16, "pool_tokens": 512, "selection_tokens": 64}
     monkeypatch.setattr(module, "SIZES", sizes)
     monkeypatch.setattr(module, "TEST_CHARACTERS", 600)
+    (tmp_path / "calibration").write_text(next(iter(DemoPlays().texts("calibration")))[:8000], encoding="utf-8")
+    monkeypatch.setattr(module, "CALIBRATION", f"text:{tmp_path}/calibration")
     return module
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nmbench import Pattern
+from nmbench import NMBenchError, Pattern
 from nmbench_plugins.demo import DemoPlays
 from nmbench_plugins.maskpro import policy
 from reference.run_directory import write_run
@@ -20,11 +20,13 @@ SCRIPT = Path(__file__).parents[3] / "benchmarks" / "maskpro_noise.py"
 @pytest.fixture
 def noise(monkeypatch):
     """The script, as a module."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("maskpro_noise", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "maskpro_noise", module)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.modules.pop("finished_rows", None)
 
 
 class Policy:
@@ -93,5 +95,5 @@ def test_the_script_runs_on_a_tiny_model(noise, monkeypatch, tmp_path, capsys):
 def test_a_row_without_a_mask_is_refused(noise, tmp_path):
     """An address that names no row of a run directory is an error of one line."""
     path = write_run(tmp_path / "a", [])
-    with pytest.raises(noise.NMBenchError, match="no row"):
-        noise.opened(f"{path}:wanda:2:4:0", noise.parser().parse_args([]))
+    with pytest.raises(NMBenchError, match="no row"):
+        noise.opened(f"{path}:wanda:2:4:0", "cpu")
