@@ -20,10 +20,10 @@ def overhead(monkeypatch, tmp_path):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "overhead", module)
     spec.loader.exec_module(module)
-    sizes = {"windows": 2, "window_tokens": 16, "pool_tokens": 512, "selection_tokens": 64}
+    sizes = {"windows": 2, "window_tokens": 32, "pool_tokens": 512, "selection_tokens": 256}
     monkeypatch.setattr(module, "SIZES", sizes)
     monkeypatch.setattr(module, "TEST_CHARACTERS", 600)
-    (tmp_path / "calibration").write_text(next(iter(DemoPlays().texts("calibration")))[:8000], encoding="utf-8")
+    (tmp_path / "calibration").write_text(next(iter(DemoPlays().texts("calibration")))[2000:10000], encoding="utf-8")
     monkeypatch.setattr(module, "CALIBRATION", f"text:{tmp_path}/calibration")
     return module
 
