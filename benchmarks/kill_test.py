@@ -46,7 +46,10 @@ def phase(text):
     os.pwrite(phases, text.encode().ljust(200), 0)
 def kind(path):
     parts = str(path).split(os.sep)
-    return parts[-2] if parts[-2:-1] and parts[-2] in KINDS else parts[-1] if "." in parts[-1] else "a file"
+    if parts[-2:-1] and parts[-2] in KINDS: return parts[-2]
+    names = parts[-1].lstrip(".").split(".")
+    if len(names[-1]) == 32: names.pop()  # of a temporary file
+    return ".".join(names) if len(names) > 1 else "a folder or file"
 KINDS = ("masks", "losses", "checkpoints", "errors", "weights")
 def target(name, args):
     if name == "fsync":
