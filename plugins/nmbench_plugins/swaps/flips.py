@@ -45,6 +45,7 @@ LEAST = {
     "screen_tokens": 2,
     "confirm_tokens": 2,
     "window_tokens": 2,
+    "pool_windows": 1,
     "minibatch": 1,
     "skip_tokens": 0,
     "margin": 0.0,
@@ -83,6 +84,9 @@ class Flips(nmbench.MaskLearner):
     screen_tokens: int = nmbench.option(8192, "tokens of a step for the screening", unit="tokens")
     confirm_tokens: int = nmbench.option(8192, "tokens of a step for the confirmation", unit="tokens")
     window_tokens: int = nmbench.option(128, "length of a sequence to screen and confirm by, at most", unit="tokens")
+    pool_windows: int | None = nmbench.option(
+        None, "learn from this many windows of window_tokens; none: the whole pool", unit="windows"
+    )
     minibatch: int = nmbench.option(16, "windows that go through the model at once", unit="windows")
     skip_tokens: int = nmbench.option(1, "first tokens of every window that are left out of the evidence")
     doubt: float = nmbench.option(0.5, "standard errors of harm from which on a unit is left out")

@@ -38,12 +38,28 @@ class FlipsRun:
         self.masks: Masks = {name: mask.to(device) for name, mask in task.initial.items()}
         self.selection: nmbench.Selection[Masks] = nmbench.Selection(task, dict(self.masks), method.tolerance)
         self.sizes = torch.zeros(len(task.layers), method.units, dtype=torch.float64, device=device)
-        self.windows = task.windows(min(method.window_tokens, task.pool.shape[1]))
+        self.windows = self.pool()
         self.earlier: dict[str, Tensor] = {}
         self.step = self.taken = 0
         self.writing: list[str] = []
         self.local: list[str] = []
         self.rewards = Rewards(task, method, live, self.windows) if method.evidence == "rewards" else None
+
+    def pool(self) -> Tensor:
+        """Return the windows to screen and confirm by. Raises `NMBenchError` if the pool has fewer than asked for."""
+        length, wanted = min(self.method.window_tokens, self.task.pool.shape[1]), self.method.pool_windows
+        windows = self.task.windows(length)
+        if wanted and wanted > len(windows):
+            raise nmbench.NMBenchError(
+                f"{self.task.who} asks for {wanted} windows of {length} tokens, the pool has {len(windows)}; raise "
+                f"--pool-tokens to {wanted * length}."
+            )
+        return windows[:wanted]
+
+    @property
+    def evident(self) -> Tensor:
+        """The windows that evidence is from: those of the pool, or the few that the learner may read."""
+        return self.windows if self.method.pool_windows else self.task.pool
 
     def learnt(self) -> dict[str, Tensor]:
         """Do the whole run, or the rest of a run from its last checkpoint; return the masks by layer."""
@@ -65,7 +81,7 @@ class FlipsRun:
                 self.sizes[number] = self.method.output_step if name in writing else self.method.local_step
             self.selection.start(self.losses(self.selection.looked_at, self.masks))
             if self.rewards:
-                self.rewards.start(self.draw(self.method.evidence_tokens, self.task.pool))
+                self.rewards.start(self.draw(self.method.evidence_tokens, self.evident))
             return
         self.selection.restore(saved["selection"])
         self.step, self.taken = saved["step"], saved["taken"]
@@ -103,7 +119,7 @@ class FlipsRun:
     def evidence(self) -> Evidence:
         """Gather the evidence of this step, with that of earlier steps if the learner keeps it."""
         method = self.method
-        windows = self.draw(method.evidence_tokens, self.task.pool)
+        windows = self.draw(method.evidence_tokens, self.evident)
         given = (self.writing, self.local, method.minibatch, method.skip_tokens)
         evidence = gathered(self.task, self.live, self.masks, windows, *given)
         if not evidence.error:
@@ -161,7 +177,7 @@ class FlipsRun:
         tokens = self.draw(self.method.confirm_tokens, self.windows)
         before = self.losses(tokens, self.masks)
         gain = before - self.finite_losses(tokens, masks)
-        better = float(gain.mean()) > self.method.margin * standard_error(gain)
+        better = len(gain) > 1 and float(gain.mean()) > self.method.margin * standard_error(gain)
         share = groups_changed({**self.masks, **masks}, self.masks, self.task.pattern)
         if self.rewards:
             self.rewards.decided(self.masks, masks, better)
