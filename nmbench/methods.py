@@ -115,10 +115,20 @@ class Method:
 
     @property
     def data_parallel(self) -> bool:
-        """True if the ranks of torchrun may share the minibatches: a learner of the whole model that knows how.
+        """True if the ranks of torchrun may share the work, as a walk, and a learner of the whole model that knows how.
 
-        Its losses and gradients come from `task.shared`, or from the `Training` of `task.gradients()`, and every
-        decision from these, from the seed, or from `task.ranks.decided`. Otherwise one process learns.
+        The losses and gradients of such a learner come from `task.shared`, or from the `Training` of
+        `task.gradients()`, and every decision from these, from the seed, or from `task.ranks.decided`. Otherwise one
+        process does the work.
+        """
+        return False
+
+    @property
+    def eight_bit(self) -> bool:
+        """True if the method also works on weights that the model stores in 8 bits (`--weights int8`).
+
+        Such a method returns masks alone. A learner changes live weights by `apply` and `apply_dense` only, reads dense
+        ones by `original` or `stored`, and computes no gradients of weights.
         """
         return False
 
@@ -137,6 +147,11 @@ class Method:
 @dataclass(frozen=True)
 class Layerwise(Method):
     """A method that works on one layer at a time, from its weights and the statistics in `needs`."""
+
+    @property
+    def data_parallel(self) -> bool:
+        """True if there is a walk, whose windows the ranks of torchrun share."""
+        return self.needs is not Stat.NONE
 
     @property
     def needs(self) -> Stat:
@@ -177,6 +192,7 @@ class Scorer(Baseline):
     method_kind: ClassVar[str] = "scorer"
     work_method: ClassVar[str] = "score"
     unit_power: ClassVar[int] = 1
+    eight_bit = True
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """Return finite scores of the shape of `weight` `[out, in]`; larger = keep."""
@@ -205,6 +221,7 @@ class Refiner(Baseline):
 
     method_kind: ClassVar[str] = "refiner"
     work_method: ClassVar[str] = "refine"
+    eight_bit = True
 
     init: str = option(START, "registered scorer or solver whose mask is refined")
 
@@ -274,6 +291,7 @@ class MaskSource(Method):
 
     method_kind: ClassVar[str] = "mask source"
     work_method: ClassVar[str] = "bring"
+    eight_bit = True
 
     def bring(self, model: DenseModel) -> PrunedModel:
         """Return one `Pruned` for every name in `model.weights`. Raises `NMBenchError` naming a layer that differs."""

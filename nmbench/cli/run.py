@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
+@click.option("--weights", metavar="int8", help="Store prunable weights in 8 bits.  [in the pruning dtype]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
 @click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
 @click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")
@@ -88,7 +89,7 @@ def run(
         raise NMBenchError("--fail-fast ends a run whose rows are done in turn; leave it out with --jobs.")
 
     if (launch := launched()) is not None:
-        check_flags(len(runs), jobs, dry_run, flags["stream"])
+        check_flags(len(runs), jobs, dry_run)
 
     def do(run: Run) -> bool:
         if len(runs) > 1:

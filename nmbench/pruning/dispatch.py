@@ -13,6 +13,7 @@ from nmbench.experiment.jobs import Job
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Pruned, PrunedModel
 from nmbench.models.applying import moved
+from nmbench.models.dense_weights import ByLayer
 from nmbench.models.stored_names import StoredNames
 from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.confirming import confirmed, unseen
@@ -26,6 +27,7 @@ from nmbench.results.directory import RunDirectory
 from nmbench.results.files import FileCheckpoints
 from nmbench.results.format import Record
 from nmbench.runtime.cost import Cost, Spent
+from nmbench.runtime.ranks import sharing
 from nmbench.verification.strict import check_masks
 
 
@@ -60,14 +62,16 @@ def one_shot(job: Job, method: Baseline, experiment: Experiment) -> Made:
         job.label,
         experiment.reporter(job.title, "prune"),
         init,
+        ranks=sharing(),
     )
 
 
 def imported(job: Job, method: MaskSource, experiment: Experiment) -> PrunedModel:
     """Return the masks of a mask source, proven strict and moved to the device of the model."""
     bundle, patterns = experiment.bundle, experiment.patterns(job.pattern)
-    weights = {name: experiment.dense.layer(layer) for name, layer in bundle.layers.items()}
-    pruned = method.bring(DenseModel(weights, patterns, bundle.skipped, StoredNames.of(bundle.model).parameter))
+    pruned = method.bring(
+        DenseModel(ByLayer(experiment.dense), patterns, bundle.skipped, StoredNames.of(bundle.model).parameter)
+    )
     check_masks(pruned.masks, patterns, bundle.shapes, job.label)
     return on_host(pruned, bundle.host)
 
@@ -131,7 +135,8 @@ def repaired_from(
     report = experiment.reporter(job.title, "repair")
     if isinstance(method, LayerRepair):
         windows = pool.calibration[: experiment.spec.windows]
-        return repaired_layers(experiment.bundle, experiment.dense, method, patterns, windows, who, start, report)
+        model = experiment.bundle, experiment.dense
+        return repaired_layers(*model, method, patterns, windows, who, start, report, sharing())
     if isinstance(method, BlockRepair):
         windows = pool.calibration[: method.windows_read]
         store = BlockStore(lambda index: block_checkpoints(job, index, directory))

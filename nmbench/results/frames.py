@@ -51,6 +51,7 @@ TIDY = {
 }
 WIDE = {
     "directory": TIDY["directory"] + ", where several were read",
+    "row_directory": "first run directory with a seed of the row, where several hold some",
     **{name: TIDY[name] for name in ("label", "method", "pattern", "seed", "weights_changed")},
     "options.*": "options of the method as they were resolved",
     "pattern_for.*": "layers with another pattern",
@@ -78,7 +79,7 @@ WIDE = {
     "peak_bytes.device": TIDY["peak_device_bytes"],
     **{f"cost.{name}": text for name, text in TIDY.items() if name.endswith("_tokens") and name != "pareto_tokens"},
     "calibration": "data set of the calibration",
-    "ranks": "processes of torchrun that shared the learning, as a rule 1",
+    "ranks": "processes of torchrun that shared the work, as a rule 1",
     "sampled": "none for real calibration text, and for dense",
     "sampled.*": "calibration text sampled from the dense model: options, windows, and its cost, which all rows share",
     "*_digest": "16 hex digits that name tokens, job, run or protocol; equal digests: equal content",
