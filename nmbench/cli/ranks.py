@@ -56,7 +56,7 @@ def check_command(name: str | None) -> None:
         raise NMBenchError(f"torchrun is for `nmbench {COMMAND}`; start `nmbench {name}` without it.")
 
 
-def check_flags(runs: int, jobs: str | None, dry_run: bool, stream: bool | None) -> None:
+def check_flags(runs: int, jobs: str | None, dry_run: bool, stream: bool | str | None) -> None:
     """Raise `NMBenchError` for what several ranks cannot do."""
     impossible = {
         "--jobs gives other processes the rows": jobs is not None,

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU if torch finds one.  [auto]")
 @click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
+@click.option("--stream-from", metavar="host|disk", help="Where blocks wait: memory, or files.  [host]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
@@ -88,7 +89,7 @@ def run(
         raise NMBenchError("--fail-fast ends a run whose rows are done in turn; leave it out with --jobs.")
 
     if (launch := launched()) is not None:
-        check_flags(len(runs), jobs, dry_run, flags["stream"])
+        check_flags(len(runs), jobs, dry_run, flags["stream"] or flags["stream_from"])
 
     def do(run: Run) -> bool:
         if len(runs) > 1:

@@ -66,7 +66,7 @@ def proven(bundle: Bundle, pruned: PrunedModel | None, patterns: Mapping[str, Pa
     if pruned is None:
         return None
     weights = {name: layer.read() for name, layer in bundle.layers.items()}
-    return check_strict(weights, pruned.masks, patterns, title.partition(" ")[0])
+    return check_strict(weights, pruned.masks, patterns, title.partition(" ")[0], bundle.release)
 
 
 def subject_of(experiment: Experiment, bundle: Bundle, title: str) -> Subject:

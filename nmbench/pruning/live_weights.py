@@ -43,6 +43,7 @@ class LiveWeights:
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the live weight `[out, in]` of one layer, to be written in place."""
+        self.bundle.open(name)
         return self.bundle.layers[name].read()
 
     def apply(self, masks: Mapping[str, Tensor]) -> None:
@@ -51,6 +52,8 @@ class LiveWeights:
             live = self[name]
             streamed = live.device != self.bundle.device  # the block waits on the host
             masked(self.dense[name] if streamed else self.original(name), mask.to(live.device), live)
+            self.bundle.release(live)
+            self.bundle.release(self.dense[name])
 
     @contextlib.contextmanager
     def provided(self, provider: Provider) -> Iterator[None]:
@@ -96,7 +99,7 @@ class LiveWeights:
     def _replaceable(self, names: Iterable[str], wanted: Tensor) -> bool:
         """True if the logits are `wanted`, to rounding, where layers compute with their weights provided."""
         names = list(names)
-        weights = {name: self[name] for name in names}
+        weights = {name: self.bundle.layers[name].read() for name in names}
         layers = [self.bundle.layers[name] for name in names]
         with hidden(layers), self._instead(names, lambda name: weights[name].to(self.bundle.device)):
             found = self._logits()
