@@ -76,6 +76,18 @@ def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
     return bundle
 
 
+def outlined(spec: RunSpec, plugins: Plugins) -> Bundle | None:
+    """Return the model of `spec` without weights; None if its source cannot tell, whatever the reason."""
+    cls, rest = source_of(spec.model, plugins)
+    dtype = spec.dtype or ("float32" if device_of(spec.device).type == "cpu" else None)
+    source = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code)
+    try:
+        found = source.outline(rest)
+        return found.without(spec.skip) if found else None
+    except Exception:  # the run will say what is wrong with the model
+        return None
+
+
 def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device) -> None:
     """Move a model to `device`, or stream its blocks, by the choice of the user or for lack of device memory.
 

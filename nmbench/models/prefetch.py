@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -91,21 +92,33 @@ class Prefetch:
         return copies
 
     def _slots(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return tensors to read weights into: new ones on a CPU, for a GPU parts of the pinned buffer."""
-        if self.device.type != "cuda":
-            return [torch.empty_like(weight) for weight in weights]
+        """Return tensors to read weights into: parts of a new buffer on a CPU, for a GPU of the pinned one."""
         size = sum(-(-weight.nbytes // ALIGNED) * ALIGNED for weight in weights)
-        if self._buffer.numel() < size:
-            self._buffer = torch.empty(0, dtype=torch.uint8)  # freed before its successor is there
-            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        if self.device.type != "cuda":
+            buffer = torch.frombuffer(private_memory(max(size, 1)), dtype=torch.uint8)
+        else:
+            buffer = self._pinned(size)
         slots, offset = [], 0
         for weight in weights:
-            slots.append(self._buffer[offset : offset + weight.nbytes].view(weight.dtype).view(weight.shape))
+            slots.append(buffer[offset : offset + weight.nbytes].view(weight.dtype).view(weight.shape))
             offset += -(-weight.nbytes // ALIGNED) * ALIGNED
         return slots
 
+    def _pinned(self, size: int) -> Tensor:
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # freed before its successor is there
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return self._buffer
+
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+
+def private_memory(size: int) -> mmap.mmap:
+    """Return memory of its own, which the system has back as soon as nobody needs it; of a heap that is not certain."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
 
 
 def state_of(block: nn.Module) -> tuple[tuple[int, int], ...]:
