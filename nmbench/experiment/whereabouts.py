@@ -11,6 +11,7 @@ import torch
 from nmbench.experiment.memory import GIBIBYTE, bytes_of, planned
 from nmbench.methods import Layerwise, Method, Refiner, Scorer, Stat
 from nmbench.models.bundle import Bundle, hidden_width
+from nmbench.models.hashing import MOST_THREADS, PART_BYTES
 from nmbench.spec import ResolvedSpec
 
 WAITING = 3  # hidden states of all windows while one-shot methods walk: as they wait, and twice those of a batch's pass
@@ -66,7 +67,8 @@ def whereabouts(
     if source == "host":
         host = {"live weights": inside, "dense weights": inside + outside, **held, **ahead, **waiting}
         return Whereabouts(source, device.type, on_device, host, {})
-    host = {"dense weights outside blocks": outside, **ahead, **waiting}
+    hashed = {"hashing": min(inside, 4 * MOST_THREADS * PART_BYTES)}
+    host = {"dense weights outside blocks": outside, **ahead, **hashed, **waiting}
     disk = {"dense weights, in the model's files": inside, "pruned weights": inside, **held}
     return Whereabouts(source, device.type, on_device, host, disk)
 

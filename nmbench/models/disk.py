@@ -75,9 +75,10 @@ class Disk:
         if id(block) not in self._changing:
             self._changing[id(block)] = self.maps.temporary(parameters)
         for parameter, place in zip(parameters, self._changing[id(block)], strict=True):
-            place.copy_(parameter)
-            self.release(parameter.data)
+            before = parameter.data
             parameter.data = place
+            parameter.detach().copy_(before)  # a write to the parameter, which copies made ahead of it do not have
+            self.release(before)
         self._changed.add(id(block))
 
     def put_back(self, parameters: Iterable[nn.Parameter]) -> None:

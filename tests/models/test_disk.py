@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nmbench.errors import CannotWrite, ModelChanged
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.measurement import in_parts
+from nmbench.experiment.whereabouts import whereabouts
 from nmbench.models import mapped
 from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
@@ -20,8 +21,10 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.live_weights import LiveWeights
 from nmbench.pruning.one_shot import prune_one_shot
+from nmbench.spec import MethodSpec, RunSpec
 from nmbench.verification.strict import masks_digest
 from nmbench_plugins.huggingface import Folder
+from nmbench_plugins.huggingface.outline import outline_of_folder
 from nmbench_plugins.magnitude import Magnitude
 from nmbench_plugins.sparsegpt import SparseGPT
 from nmbench_plugins.tiny import TinyModel
@@ -206,3 +209,34 @@ def test_memory_is_that_of_a_few_blocks(python, folders, tmp_path):
     assert weights > 140 * 2**20
     assert from_disk < 0.5 * weights  # in memory, masks alone would be as much
     assert in_memory > 1.5 * weights
+
+
+def test_a_dry_run_says_what_will_be_where(nmbench, folders, texts):
+    """The dry run of a folder loads no weights, and estimates what device, host memory and disk will hold."""
+    text = ["--calibration", f"text:{texts}/cal.txt", "--metric", f"ppl:text:{texts}/test.txt@64"]
+    flags = ["--method", "sparsegpt", *text, "--dry-run"]
+    streamed = nmbench("run", *flags, "--model", folders["llama"], "--stream-from", "disk", "--dtype", "bfloat16")
+    assert streamed.exit_code == 0, streamed.output
+    assert "Estimated, blocks come from disk one by one:" in streamed.output
+    assert "  host memory: about 0.0 GiB (dense weights outside blocks" in streamed.output
+    assert "  disk: about 0.0 GiB (dense weights, in the model's files" in streamed.output
+    assert "disk: " not in nmbench("run", *flags, "--model", folders["llama"], "--no-stream").output
+    assert "is known when the model is loaded" in nmbench("run", *flags, "--model", "tiny:llama").output
+
+
+def test_estimates_of_places(folders):
+    """Every weight lies somewhere: in memory twice where blocks come from there, on disk where they come from it."""
+    bundle, loaded = outline_of_folder(Folder(dtype="bfloat16"), str(folders["llama"])), load(folders["llama"])
+    assert next(bundle.model.parameters()).is_meta
+    assert bundle.shapes == loaded.shapes
+    spec = RunSpec((MethodSpec("wanda", "wanda", {}),), "m", windows=2, window_tokens=32).resolved(bundle.defaults)
+    inside = sum(p.nbytes for block in loaded.blocks.values() for p in block.parameters())
+    whole = sum(tensor.nbytes for tensor in loaded.tensors().values())
+    found = {source: whereabouts(bundle, spec, [Wanda()], CPU, source) for source in (None, "host", "disk")}
+    assert found["host"].host["live weights"] == found["disk"].disk["pruned weights"] == inside
+    assert found[None].host == {"dense weights": whole}
+    assert found["disk"].host["dense weights outside blocks"] == whole - inside
+    masks = sum(a * b for a, b in bundle.shapes.values())
+    assert found["host"].host["masks"] == found["disk"].disk["masks"] == masks
+    assert "repaired weights" not in found["disk"].disk
+    assert whereabouts(bundle, spec, [SparseGPT()], CPU, "disk").disk["repaired weights"] == 2 * masks
