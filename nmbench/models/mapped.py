@@ -18,7 +18,7 @@ from torch import Tensor
 from nmbench.errors import CannotWrite, ModelChanged
 
 MEMORY = Path("/proc/self/smaps")  # the mappings of this process, on Linux
-ALIGNED = 64  # bytes; tensors in a temporary file begin at multiples
+ALIGNED = 64  # bytes; tensors in one file or buffer begin at multiples
 IN_MEMORY = ("tmpfs", "ramfs")  # file systems that are memory themselves
 
 
@@ -97,11 +97,8 @@ class Maps:
         if the disk lacks the space.
         """
         tensors = list(tensors)
-        offsets, size = [], 0
-        for tensor in tensors:
-            offsets.append(size)
-            size += -(-tensor.nbytes // ALIGNED) * ALIGNED
-        mapped = temporary_file(max(size, 1))
+        offsets, size = offsets_of(tensors)
+        mapped = temporary_file(size)
         self._add(mapped)
         return [view(mapped, offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
 
@@ -159,6 +156,15 @@ class Maps:
                 )
 
 
+def offsets_of(tensors: Iterable[Tensor]) -> tuple[list[int], int]:
+    """Return where tensors begin in memory that holds one after the other, and the bytes of all, at least 1."""
+    offsets, size = [], 0
+    for tensor in tensors:
+        offsets.append(size)
+        size += -(-tensor.nbytes // ALIGNED) * ALIGNED
+    return offsets, max(size, 1)
+
+
 def state_of(path: Path) -> tuple[int, ...]:
     """Return what changes when a file is written or replaced; empty if it is not there."""
     try:
@@ -169,7 +175,7 @@ def state_of(path: Path) -> tuple[int, ...]:
 
 
 def view(mapped: mmap.mmap, offset: int, like: Tensor) -> Tensor:
-    """Return the tensor at `offset` of a mapping, of the dtype and shape of `like`."""
+    """Return the tensor at `offset` of a mapping, of the dtype and shape of `like`, with a storage of its own."""
     if not like.numel():
         return torch.empty_like(like)
     return torch.frombuffer(mapped, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-ALIGNED = 64  # bytes; tensors in the pinned buffer begin at multiples
+from nmbench.models.mapped import offsets_of, view
 
 
 @dataclass
@@ -92,17 +92,14 @@ class Prefetch:
         return copies
 
     def _slots(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return tensors to read weights into: parts of a new buffer on a CPU, for a GPU of the pinned one."""
-        size = sum(-(-weight.nbytes // ALIGNED) * ALIGNED for weight in weights)
+        """Return tensors to read weights into: new ones on a CPU, for a GPU parts of the pinned buffer."""
+        offsets, size = offsets_of(weights)
         if self.device.type != "cuda":
-            buffer = torch.frombuffer(private_memory(max(size, 1)), dtype=torch.uint8)
-        else:
-            buffer = self._pinned(size)
-        slots, offset = [], 0
-        for weight in weights:
-            slots.append(buffer[offset : offset + weight.nbytes].view(weight.dtype).view(weight.shape))
-            offset += -(-weight.nbytes // ALIGNED) * ALIGNED
-        return slots
+            memory = private_memory(size)
+            return [view(memory, offset, weight) for offset, weight in zip(offsets, weights, strict=True)]
+        buffer = self._pinned(size)
+        parts = [buffer[at : at + weight.nbytes] for at, weight in zip(offsets, weights, strict=True)]
+        return [part.view(weight.dtype).view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
     def _pinned(self, size: int) -> Tensor:
         if self._buffer.numel() < size:
