@@ -1,24 +1,37 @@
-"""Tokens a second of learners that 1, 2 and 4 ranks share, at a fixed minibatch per rank and at a fixed one in all.
+"""Tokens a second of learners and walks that 1, 2 and 4 ranks share.
 
     python ranks.py --ranks 1 2 4 --model FOLDER --json results/ranks_smollm2_h100x4.json
     python ranks.py --ranks 1 2 4 --shape llama-3.1-8b --methods maskpro --json results/ranks_8b_h100x4.json
+    python ranks.py --ranks 1 2 4 --shape smollm2-135m --methods wanda sparsegpt --window-tokens 2048
+    python ranks.py --ranks 1 2 4 --shape llama-3.1-8b --blocks 8 --methods wanda sparsegpt --window-tokens 2048
     python ranks.py --ranks 1 2 --shape tiny --device cpu --minibatch 2 --window-tokens 16 --steps 2 --warm-up 1
 
-Every number of ranks is started once by torchrun, or as one process, and learns with each method on random tokens.
-Steps are timed between two points where the device is idle, after `--warm-up` steps; loading, captures of CUDA graphs,
-compilation, measurements and checkpoints are not counted. Tokens are those of the minibatches of all ranks, read once.
-`masks`: the digest of the masks of MaskPro, equal if the ranks of a fixed minibatch in all decided as one process.
+Every number of ranks is started once by torchrun, or as one process, and runs each method on random tokens.
+
+Learners, at a fixed minibatch per rank and at a fixed one in all: steps are timed between two points where the device
+is idle, after `--warm-up` steps; loading, captures of CUDA graphs, compilation, measurements and checkpoints are not
+counted. Tokens are those of the minibatches of all ranks, read once.
+
+Walks (`wanda`, `sparsegpt`) of `--windows` windows in all: `prune_one_shot` from a moment when all ranks are ready
+until the last one is done, the median of `--repeats`, after one that compiles. The measurement of a row, which rank 0
+makes alone, is not counted. `making`: the seconds in which rank 0 calls the method for its layers, in a repeat of its
+own in which the device is waited for at every call, so that the rest of `seconds` is the walk and the exchange.
+
+`masks`: the digest of the masks of MaskPro, equal if the ranks of a fixed minibatch in all decided as one process, and
+of those of walks, which differ where sums of statistics round to another side.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +41,21 @@ from shapes import SHAPES, random_model
 from nmbench import Bundle, LearnTask, MaskLearner, Pattern, load_plugins
 from nmbench.experiment.environment import cpu_name, version
 from nmbench.experiment.loading import load_model
+from nmbench.methods import Baseline
 from nmbench.models.dense_weights import DenseWeights
+from nmbench.pruning import one_shot
 from nmbench.pruning.shared_work import masks_digest
 from nmbench.runtime.ranks import Launch, Ranks, joined, sharing_by
 from nmbench_plugins.maskpro import MaskPro
 from nmbench_plugins.soft import Soft
+from nmbench_plugins.sparsegpt import SparseGPT
+from nmbench_plugins.wanda import Wanda
 
 NEVER = 10**9  # steps
 PRIOR = 0.3  # of MaskPro: small, so that a few steps change masks
 MODES = ("per rank", "in all")  # what the minibatch is fixed for
+WALKS: dict[str, Baseline] = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
+LEARNERS = ("maskpro", "soft")
 
 
 def main() -> None:
@@ -58,7 +77,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--methods", nargs="+", default=["maskpro", "soft"], choices=["maskpro", "soft"])
+    parser.add_argument("--methods", nargs="+", default=LEARNERS, choices=[*LEARNERS, *WALKS])
     parser.add_argument("--model")
     parser.add_argument("--shape", choices=sorted(SHAPES))
     parser.add_argument("--blocks", type=int, help="fewer than the shape has")
@@ -68,6 +87,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window-tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warm-up", type=int, default=10)
+    parser.add_argument("--windows", type=int, default=128, help="of a walk")
+    parser.add_argument("--repeats", type=int, default=3, help="of a walk")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -108,7 +129,9 @@ def work(args: argparse.Namespace) -> None:
             bundle = load_model(args.model, load_plugins(), dtype=name, device=args.device)
         weights = DenseWeights(bundle)
         modes = MODES if ranks.size > 1 else MODES[:1]
-        rows = [learnt(args, bundle, weights, ranks, name, mode) for name in args.methods for mode in modes]
+        learners = [name for name in args.methods if name in LEARNERS]
+        rows = [learnt(args, bundle, weights, ranks, name, mode) for name in learners for mode in modes]
+        rows += [walked(args, bundle, weights, ranks, name) for name in args.methods if name in WALKS]
         if ranks.leads:
             args.worker.write_text(json.dumps(rows), encoding="utf-8")
 
@@ -135,6 +158,66 @@ def learnt(
     }
 
 
+def walked(args: argparse.Namespace, bundle: Bundle, weights: DenseWeights, ranks: Ranks, name: str) -> dict[str, Any]:
+    """Time the walk of one method."""
+    windows = random_tokens(bundle, args.windows, args.window_tokens)
+    method, patterns = WALKS[name], dict.fromkeys(bundle.layers, args.pattern)
+    prune = functools.partial(one_shot.prune_one_shot, bundle, weights, method, patterns, windows, name, ranks=ranks)
+    made = prune()
+    digest = masks_digest(made.pruned.masks)[:12]
+    del made
+    if bundle.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [together(ranks, prune, bundle.device) for _ in range(args.repeats)]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if bundle.device.type == "cuda" else None
+    making = making_seconds(prune, bundle.device)
+    median = statistics.median(seconds)
+    return {
+        **{"method": name, "ranks": ranks.size, "fixed": "in all", "windows": args.windows},
+        **{"window_tokens": args.window_tokens, "seconds": round(median, 4), "least": round(min(seconds), 4)},
+        **{"most": round(max(seconds), 4), "making": round(making, 4)},
+        **{"tokens_per_second": round(windows.numel() / median, 1)},
+        **{"peak_gib": peak and round(peak, 2), "masks": digest},
+    }
+
+
+def together(ranks: Ranks, work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds from the moment when all ranks are ready until the last one is done."""
+    wait(device)
+    ranks.every(True)
+    began = time.perf_counter()
+    work()
+    wait(device)
+    ranks.every(True)
+    return time.perf_counter() - began
+
+
+def making_seconds(prune: Callable[[], Any], device: torch.device) -> float:
+    """Seconds in which this rank calls a method for its layers, waiting for the device at every call."""
+    usual, spent = one_shot.prune_layer, [0.0]
+
+    def timed(*given: Any) -> Any:
+        wait(device)
+        began = time.perf_counter()
+        made = usual(*given)
+        wait(device)
+        spent[0] += time.perf_counter() - began
+        return made
+
+    one_shot.prune_layer = timed
+    try:
+        prune()
+    finally:
+        one_shot.prune_layer = usual
+    return spent[0]
+
+
+def wait(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 class Clock:
     """Seconds between the reports of two steps, at which the device is waited for."""
 
@@ -145,8 +228,7 @@ class Clock:
     def __call__(self, stage: str, done: int, total: int | None, values: Mapping[str, float]) -> None:
         if stage != "learn" or done not in (self.first, self.last):
             return
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(self.device)
         if done == self.first:
             self.seconds = -time.perf_counter()
         else:
@@ -174,11 +256,15 @@ def task_of(args: argparse.Namespace, bundle: Bundle, weights: DenseWeights, min
     pattern = args.pattern
     keep = torch.arange(pattern.group) < pattern.keep
     initial = {n: keep.repeat(la.shape[1] // pattern.group).expand(la.shape) for n, la in bundle.layers.items()}
-    vocabulary = bundle.model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randint(vocabulary, (2 * minibatch, args.window_tokens), generator=generator)
+    pool = random_tokens(bundle, 2 * minibatch, args.window_tokens)
     patterns = dict.fromkeys(bundle.layers, pattern)
     return LearnTask(bundle, weights, patterns, initial, pool, pool[:4], 0, Nothing(), "it", clock)
+
+
+def random_tokens(bundle: Bundle, windows: int, window_tokens: int) -> torch.Tensor:
+    """The same windows on every rank."""
+    vocabulary = bundle.model.get_input_embeddings().weight.shape[0]
+    return torch.randint(vocabulary, (windows, window_tokens), generator=torch.Generator().manual_seed(0))
 
 
 class Nothing:

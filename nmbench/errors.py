@@ -49,6 +49,10 @@ class FailedAlone(RankLost):
     """A failure of this process of torchrun, while the others go on."""
 
 
+class FailedElsewhere(NMBenchError):
+    """A failure of another process of torchrun, which ends the job on all of them; they stay in step."""
+
+
 class PluginError(NMBenchError):
     """A plugin that failed at a named stage; the original exception is the cause."""
 

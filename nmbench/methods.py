@@ -115,10 +115,11 @@ class Method:
 
     @property
     def data_parallel(self) -> bool:
-        """True if the ranks of torchrun may share the minibatches: a learner of the whole model that knows how.
+        """True if the ranks of torchrun may share the work, as a walk, and a learner of the whole model that knows how.
 
-        Its losses and gradients come from `task.shared`, or from the `Training` of `task.gradients()`, and every
-        decision from these, from the seed, or from `task.ranks.decided`. Otherwise one process learns.
+        The losses and gradients of such a learner come from `task.shared`, or from the `Training` of
+        `task.gradients()`, and every decision from these, from the seed, or from `task.ranks.decided`. Otherwise one
+        process does the work.
         """
         return False
 
@@ -137,6 +138,11 @@ class Method:
 @dataclass(frozen=True)
 class Layerwise(Method):
     """A method that works on one layer at a time, from its weights and the statistics in `needs`."""
+
+    @property
+    def data_parallel(self) -> bool:
+        """True if there is a walk, whose windows the ranks of torchrun share."""
+        return self.needs is not Stat.NONE
 
     @property
     def needs(self) -> Stat:

@@ -49,14 +49,14 @@ def program(page: str, name: str) -> str:
 def provide(page: str, arguments: list[str], folder: Path) -> None:
     """Put the files into `folder` that a command of a page names: empty ones, where only their name is looked up."""
     for flag, value in itertools.pairwise(arguments):
-        if flag == "--plugin":
+        if flag in ("--config", "--plugin") and (ROOT / "benchmarks" / value).exists():
+            (folder / value).write_bytes((ROOT / "benchmarks" / value).read_bytes())
+        elif flag == "--plugin":
             (folder / value).write_text(program(page, value), encoding="utf-8")
         elif flag == "--model" and ":" not in value and value != "demo":
             (folder / value).mkdir(exist_ok=True)
         elif flag == "--masks":
             (folder / value).touch()
-        elif flag == "--config" and (ROOT / "benchmarks" / value).exists():
-            (folder / value).write_bytes((ROOT / "benchmarks" / value).read_bytes())
         elif match := FILE.match(value):
             (folder / match[1]).touch()
         elif match := ITEMS.match(value):

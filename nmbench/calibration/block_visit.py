@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nmbench.calibration.across_ranks import added_up, found_by_first, pooled
 from nmbench.calibration.arguments import tensors_of
 from nmbench.calibration.expert_inputs import ExpertObserver, observing_experts
 from nmbench.calibration.expert_modules import calling_experts
@@ -24,13 +25,17 @@ from nmbench.calibration.step import Step
 from nmbench.methods import LayerStats, Stat
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.hooks import Observer, Place, observing
+from nmbench.runtime.ranks import ALONE, Ranks
 
 BESIDE = Stat.DRIFT | Stat.LAG  # statistics that compare with the dense model
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The statistics that a walk over `windows` windows gathers, and how: the arguments of `walk`."""
+    """The statistics that a walk over `windows` windows gathers, and how: the arguments of `walk`.
+
+    `windows`: those of all `ranks`.
+    """
 
     needs: Stat
     windows: int
@@ -38,6 +43,7 @@ class Rules:
     skip: Skip
     original: Callable[[Layer], Tensor] | None
     checks: Checks
+    ranks: Ranks = ALONE
 
     @property
     def beside(self) -> bool:
@@ -55,12 +61,14 @@ class BlockVisit:
         self.name, self.block = list(bundle.blocks.items())[index]
         self.layers = {layer.name.removeprefix(f"{self.name}."): layer for layer in bundle.block_layers(index)}
         self.dense_block = dense_copy(self.block, self.layers.values(), rules.original) if rules.beside else None
-        self.tokens = 0  # that went through the block since the last step
+        self.tokens = 0  # that went through the block since the last step, on all ranks
+        self.own_tokens = 0  # that went through it here since the ranks met
 
     def steps(self) -> Iterator[Step]:
         """The layers of the block with their statistics, those of earlier steps being pruned by then."""
-        taps = self._taps() if Stat.LAG in self.rules.needs else {}
-        parts = self._parts() if self.rules.sequential else [list(self.layers)]
+        ranks = self.rules.ranks
+        taps = found_by_first(ranks, self._taps) if Stat.LAG in self.rules.needs else {}
+        parts = found_by_first(ranks, self._parts) if self.rules.sequential else [list(self.layers)]
         for part in parts:
             yield self._step(part, taps, last=part is parts[-1])
 
@@ -76,7 +84,7 @@ class BlockVisit:
         unreached = self._unreached({n: g for n, g in gatherers.items() if not g.tokens and n not in leaders})
         tokens, self.tokens = self.tokens, 0
         if last and self.index + 1 < len(self.bundle.blocks):
-            tokens += sum(forward.batch.numel() for forward in self.live)
+            tokens += self.rules.windows * self.rules.skip.window_tokens
         return Step(
             self.index,
             [self.layers[name] for name in part],
@@ -99,6 +107,8 @@ class BlockVisit:
                     stack.enter_context(calling_experts(block, modules))
                 stack.enter_context(observing(observers(modules, self.layers, {}, self.block, self.dense_block, alone)))
                 self._gather(modules)
+        if gatherers:
+            self._pool(gatherers)
         return [name for name in (*fused, *modules) if gatherers[name].tokens]
 
     def _gathered(
@@ -111,9 +121,15 @@ class BlockVisit:
             gatherers = {name: self._gatherer(name, name in taps) for name in part}
             with observing(observers(gatherers, self.layers, taps, self.block, self.dense_block, common)):
                 self._gather(gatherers, keep)
+            self._pool(gatherers, common)
             if (leaders := common.leaders()) is not None:
                 return gatherers, leaders
         raise AssertionError("layers that are alone have no leaders")
+
+    def _pool(self, gatherers: Mapping[str, Gatherer], common: CommonInputs | None = None) -> None:
+        """Make counts those of all ranks."""
+        self.tokens += pooled(self.rules.ranks, gatherers.values(), common, self.own_tokens)
+        self.own_tokens = 0
 
     def _gatherer(self, name: str, tapped: bool) -> Gatherer:
         layer = self.layers[name]
@@ -130,15 +146,16 @@ class BlockVisit:
                 self._run(forward, self.block)
 
     def _run(self, forward: PausedForward, module: nn.Module, keep: bool = False) -> None:
-        self.tokens += forward.batch.numel()
+        self.own_tokens += forward.batch.numel()
         forward.again(module, keep)
 
     def _finished(self, gatherers: Mapping[str, Gatherer], leaders: Mapping[str, str]) -> dict[str, LayerStats]:
         """Statistics by layer name; a layer with a leader has copies of those of its leader."""
+        leading = {name: gatherer for name, gatherer in gatherers.items() if name not in leaders}
+        added_up(self.rules.ranks, leading.values())
         own = {
             name: gatherer.finish(self.rules.windows, self.layers[name].name, self.rules.checks)
-            for name, gatherer in gatherers.items()
-            if name not in leaders
+            for name, gatherer in leading.items()
         }
         return {self.layers[n].name: own[n] if n in own else copied(own[leaders[n]]) for n in gatherers}
 

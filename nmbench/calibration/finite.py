@@ -6,9 +6,14 @@ Reading a value back from a GPU blocks the host, and the GPU then waits for its 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from nmbench.errors import NumericalFailure
+
+Made = TypeVar("Made")
 
 
 class Checks:
@@ -38,3 +43,33 @@ class Checks:
 
 
 ONE_BY_ONE = Checks()
+
+
+def checked_later(walked: Callable[[Checks], Made], who: str) -> Made:
+    """Return the result of a walk whose statistics and scores are checked to be finite after the walk.
+
+    If a value is not finite, the walk is repeated with a check of each value, which raises the error of the layer.
+    Raises `NumericalFailure` if the repeated walk finds only finite values.
+    """
+    checks = Checks(later=True)
+    try:
+        made = walked(checks)
+    except Exception:
+        if not has_failed(checks):
+            raise
+    else:
+        if not checks.failed():
+            return made
+    walked(ONE_BY_ONE)
+    raise NumericalFailure(
+        f"{who} met NaN or infinite inputs or scores, and did not when it was repeated; nothing it does on this device "
+        f"can be relied on."
+    )
+
+
+def has_failed(checks: Checks) -> bool:
+    """Return True if a noted value is not finite; False as well if the device cannot be read after an error."""
+    try:
+        return checks.failed()
+    except RuntimeError:
+        return False

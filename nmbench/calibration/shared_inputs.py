@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor
 
@@ -38,6 +38,19 @@ class CommonInputs:
                 self.followed.setdefault(name, Counter())[str(leader)] += 1
 
         return observe
+
+    @property
+    def counts(self) -> tuple[Counter[str], dict[str, Counter[str]]]:
+        """How often each layer was gathered, and followed each other layer."""
+        return self.gathered, self.followed
+
+    def pool(self, counts: Iterable[tuple[Counter[str], dict[str, Counter[str]]]]) -> None:
+        """Replace the counts by the sums of `counts`, those of this and of other processes."""
+        self.gathered, self.followed = Counter(), {}
+        for gathered, followed in counts:
+            self.gathered.update(gathered)
+            for name, times in followed.items():
+                self.followed.setdefault(name, Counter()).update(times)
 
     def _leader_of(self, inputs: Tensor) -> str | None:
         """The layer whose callback was last called with this very tensor, as the tensor is now."""

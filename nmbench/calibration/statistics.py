@@ -58,6 +58,11 @@ class Gatherer:
         self.dense: list[Tensor] = []  # inputs in the dense model, until their counterpart comes
         self.dense_stream: list[Tensor] = []
 
+    @property
+    def sums(self) -> list[Tensor]:
+        """The sums over tokens, of those statistics that are needed."""
+        return [one for one in (self.squares, self.gram, self.drift, self.lag) if one is not None]
+
     def add(self, inputs: Tensor) -> None:
         x = self.skip.rows(inputs)
         self.tokens += len(x)

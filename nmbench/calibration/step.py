@@ -14,8 +14,9 @@ from nmbench.models.bundle import Layer
 class Step:
     """Layers of one block to prune now, and their statistics by layer name.
 
-    `last`: no more layers of this block follow. `block_tokens`: the tokens that went through the block for this step;
-    the last step of a block counts the tokens that will go through the pruned block, unless it is the last block.
+    `last`: no more layers of this block follow. `block_tokens`: the tokens that went through the block for this step,
+    on all ranks together; the last step of a block counts the tokens that will go through the pruned block, unless it
+    is the last block.
     `fallbacks`: experts without tokens, whose statistics are those of other tokens.
     """
 

@@ -33,6 +33,7 @@ from nmbench.errors import NMBenchError
 from nmbench.methods import Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
 from nmbench.models.forward import uncached
+from nmbench.runtime.ranks import ALONE, Ranks
 
 BATCH_TOKENS = 4096  # that go through a block at once; more is slower on a CPU
 GPU_BATCH_NUMBERS = 2 * 10**7  # of a batch of hidden states; a GPU is not busy with 4096 tokens of a narrow model
@@ -50,6 +51,7 @@ def walk(
     undo: bool = False,
     checks: Checks = ONE_BY_ONE,
     tokens_at_once: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Step]:
     """Visit the blocks from first to last; the blocks below see the weights that the caller gives a block.
 
@@ -57,11 +59,12 @@ def walk(
     step, or several if `sequential`. `original` gives the dense weight `[out, in]` of a layer, if the live ones are not
     dense. The blocks before `start` are no steps. If `undo`, the prunable weights of a block are put back once its
     outputs have been computed, from a copy beside them; a streamed block is dropped instead. `checks` says when the
-    statistics are found to be finite. `tokens_at_once`: tokens of a batch, by default what suits the device. TF32 is
-    off while statistics are gathered. Raises `NMBenchError` if no token of a window is left, or if the model cannot be
+    statistics are found to be finite. `tokens_at_once`: tokens of a batch, by default what suits the device. `ranks`
+    share the windows, and all of them get the same steps (`across_ranks`). TF32 is off while statistics are gathered.
+    Raises `NMBenchError` if no token of a window is left, or if the model cannot be
     paused at its blocks.
     """
-    rules = Rules(needs, len(windows), sequential, Skip(skip_tokens, windows.shape[1]), original, checks)
+    rules = Rules(needs, len(windows), sequential, Skip(skip_tokens, windows.shape[1]), original, checks, ranks)
     check_skip(rules.skip)
     with passes(bundle, windows, rules, tokens_at_once) as (live, dense):
         for index, block in enumerate(bundle.blocks.values()):
@@ -82,8 +85,8 @@ def walk(
 def passes(
     bundle: Bundle, windows: Tensor, rules: Rules, tokens_at_once: int | None
 ) -> Iterator[tuple[list[PausedForward], list[PausedForward]]]:
-    """One paused pass for every batch of windows, and another through dense weights where a statistic needs it."""
-    batches = batches_of(bundle, windows, tokens_at_once)
+    """One paused pass for every batch of this rank, and another through dense weights where a statistic needs it."""
+    batches = batches_of(bundle, rules.ranks.part(windows), tokens_at_once)
     with (
         uncached(bundle.model),
         paused_forwards(bundle, batches, writing := writing_blocks(bundle, windows)) as live,
@@ -107,5 +110,7 @@ def batch_tokens(bundle: Bundle, device: torch.device) -> int:
 
 def batches_of(bundle: Bundle, windows: Tensor, tokens_at_once: int | None = None) -> Sequence[Tensor]:
     """The windows int64 `[windows, window_tokens]` in batches, where the model computes."""
+    if not len(windows):
+        return []
     tokens = tokens_at_once or batch_tokens(bundle, bundle.device)
     return windows.to(bundle.device).split(max(1, tokens // windows.shape[1]))

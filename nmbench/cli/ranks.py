@@ -56,12 +56,11 @@ def check_command(name: str | None) -> None:
         raise NMBenchError(f"torchrun is for `nmbench {COMMAND}`; start `nmbench {name}` without it.")
 
 
-def check_flags(runs: int, jobs: str | None, dry_run: bool, stream: bool | str | None) -> None:
+def check_flags(runs: int, jobs: str | None, dry_run: bool) -> None:
     """Raise `NMBenchError` for what several ranks cannot do."""
     impossible = {
         "--jobs gives other processes the rows": jobs is not None,
         "--dry-run does nothing": dry_run,
-        "--stream is for methods that torchrun does not speed up": bool(stream),
         f"the command has {runs} runs, and torchrun does one": runs > 1,
     }
     for what, given in impossible.items():
@@ -87,7 +86,7 @@ def joining(launch: Launch | None, spec: RunSpec) -> Iterator[bool]:
 
 
 def take_part(spec: RunSpec) -> None:
-    """Learn with rank 0 until its rows are done. What fails here alone is said on standard error."""
+    """Make rows with rank 0 until they are done. What fails here alone is said on standard error."""
     from nmbench.cli.shared import loaded
     from nmbench.experiment.contenders import with_typed_options
     from nmbench.runtime.ranks import joined_ranks

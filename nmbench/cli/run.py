@@ -89,7 +89,7 @@ def run(
         raise NMBenchError("--fail-fast ends a run whose rows are done in turn; leave it out with --jobs.")
 
     if (launch := launched()) is not None:
-        check_flags(len(runs), jobs, dry_run, flags["stream"] or flags["stream_from"])
+        check_flags(len(runs), jobs, dry_run)
 
     def do(run: Run) -> bool:
         if len(runs) > 1:

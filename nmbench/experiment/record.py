@@ -160,7 +160,7 @@ def figures_of(found: Measured, meter: Meter) -> Figures:
 
 
 def ranks_of(job: Job) -> int:
-    """Return the number of processes that share the learning of a job."""
+    """Return the number of processes that share the work of a job."""
     return joined_ranks().size if job.contender.method.data_parallel else 1
 
 

@@ -26,6 +26,7 @@ from nmbench.results.directory import RunDirectory
 from nmbench.results.files import FileCheckpoints
 from nmbench.results.format import Record
 from nmbench.runtime.cost import Cost, Spent
+from nmbench.runtime.ranks import sharing
 from nmbench.verification.strict import check_masks
 
 
@@ -60,6 +61,7 @@ def one_shot(job: Job, method: Baseline, experiment: Experiment) -> Made:
         job.label,
         experiment.reporter(job.title, "prune"),
         init,
+        ranks=sharing(),
     )
 
 
@@ -131,7 +133,8 @@ def repaired_from(
     report = experiment.reporter(job.title, "repair")
     if isinstance(method, LayerRepair):
         windows = pool.calibration[: experiment.spec.windows]
-        return repaired_layers(experiment.bundle, experiment.dense, method, patterns, windows, who, start, report)
+        model = experiment.bundle, experiment.dense
+        return repaired_layers(*model, method, patterns, windows, who, start, report, sharing())
     if isinstance(method, BlockRepair):
         windows = pool.calibration[: method.windows_read]
         store = BlockStore(lambda index: block_checkpoints(job, index, directory))

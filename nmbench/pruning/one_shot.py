@@ -15,17 +15,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nmbench.calibration.finite import ONE_BY_ONE, Checks
+from nmbench.calibration.across_ranks import check_same, made_by
+from nmbench.calibration.finite import ONE_BY_ONE, Checks, checked_later
 from nmbench.calibration.gram import full_float32
 from nmbench.calibration.step import FewTokens
 from nmbench.calibration.walk import walk
-from nmbench.errors import NMBenchError, NumericalFailure
+from nmbench.errors import NMBenchError
 from nmbench.methods import Baseline, LayerStats, Layerwise, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
 from nmbench.models.applying import applied, kept
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern, not_finite
 from nmbench.runtime.cost import NOTHING, Cost, Spent
+from nmbench.runtime.ranks import ALONE, Ranks
 from nmbench.verification.strict import check_masks, check_weight
 
 Report = Callable[[int, int], None]
@@ -70,12 +72,13 @@ def prune_one_shot(
     report: Report = lambda done, total: None,
     init: Baseline | None = None,
     deferred: bool | None = None,
+    ranks: Ranks = ALONE,
 ) -> Made:
     """Return the result of a one-shot method for all layers; `windows` is int64 `[windows, window_tokens]`.
 
-    `init` makes the masks that a `Refiner` starts from. `deferred`: whether statistics and scores are checked to be
-    finite after the walk instead of layer by layer, for a scorer that needs input norms alone; None: deferred if
-    reading a value back blocks the host.
+    `ranks` share the work, and all get the result. `init` makes the masks that a `Refiner` starts from. `deferred`:
+    whether statistics and scores are checked to be finite after the walk instead of layer by layer, for a scorer that
+    needs input norms alone; None: deferred if reading a value back blocks the host.
 
     Raises `NMBenchError` naming the layer where the method failed.
     """
@@ -85,7 +88,7 @@ def prune_one_shot(
         return prune_layer(method, layer, stats, patterns[layer.name], who, init, checks)
 
     def walked(checks: Checks) -> Made:
-        return finished(through_layers(bundle, dense, windows, method, needs, make, report, checks), method)
+        return finished(through_layers(bundle, dense, windows, method, needs, make, report, checks, ranks), method)
 
     deferred = reading_blocks(bundle) if deferred is None else deferred
     if deferred and isinstance(method, Scorer) and needs is Stat.INPUT_NORM:
@@ -102,33 +105,45 @@ def through_layers(
     make: Make,
     report: Report,
     checks: Checks = ONE_BY_ONE,
+    ranks: Ranks = ALONE,
 ) -> Walked:
     """Return what `make` makes of every layer and its statistics; later layers see what earlier ones have become.
 
-    Without statistics there is no walk and no token. The dense weights are put back, also after an exception.
+    Without statistics there is no walk and no token. `ranks` share windows and layers. The dense weights are put back,
+    also after an exception.
     """
     if needs is Stat.NONE:
         return Walked(without_statistics(bundle, make, report), {}, Cost())
     layers: dict[str, Pruned] = {}
-    few = FewTokens()
-    block_tokens = 0
+    few, block_tokens = FewTokens(), 0
+    sequential, skip = method.sequential, method.skip_tokens
+
+    def make_now(layer: Layer, stats: LayerStats) -> Pruned:
+        return make(layer, stats, checks)
+
     try:
-        for step in walk(bundle, windows, needs, method.sequential, method.skip_tokens, undo=True, checks=checks):
-            for layer in step.layers:
-                pruned = make(layer, step.stats[layer.name], checks)
-                layer.write(applied(pruned, layer.read()))
-                layers[layer.name] = kept(pruned, bundle)
-            few.note(step)
-            block_tokens += step.block_tokens
-            if step.last:
-                report(step.index + 1, len(bundle.blocks))
-            del step  # its statistics, before those of the next step are gathered beside them
+        with ranks.failing_together():
+            for step in walk(bundle, windows, needs, sequential, skip, undo=True, checks=checks, ranks=ranks):
+                for layer, pruned in made_by(ranks, step, make_now, costly(method)):
+                    layer.write(applied(pruned, layer.read()))
+                    layers[layer.name] = kept(pruned, bundle)
+                few.note(step)
+                block_tokens += step.block_tokens
+                if step.last:
+                    report(step.index + 1, len(bundle.blocks))
+                del step  # its statistics, before those of the next step are gathered beside them
+            check_same(ranks, layers)
     except BaseException:
         dense.put_back()
         raise
     dense.undo_hooks()
     cost = Cost(forward_tokens=block_tokens // len(bundle.blocks), unique_tokens=windows.numel())
     return Walked({name: layers[name] for name in bundle.layers}, few.experts, cost)
+
+
+def costly(method: Layerwise) -> bool:
+    """Return True if one rank should make a layer for all: a score takes no longer than to send the mask."""
+    return not isinstance(method, Scorer)
 
 
 def without_statistics(bundle: Bundle, make: Make, report: Report) -> dict[str, Pruned]:
@@ -145,36 +160,6 @@ def without_statistics(bundle: Bundle, make: Make, report: Report) -> dict[str, 
 def reading_blocks(bundle: Bundle) -> bool:
     """Return True if reading a value back is the only step that blocks the host; streaming blocks does so as well."""
     return bundle.device.type == "cuda" and bundle.streaming is None
-
-
-def checked_later(walked: Callable[[Checks], Made], who: str) -> Made:
-    """Return the result of a walk whose statistics and scores are checked to be finite after the walk.
-
-    If a value is not finite, the walk is repeated with a check of each value, which raises the error of the layer.
-    Raises `NumericalFailure` if the repeated walk finds only finite values.
-    """
-    checks = Checks(later=True)
-    try:
-        made = walked(checks)
-    except Exception:
-        if not has_failed(checks):
-            raise
-    else:
-        if not checks.failed():
-            return made
-    walked(ONE_BY_ONE)
-    raise NumericalFailure(
-        f"{who} met NaN or infinite inputs or scores, and did not when it was repeated; nothing it does on this device "
-        f"can be relied on."
-    )
-
-
-def has_failed(checks: Checks) -> bool:
-    """Return True if a noted value is not finite; False as well if the device cannot be read after an error."""
-    try:
-        return checks.failed()
-    except RuntimeError:
-        return False
 
 
 def prune_layer(

@@ -25,6 +25,7 @@ from nmbench.pruning.one_shot import Made, Report, check_pruned, check_weights, 
 from nmbench.pruning.weights_task import WeightTask
 from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.runtime.cost import Spent
+from nmbench.runtime.ranks import ALONE, Ranks
 from nmbench.verification.strict import check_masks, check_weight
 
 
@@ -37,16 +38,19 @@ def repaired_layers(
     who: str,
     start: PrunedModel,
     report: Report = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> Made:
     """Return the layers of `start` repaired one after the other; `windows` is int64 `[windows, window_tokens]`.
 
-    Raises `NMBenchError` naming the layer where the method failed, or whose mask it changed.
+    `ranks` share the work, and all get the result. Raises `NMBenchError` naming the layer where the method failed, or
+    whose mask it changed.
     """
 
     def make(layer: Layer, stats: LayerStats, checks: Checks) -> Pruned:
         return repaired_layer(method, layer, stats, patterns[layer.name], start.layers[layer.name], who)
 
-    made = finished(through_layers(bundle, dense, windows, method, method.needs, make, report), method)
+    walked = through_layers(bundle, dense, windows, method, method.needs, make, report, ranks=ranks)
+    made = finished(walked, method)
     return dataclasses.replace(made, pruned=dataclasses.replace(made.pruned, others=start.others))
 
 

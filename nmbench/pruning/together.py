@@ -1,4 +1,4 @@
-"""The learning of one row by the ranks of torchrun: all of them learn, rank 0 measures and writes."""
+"""One row made by the ranks of torchrun: all of them walk or learn, rank 0 measures and writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nmbench.runtime.ranks import Ranks, joined_ranks, sharing_by
 
 
 def made_together(job: Job, experiment: Experiment, directory: RunDirectory) -> Made:
-    """Return masks, weights and cost of a job, whose learning other ranks share if the method can be shared.
+    """Return masks, weights and cost of a job, which other ranks share if the method can be shared.
 
     Exceptions of the method pass through. Raises `RankLost` if the ranks are no longer in step.
     """
@@ -39,7 +39,7 @@ def in_step(ranks: Ranks, job: Job, experiment: Experiment, directory: RunDirect
 
 
 def take_part(ranks: Ranks, job: Job, experiment: Experiment, directory: RunDirectory) -> None:
-    """Learn with rank 0, which keeps the row. An error that all ranks have ends the job, and not this process.
+    """Make a row with rank 0, which keeps it. An error that all ranks have ends the job, and not this process.
 
     The dense model is restored as after any job.
     """

@@ -178,7 +178,7 @@ class Figures(Said):
     """The part of a record that the job makes.
 
     `kept_bytes`: the size of the file of repaired weights; None if they were not kept.
-    `ranks`: the processes that shared the learning, each on its own GPU if there are some. Tokens are those of all of
+    `ranks`: the processes that shared the work, each on its own GPU if there are some. Tokens are those of all of
     them; seconds and peaks those of one.
     `streamed`: what was read ahead while blocks computed; None unless blocks are streamed from disk, or to a GPU.
     """

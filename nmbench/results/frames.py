@@ -78,7 +78,7 @@ WIDE = {
     "peak_bytes.device": TIDY["peak_device_bytes"],
     **{f"cost.{name}": text for name, text in TIDY.items() if name.endswith("_tokens") and name != "pareto_tokens"},
     "calibration": "data set of the calibration",
-    "ranks": "processes of torchrun that shared the learning, as a rule 1",
+    "ranks": "processes of torchrun that shared the work, as a rule 1",
     "sampled": "none for real calibration text, and for dense",
     "sampled.*": "calibration text sampled from the dense model: options, windows, and its cost, which all rows share",
     "*_digest": "16 hex digits that name tokens, job, run or protocol; equal digests: equal content",

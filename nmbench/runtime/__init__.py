@@ -1,6 +1,6 @@
 """Process, device and hub: isolation between jobs, cost, CUDA graphs, where Triton runs, whether the hub answers.
 
-`packed` holds pruned models in service: packed N:M weights and their products.
+`packed` and `sparse24` hold pruned models in service: packed N:M weights for few tokens, 2:4 products for many.
 """
 
 from nmbench.runtime.cost import Cost
@@ -8,6 +8,7 @@ from nmbench.runtime.cuda_graphs import graph_of
 from nmbench.runtime.dtypes import dtype_name
 from nmbench.runtime.hub import hub_or_cache, offline
 from nmbench.runtime.packed import PackedLinear, PackedWeight, load_packed, pack, packed_share, save_packed, unpack
+from nmbench.runtime.sparse24 import to_sparse24
 from nmbench.runtime.triton import triton_available
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "pack",
     "packed_share",
     "save_packed",
+    "to_sparse24",
     "triton_available",
     "unpack",
 ]

@@ -20,16 +20,19 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from nmbench.errors import NMBenchError
+from nmbench.experiment.environment import version
 from nmbench.pattern import Pattern
 from nmbench.runtime.cuda_graphs import graph_of
 from nmbench.runtime.dtypes import dtype_name
 from nmbench.runtime.packed import pack
 from nmbench.runtime.packed.launch import product, program_of
-from nmbench.speed.measure import Packed
+from nmbench.runtime.sparse24 import Form, forms
+from nmbench.speed.hardware import Packed
+from nmbench.speed.prefill_report import Kernel
+from nmbench.speed.preload import loaded_path, loaded_version
 
 FLUSH_BYTES = 2**30
 HEAD_START = 2.0  # seconds of buffer writes before a call, as a multiple of the seconds of its launch
-LAUNCHES = 5  # launches timed to find the seconds of one
 KERNEL_NAME = 100  # characters of a kernel's name that are kept
 MULTIPLES = {"cusparselt": (16, 16), "cutlass": (32, 64)}  # required of rows and columns, in half precision
 HALF = (torch.float16, torch.bfloat16)
@@ -49,8 +52,10 @@ class SparseTensorCores:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "library": self.library,
-            "cusparselt": torch.backends.cusparselt.version() if self.library == "cusparselt" else None,
+            **(cusparselt_in_use() if self.library == "cusparselt" else {"cusparselt": None}),
+            "torchao": version("torchao"),
         }
+        self._forms: dict[str, Form | str] = {}
 
     def problem(self, shape: tuple[int, int]) -> str | None:
         rows, columns = MULTIPLES[self.library]
@@ -84,8 +89,8 @@ class SparseTensorCores:
         passes = 1 + math.ceil(HEAD_START * self.launch(call) / self._flush_seconds)
         return [self._timed(call, passes) for _ in range(repeat)]
 
-    def launch(self, call: Callable[[], Any]) -> float:
-        return statistics.median(launch_seconds(call) for _ in range(LAUNCHES))
+    def launch(self, call: Callable[[], Any], count: int = 5) -> float:
+        return statistics.median(launch_seconds(call) for _ in range(count))
 
     def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
         try:
@@ -97,20 +102,36 @@ class SparseTensorCores:
             return None
 
     def kernels(self, call: Callable[[], Any]) -> list[str]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the profiler warns where it cannot record kernels; the list is then empty
-            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-                call()
-                torch.cuda.synchronize()
-        ran = [event for event in found.events() or () if event.device_type.name == "CUDA"]
-        ran.sort(key=lambda event: -event.time_range.elapsed_us())
+        ran = sorted(self._ran(call), key=lambda event: -event.time_range.elapsed_us())
         return list(dict.fromkeys(event.name[:KERNEL_NAME] for event in ran))
+
+    def kernel_times(self, call: Callable[[], Any]) -> list[Kernel]:
+        totals: dict[str, tuple[float, int]] = {}
+        for event in self._ran(call):
+            seconds, count = totals.get(event.name[:KERNEL_NAME], (0.0, 0))
+            totals[event.name[:KERNEL_NAME]] = (seconds + event.time_range.elapsed_us() / 1e6, count + 1)
+        found = [Kernel(name, *total) for name, total in totals.items()]
+        return sorted(found, key=lambda kernel: -kernel.seconds)
+
+    def form(self, name: str) -> Form | str:
+        if name not in self._forms:
+            self._forms[name] = forms.problem_of(name) or forms.FORMS[name]
+        return self._forms[name]
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
     def allocated(self) -> int:
         return torch.cuda.memory_allocated() - self._flush.numel()
+
+    def _ran(self, call: Callable[[], Any]) -> list[Any]:
+        """The profiler's events of the kernels that a call runs."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the profiler warns where it cannot record kernels; the list is then empty
+            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+                call()
+                torch.cuda.synchronize()
+        return [event for event in found.events() or () if event.device_type.name == "CUDA"]
 
     def _timed(self, call: Callable[[], Any], passes: int) -> float:
         """Seconds of device time of one call, after `passes` writes of the large buffer."""
@@ -130,6 +151,16 @@ def launch_seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def cusparselt_in_use() -> dict[str, Any]:
+    """The release of cuSPARSELt that is loaded, its path, and the release that torch was compiled for."""
+    path = loaded_path()
+    return {
+        "cusparselt": loaded_version(),
+        "cusparselt_path": str(path) if path else None,
+        "cusparselt_compiled_for": torch.backends.cusparselt.version(),
+    }
 
 
 def library() -> str:

@@ -6,71 +6,29 @@ are timed with the weights as they were loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nmbench.errors import NMBenchError, NotStrict, NumericalFailure
+from nmbench.errors import NMBenchError
 from nmbench.models.bundle import Bundle
 from nmbench.pattern import Pattern
 from nmbench.runtime.dtypes import dtype_name
-from nmbench.speed.report import Model, Product, Report, Times
-from nmbench.speed.whole_model import Sizes, whole_model
+from nmbench.runtime.sparse24 import install, shared_inputs
+from nmbench.runtime.sparse24.forms import CUSPARSELT
+from nmbench.speed.alternatives import alternatives
+from nmbench.speed.hardware import Hardware
+from nmbench.speed.prefill import FEW, convertible, prefills
+from nmbench.speed.pruning import HARDWARE_PATTERN, checked, product_call, prune, random_inputs
+from nmbench.speed.report import Model, Product, Report
+from nmbench.speed.times import Times
+from nmbench.speed.whole_model import Key, Sizes, prefill_call, whole_model
 
-HARDWARE_PATTERN = Pattern(2, 4)
-MOST_ERROR = 0.05  # relative, of a sparse product; rounding to bfloat16 stays far below, a wrong product far above
 WARM_UP, REPEAT = 10, 100
 FULL = Sizes()
-
-
-class Packed(NamedTuple):
-    """A product with a weight in nmbench's packed form, and the bytes of that form."""
-
-    call: Callable[[], Tensor]
-    bytes: int
-
-
-class Hardware(Protocol):
-    """A device and library that multiply sparse matrices; `environment` describes both in the report."""
-
-    environment: dict[str, Any]
-
-    def problem(self, shape: tuple[int, int]) -> str | None:
-        """The reason why a weight of `shape` `[out, in]` cannot be converted, or None if the weight can."""
-
-    def convert(self, weight: Tensor) -> Tensor:
-        """The sparse form of a contiguous weight `[out, in]` that is already 2:4."""
-
-    def backend(self, sparse: Tensor) -> str:
-        """The name of the library that multiplies a converted weight."""
-
-    def packed(self, inputs: Tensor, weight: Tensor, pattern: Pattern) -> Packed | None:
-        """A product of inputs `[tokens, in]` and a pruned weight in packed form; None where there is none."""
-
-    def bytes(self, weight: Tensor) -> int:
-        """Bytes of device memory of a weight, converted or dense."""
-
-    def times(self, call: Callable[[], Any], warm_up: int, repeat: int) -> list[float]:
-        """Seconds of device time of each of `repeat` calls, with cold caches and without launch times."""
-
-    def launch(self, call: Callable[[], Any]) -> float:
-        """Seconds until a call returns to the host."""
-
-    def graphed(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
-        """A call that repeats the work of `call`, launched at once; None if that work cannot be recorded."""
-
-    def kernels(self, call: Callable[[], Any]) -> list[str]:
-        """Names of the kernels that a call runs, longest running time first; empty if none were recorded."""
-
-    def synchronize(self) -> None:
-        """Wait until the device is done."""
-
-    def allocated(self) -> int:
-        """Bytes currently allocated on the device."""
+PRODUCTS, MODEL, PREFILL = "products", "model", "prefill"
 
 
 @dataclass(frozen=True)
@@ -90,27 +48,49 @@ def measure(
     hardware: Hardware,
     report: Callable[[str], None] = lambda line: None,
     sizes: Sizes = FULL,
+    parts: Collection[str] = (PRODUCTS, MODEL),
+    merged: bool = False,
 ) -> Report:
-    """Time every shape at every number of tokens, then the whole model at `sizes`. The model is left sparse.
+    """Time every shape at every number of tokens, then the whole model at `sizes`. The model is left pruned.
 
-    `report` receives one line of progress per measurement. Raises `NMBenchError` for a pattern that the hardware cannot
-    multiply, `NotStrict` for weights that break the pattern, and `NumericalFailure` if a sparse product is wrong.
+    `parts`: which of `PRODUCTS`, `MODEL` and `PREFILL`. `merged`: the sparse whole model has one product for layers
+    that read one input. `report` receives one line of progress per measurement. Raises `NMBenchError` for a pattern
+    that the hardware cannot multiply, `NotStrict` for weights that break the pattern, and `NumericalFailure` if a
+    sparse product is wrong.
     """
     check_pattern(pattern)
-    products = []
+    dtype = dtype_name(bundle.dtype)
+    products = list(products_of(bundle, pattern, tokens, hardware, report)) if PRODUCTS in parts else []
+    dense_bytes, dense = hardware.allocated(), {}
+    if MODEL in parts:
+        report("the whole model, dense")
+        dense = whole_model(bundle, hardware, sizes)
+    profile = prefills(bundle, pattern, sizes, hardware, report) if PREFILL in parts else []
+    converted, models = 0, []
+    if MODEL in parts:
+        report("the whole model, sparse" + ", merged" * merged)
+        converted = convert_merged(bundle, pattern, hardware) if merged else convert_all(bundle, pattern, hardware)
+        models = models_of(bundle, hardware, sizes, dense, dense_bytes)
+    environment = {**hardware.environment, "dtype": dtype, "merged": merged}
+    return Report(bundle.ref, str(pattern), environment, converted, len(bundle.layers), products, models, profile)
+
+
+def products_of(
+    bundle: Bundle, pattern: Pattern, tokens: Sequence[int], hardware: Hardware, report: Callable[[str], None]
+) -> Iterator[Product]:
+    """The products of every shape at every number of tokens."""
     for shape in shapes_of(bundle):
         report(f"{shape.count} layers of {shape.outputs} x {shape.inputs}")
-        products += [product_of(bundle, shape, pattern, count, hardware) for count in tokens]
-    report("the whole model, dense")
-    dense_bytes, dense = hardware.allocated(), whole_model(bundle, hardware, sizes)
-    converted = convert_all(bundle, pattern, hardware)
-    report("the whole model, sparse")
+        for count in tokens:
+            yield product_of(bundle, shape, pattern, count, hardware)
+
+
+def models_of(
+    bundle: Bundle, hardware: Hardware, sizes: Sizes, dense: Mapping[Key, Times], dense_bytes: int
+) -> list[Model]:
+    """Time the whole model, which is sparse now, beside the dense times."""
     sparse_bytes, sparse = hardware.allocated(), whole_model(bundle, hardware, sizes)
-    models = [
-        Model(*key, times, sparse[key], dense_bytes, sparse_bytes) for key, times in dense.items() if key in sparse
-    ]
-    environment = {**hardware.environment, "dtype": dtype_name(bundle.dtype)}
-    return Report(bundle.ref, str(pattern), environment, converted, len(bundle.layers), products, models)
+    return [Model(*key, times, sparse[key], dense_bytes, sparse_bytes) for key, times in dense.items() if key in sparse]
 
 
 def check_pattern(pattern: Pattern) -> None:
@@ -152,6 +132,7 @@ def product_of(bundle: Bundle, shape: Shape, pattern: Pattern, tokens: int, hard
         dense_kernels=hardware.kernels(dense_call),
         **(sparse_part(inputs, pruned, shape.example, hardware) if problem is None else {}),
         **packed_part(inputs, pruned, pattern, shape.example, hardware),
+        alternatives=alternatives(inputs, weight, pruned, hardware),
     )
 
 
@@ -178,53 +159,6 @@ def packed_part(inputs: Tensor, pruned: Tensor, pattern: Pattern, name: str, har
     return {"packed": Times.of(hardware.times(packed.call, WARM_UP, REPEAT)), "packed_bytes": packed.bytes}
 
 
-def prune(weight: Tensor, pattern: Pattern, name: str) -> Tensor:
-    """A contiguous copy of a weight `[out, in]` that keeps the largest magnitudes of every group.
-
-    Raises `NotStrict` if the copy is not 2:4, which the hardware multiplies.
-    """
-    pruned = weight.masked_fill(~pattern.top(weight.abs()), 0.0).contiguous()
-    check_fits(pruned, name)
-    return pruned
-
-
-def check_fits(weight: Tensor, name: str) -> None:
-    """Raise `NotStrict` naming the first 4 weights of which more than 2 are non-zero: a conversion would drop some."""
-    kept = HARDWARE_PATTERN.kept(weight != 0)
-    broken = (kept > HARDWARE_PATTERN.keep).nonzero()
-    if len(broken):
-        row, group = broken[0].tolist()
-        raise NotStrict(
-            f"{name} is not 2:4: {len(broken)} of {kept.numel()} groups; first: row {row}, columns {4 * group}.."
-            f"{4 * group + 3} keep {int(kept[row, group])} instead of at most 2; it was not converted."
-        )
-
-
-def checked(sparse: Tensor, dense: Tensor, name: str) -> float:
-    """The relative difference of two products (Frobenius norm). Raises `NumericalFailure` above `MOST_ERROR`."""
-    error = float((sparse.float() - dense.float()).norm() / dense.float().norm())
-    if not error <= MOST_ERROR:
-        raise NumericalFailure(f"the sparse product of {name} differs from the dense one by {error:.3g}, relative.")
-    return error
-
-
-def product_call(inputs: Tensor, weight: Tensor) -> Callable[[], Tensor]:
-    """A call that multiplies inputs `[tokens, in]` by a weight `[out, in]`, dense or sparse: `[tokens, out]`."""
-
-    @torch.inference_mode()
-    def call() -> Tensor:
-        return F.linear(inputs, weight)
-
-    return call
-
-
-def random_inputs(tokens: int, weight: Tensor) -> Tensor:
-    """Standard normal inputs `[tokens, in]` in the dtype and on the device of `weight`."""
-    generator = torch.Generator(weight.device).manual_seed(0)
-    shape = (tokens, weight.shape[1])
-    return torch.randn(shape, generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
-
-
 def convert_all(bundle: Bundle, pattern: Pattern, hardware: Hardware) -> int:
     """Convert every linear layer that can be sparse, in place; return the number of converted layers."""
     converted = 0
@@ -235,6 +169,25 @@ def convert_all(bundle: Bundle, pattern: Pattern, hardware: Hardware) -> int:
             layer.module.weight = nn.Parameter(sparse, requires_grad=False)
             converted += 1
     return converted
+
+
+def convert_merged(bundle: Bundle, pattern: Pattern, hardware: Hardware) -> int:
+    """Convert the layers as `convert_all` does, with one product for those that read one input; return their number.
+
+    Raises `NMBenchError` if the hardware has no such product.
+    """
+    form = hardware.form(CUSPARSELT)
+    if isinstance(form, str):
+        raise NMBenchError(f"--merged needs products by cuSPARSELt: {form}; leave --merged out.")
+    layers = convertible(bundle, hardware)
+    groups = shared_inputs({name: layer.module for name, layer in layers.items()}, prefill_call(bundle, FEW))
+    for group in groups:
+        install(bundle.model, group, [prune(layers[name].read(), pattern, name) for name in group], form)
+        for name in group:
+            layers[name].module.register_parameter(
+                "weight", None
+            )  # the bundle still holds the layer; its dense weight can go
+    return sum(map(len, groups))
 
 
 def shape_of(weight: Tensor) -> tuple[int, int]:

@@ -5,33 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
 from typing import Any
 
+from nmbench.speed.prefill_report import Prefill, prefill_lines, speedup
+from nmbench.speed.times import UNSTEADY, Times, verdict
+
 MEBIBYTE = 2**20
-SLOW_RELEASES = (800,)  # of cuSPARSELt, as torch counts them: 0.8.0
-UNSTEADY = 0.2  # interquartile range relative to the median
+SLOW_RELEASES = ("0.8.0",)  # of cuSPARSELt
 
 
 @dataclass(frozen=True)
-class Times:
-    """Seconds of one product, or of one step, over `n` repetitions after warm-up."""
+class Alternative:
+    """A product in another form; `problem` says why there is none. `launch` is in seconds of the host."""
 
-    median: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Times:
-        """Median and quartiles of at least two measurements."""
-        low, _, high = quantiles(seconds, n=4, method="inclusive")
-        return cls(median(seconds), low, high, len(seconds))
-
-    @property
-    def unsteady(self) -> bool:
-        """True if the interquartile range exceeds `UNSTEADY` of the median, so that the median is doubtful."""
-        return self.high - self.low > UNSTEADY * self.median
+    form: str
+    times: Times | None = None
+    problem: str | None = None
+    launch: float | None = None
+    relative_error: float | None = None
+    kernels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -39,10 +31,10 @@ class Product:
     """`tokens` inputs times one weight `[outputs, inputs]`, dense and sparse; `count` layers have that shape.
 
     `sparse` is None where the weight cannot be converted, and `problem` gives the reason. `packed` is the product with
-    nmbench's packed form, None where there is no program for it, as for many tokens. `relative_error` is the
-    Frobenius norm of the difference of the sparse and the dense product of the same pruned weight, relative to the norm
-    of the dense one. `dense_launch` and `sparse_launch` are seconds of the host. Kernel names come from the profiler;
-    empty where the profiler recorded none.
+    nmbench's packed form, None where there is no program for it, as for many tokens. `alternatives` are other forms of
+    a product of many tokens. `relative_error` is the Frobenius norm of the difference of the sparse and the dense
+    product of the same pruned weight, relative to the norm of the dense one. `dense_launch` and `sparse_launch` are
+    seconds of the host. Kernel names come from the profiler; empty where the profiler recorded none.
     """
 
     outputs: int
@@ -63,6 +55,7 @@ class Product:
     sparse_kernels: Sequence[str] = ()
     packed: Times | None = None
     packed_bytes: int | None = None
+    alternatives: Sequence[Alternative] = ()
 
     @property
     def speedup(self) -> float | None:
@@ -118,44 +111,58 @@ class Report:
     layers: int
     products: Sequence[Product]
     models: Sequence[Model]
+    prefill: Sequence[Prefill] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, with speedups and tokens per second."""
         content = dataclasses.asdict(self)
         for product, plain in zip(self.products, content["products"], strict=True):
             plain |= {name: getattr(product, name) for name in ("speedup", "packed_speedup", "bytes_bound")}
+            for other, row in zip(product.alternatives, plain["alternatives"], strict=True):
+                row["speedup"] = speedup(product.dense, other.times)
         for model, plain in zip(self.models, content["models"], strict=True):
             plain["speedup"] = model.speedup
             for kind in ("dense", "sparse"):
                 plain[f"{kind}_tokens_per_second"] = model.tokens_per_second(getattr(model, kind))
+        content["prefill"] = [one.to_dict(self.prefill[0]) for one in self.prefill]
         return content
-
-
-def verdict(speedup: float | None, *times: Times | None) -> str:
-    """A speedup as text: `1.62 x`, `0.45 x, slower`; with a question mark if a measurement was unsteady."""
-    if speedup is None:
-        return "not possible"
-    doubt = "?" if any(time and time.unsteady for time in times) else ""
-    return f"{speedup:.2f} x{', slower' if speedup < 1 else ''}{doubt}"
 
 
 def render(report: Report) -> str:
     """The report as text for a terminal: products by shape, then the whole model, then the kernels dispatched."""
+    parts = [*product_lines(report), *doubts(report.environment), *model_lines(report), *prefill_lines(report.prefill)]
+    return "\n".join([*parts, *(["Kernels dispatched", *kernels(report.products)] if report.products else [])])
+
+
+def product_lines(report: Report) -> list[str]:
+    """The header, the table of products, the table of their other forms, and why there are none."""
     import pandas
 
-    where = f"{report.environment['device_name']}, {report.environment['dtype']}"
-    parts = [
-        f"{report.model}, {report.pattern}, {where}; medians of {report.products[0].dense.n} times on the device, "
+    where = f"{report.model}, {report.pattern}, {report.environment['device_name']}, {report.environment['dtype']}"
+    if not report.products:
+        return [where]
+    others = [other_row(product, other) for product in report.products for other in product.alternatives if other.times]
+    reasons = {other.form: other.problem for p in report.products for other in p.alternatives if other.problem}
+    return [
+        f"{where}; medians of {report.products[0].dense.n} times on the device, "
         f"caches cold; '?': quartiles over {UNSTEADY:.0%} apart",
         pandas.DataFrame([product_row(product) for product in report.products]).to_string(index=False),
         *dict.fromkeys(f"  {p.outputs} x {p.inputs}: {p.problem}" for p in report.products if p.problem),
-        *doubts(report.environment),
+        *(["Other forms at prefill", pandas.DataFrame(others).to_string(index=False)] if others else []),
+        *(f"  {form}: {reason}" for form, reason in reasons.items()),
+    ]
+
+
+def model_lines(report: Report) -> list[str]:
+    """The table of the whole model."""
+    import pandas
+
+    if not report.models:
+        return []
+    return [
         f"Whole model, {report.converted} of {report.layers} prunable layers sparse, launch times included",
         pandas.DataFrame([model_row(model) for model in report.models]).to_string(index=False),
-        "Kernels dispatched",
-        *kernels(report.products),
     ]
-    return "\n".join(parts)
 
 
 def doubts(environment: Mapping[str, Any]) -> list[str]:
@@ -163,8 +170,8 @@ def doubts(environment: Mapping[str, Any]) -> list[str]:
     if environment.get("cusparselt") not in SLOW_RELEASES:
         return []
     return [
-        "DOUBT: cuSPARSELt 0.8.0 is loaded, which its vendor says is slow on H100 and L4; install 0.8.1 or newer "
-        "beside torch (package nvidia-cusparselt-cu12 or -cu13) and measure again."
+        "DOUBT: cuSPARSELt 0.8.0 is loaded, which its vendor says is slow on H100 and L4; measure again with a "
+        "newer one: --cusparselt FOLDER (package nvidia-cusparselt-cu12 or -cu13)."
     ]
 
 
@@ -185,6 +192,19 @@ def product_row(product: Product) -> dict[str, str]:
         "dense MiB": f"{product.dense_bytes / MEBIBYTE:.2f}",
         "sparse MiB": "-" if product.sparse_bytes is None else f"{product.sparse_bytes / MEBIBYTE:.2f}",
         "rel. error": "-" if product.relative_error is None else f"{product.relative_error:.1e}",
+    }
+
+
+def other_row(product: Product, other: Alternative) -> dict[str, str]:
+    assert other.times and other.relative_error is not None and other.launch is not None
+    return {
+        "weight": f"{product.outputs} x {product.inputs}",
+        "tokens": str(product.tokens),
+        "form": other.form,
+        "us": f"{other.times.median * 1e6:.1f}",
+        "is": verdict(speedup(product.dense, other.times), product.dense, other.times),
+        "launch us": f"{other.launch * 1e6:.0f}",
+        "rel. error": f"{other.relative_error:.1e}",
     }
 
 

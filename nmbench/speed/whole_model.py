@@ -8,6 +8,7 @@ step.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from nmbench.models.bundle import Bundle
-from nmbench.speed.report import Times
+from nmbench.speed.times import Times
 
 WARM_UP, REPEAT = 2, 10
 EAGER, GRAPH = "eager", "graph"
@@ -28,9 +29,13 @@ Key = tuple[str, int, int, str]  # task, batch, new tokens per sequence, EAGER o
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens of a prefill and of the prompt before decoding, timed decoding steps, and batch sizes of decoding."""
+    """Tokens of a prefill and of the prompt before decoding, timed decoding steps, and batch sizes of decoding.
+
+    After `prefill_seconds` the profile of a prefill begins no further way of multiplying.
+    """
 
     prefill_tokens: int = 2048
+    prefill_seconds: float = math.inf
     prompt_tokens: int = 128
     decode_steps: int = 32
     decode_batches: tuple[int, ...] = (1, 16)
@@ -48,8 +53,7 @@ class Launches(Protocol):
 
 def whole_model(bundle: Bundle, hardware: Launches, sizes: Sizes) -> dict[Key, Times]:
     """Seconds of a step of the whole model, for prefill and for decoding."""
-    context = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None) or sizes.prefill_tokens
-    prefill = min(sizes.prefill_tokens, context)
+    prefill, context = prefill_tokens(bundle, sizes), context_of(bundle, sizes)
     prompt = min(sizes.prompt_tokens, context - sizes.decode_steps - WARM_UP - 1)
     call = prefill_call(bundle, prefill)
     found = {(f"prefill of {prefill}", 1, prefill, EAGER): Times.of(list(steps(call, hardware)))}
@@ -65,11 +69,22 @@ def whole_model(bundle: Bundle, hardware: Launches, sizes: Sizes) -> dict[Key, T
     return found
 
 
-def steps(call: Callable[[], Any], hardware: Launches) -> Iterator[float]:
-    """Wall-clock seconds of each of `REPEAT` calls, after `WARM_UP` calls that are not timed."""
-    for index in range(WARM_UP + REPEAT):
+def context_of(bundle: Bundle, sizes: Sizes) -> int:
+    """The most tokens that the model reads at once; those of the prefill where the model does not say."""
+    found = getattr(getattr(bundle.model, "config", None), "max_position_embeddings", None)
+    return int(found or sizes.prefill_tokens)
+
+
+def prefill_tokens(bundle: Bundle, sizes: Sizes) -> int:
+    """The tokens of a prefill, within the model's context."""
+    return min(sizes.prefill_tokens, context_of(bundle, sizes))
+
+
+def steps(call: Callable[[], Any], hardware: Launches, warm_up: int = WARM_UP, repeat: int = REPEAT) -> Iterator[float]:
+    """Wall-clock seconds of each of `repeat` calls, after `warm_up` calls that are not timed."""
+    for index in range(warm_up + repeat):
         seconds = timed(call, hardware)[0]
-        if index >= WARM_UP:
+        if index >= warm_up:
             yield seconds
 
 

@@ -1,4 +1,4 @@
-"""The ranks of torchrun in a run: rank 0 does the rows, the others learn with it where a learner is shared."""
+"""The ranks of torchrun in a run: rank 0 does the rows, the others share the walks and learners of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def helped(experiment: Experiment, directory: RunDirectory) -> Iterator[None]:
 
 
 def help_out(spec: RunSpec, plugins: Plugins) -> None:
-    """Learn with rank 0 until its rows are done; nothing is written. For a rank that is not 0.
+    """Make rows with rank 0 until they are done; nothing is written. For a rank that is not 0.
 
     Raises `NMBenchError` for what ends a run, and `RankLost` if rank 0 is gone.
     """

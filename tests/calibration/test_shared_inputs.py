@@ -26,6 +26,27 @@ def gathered(bundle, monkeypatch, shared=True):
         return {name: stats for step in steps for name, stats in step.stats.items()}
 
 
+def test_counts_of_several_processes():
+    """A layer leads another one if it does so in every process that runs both; in one process without is no matter."""
+    x, y = torch.zeros(2), torch.zeros(2)
+
+    def counts(*pairs):
+        common = CommonInputs()
+        for first, second in pairs:
+            common.once("a", lambda inputs: None)(first)
+            common.once("b", lambda inputs: None)(second)
+        return common.counts
+
+    for processes, leaders in (
+        ([counts((x, x)), counts((y, y), (x, x)), counts()], {"b": "a"}),
+        ([counts((x, x)), counts((x, y))], None),
+        ([counts((x, y)), counts()], {}),
+    ):
+        common = CommonInputs()
+        common.pool(processes)
+        assert common.leaders() == leaders
+
+
 def assert_equal(some, others):
     assert some.keys() == others.keys()
     for name, stats in some.items():

@@ -12,6 +12,8 @@ RUN = (
     *("--set", "maskpro.select=false", "--set", "maskpro.prior=0.5", "--set", "maskpro.init=wanda"),
     *("--method", "wanda", "--method", "soft", "--set", "soft.init=wanda", "--set", "soft.learning_rate=0.1"),
     *("--set", "soft.tokens=4096", "--method", "distil", "--set", "distil.init=wanda", "--set", "distil.tokens=2048"),
+    *("--method", "sparsegpt", "--method", "sparsegpt-repair", "--set", "sparsegpt-repair.init=wanda"),
+    *("--method", "magnitude"),
 )
 SAME = ("label", "status", "cost", "job_digest", "started_from")
 SIGNALLED = """
@@ -44,6 +46,32 @@ def nmbench_register_mask_learners(register):
 """
 
 
+DYING = """
+import os, signal
+from dataclasses import dataclass
+import nmbench
+
+@dataclass(frozen=True)
+class Broken(nmbench.Solver):
+    "Fails where rank 1 makes the layer."
+    needs = nmbench.Stat.INPUT_NORM
+
+    def solve(self, weight, stats, pattern):
+        if os.environ.get("RANK") == "1":
+            raise ValueError("no luck")
+        return nmbench.Pruned(pattern.top(weight.abs()))
+
+@nmbench.hookimpl
+def nmbench_register_baselines(register):
+    register("broken", Broken)
+
+@nmbench.hookimpl
+def nmbench_progress(event):
+    if os.environ.get("RANK") == "1" and event.job.startswith("sparsegpt") and event.stage == "prune":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def rows(directory) -> dict[str, dict]:
     lines = (directory / "records.jsonl").read_text(encoding="utf-8").splitlines()
     return {record["label"]: record for record in map(json.loads, lines)}
@@ -69,13 +97,13 @@ def test_two_ranks_are_one_run(nmbench, finished, small, python, tmp_path):
     assert [[row[name] for name in SAME] for row in together.values()] == [
         [row[name] for name in SAME] for row in alone.values()
     ]
-    assert together["maskpro"]["measured_digest"] == alone["maskpro"]["measured_digest"]
+    for label in ("wanda", "maskpro"):
+        assert together[label]["measured_digest"] == alone[label]["measured_digest"]
+    assert together["sparsegpt"]["proof"]["masks_digest"] == alone["sparsegpt"]["proof"]["masks_digest"]
     assert together["maskpro"]["measured_digest"] != together["wanda"]["measured_digest"]
-    assert {label: row["ranks"] for label, row in together.items()} == {
-        **{"dense": 1, "wanda": 1, "maskpro@init": 1, "soft@init": 1},
-        **{"maskpro": 2, "soft": 2, "distil": 2},
-    }
-    assert alone["maskpro"]["ranks"] == 1
+    assert {row["ranks"] for row in alone.values()} == {1}
+    assert {label for label, row in together.items() if row["ranks"] == 1} == {"dense", "magnitude"}
+    assert {row["ranks"] for row in together.values()} == {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +139,20 @@ def test_a_rank_that_fails_alone_ends_the_run(small, python, tmp_path):
     assert (status, other, silent) == (1, 1, ["", ""])
     assert said.splitlines()[-1] == "Error: rank 1 failed alone: ValueError: no luck"
     assert set(rows(tmp_path / "out")) == {"dense", "broken@init"}
+
+
+def test_a_walk_with_a_broken_solver_and_a_dying_rank(small, python, tmp_path):
+    """A solver that fails on one rank makes a failed row, and all go on; a rank that dies in a walk ends the run."""
+    (tmp_path / "dying.py").write_text(DYING, encoding="utf-8")
+    flags = [*small[: small.index("--set")], "--out", "out", "--plugin", "dying.py", "--quiet"]
+    flags += ["--method", "broken", "--method", "sparsegpt"]
+    (status, _, said), (other, *silent) = ended(started(python, 2, tmp_path, "-m", "nmbench.cli", "run", *flags))
+    assert (status, other, silent) == (1, -9, ["", ""])
+    assert said.splitlines()[-1].startswith("Error: rank 1 ended; the same command goes on")
+    found = rows(tmp_path / "out")
+    assert set(found) == {"dense", "broken"}
+    assert found["broken"]["error"].startswith("rank 1: broken failed in model.layers.0.")
+    assert found["broken"]["error"].endswith("ValueError: no luck")
 
 
 def test_what_ranks_cannot_do_is_one_line(nmbench, small, monkeypatch, tmp_path):

@@ -48,7 +48,10 @@ class ThreadRanks(Ranks):
         for tensor, parts in zip(tensors, zip(*found, strict=True), strict=True):
             tensor.copy_(sum(parts[1:], parts[0].clone()))
 
-    def _said(self, value: Any) -> list[Any]:
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        tensor.copy_(self.exchange.all_of(self.rank, tensor.clone())[source])
+
+    def _exchanged(self, value: Any) -> list[Any]:
         return self.exchange.all_of(self.rank, value)
 
 

@@ -11,7 +11,7 @@ import nmbench as nm
 from nmbench.errors import NMBenchError
 from nmbench.pruning.learning import LearnTask
 from nmbench.runtime.ranks import ALONE, Launch, Ranks
-from nmbench.runtime.ranks.group import buckets
+from nmbench.runtime.ranks.buckets import buckets
 from nmbench.runtime.ranks.watch import Watch, alive
 from nmbench.testing.cases import LearnCase
 from nmbench_plugins.distil import Distil

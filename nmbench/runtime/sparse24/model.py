@@ -1,0 +1,41 @@
+"""A pruned model made fast for long inputs on NVIDIA's sparse tensor cores."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nmbench.errors import NMBenchError
+from nmbench.pattern import Pattern
+from nmbench.runtime.sparse24.forms import MULTIPLES, cusparselt
+from nmbench.runtime.sparse24.linear import Form, install, shared_inputs
+
+TWO_FOUR = Pattern(2, 4)
+
+
+def to_sparse24(model: nn.Module, tokens: Tensor, form: Form = cusparselt, merged: bool = True) -> int:
+    """Replace every `nn.Linear` with a 2:4 weight by a sparse product, in place; return how many were replaced.
+
+    `tokens` int64 `[batch, n]` are read once by the model, to observe which layers read the same input: with `merged`
+    these share one product. Layers with other weights, or of shapes that cuSPARSELt cannot multiply, stay as they are.
+    Only inference is possible afterwards, and the model cannot be saved. Raises `NMBenchError` if no layer is 2:4.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and fits(layer)}
+    if not layers:
+        raise NMBenchError(
+            "the model has no linear layer with a 2:4 weight of a shape that cuSPARSELt multiplies; load a model that "
+            "was pruned at 2:4, or one exported by `nmbench export`."
+        )
+    groups = shared_inputs(layers, lambda: model(input_ids=tokens)) if merged else [[name] for name in layers]
+    for group in groups:
+        install(model, group, [layers[name].weight.detach() for name in group], form)
+        for name in group:
+            del layers[name]  # the dense weight goes before the next one is converted
+    return sum(map(len, groups))
+
+
+def fits(layer: nn.Linear) -> bool:
+    """Return whether a layer's weight is 2:4 and has a shape that cuSPARSELt multiplies."""
+    rows, columns = layer.weight.shape
+    if rows % MULTIPLES[0] or columns % MULTIPLES[1]:
+        return False
+    return bool((TWO_FOUR.kept(layer.weight.detach() != 0) <= TWO_FOUR.keep).all())

@@ -1,0 +1,180 @@
+"""Where the time of a whole model's prefill goes: products, everything else, launches; with each way of multiplying.
+
+Every way puts its products into the same model, one after the other, so that all else is equal. First come dense ways
+with the weights as they were loaded; then the weights are pruned in place, and sparse ways follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmbench.models.bundle import Bundle, Layer
+from nmbench.pattern import Pattern
+from nmbench.runtime.sparse24 import SharedProduct, multiplying, shared_inputs
+from nmbench.runtime.sparse24.forms import (
+    CUSPARSELT,
+    DENSE,
+    FP8,
+    FP8_CUSPARSELT,
+    FP8_CUTLASS,
+    MULTIPLES,
+    SEARCHED,
+    TORCH,
+    dense,
+)
+from nmbench.speed.hardware import Hardware
+from nmbench.speed.prefill_report import KERNELS, Prefill
+from nmbench.speed.pruning import difference, prune, random_inputs
+from nmbench.speed.times import Times
+from nmbench.speed.whole_model import Sizes, prefill_call, prefill_tokens, steps
+
+WARM_UP, REPEAT, HOST = 1, 5, 2  # calls; the last are timed on the host
+FEW = 16  # tokens of the pass that observes shared inputs
+MOST_ERROR = 0.5  # of the logits; rounding to FP8 in a random model stays below, exchanged columns do not
+
+
+@dataclass(frozen=True)
+class Way:
+    """A form of `FORMS`, for every layer alone or `merged`: one product for layers that read the same input."""
+
+    form: str
+    merged: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.form}, merged" if self.merged else self.form
+
+
+DENSE_WAYS = (Way(DENSE, merged=False), Way(DENSE), Way(FP8))
+SPARSE_WAYS = (
+    Way(TORCH, merged=False),
+    Way(CUSPARSELT, merged=False),
+    *(Way(form) for form in (CUSPARSELT, SEARCHED, FP8_CUTLASS, FP8_CUSPARSELT)),
+)
+
+
+def prefills(
+    bundle: Bundle, pattern: Pattern, sizes: Sizes, hardware: Hardware, report: Callable[[str], None]
+) -> list[Prefill]:
+    """Profile a prefill with every way that begins in time. The model is left pruned, with dense layers.
+
+    A way whose logits are not those of dense products of the same weights has no figures.
+    """
+    began, tokens = time.monotonic(), prefill_tokens(bundle, sizes)
+    layers = convertible(bundle, hardware)
+    groups = shared_inputs({name: layer.module for name, layer in layers.items()}, prefill_call(bundle, FEW))
+    call = torch.inference_mode()(prefill_call(bundle, tokens))
+    found = []
+    for ways in (DENSE_WAYS, SPARSE_WAYS):
+        if ways is SPARSE_WAYS:
+            prune_all(layers, pattern)
+        reference = call().logits.clone()
+        for way in ways:
+            if time.monotonic() - began > sizes.prefill_seconds:
+                found.append(Prefill(way.name, tokens, problem=f"not begun within {sizes.prefill_seconds:g} seconds"))
+                continue
+            report(f"a prefill of {tokens}, {way.name}")
+            found.append(profiled(bundle, way, groups, layers, call, reference, tokens, hardware))
+    return found
+
+
+def convertible(bundle: Bundle, hardware: Hardware) -> dict[str, Layer]:
+    """Return the layers that all ways can multiply, by the names of their modules."""
+    names = {module: name for name, module in bundle.model.named_modules()}
+    return {names[layer.module]: layer for layer in bundle.layers.values() if fits(layer, hardware)}
+
+
+def fits(layer: Layer, hardware: Hardware) -> bool:
+    whole = layer.shape[0] % MULTIPLES[0] == 0 == layer.shape[1] % MULTIPLES[1]
+    return isinstance(layer.module, nn.Linear) and whole and hardware.problem(layer.shape) is None
+
+
+def prune_all(layers: Mapping[str, Layer], pattern: Pattern) -> None:
+    """Prune the layers in place, by magnitude."""
+    for name, layer in layers.items():
+        layer.write(prune(layer.read(), pattern, name))
+
+
+def profiled(
+    bundle: Bundle,
+    way: Way,
+    groups: Sequence[Sequence[str]],
+    layers: Mapping[str, Layer],
+    call: Callable[[], Any],
+    reference: Tensor,
+    tokens: int,
+    hardware: Hardware,
+) -> Prefill:
+    """Return the figures of one way, or the reason why there are none."""
+    form = hardware.form(way.form)
+    if isinstance(form, str):
+        return Prefill(way.name, tokens, problem=form)
+    used = groups if way.merged else [[name] for group in groups for name in group]
+    try:
+        with installed(bundle, way, used, layers, form) as products:
+            widths = [layers[group[0]].shape[1] for group in used]
+            error = difference(call().logits, reference)
+            if not error <= MOST_ERROR:
+                return Prefill(way.name, tokens, problem=f"wrong: its logits differ by {error:.3g}, relative")
+            figures = figures_of(call, product_calls(products, widths, tokens, bundle), hardware)
+            return Prefill(
+                way.name, tokens, count=len(products), relative_error=error, bytes=hardware.allocated(), **figures
+            )
+    except RuntimeError as refused:  # a library or a device without the product
+        return Prefill(way.name, tokens, problem=(str(refused).splitlines() or [repr(refused)])[0])
+
+
+@contextlib.contextmanager
+def installed(
+    bundle: Bundle, way: Way, groups: Sequence[Sequence[str]], layers: Mapping[str, Layer], form: Any
+) -> Iterator[list[SharedProduct]]:
+    """In the context, the model multiplies in one way; plain dense products leave the model's own layers."""
+    if way == DENSE_WAYS[0]:
+        modules = [layers[name].module for (name,) in groups]
+        yield [SharedProduct(dense(module.weight, module.bias)) for module in modules]  # type: ignore[arg-type]
+        return
+    with multiplying(bundle.model, groups, form, lambda name: layers[name].read()) as products:
+        yield products
+
+
+def product_calls(
+    products: Sequence[SharedProduct], widths: Sequence[int], tokens: int, bundle: Bundle
+) -> Callable[[], Any]:
+    """Return a call of all products, one after the other, with random inputs `[tokens, in]`."""
+    example = torch.empty(0, dtype=bundle.dtype, device=bundle.device)
+    inputs = {width: random_inputs(tokens, example.new_empty(1, width)) for width in set(widths)}
+
+    @torch.inference_mode()
+    def call() -> None:
+        for shared, width in zip(products, widths, strict=True):
+            shared.product(inputs[width])
+
+    return call
+
+
+def figures_of(call: Callable[[], Any], products: Callable[[], Any], hardware: Hardware) -> dict[str, Any]:
+    """Return the figures of a way that is installed."""
+    eager = Times.of(list(steps(call, hardware, WARM_UP, REPEAT)))
+    kernels = hardware.kernel_times(call)
+    return {
+        "eager": eager,
+        "host": hardware.launch(call, HOST),
+        "graph": graph_times(call, hardware),
+        "products": graph_times(products, hardware),
+        "device": sum(kernel.seconds for kernel in kernels),
+        "launched": sum(kernel.count for kernel in kernels),
+        "kernels": kernels[:KERNELS],
+    }
+
+
+def graph_times(call: Callable[[], Any], hardware: Hardware) -> Times | None:
+    """Return the times of a call as one graph; None where it cannot be one."""
+    graph = hardware.graphed(call)
+    return Times.of(list(steps(graph, hardware, WARM_UP, REPEAT))) if graph else None
