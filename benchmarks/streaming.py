@@ -216,7 +216,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         **{"overlap": median(overlaps) if overlaps else None, "losses_seconds": losses},
         **{"device_bytes": meter.device_bytes, "host_bytes": max(meter.host_bytes - before, 1)},
         "device_estimate": planned(bundle, spec, [Wanda()], device, source is not None).peak,
-        "host_estimate": sum(there.host.values()),
+        "host_estimate": sum(there.host.values()) + sum(there.device.values()) * (device.type == "cpu"),
     }
 
 
