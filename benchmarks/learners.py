@@ -6,7 +6,8 @@
 Every learner is compared with the row of its initial mask in the same run: nats gained on the test text, forward and
 backward tokens, seconds, peak device memory. In the plot a line leads from the initial mask, at its forward tokens, to
 the learnt mask, at the forward tokens of both. Rows of several runs, say one for each seed, are joined if their
-protocols are equal.
+protocols are equal. `--against LABEL` divides the gain of every learner by that of another one on the same start, at
+the same pattern and seed.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run directories, or their records.jsonl")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--against", metavar="LABEL", help="say how many times the gain of this learner others gain")
     args = parser.parse_args()
     runs = [read(path) for path in args.runs]
     records = [record for run in runs for record in run]
@@ -70,8 +72,12 @@ def main() -> None:
         raise SystemExit("Error: the runs follow different protocols; compare those of each protocol by themselves.")
     gains = [gain for run in runs for gain in found(run)]
     print(table(gains))
+    times = ratios(gains, args.against) if args.against else []
+    for line in listed(times, args.against):
+        print(f"\n{line}")
     if args.json:
-        args.json.write_text(json.dumps(summary(records, gains), indent=1) + "\n", encoding="utf-8")
+        whole = {**summary(records, gains), **({"against": times} if args.against else {})}
+        args.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         plot(gains, args.plot)
 
@@ -143,6 +149,33 @@ def table(gains: Sequence[Gain]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ratios(gains: Sequence[Gain], label: str) -> list[dict[str, Any]]:
+    """The gain of every learner over that of `label`, where both have the same start, pattern and seed."""
+    known = {(gain.init, gain.pattern, gain.seed): gain for gain in gains if gain.label == label}
+    pairs = [(gain, known.get((gain.init, gain.pattern, gain.seed))) for gain in gains if gain.label != label]
+    return [
+        {
+            **{"label": gain.label, "against": label, "pattern": gain.pattern, "seed": gain.seed},
+            **{"forward_tokens": [gain.forward_tokens, other.forward_tokens]},
+            "times": round(gain.nats_gained / other.nats_gained, 3) if other.nats_gained else None,
+        }
+        for gain, other in pairs
+        if other is not None
+    ]
+
+
+def listed(times: Sequence[Mapping[str, Any]], label: str) -> list[str]:
+    """One line for every learner and pattern, with the ratios of all seeds."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for one in times:
+        times_text = "-" if one["times"] is None else f"{one['times']:.2f}"
+        rows.setdefault((one["label"], one["pattern"]), []).append(times_text)
+    return [
+        f"{name} gains {' and '.join(found)} times what {label} gains, at {pattern}"
+        for (name, pattern), found in rows.items()
+    ]
 
 
 def summary(records: Sequence[dict[str, Any]], gains: Sequence[Gain]) -> dict[str, Any]:

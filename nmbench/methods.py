@@ -123,6 +123,15 @@ class Method:
         """
         return False
 
+    @property
+    def eight_bit(self) -> bool:
+        """True if the method also works on weights that the model stores in 8 bits (`--weights int8`).
+
+        Such a method returns masks alone. A learner changes live weights by `apply` and `apply_dense` only, reads dense
+        ones by `original` or `stored`, and computes no gradients of weights.
+        """
+        return False
+
     def supports(self, pattern: Pattern) -> str | None:
         """Return the reason why the method cannot do `pattern`, or None. Called before any model is loaded."""
         return None
@@ -183,6 +192,7 @@ class Scorer(Baseline):
     method_kind: ClassVar[str] = "scorer"
     work_method: ClassVar[str] = "score"
     unit_power: ClassVar[int] = 1
+    eight_bit = True
 
     def score(self, weight: Tensor, stats: LayerStats) -> Tensor:
         """Return finite scores of the shape of `weight` `[out, in]`; larger = keep."""
@@ -211,6 +221,7 @@ class Refiner(Baseline):
 
     method_kind: ClassVar[str] = "refiner"
     work_method: ClassVar[str] = "refine"
+    eight_bit = True
 
     init: str = option(START, "registered scorer or solver whose mask is refined")
 
@@ -280,6 +291,7 @@ class MaskSource(Method):
 
     method_kind: ClassVar[str] = "mask source"
     work_method: ClassVar[str] = "bring"
+    eight_bit = True
 
     def bring(self, model: DenseModel) -> PrunedModel:
         """Return one `Pruned` for every name in `model.weights`. Raises `NMBenchError` naming a layer that differs."""

@@ -28,6 +28,7 @@ LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
 WITH_BOS = "+bos"  # ends the name of a metric whose windows begin with the BOS token
 BOS = ("auto", "always", "never")
 PLACES = ("host", "disk")  # that blocks are streamed from
+INT8 = "int8"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
 METHOD = {"method": str, "options": Mapping[str, str | int | float | bool | None]}
@@ -80,7 +81,8 @@ class RunSpec:
     Statistics are gathered from `windows` windows of `window_tokens` tokens. Learners read `pool_tokens` tokens and
     choose by `selection_tokens` others. `plugins` are single files to load. A model that is sparse already is pruned
     only if `allow_sparse`, a quantised model only if `dequantise`. `merge_adapter`: the folder of an adapter that is
-    merged into the weights before anything else, or `beside` for the adapter in the folder of the model. `stream`:
+    merged into the weights before anything else, or `beside` for the adapter in the folder of the model. `weights`:
+    int8 stores the prunable weights in 8 bits, with one scale for each output; None: in `dtype`. `stream`:
     decoder blocks stay on the host and are copied to the device one by one; None: only if the model would not fit.
     `stream_from`: where they stay, in the memory of the host or on its disk; given alone, they are streamed.
     `bos`: whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it
@@ -107,6 +109,7 @@ class RunSpec:
     allow_sparse: bool | None = None
     dequantise: bool | None = None
     merge_adapter: str | None = None
+    weights: str | None = None
     device: str = "auto"
     stream: bool | None = None
     stream_from: str | None = None
@@ -131,6 +134,8 @@ class RunSpec:
                 raise NMBenchError(f"{name} must be at least {least}, not {value}.")
             if value is not None and value > LARGEST_SEED:
                 raise NMBenchError(f"{name} must be at most {LARGEST_SEED}, not {value}.")
+        if self.weights not in (None, INT8):
+            raise NMBenchError(f"weights must be {INT8}, or left out for weights in dtype, not {self.weights!r}.")
         if self.bos not in (None, *BOS):
             raise NMBenchError(f"bos must be {', '.join(BOS[:-1])} or {BOS[-1]}, not {self.bos!r}.")
         if self.stream_from not in (None, *PLACES):
@@ -162,14 +167,14 @@ class RunSpec:
     def protocol(self) -> dict[str, Any]:
         """Return the settings that comparable rows share: model, texts, windows, dtypes and metrics.
 
-        `bos` is one of them where BOS begins calibration windows, and `merge_adapter` where an adapter is merged;
-        elsewhere they are left out.
+        `bos` is one of them where BOS begins calibration windows, `merge_adapter` where an adapter is merged, and
+        `weights` where they are stored in another form; elsewhere they are left out.
         """
         shared = ("model", "skip", "calibration", "windows", "window_tokens", "pool_tokens", "selection_tokens")
         content = self.to_dict()
         begun = {"bos": self.bos} if self.bos not in (None, "never") else {}
-        merged = {"merge_adapter": self.merge_adapter} if self.merge_adapter else {}
-        return {**{name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}, **begun, **merged}
+        changed = {name: content[name] for name in ("merge_adapter", "weights") if content.get(name)}
+        return {**{name: content.get(name) for name in (*shared, "metrics", "dtype", "eval_dtype")}, **begun, **changed}
 
     def layer_patterns(self, pattern: Pattern, layers: Iterable[str]) -> dict[str, Pattern]:
         """Return the pattern of every layer: the last matching `pattern_for`, else `pattern`.

@@ -35,6 +35,7 @@ from nmbench.experiment.loading import dtype_of
 from nmbench.methods import PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.casting import cast_parameters
+from nmbench.models.rounding import store_floats
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.results.files import cannot_write, save_masks
@@ -69,7 +70,8 @@ def export(
 ) -> Written:
     """Write the model of a finished row to the new folder `target`; return what reading `target` back proved.
 
-    `dtype` is the dtype of the weights in the folder, by default that of the checkpoint that was pruned. `engine` is
+    `dtype` is the dtype of the weights in the folder, by default that of the checkpoint that was pruned; weights of a
+    run with `--weights int8` are written as the numbers that they stand for. `engine` is
     the name of a target (`targets.NAMES`). `exact` fills groups with fewer than N non-zeros, unless the target stores
     kept zeros. `check` stands in for `read_back`, so that tests can make the check fail.
 
@@ -82,6 +84,7 @@ def export(
     form.refuse_patterns(stored_patterns(row))
     asked = dtype_of(dtype) if dtype else None
     bundle, pruned = make_again(row, plugins, device)
+    store_floats(bundle)
     rounded = cast(bundle, asked or dtype_of(bundle.provenance.get("stored_dtype") or dtype_name(bundle.dtype)))
     form.refuse_model(bundle)
     filled = made_exact(bundle, pruned, form) if exact else ""

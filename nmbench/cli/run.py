@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--stream-from", metavar="host|disk", help="Where blocks wait: memory, or files.  [host]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
+@click.option("--weights", metavar="int8", help="Store prunable weights in 8 bits.  [in the pruning dtype]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Let the model run its own code from the hub.")
 @click.option("--allow-sparse", is_flag=True, default=None, help="Prune a checkpoint that is sparse already.")
 @click.option("--dequantise", is_flag=True, default=None, help="Make the weights of a quantised checkpoint numbers.")

@@ -32,6 +32,7 @@ def input_doubts(
     samples = written or {spec.calibration: "\n\n".join(itertools.islice(calibration.texts("calibration"), DOCUMENTS))}
     return (
         *zeros(bundle),
+        *in_8_bits(bundle),
         *left_out(bundle),
         *longer_than_training(bundle, spec, metrics),
         *tokenizer_doubts(bundle, samples, tokens_of(spec, pools, texts)),
@@ -56,6 +57,16 @@ def zeros(bundle: Bundle) -> Iterator[Doubt]:
             f"{found['layers']} of {len(bundle.layers)} layers hold scattered zeros, {found['share_of_zeros']:.1%} of "
             f"their weights, as rounding to few bits leaves them{f' (dequantised from {origin})' if origin else ''}: "
             f"taken for dense, but figures are those of the rounded weights.",
+        )
+
+
+def in_8_bits(bundle: Bundle) -> Iterator[Doubt]:
+    """Yield a doubt on weights that the run itself rounded to 8 bits."""
+    if stored := bundle.provenance.get("stored_weights"):
+        yield Doubt(
+            "model",
+            f"the weights of its {stored['layers']} prunable layers were rounded to 8 bits (--weights int8), which "
+            f"changed them by {stored['relative_error']:.2%} of their norm: the dense row is the rounded model.",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -13,6 +14,7 @@ from nmbench.errors import NMBenchError, unknown
 from nmbench.experiment.memory import learns_whole, planned
 from nmbench.methods import Method
 from nmbench.models.bundle import Bundle
+from nmbench.models.rounding import store_eight_bit
 from nmbench.models.sanity import check_dense, check_finite
 from nmbench.plugins.loading import Plugins
 from nmbench.sources import ModelSource
@@ -62,6 +64,13 @@ def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
 
     Raises `NMBenchError` if the weights are sparse already, unless `spec` allows sparse weights.
     """
+    about: dict[str, Any] = {}
+
+    def placed(bundle: Bundle, device: torch.device) -> None:
+        if spec.weights:
+            about.update(stored_in_8_bits(bundle.without(spec.skip), bool(spec.allow_sparse)))
+        place(bundle, spec.resolved(bundle.defaults), methods, device)
+
     bundle = load_model(
         spec.model,
         plugins,
@@ -70,22 +79,31 @@ def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
         trust_remote_code=spec.trust_remote_code,
         dequantise=bool(spec.dequantise),
         merge_adapter=spec.merge_adapter,
-        place=lambda bundle, device: place(bundle, spec.resolved(bundle.defaults), methods, device),
+        place=placed,
     ).without(spec.skip)
-    bundle.provenance = {**bundle.provenance, **check_dense(bundle, bool(spec.allow_sparse))}
+    bundle.provenance = {**bundle.provenance, **(about or check_dense(bundle, bool(spec.allow_sparse)))}
     return bundle
 
 
 def outlined(spec: RunSpec, plugins: Plugins) -> Bundle | None:
-    """Return the model of `spec` without weights; None if its source cannot tell, whatever the reason."""
+    """Return the model of `spec` without weights; None if its source cannot tell, or weights are stored in 8 bits."""
     cls, rest = source_of(spec.model, plugins)
     dtype = spec.dtype or ("float32" if device_of(spec.device).type == "cpu" else None)
     source = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code)
     try:
-        found = source.outline(rest)
+        found = None if spec.weights else source.outline(rest)
         return found.without(spec.skip) if found else None
     except Exception:  # the run will say what is wrong with the model
         return None
+
+
+def stored_in_8_bits(bundle: Bundle, allow_sparse: bool) -> dict[str, Any]:
+    """Store the prunable weights in 8 bits on the host, so that the device never has them as floats.
+
+    Return the manifest's entries on zeros, of the weights before that, and on the rounding.
+    """
+    zeros = check_dense(bundle, allow_sparse)
+    return {**zeros, "stored_weights": store_eight_bit(bundle)}
 
 
 def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device) -> None:
@@ -95,6 +113,11 @@ def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device:
     evaluated in another dtype.
     """
     source = streamed_from(bundle, spec, methods, device)
+    if source == "disk" and spec.weights:
+        raise NMBenchError(
+            f"--stream-from disk reads the weights that the files hold, not those of --weights {spec.weights}; leave "
+            f"one of them out."
+        )
     if source == "disk" and spec.eval_dtype != spec.dtype:
         raise NMBenchError(
             f"--stream-from disk evaluates the weights as they are pruned, in {spec.dtype}, not in {spec.eval_dtype}; "

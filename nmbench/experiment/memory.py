@@ -145,7 +145,8 @@ def learning(
     method: MaskLearner | WeightLearner, bundle: Bundle, patterns: Sequence[Pattern], streamed: bool, pool_tokens: int
 ) -> Learning:
     """Return the estimate for one learner: of the whole model, or of its largest block if it learns block by block."""
-    each = bytes_each(method, patterns, bundle.dtype.itemsize)
+    stored = max(layer.read().element_size() for layer in bundle.layers.values())
+    each = bytes_each(method, patterns, stored)
     counts = [sum(math.prod(la.shape) for la in bundle.block_layers(index)) for index in range(len(bundle.blocks))]
     name, model = type(method).__name__, bytes_of(bundle.model)
     if learns_whole(method):

@@ -17,7 +17,7 @@ from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.registry import Registry
 from nmbench.repairs import Repair
-from nmbench.spec import CALIBRATION, Defaults, ResolvedSpec, RunSpec
+from nmbench.spec import CALIBRATION, INT8, Defaults, ResolvedSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def checked(spec: RunSpec, plugins: Plugins) -> Plan:
     check_names(spec, plugins)
     spec = with_typed_calibration(with_typed_options(spec, plugins), plugins)
     found = tuple(contenders(spec, plugins))
+    if spec.weights:
+        check_eight_bit(found)
     check_supported(found, (*spec.patterns, *(pattern for _, pattern in spec.pattern_for)))
     return Plan(spec, plugins, found)
 
@@ -110,6 +112,18 @@ def with_typed_calibration(spec: RunSpec, plugins: Plugins) -> RunSpec:
     sampling = look_up(plugins, plugins.registries.datasets, spec.calibration).sampling
     name = f"{spec.calibration.partition(':')[0]}:{sampling}" if sampling else spec.calibration
     return dataclasses.replace(spec, calibration=name)
+
+
+def check_eight_bit(found: Iterable[Contender]) -> None:
+    """Raise `NMBenchError` for a method that does not work on weights in 8 bits."""
+    for contender in itertools.chain.from_iterable(map(lineage, found)):
+        if not contender.method.eight_bit:
+            learner = isinstance(contender.method, MaskLearner)
+            why = "needs float weights or gradients of weights" if learner else "writes new weights, which are floats"
+            raise NMBenchError(
+                f"{contender.label} {why}, and --weights {INT8} stores them in 8 bits; leave out --weights, or choose "
+                f"a method that finds masks by forward passes alone, as wanda, swaps, maskpro and flips do."
+            )
 
 
 def check_supported(found: Iterable[Contender], patterns: Sequence[Pattern]) -> None:

@@ -28,6 +28,7 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.context import sliding_window
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.probe import check_length, examined
+from nmbench.models.rounding import check_products
 from nmbench.options import resolved
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
@@ -203,6 +204,8 @@ def prepared(plan: Plan, bundle: Bundle | None = None) -> Experiment:
             refuse_overlap(pool, spec.calibration, tokens, name, bundle.tokenizer)
     check_ids(bundle, tokens_of(spec, pools, texts))
     probe = probe_of(texts, next(iter(pools.values())).calibration[0])
+    if spec.weights:
+        check_products(bundle, probe[0])
     bundle = examined(bundle, probe[0])
     check_length(bundle, longest_window(spec, metrics, pools, texts))
     doubts = (*plan.doubts, *input_doubts(bundle, spec, calibration, pools, metrics, written, texts))

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from nmbench.errors import NMBenchError
 from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
 
@@ -14,8 +15,11 @@ from nmbench.models.bundle import Bundle
 def applied(pruned: Pruned, dense: Tensor) -> Tensor:
     """Return the weight `[out, in]` to evaluate, in the dtype of `dense`: kept weights and positive zeros.
 
-    A repaired weight that is rounded to -0.0 becomes 0.0.
+    A repaired weight that is rounded to -0.0 becomes 0.0. Raises `NMBenchError` for a repaired weight that would have
+    to be stored in 8 bits.
     """
+    if pruned.weight is not None and not dense.is_floating_point():
+        raise NMBenchError("new weights do not fit weights that are stored in 8 bits; run without --weights int8.")
     weight = dense if pruned.weight is None else pruned.weight.to(dense.dtype) + 0.0
     return weight.masked_fill(~pruned.mask, 0.0)
 

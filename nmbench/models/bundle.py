@@ -21,6 +21,7 @@ from nmbench.models.context import context_tokens
 from nmbench.models.coverage import weights_by_kind, weights_by_reason
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
 from nmbench.models.disk import Disk
+from nmbench.models.eight_bit import EightBit, numbers
 from nmbench.models.hashing import tensors_digest
 from nmbench.models.offload import Streaming, unhooked
 from nmbench.models.routers import list_of
@@ -34,7 +35,8 @@ class Layer:
     """One prunable weight: its place `where` in the model, the `module` that holds it, and the index of its `block`.
 
     `listed`: it is in a list of modules inside its block, as experts that are modules of their own. `read` and `write`
-    use the canonical view `[out, in]`, groups along `in`.
+    use the canonical view `[out, in]`, groups along `in`. A weight that is stored in 8 bits
+    (`nmbench.models.eight_bit`) is read and written as int8; `values` are the numbers that it stands for.
     """
 
     where: Weight
@@ -55,13 +57,38 @@ class Layer:
         """True if the weight is one of several experts in one parameter, without a module of its own."""
         return self.where.expert is not None
 
+    @property
+    def eight_bit(self) -> bool:
+        """True if the weight is stored in 8 bits."""
+        return isinstance(self.module, EightBit)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point dtype that the weight has in the product."""
+        return self.module.weight_scale.dtype if isinstance(self.module, EightBit) else self.read().dtype
+
     def read(self) -> Tensor:
-        """Return the live weight `[out, in]` as a view. Read only: change weights by `write`."""
+        """Return the live weight `[out, in]` as stored, as a view. Read only: change weights by `write`."""
         return self.where.view(self.module.get_parameter(self.where.parameter).detach())
 
     def write(self, weight: Tensor) -> None:
-        """Copy `weight` `[out, in]` into the live model."""
+        """Copy `weight` `[out, in]` into the live model. Raises `NMBenchError` for floats in place of 8-bit values."""
+        if self.eight_bit and weight.dtype != torch.int8:
+            raise NMBenchError(
+                f"layer {self.name} is stored in 8 bits, which {weight.dtype} weights do not fit; without --weights "
+                f"int8 they do."
+            )
         self.read().copy_(weight)
+
+    def values(self, out: Tensor | None = None) -> Tensor:
+        """Return the live weight `[out, in]` in `dtype`: a view; of an 8-bit weight a copy, in `out` if given."""
+        return self.numbers(self.read(), out)
+
+    def numbers(self, stored: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the weight that `stored` `[out, in]` stands for if the layer stores it, on the device of `stored`."""
+        if not isinstance(self.module, EightBit):
+            return stored
+        return numbers(stored, self.module.weight_scale.detach().to(stored.device), out)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,7 +206,8 @@ class Bundle:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.layers.values())).read().dtype
+        """The floating-point dtype that the weights have in products."""
+        return next(iter(self.layers.values())).dtype
 
     def in_dtype(self, dtype: torch.dtype) -> Bundle:
         """Return this bundle if it has `dtype`, else a copy with parameters of `dtype`."""
@@ -212,7 +240,8 @@ class Bundle:
         """
         sizes = {name: layer.read().numel() for name, layer in self.layers.items()}
         weights = sum(sizes.values())
-        decoder = sum(p.numel() for block in self.blocks.values() for p in block.parameters())
+        scales = sum(layer.shape[0] for layer in self.layers.values() if layer.eight_bit)
+        decoder = sum(p.numel() for block in self.blocks.values() for p in block.parameters()) - scales
         return {
             "layers": len(self.layers),
             "weights": weights,

@@ -15,11 +15,12 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast the parameters of `model` in place, as loading the model in `dtype` would; return it.
 
     transformers keeps some parameters in float32, such as the routers of some mixtures of experts; these stay so.
-    Buffers, such as the float32 frequencies of rotary embeddings, keep their dtype.
+    Buffers, such as the float32 frequencies of rotary embeddings, and integers, such as 8-bit weights, keep theirs.
     """
     own = loaded_dtypes(model, dtype)
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(own.get(name, dtype))
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(own.get(name, dtype))
     return model
 
 

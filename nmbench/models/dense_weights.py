@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,8 +57,28 @@ class DenseWeights:
             table.update(content)
 
     def layer(self, layer: Layer) -> Tensor:
-        """Return the dense weight `[out, in]` of one layer, in host memory."""
+        """Return the dense weight `[out, in]` of one layer, in host memory; a copy if it is stored in 8 bits."""
+        return layer.numbers(self.stored(layer))
+
+    def stored(self, layer: Layer) -> Tensor:
+        """Return the dense weight `[out, in]` of one layer as the model stores it, in host memory."""
         return layer.where.view(self.copies[layer.where.stored])
+
+
+class ByLayer(Mapping[str, Tensor]):
+    """Dense weights `[out, in]` by layer name; weights in 8 bits become numbers when they are read."""
+
+    def __init__(self, weights: DenseWeights) -> None:
+        self.weights, self.layers = weights, weights.bundle.layers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.weights.layer(self.layers[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
 
 
 def hook_tables(model: nn.Module) -> list[dict[int, Any]]:

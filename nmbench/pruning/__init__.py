@@ -1,12 +1,13 @@
 """From a method to masks and weights: scored, solved, refined, learnt, imported or repaired."""
 
+from nmbench.models.substitution import Provider
 from nmbench.pruning.adam import BETAS, adam_step, pace_of
 from nmbench.pruning.block_errors import in_passes, relative_error, squared_errors
 from nmbench.pruning.block_parts import BlockTask, Part
 from nmbench.pruning.budget import Budget, Budgeted, rise_and_fall
 from nmbench.pruning.learning import Batch, LearnTask
 from nmbench.pruning.least_squares import better_rows, conjugate_gradients
-from nmbench.pruning.live_weights import LiveWeights, Provider, masked
+from nmbench.pruning.live_weights import LiveWeights, masked
 from nmbench.pruning.mask_run import MaskRun, MaskUpdates, RunOptions
 from nmbench.pruning.mask_steps import MaskSteps, StepSettings
 from nmbench.pruning.noise import gumbel, salt_of, step_keys

@@ -40,7 +40,7 @@ class Learner(Protocol):
     layers: dict[str, tuple[int, int]]
     pattern: dict[str, Pattern]
     initial: dict[str, Tensor]
-    dense: dict[str, Tensor]
+    dense: Mapping[str, Tensor]
     cost: Cost
 
     @property

@@ -13,6 +13,7 @@ from nmbench.experiment.jobs import Job
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Pruned, PrunedModel
 from nmbench.models.applying import moved
+from nmbench.models.dense_weights import ByLayer
 from nmbench.models.stored_names import StoredNames
 from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.confirming import confirmed, unseen
@@ -68,8 +69,9 @@ def one_shot(job: Job, method: Baseline, experiment: Experiment) -> Made:
 def imported(job: Job, method: MaskSource, experiment: Experiment) -> PrunedModel:
     """Return the masks of a mask source, proven strict and moved to the device of the model."""
     bundle, patterns = experiment.bundle, experiment.patterns(job.pattern)
-    weights = {name: experiment.dense.layer(layer) for name, layer in bundle.layers.items()}
-    pruned = method.bring(DenseModel(weights, patterns, bundle.skipped, StoredNames.of(bundle.model).parameter))
+    pruned = method.bring(
+        DenseModel(ByLayer(experiment.dense), patterns, bundle.skipped, StoredNames.of(bundle.model).parameter)
+    )
     check_masks(pruned.masks, patterns, bundle.shapes, job.label)
     return on_host(pruned, bundle.host)
 

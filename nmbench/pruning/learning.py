@@ -19,7 +19,7 @@ from nmbench.errors import NMBenchError
 from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
 from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
-from nmbench.models.dense_weights import DenseWeights
+from nmbench.models.dense_weights import ByLayer, DenseWeights
 from nmbench.pattern import Pattern
 from nmbench.pruning.block_masks import BlockMasks, LearnBlock
 from nmbench.pruning.blocks import Blocks
@@ -81,7 +81,7 @@ class LearnTask(SharedWork):
         self.layers = {name: layer.shape for name, layer in bundle.layers.items()}
         self.pattern = dict(pattern)
         self.initial = {name: mask.cpu() for name, mask in initial.items()}
-        self.dense = {name: weights.layer(layer) for name, layer in bundle.layers.items()}
+        self.dense: Mapping[str, Tensor] = ByLayer(weights)
         self.pool = pool.to(bundle.device)
         self.generator = torch.Generator(bundle.device).manual_seed(seed)
         self.who = who
@@ -140,7 +140,8 @@ class LearnTask(SharedWork):
     def live_weights(self) -> Iterator[LiveWeights]:
         """Open the live weights, which are dense; every change of the weights is undone when the context closes."""
         try:
-            yield LiveWeights(self.bundle, self.dense, self.pool[:1, :PROBE_TOKENS], self.count_forward)
+            stored = {name: self._weights.stored(layer) for name, layer in self.bundle.layers.items()}
+            yield LiveWeights(self.bundle, stored, self.pool[:1, :PROBE_TOKENS], self.count_forward)
         finally:
             stopping.leave()
             self._weights.restore()

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmbench.errors import NMBenchError
-from nmbench.models.bundle import Bundle, Layer
+from nmbench.models.bundle import Bundle
 from nmbench.models.forward import logits_of, run_model
-from nmbench.models.hooks import instead
+from nmbench.models.substitution import Provider, multiply_only, substituted
 
 PART_WEIGHTS = 2**15  # more would wake other threads, which costs more than it gains
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative, of logits
-TOLERANCE_OF_HALVES = 0.02
-Provider = Callable[[str], Tensor]  # layer name -> the weight [out, in] to compute with
 
 
 class LiveWeights:
     """The weights of a model while a learner works on the model; the host restores the dense weights afterwards.
 
     `apply` writes masked weights into the model. `provided` leaves the model dense; every layer computes with
-    the weight that a function returns, so that no second tensor of the size of the model is stored.
+    the weight that a function returns, so that no second tensor of the size of the model is stored. `dense`: the dense
+    weights as the model stores them, which may be in 8 bits, in host memory.
     """
 
     def __init__(
@@ -42,18 +39,30 @@ class LiveWeights:
         self._fetched: dict[str, Tensor] = {}  # on the model's device; where that is the CPU, no copies
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the live weight `[out, in]` of one layer, to be written in place."""
+        """Return the live weight `[out, in]` of one layer, to be written in place.
+
+        Raises `NMBenchError` for a weight in 8 bits, which only `apply` writes.
+        """
+        if self.bundle.layers[name].eight_bit:
+            raise NMBenchError(f"layer {name} is stored in 8 bits; this learner writes floats: run without --weights.")
         self.bundle.open(name)
         return self.bundle.layers[name].read()
 
     def apply(self, masks: Mapping[str, Tensor]) -> None:
         """Set the weights of the layers in `masks` to dense where kept, and to zero elsewhere."""
         for name, mask in masks.items():
-            live = self[name]
-            streamed = live.device != self.bundle.device  # the block waits on the host
-            masked(self.dense[name] if streamed else self.original(name), mask.to(live.device), live)
+            self.bundle.open(name)
+            live = self.bundle.layers[name].read()
+            masked(self._kept(name, live), mask.to(live.device), live)
             self.bundle.release(live)
             self.bundle.release(self.dense[name])
+
+    def apply_dense(self) -> None:
+        """Set the weights of all layers to dense."""
+        for name, layer in self.bundle.layers.items():
+            self.bundle.open(name)
+            live = layer.read()
+            live.copy_(self._kept(name, live))
 
     @contextlib.contextmanager
     def provided(self, provider: Provider) -> Iterator[None]:
@@ -67,7 +76,7 @@ class LiveWeights:
                 f"{self.obstacle}; choose a learner that writes its masks into the model, or leave it dense with "
                 f"--skip."
             )
-        with self._instead(self.bundle.layers, provider):
+        with substituted(self.bundle, self.bundle.layers, provider):
             yield
 
     @functools.cached_property
@@ -82,9 +91,9 @@ class LiveWeights:
         if self._probe is None:
             return None
         wanted = self._logits()
-        if self._replaceable(list(self.bundle.layers), wanted):
+        if multiply_only(self.bundle, list(self.bundle.layers), self._logits, wanted):
             return None
-        culprits = (name for name in self.bundle.layers if not self._replaceable([name], wanted))
+        culprits = (n for n in self.bundle.layers if not multiply_only(self.bundle, [n], self._logits, wanted))
         return (
             f"{next(culprits, next(iter(self.bundle.layers)))} does more than multiply by its weight, or its weight is "
             f"read elsewhere too, so that no provided weight can stand in for it"
@@ -96,56 +105,34 @@ class LiveWeights:
         self._count(self._probe.numel())
         return logits_of(run_model(self.bundle.model, self._probe)).float()
 
-    def _replaceable(self, names: Iterable[str], wanted: Tensor) -> bool:
-        """True if the logits are `wanted`, to rounding, where layers compute with their weights provided."""
-        names = list(names)
-        weights = {name: self.bundle.layers[name].read() for name in names}
-        layers = [self.bundle.layers[name] for name in names]
-        with hidden(layers), self._instead(names, lambda name: weights[name].to(self.bundle.device)):
-            found = self._logits()
-        tolerance = TOLERANCE.get(self.bundle.dtype, TOLERANCE_OF_HALVES)
-        return bool((found - wanted).norm() <= tolerance * wanted.norm())
-
-    @contextlib.contextmanager
-    def _instead(self, names: Iterable[str], provider: Provider) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for name in names:
-                module = self.bundle.layers[name].module
-                stack.enter_context(instead(module, functools.partial(_call, module, name, provider)))
-            yield
-
     @property
     def fused(self) -> str | None:
         """The name of a layer that is one of several experts in one parameter; None if there is no such layer."""
         return next((name for name, layer in self.bundle.layers.items() if layer.fused), None)
 
     def original(self, name: str) -> Tensor:
-        """Return the dense weight `[out, in]` of one layer on the device of the model; read-only."""
+        """Return the dense weight `[out, in]` of one layer on the device of the model; read-only.
+
+        It is computed at every call if the model stores it in 8 bits.
+        """
+        return self.bundle.layers[name].numbers(self.stored(name))
+
+    def stored(self, name: str) -> Tensor:
+        """Return the dense weight `[out, in]` as the model stores it, on the device of the model; read-only."""
         if name not in self._fetched:
             self._fetched[name] = self.dense[name].to(self.bundle.device)
         return self._fetched[name]
 
-
-@contextlib.contextmanager
-def hidden(layers: Iterable[Layer]) -> Iterator[None]:
-    """Show NaN instead of the weights of `layers`, without memory of their size, while the context is open."""
-    saved = []
-    try:
-        for layer in layers:
-            parameter = layer.module.get_parameter(layer.where.parameter)
-            saved.append((parameter, parameter.data))
-            parameter.data = parameter.data.new_full((), torch.nan).expand(parameter.shape)
-        yield
-    finally:
-        for parameter, weight in saved:
-            parameter.data = weight
+    def _kept(self, name: str, live: Tensor) -> Tensor:
+        """Return the dense weight as stored, where `live` is: a streamed block waits on the host."""
+        return self.dense[name] if live.device != self.bundle.device else self.stored(name)
 
 
 def masked(weight: Tensor, mask: Tensor, out: Tensor) -> None:
     """Write `weight` into `out` where `mask` keeps, and +0.0 elsewhere; `[out, in]` each, weights finite.
 
-    On a CPU, 0 + weight * mask in parts that fit the cache is ten times faster than `where`. The sum is needed: a
-    dropped negative weight times 0 is -0.0, and 0 + -0.0 is +0.0.
+    Weights may be int8. On a CPU, 0 + weight * mask in parts that fit the cache is ten times faster than `where`. The
+    sum is needed: a dropped negative weight times 0 is -0.0, and 0 + -0.0 is +0.0.
     """
     zero = torch.zeros((), dtype=weight.dtype, device=weight.device)
     if weight.device.type != "cpu":
@@ -154,8 +141,3 @@ def masked(weight: Tensor, mask: Tensor, out: Tensor) -> None:
     rows = max(1, PART_WEIGHTS // weight.shape[1])
     for w, m, o in zip(weight.split(rows), mask.view(torch.uint8).split(rows), out.split(rows), strict=True):
         torch.addcmul(zero, w, m.to(w.dtype), out=o)
-
-
-def _call(module: nn.Module, name: str, provider: Provider, input: Tensor) -> Tensor:
-    """Return the output of a linear layer with the provided weight; the layer may store its weight transposed."""
-    return F.linear(input, provider(name), getattr(module, "bias", None))

@@ -178,7 +178,7 @@ def prune_layer(
     """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     with naming(layer, who):
-        pruned = choose(method, layer.read().clone(), stats, pattern, mask, checks)
+        pruned = choose(method, layer.values().clone(), stats, pattern, mask, checks)
         check_pruned(pruned, layer)
     if not isinstance(method, Scorer):
         check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)

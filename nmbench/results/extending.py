@@ -17,17 +17,18 @@ def merged(earlier: RunSpec, spec: RunSpec, where: Path, recorded: Collection[st
 
     Raises `RunMismatch` naming every difference that cannot be joined.
     """
-    differences = list(differing(earlier.protocol(), spec.protocol()))
+    before = earlier.protocol()
+    differences = list(differing(before, {**dict.fromkeys(before), **spec.protocol()}))
     if earlier.pattern_for != spec.pattern_for:
         differences.append(f"pattern_for was {dict(earlier.pattern_for)}, now {dict(spec.pattern_for)}")
     known = {method.label: method for method in earlier.methods}
     for method in spec.methods:
-        before = known.setdefault(method.label, method)
+        other = known.setdefault(method.label, method)
         if method.label not in recorded:
             known[method.label] = method
-        elif before.name != method.name or not same(before.options, method.options):
+        elif other.name != method.name or not same(other.options, method.options):
             differences.append(
-                f"label {method.label!r} was {described(before)}, now {described(method)} (a label of its own, as "
+                f"label {method.label!r} was {described(other)}, now {described(method)} (a label of its own, as "
                 f"--method {method.label}2={method.name} --set {method.label}2.OPTION=VALUE, adds a row instead)"
             )
     if differences:

@@ -202,12 +202,14 @@ class Record(Identity, Figures, total=False):
     """One row of a run.
 
     A failed row has `error`, one line, and `traceback`, the path of the traceback file relative to the run directory.
-    If several run directories were read together, `directory` is the run directory of the row.
+    If several run directories were read together, `directory` is the run directory of the record, and `row_directory`
+    the first of those that hold its row, if several do (`nmbench.results.joining`).
     """
 
     error: str
     traceback: str
     directory: str
+    row_directory: str
 
 
 def record_in(line: Mapping[str, Any], where: str) -> Record:

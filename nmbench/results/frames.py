@@ -51,6 +51,7 @@ TIDY = {
 }
 WIDE = {
     "directory": TIDY["directory"] + ", where several were read",
+    "row_directory": "first run directory with a seed of the row, where several hold some",
     **{name: TIDY[name] for name in ("label", "method", "pattern", "seed", "weights_changed")},
     "options.*": "options of the method as they were resolved",
     "pattern_for.*": "layers with another pattern",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.results.format import Record
-from nmbench.results.ranking import of_run
+from nmbench.results.ranking import row_directory
 from nmbench.results.records import Rows
 from nmbench.results.undone import asked_methods
 
@@ -47,10 +47,13 @@ class Meaning:
 
 
 def meanings(results: Rows) -> list[Meaning]:
-    """Return what every label of every run directory stands for, in the order of the records; not the dense row."""
+    """Return what every label of every run directory stands for, in the order of the records; not the dense row.
+
+    A label whose seeds are joined is one, with all its seeds.
+    """
     found = []
     for run in results.directories:
-        records = [record for record in of_run(results, run) if record["method"]]
+        records = [record for record in results.records if record["method"] and row_directory(record, results) == run]
         for label in dict.fromkeys(record["label"] for record in records):
             own = [record for record in records if record["label"] == label]
             found.append(meaning(own, run))

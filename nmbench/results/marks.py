@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nmbench.results.format import Record
 from nmbench.results.pareto import quality
-from nmbench.results.ranking import directory_of
+from nmbench.results.ranking import row_directory
 from nmbench.results.records import Rows
 from nmbench.results.standing import Standing, standings
 from nmbench.spec import DENSE
@@ -39,7 +39,7 @@ class Marks:
 
     def of(self, record: Record, metric: str, results: Rows) -> Mark | None:
         """Return the mark of a row by a metric; None where rows are not compared by it."""
-        key = (str(directory_of(record, results)), record["label"], record["pattern"])
+        key = (str(row_directory(record, results)), record["label"], record["pattern"])
         return self.by_text.get((metric, key)) or self.by_text.get((metric.removeprefix("ppl:"), key))
 
     def rank(self, record: Record, results: Rows) -> str:

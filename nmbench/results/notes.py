@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from nmbench.results.doubt_lines import listed, named
 from nmbench.results.format import Record
+from nmbench.results.joining import apart_notes
 from nmbench.results.ranking import pattern_of
 
 MEBIBYTE = 2**20
@@ -43,7 +44,7 @@ def row_notes(records: Sequence[Record]) -> str:
         if text := "; ".join(remarks(record)):
             rows.setdefault(text, []).append(named(record))
     lines = [f"NOTE {listed(names)}: {text}." for text, names in rows.items()]
-    return "\n".join([*lines, *busy_note(records)])
+    return "\n".join([*lines, *busy_note(records), *apart_notes(records)])
 
 
 def busy_note(records: Sequence[Record]) -> list[str]:

@@ -9,7 +9,8 @@ each other:
 
 A row is on a front if no other row of the same run and pattern is at least as good and at least as cheap, and better in
 one of the two; seconds and bytes that differ by 5 % or less count as equal. Seeds of one label are averaged before they
-are compared. The dense model takes no part, because it has no cost, nor do imported masks, whose cost is unknown.
+are compared, and runs whose seeds are joined are one run. The dense model takes no part, because it has no cost, nor do
+imported masks, whose cost is unknown.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ def quality(records: Iterable[Record]) -> str | None:
 def pareto(records: Sequence[Record]) -> dict[tuple[Any, ...], list[str]]:
     """For every row that ended well, by `row_key`, the kinds of cost on whose fronts it is."""
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Record]]] = {}
+    runs = linked(records)
     for record in records:
         if record["status"] == "ok" and record["pattern"] is not None:
-            rival = (record.get("directory"), record["pattern"])
+            rival = (runs.get(record.get("directory")), record["pattern"])
             groups.setdefault(rival, {}).setdefault(row_key(record), []).append(record)
     found: dict[tuple[Any, ...], list[str]] = {}
     for rows in groups.values():
@@ -84,6 +86,15 @@ def pareto(records: Sequence[Record]) -> dict[tuple[Any, ...], list[str]]:
             for key in rows:
                 found.setdefault(key, []).extend([kind] if key in on_front else [])
     return found
+
+
+def linked(records: Sequence[Record]) -> dict[Any, Any]:
+    """Return for every run directory the first one of those that share joined rows with it."""
+    runs = {record.get("directory"): record.get("directory") for record in records}
+    for record in records:
+        first, own = (runs[record.get(name, record.get("directory"))] for name in ("row_directory", "directory"))
+        runs = {run: first if found == own else found for run, found in runs.items()}
+    return runs
 
 
 def points(rows: Mapping[tuple[Any, ...], Sequence[Record]], name: str, kind: str) -> dict[tuple[Any, ...], Point]:
@@ -104,4 +115,4 @@ def loss_of(metric: Mapping[str, Any]) -> float:
 
 def row_key(record: Record) -> tuple[Any, ...]:
     """Return run directory, label and pattern, which all seeds of a row share."""
-    return record.get("directory"), record["label"], record["pattern"]
+    return record.get("row_directory", record.get("directory")), record["label"], record["pattern"]

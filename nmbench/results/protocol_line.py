@@ -52,7 +52,10 @@ def composition(records: Sequence[Record]) -> Iterator[str]:
 
 
 def sizes(directory: Path) -> Iterator[str]:
-    """Yield the sizes of the calibration text and the skipped layers, from the `spec.toml` of a run if it exists."""
+    """Yield the sizes of the calibration text, the skipped layers, and how weights are stored if not in the dtype.
+
+    They are read from the `spec.toml` of a run, if it exists.
+    """
     path = directory / "spec.toml"
     spec = read_toml(path) if path.is_file() else {}
     if "windows" in spec and "window_tokens" in spec:
@@ -61,6 +64,8 @@ def sizes(directory: Path) -> Iterator[str]:
         yield f"mask learners: {spec['pool_tokens']} tokens and {spec['selection_tokens']} to choose by"
     if "skip" in spec:
         yield f"left dense: {joined(spec['skip'])}"
+    if "weights" in spec:
+        yield f"prunable weights stored as {spec['weights']}"
 
 
 def environment(records: Sequence[Record]) -> str:

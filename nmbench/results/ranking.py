@@ -31,13 +31,15 @@ LOSS = ValueRecord(lower_is_better=True, unit="nats")
 class Row:
     """One label at one pattern, over its seeds: losses and figures by seed and text, float64 `[windows]` each.
 
-    The dense row has the seed None, which stands for every seed.
+    The dense row has the seed None, which stands for every seed. `directory` is the first of the run directories of
+    the row, `runs` are all of them.
     """
 
     name: str
     directory: Path
     record: Record
     losses: dict[int | None, dict[str, Tensor]] = field(default_factory=dict)
+    runs: tuple[Path, ...] = ()
 
     @property
     def seeds(self) -> set[int]:
@@ -74,6 +76,11 @@ def directory_of(record: Record, results: Rows) -> Path:
     return Path(record["directory"]) if "directory" in record else results.directories[0]
 
 
+def row_directory(record: Record, results: Rows) -> Path:
+    """The run directory that stands for the row of a record: the first of those that hold its seeds."""
+    return Path(record["row_directory"]) if "row_directory" in record else directory_of(record, results)
+
+
 def ranking(records: Sequence[Record], results: Rows, pattern: str) -> Iterator[str]:
     """The ranking of one pattern on every text, and the gain of each learner over its start."""
     rows = list(rows_of(records, results, pattern))
@@ -101,15 +108,19 @@ def order_of(rows: Sequence[Row], text: str, seeds: Sequence[int], lower_is_bett
 
 
 def rows_of(records: Sequence[Record], results: Rows, pattern: str) -> Iterator[Row]:
-    """The rows of one pattern, and the dense row, with their losses; a label in two directories has two rows."""
+    """The rows of one pattern, and the dense row, with their losses.
+
+    A label in two directories has two rows, unless their seeds are joined.
+    """
     groups: dict[tuple[str, Path], list[Record]] = {}
     for record in records:
         if record["status"] == "ok" and record["pattern"] in (pattern, None):
-            directory = directory_of(record, results) if record["pattern"] else Path()  # one dense row is enough
+            directory = row_directory(record, results) if record["pattern"] else Path()  # one dense row is enough
             groups.setdefault((record["label"], directory), []).append(record)
     labels = [label for label, _ in groups]
     for (label, directory), group in groups.items():
         row = Row(label if labels.count(label) == 1 else f"{directory.name}:{label}", directory, group[0])
+        row.runs = tuple(dict.fromkeys(directory_of(record, results) for record in group))
         for record in group:
             path = directory_of(record, results) / "losses" / f"{file_name(record)}.safetensors"
             if path.exists():
@@ -140,9 +151,10 @@ def gains(rows: Sequence[Row], text: str, unit: str) -> Iterator[str]:
 
     A mask learner has none to a start whose weights were repaired, because it had only its mask.
     """
-    by_label = {(row.directory, row.record["label"]): row for row in rows}
+    by_label = {(run, row.record["label"]): row for row in rows for run in row.runs}
     for row in rows:
-        start = by_label.get((row.directory, str(row.record["started_from"])))
+        starts = (by_label.get((run, str(row.record["started_from"]))) for run in row.runs)
+        start = next((found for found in starts if found is not None), None)
         repairs = row.record.get("repairs")
         if start is None or (start.record.get("weights_changed") and not repairs):
             continue
@@ -200,6 +212,15 @@ def pattern_of(record: Record) -> str:
 def of_run(results: Rows, directory: Path) -> list[Record]:
     """The records of one run directory."""
     return [record for record in results.records if record.get("directory", str(directory)) == str(directory)]
+
+
+def row_groups(results: Rows) -> list[list[Record]]:
+    """The records that ended well of every row, by run directory, label and pattern, joined seeds together."""
+    found: list[list[Record]] = []
+    for run in results.directories:
+        own = [record for record in results.records if row_directory(record, results) == run]
+        found += grouped(own).values()
+    return found
 
 
 def grouped(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:

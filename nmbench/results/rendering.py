@@ -19,10 +19,10 @@ from nmbench.results.format import Record
 from nmbench.results.marks import BEST, Marks, marks
 from nmbench.results.notes import FRONTS, MARKED, failures, kept_weights, proof_line, row_notes
 from nmbench.results.pareto import loss_of, quality
-from nmbench.results.ranking import comparisons, grouped, of_run
+from nmbench.results.ranking import comparisons, row_groups
 from nmbench.results.records import Rows
 from nmbench.results.sampled_note import sampled_notes
-from nmbench.results.table import asked_rows, in_order, means, rows
+from nmbench.results.table import AND, asked_rows, in_order, means, rows
 from nmbench.results.table_width import GAP, Fitted, fitted
 from nmbench.spec import DENSE
 
@@ -89,7 +89,7 @@ def parts(results: Rows, width: int | None) -> Iterator[Part]:
 
 def mean_table(results: Rows, found: Marks) -> pandas.DataFrame:
     """Return the means over seeds with their marks, best first in each pattern."""
-    groups = [group for directory in results.directories for group in grouped(of_run(results, directory)).values()]
+    groups = row_groups(results)
     frame = with_marks(means(results), [group[0] for group in groups], found, results)
     patterns = list(dict.fromkeys(group[0]["pattern"] for group in groups if group[0]["pattern"]))
     name = quality(results.records)
@@ -130,10 +130,11 @@ def rank_of(record: Record, found: Marks | None, results: Rows) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Return paths without the folders that all of them share."""
-    folders = {Path(path).parent for path in paths}
+    """Return paths without the folders that all of them share; a row in several directories has several paths."""
+    every = [path.split(AND) for path in paths]
+    folders = {Path(path).parent for row in every for path in row}
     shared = os.path.commonpath(folders) if len({path.is_absolute() for path in folders}) == 1 else ""
-    return [os.path.relpath(path, shared) if shared else path for path in paths]
+    return [AND.join(os.path.relpath(path, shared) if shared else path for path in row) for row in every]
 
 
 def print_parts(console: Console, found: Iterator[Part], width: int | None) -> None:

@@ -16,6 +16,7 @@ from nmbench.results.address import address_or_directory
 from nmbench.results.directory import RunDirectory
 from nmbench.results.doubt_lines import doubt_lines
 from nmbench.results.format import Record
+from nmbench.results.joining import joined
 from nmbench.results.labels import Meaning, meanings
 from nmbench.results.notes import failures, row_notes
 from nmbench.results.protocol_line import protocol_lines
@@ -118,24 +119,35 @@ def addressed(paths: Sequence[Path]) -> Results:
     """
     addresses = [address_or_directory(path) for path in paths]
     directories = list(dict.fromkeys(address.directory for address in addresses))
-    every = load_results(*directories)
+    every = read(directories)
     chosen: set[int] = set()
     for address in addresses:
         own = dataclasses.replace(every, records=of_run(every, address.directory)).only(*address.choice)
         chosen |= {id(record) for record in own.records}
-    return dataclasses.replace(every, records=[record for record in every.records if id(record) in chosen])
+    return together(dataclasses.replace(every, records=[record for record in every.records if id(record) in chosen]))
+
+
+def together(results: Results) -> Results:
+    """Return results of several directories with the seeds of each row joined (`nmbench.results.joining`)."""
+    several = len(results.directories) > 1
+    return dataclasses.replace(results, records=joined(results.records)) if several else results
 
 
 def load_results(*directories: str | os.PathLike[str]) -> Results:
     """Return the results of run directories; of several directories, each record has its own in `directory`.
 
+    Rows that are the same work at other seeds are joined: means and intervals are over the seeds of all directories.
     Raises `NMBenchError` if a directory holds no records.
     """
-    paths = [Path(directory) for directory in directories]
+    return together(read([Path(directory) for directory in directories]))
+
+
+def read(paths: Sequence[Path]) -> Results:
+    """Return the records of run directories as they are. Raises `NMBenchError` if a directory holds none."""
     records: list[Record] = []
     for path in paths:
         if not (path / "records.jsonl").is_file():
             raise NMBenchError(f"{path} is not a run directory: it has no records.jsonl.")
         where = {"directory": str(path)} if len(paths) > 1 else {}
         records += [cast(Record, {**record, **where}) for record in RunDirectory(path).records()]
-    return Results(records, paths)
+    return Results(records, list(paths))

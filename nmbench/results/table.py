@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nmbench.results.format import Interval, Record
 from nmbench.results.pareto import loss_of, pareto, quality, row_key
 from nmbench.results.precision import decimals_of_mean, printed
-from nmbench.results.ranking import grouped, of_run, pattern_of
+from nmbench.results.ranking import pattern_of, row_groups
 from nmbench.results.records import Rows, identity
 from nmbench.sources import ValueRecord
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
 MEBIBYTE = 2**20
+AND = " + "  # between the run directories of a row
 
 
 def asked_rows(results: Rows) -> Sequence[Record]:
@@ -109,12 +110,14 @@ def means(results: Rows) -> pandas.DataFrame:
     import pandas
 
     lines = []
-    groups = (item for directory in results.directories for item in grouped(of_run(results, directory)).items())
-    for (label, _), group in groups:
+    for group in row_groups(results):
         names = dict.fromkeys(name for record in group for name in record["metrics"])
         shown = {name: over_seeds([record["metrics"][name] for record in group]) for name in names}
-        run = {"run": group[0]["directory"]} if "directory" in group[0] else {}
-        lines.append({**run, "label": label, "pattern": pattern_of(group[0]), "seeds": str(len(group)), **shown})
+        runs = dict.fromkeys(record["directory"] for record in group if "directory" in record)
+        run = {"run": AND.join(runs)} if runs else {}
+        lines.append(
+            {**run, "label": group[0]["label"], "pattern": pattern_of(group[0]), "seeds": str(len(group)), **shown}
+        )
     return pandas.DataFrame(lines)
 
 
@@ -132,8 +135,7 @@ def summary(results: Rows) -> pandas.DataFrame:
 
     fronts = pareto(results.records)
     lines = []
-    groups = (group for directory in results.directories for group in grouped(of_run(results, directory)).values())
-    for group in groups:
+    for group in row_groups(results):
         lines.append(
             {
                 "weights": "updated" if group[0]["weights_changed"] else "dense",

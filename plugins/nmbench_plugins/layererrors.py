@@ -51,7 +51,7 @@ class LayerErrors(nmbench.WindowMetric):
         import torch
 
         layers = separate_layers(subject.bundle)
-        sums = {name: Sums(layer.read()) for name, layer in layers.items()}
+        sums = {name: Sums(layer.values()) for name, layer in layers.items()}
         for tokens in subject.batches(self.dataset, self.window, self.bos):
             with counting_inputs(layers, sums), dense.shown() as model, torch.no_grad():
                 model(input_ids=tokens, use_cache=False)
@@ -110,7 +110,7 @@ def counting_inputs(layers: Mapping[str, Any], sums: Mapping[str, Sums]) -> Iter
         for name, layer in layers.items():
 
             def count(module: nn.Module, args: Any, layer: Any = layer, total: Sums = sums[name]) -> None:
-                total.add(args[0], layer.read())
+                total.add(args[0], layer.values())
 
             stack.callback(layer.module.register_forward_pre_hook(count).remove)
         yield

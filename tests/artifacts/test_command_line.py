@@ -34,6 +34,7 @@ def specs(draw):
         dtype=draw(st.sampled_from([None, "bfloat16"])),
         bos=draw(st.sampled_from([None, "auto", "always", "never"])),
         merge_adapter=draw(st.sampled_from([None, "beside", "my adapter"])),
+        weights=draw(st.sampled_from([None, "int8"])),
         trust_remote_code=draw(st.booleans()),
         stream=draw(st.sampled_from([None, True, False])),
         **{name: draw(st.sampled_from([None, True])) for name in ("allow_sparse", "dequantise")},

@@ -62,6 +62,7 @@ class MaskPro(nmbench.MaskLearner):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": PAPER, "long": LONG}
     data_parallel = True
+    eight_bit = True
 
     steps: int = nmbench.option(1000, "updates of the logits", unit="steps")
     learning_rate: float = nmbench.option(1.0, "step size on the logits")

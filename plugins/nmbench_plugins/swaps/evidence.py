@@ -66,8 +66,7 @@ def gathered(
     """
     evidence, tokens = Evidence({}, {}), 0
     for part in windows.split(minibatch):
-        for name in task.layers:
-            live[name].copy_(live.original(name))
+        live.apply_dense()
         dense = seen(task, part, local)
         live.apply(masks)
         pruned = seen(task, part, (*writing, *local))

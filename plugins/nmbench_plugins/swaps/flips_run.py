@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,12 +38,28 @@ class FlipsRun:
         self.masks: Masks = {name: mask.to(device) for name, mask in task.initial.items()}
         self.selection: nmbench.Selection[Masks] = nmbench.Selection(task, dict(self.masks), method.tolerance)
         self.sizes = torch.zeros(len(task.layers), method.units, dtype=torch.float64, device=device)
-        self.windows = task.windows(min(method.window_tokens, task.pool.shape[1]))
+        self.windows = self.pool()
         self.earlier: dict[str, Tensor] = {}
         self.step = self.taken = 0
         self.writing: list[str] = []
         self.local: list[str] = []
         self.rewards = Rewards(task, method, live, self.windows) if method.evidence == "rewards" else None
+
+    def pool(self) -> Tensor:
+        """Return the windows to screen and confirm by. Raises `NMBenchError` if the pool has fewer than asked for."""
+        length, wanted = min(self.method.window_tokens, self.task.pool.shape[1]), self.method.pool_windows
+        windows = self.task.windows(length)
+        if wanted and wanted > len(windows):
+            raise nmbench.NMBenchError(
+                f"{self.task.who} asks for {wanted} windows of {length} tokens, the pool has {len(windows)}; raise "
+                f"--pool-tokens to {wanted * length}."
+            )
+        return windows[:wanted]
+
+    @property
+    def evident(self) -> Tensor:
+        """The windows that evidence is from: those of the pool, or the few that the learner may read."""
+        return self.windows if self.method.pool_windows else self.task.pool
 
     def learnt(self) -> dict[str, Tensor]:
         """Do the whole run, or the rest of a run from its last checkpoint; return the masks by layer."""
@@ -65,7 +81,7 @@ class FlipsRun:
                 self.sizes[number] = self.method.output_step if name in writing else self.method.local_step
             self.selection.start(self.losses(self.selection.looked_at, self.masks))
             if self.rewards:
-                self.rewards.start(self.draw(self.method.evidence_tokens, self.task.pool))
+                self.rewards.start(self.draw(self.method.evidence_tokens, self.evident))
             return
         self.selection.restore(saved["selection"])
         self.step, self.taken = saved["step"], saved["taken"]
@@ -103,7 +119,7 @@ class FlipsRun:
     def evidence(self) -> Evidence:
         """Gather the evidence of this step, with that of earlier steps if the learner keeps it."""
         method = self.method
-        windows = self.draw(method.evidence_tokens, self.task.pool)
+        windows = self.draw(method.evidence_tokens, self.evident)
         given = (self.writing, self.local, method.minibatch, method.skip_tokens)
         evidence = gathered(self.task, self.live, self.masks, windows, *given)
         if not evidence.error:
@@ -116,8 +132,8 @@ class FlipsRun:
         for name, error in evidence.error.items():
             kept = self.earlier.setdefault(name, torch.zeros_like(error))
             kept.mul_(method.decay).add_(error, alpha=1 - method.decay)
-        share = 1 - method.decay ** (self.step + 1)  # the weights so far do not add up to 1
-        return Evidence(evidence.gram, {name: self.earlier[name] / share for name in evidence.error})
+            torch.div(kept, 1 - method.decay ** (self.step + 1), out=error)  # the weights so far do not add up to 1
+        return evidence
 
     def draw(self, tokens: int, windows: Tensor) -> Tensor:
         """Return windows with about `tokens` tokens, at least two windows."""
@@ -140,17 +156,13 @@ class FlipsRun:
 
     def screened(self, proposed: Masks) -> Effects:
         """Return the effects of the proposed flips by unit, and let the step sizes follow."""
-        changes = {name: self.change(name, mask) for name, mask in proposed.items()}
+        changes = Changes(self.live, self.masks, proposed)
         tokens = self.draw(self.method.screen_tokens, self.windows)
         found = effects(self.task, changes, self.method.units, tokens, self.method.minibatch)
         numbers = [self.number(name) for name in proposed]
         harm = (found.ratio / 2).tanh().nan_to_num(1.0)
         self.sizes[numbers] *= (-self.method.adapt * harm).exp()
         return found
-
-    def change(self, name: str, mask: Tensor) -> Tensor:
-        """Return dW `[out, in]`, from the present mask of a layer to another."""
-        return self.live.original(name) * (mask.to(self.live[name].dtype) - self.masks[name].to(self.live[name].dtype))
 
     def combined(self, proposed: Masks, screened: Effects) -> Masks:
         """Return the proposed masks where the screening found no harm, and the present masks elsewhere."""
@@ -165,7 +177,7 @@ class FlipsRun:
         tokens = self.draw(self.method.confirm_tokens, self.windows)
         before = self.losses(tokens, self.masks)
         gain = before - self.finite_losses(tokens, masks)
-        better = float(gain.mean()) > self.method.margin * standard_error(gain)
+        better = len(gain) > 1 and float(gain.mean()) > self.method.margin * standard_error(gain)
         share = groups_changed({**self.masks, **masks}, self.masks, self.task.pattern)
         if self.rewards:
             self.rewards.decided(self.masks, masks, better)
@@ -218,3 +230,20 @@ class FlipsRun:
             step_sizes=dict(zip(self.task.layers, self.sizes.mean(dim=1).tolist(), strict=True)),
         )
         return masks
+
+
+class Changes(Mapping[str, Tensor]):
+    """dW `[out, in]` by layer, from the masks `before` to the masks `after`, computed when it is read and not kept."""
+
+    def __init__(self, live: LiveWeights, before: Masks, after: Masks) -> None:
+        self.live, self.before, self.after = live, before, after
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.live.original(name)
+        return weight * (self.after[name].to(weight.dtype) - self.before[name].to(weight.dtype))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.after)
+
+    def __len__(self) -> int:
+        return len(self.after)

@@ -118,7 +118,7 @@ class JudgedRun:
             self.needs,
             sequential=True,
             skip_tokens=self.method.skip_tokens,
-            original=lambda layer: self.live.original(layer.name),
+            original=lambda layer: self.live.stored(layer.name),
             start=self.block,
         ):
             task.count_forward(step.block_tokens // total)

@@ -45,6 +45,7 @@ class SwapsJudged(nmbench.MaskLearner):
     """Let swaps propose masks, layer by layer, and the model's loss choose among them; weights do not change."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"long": LONG}
+    eight_bit = True
 
     init: str = nmbench.option(
         "swaps",

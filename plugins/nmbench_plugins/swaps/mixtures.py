@@ -73,4 +73,5 @@ def effects(
     chosen = torch.rand(shape, generator=task.generator, device=tokens.device) < 0.5
     first, second = (mixed_losses(task, changes, own, tokens, minibatch) for own in (chosen, ~chosen))
     rewards = (first - second)[:, None, None] * (2.0 * chosen - 1.0)  # [n, layers, units]
-    return Effects(rewards.mean(dim=0), rewards.std(dim=0) / len(tokens) ** 0.5)
+    deviation = rewards.std(dim=0) if len(tokens) > 1 else rewards[0] * torch.nan  # one sequence says nothing of it
+    return Effects(rewards.mean(dim=0), deviation / len(tokens) ** 0.5)

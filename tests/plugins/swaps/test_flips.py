@@ -183,6 +183,21 @@ def test_other_architectures_can_be_flipped(family):
     assert task.curve[0]["step"] == 1
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_windows_are_all_that_is_read(count):
+    """A learner of few windows reads no other token of the pool; one window alone confirms no step."""
+    task = tiny_task()
+    Flips(steps=2, local_step=1.0, pool_windows=count, **FEW).learn(task)
+    assert task.settle().unique_tokens == count * FEW["window_tokens"]
+    assert count > 1 or task.notes["steps_taken"] == 0
+
+
+def test_more_windows_than_the_pool_has_are_refused():
+    """More windows than there are is an error that says how many tokens are needed."""
+    with pytest.raises(NMBenchError, match="raise --pool-tokens to 300"):
+        Flips(pool_windows=25, **FEW).learn(tiny_task())
+
+
 @pytest.mark.parametrize("options", [{"steps": -1}, {"output_step": 0.0}, {"local_step": 3.0}, {"decay": 1.0}])
 def test_impossible_options_are_refused(options):
     """An impossible option is refused with its name."""

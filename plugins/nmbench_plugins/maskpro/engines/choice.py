@@ -43,10 +43,11 @@ def obstacle(task: nmbench.LearnTask, live: LiveWeights) -> str | None:
     for pattern in sorted(set(task.pattern.values())):
         if pattern.unit > 1 or not launch.usable(pattern.keep, pattern.group, device):
             return f"no fused kernel for {pattern}"
-    if len({live[name].dtype for name in task.layers}) > 1 or live[next(iter(task.layers))].dtype not in WEIGHT_TYPES:
+    layers = task.bundle.layers
+    if len({layer.dtype for layer in layers.values()}) > 1 or task.bundle.dtype not in WEIGHT_TYPES:
         return "no fused kernel for weights of these types"
     for name in task.layers:
-        if not live[name].is_contiguous():
+        if not layers[name].read().is_contiguous():
             return f"{name} stores its weight the other way round"
     if live.obstacle:
         return live.obstacle
@@ -62,7 +63,7 @@ def not_computed_once(task: nmbench.LearnTask, live: LiveWeights) -> str | None:
 
     def dense(name: str) -> torch.Tensor:
         calls[name] += 1
-        return live[name]
+        return task.bundle.layers[name].values()
 
     with live.provided(dense):
         task.loss(task.pool[:1])

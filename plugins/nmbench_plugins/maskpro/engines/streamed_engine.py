@@ -76,14 +76,15 @@ class StreamedEngine(Engine):
         super().__init__(task, live, rule)
         self.kernels = kernels
         self.seed = task.generator.initial_seed()
-        self.weights = {name: live[name] for name in task.layers}
+        self.weights = {name: layer.read() for name, layer in task.bundle.layers.items()}  # as stored
         sizes = [weight.numel() // task.pattern[name].group for name, weight in self.weights.items()]
         self.first_group = dict(zip(task.layers, itertools.accumulate(sizes, initial=0), strict=False))
         kind = getattr(torch, logits)
         self.logits = {n: torch.empty(w.shape, dtype=kind, device=w.device) for n, w in self.weights.items()}
         self._fill(task.initial)
         largest = max(self.weights.values(), key=torch.Tensor.numel)
-        self.scratch = torch.empty(largest.numel(), dtype=largest.dtype, device=largest.device)
+        self.scratch = torch.empty(largest.numel(), dtype=task.bundle.dtype, device=largest.device)
+        self.numbers = torch.empty_like(self.scratch) if largest.dtype == torch.int8 else None
         self._due = False
         self._recorded: Recorded | None = None  # a step
         self._measuring: Recorded | None = None  # the same without update and draw
@@ -208,7 +209,7 @@ class StreamedEngine(Engine):
         pattern, out = self.task.pattern[name], self._out(name)
         self.kernels.step(
             self.logits[name],
-            self.weights[name],
+            self._weight(name),
             out,
             pattern.keep,
             pattern.group,
@@ -223,11 +224,11 @@ class StreamedEngine(Engine):
 
     def _greedy_weight(self, name: str) -> Tensor:
         pattern, out = self.task.pattern[name], self._out(name)
-        self.kernels.greedy(self.logits[name], self.weights[name], out, pattern.keep, pattern.group)
+        self.kernels.greedy(self.logits[name], self._weight(name), out, pattern.keep, pattern.group)
         return out
 
     def _masked(self, name: str, masks: Masks) -> Tensor:
-        weight, out = self.weights[name], self._out(name)
+        weight, out = self._weight(name), self._out(name)
         masked(weight, masks[name].to(weight.device), out)
         return out
 
@@ -237,8 +238,12 @@ class StreamedEngine(Engine):
 
     def _out(self, name: str) -> Tensor:
         """Return the scratch buffer in the shape of a layer, `[out, in]`."""
-        weight = self.weights[name]
-        return self.scratch[: weight.numel()].view(weight.shape)
+        return shaped(self.scratch, self.weights[name])
+
+    def _weight(self, name: str) -> Tensor:
+        """Return the dense weight `[out, in]` of a layer; that of a layer in 8 bits is in a buffer that all share."""
+        layer = self.task.bundle.layers[name]
+        return layer.values(None if self.numbers is None else shaped(self.numbers, self.weights[name]))
 
     def _fill(self, masks: Masks) -> None:
         for name, logits in self.logits.items():
@@ -254,3 +259,8 @@ class StreamedEngine(Engine):
             raise
         except RuntimeError as error:
             self.note += f"steps are not a CUDA graph: {str(error).splitlines()[0]}"
+
+
+def shaped(buffer: Tensor, weight: Tensor) -> Tensor:
+    """Return the beginning of a buffer as a matrix of the shape of `weight`."""
+    return buffer[: weight.numel()].view(weight.shape)

@@ -104,7 +104,7 @@ def of_line(view: View, protocol: Protocol, line: Line, columns: Columns) -> Ite
 def row(view: View, protocol: Protocol, line: Line, columns: Columns, each: str | None) -> str:
     """Return one row; `each`: `mean` or `seed` where both are in the table."""
     several = len(protocol.runs) > 1 and line.record["pattern"]
-    cells = identity(line, el("small", f" {named(line.run)}") if several else "")
+    cells = identity(line, el("small", f" {named(' + '.join(line.runs))}") if several else "")
     if line.failed:
         cells.append(el("td", f"FAILED: {text(line.record.get('error', ''))}", colspan=ALL))
     else:

@@ -54,7 +54,8 @@ def rows_with_masks(view: View, protocol: Protocol, pattern: str) -> list[tuple[
 def mask_of(line: Line, seed: int) -> Path | None:
     """Return the mask file of a row at a seed; None if there is none."""
     record = next((record for record in line.records if record["seed"] == seed), None)
-    path = Path(line.run) / "masks" / f"{file_name(record)}.safetensors" if record else None
+    run = line.run if record is None else record.get("directory", line.run)
+    path = Path(run) / "masks" / f"{file_name(record)}.safetensors" if record else None
     return path if path is not None and path.is_file() else None
 
 

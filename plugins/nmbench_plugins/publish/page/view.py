@@ -24,8 +24,8 @@ MANY = 12  # rows of a matrix, lines of a chart
 class Line:
     """One row of the table: a label at a pattern, over the seeds of `records`; failed and dense rows as well.
 
-    `letter`: the protocol. `run`: the run directory. `name`: unique among the lines of a protocol and pattern.
-    `fronts`: kinds of cost at which no other row of the protocol and pattern is both better and cheaper.
+    `letter`: the protocol. `run`: the run directory, the first one of joined seeds. `name`: unique among the lines of a
+    protocol and pattern. `fronts`: costs at which no other row of the protocol and pattern is both better and cheaper.
     """
 
     anchor: str
@@ -59,6 +59,11 @@ class Line:
     def seeds(self) -> list[int]:
         """The seeds of the row; none for the dense row."""
         return [record["seed"] for record in self.records if record["seed"] is not None]
+
+    @property
+    def runs(self) -> list[str]:
+        """The run directories that hold the seeds of the row."""
+        return list(dict.fromkeys(record.get("directory", self.run) for record in self.records))
 
     @cached_property
     def costs(self) -> Mapping[str, float]:
@@ -193,7 +198,7 @@ def lines_of(records: Sequence[Record], letter: str, results: nmbench.Results) -
     """Return a line for every row over its seeds, and one for every job that failed; dense once."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        run = run_of(record, results) if record["pattern"] else ""
+        run = str(record.get("row_directory", run_of(record, results))) if record["pattern"] else ""
         failed = record["seed"] if record["status"] != "ok" else None
         groups.setdefault((run, record["label"], record["pattern"], record["status"], failed), []).append(record)
     labels = [key[1:3] for key in groups if key[3] == "ok"]
