@@ -44,6 +44,10 @@ class ModelSource:
         """Load the model named `ref`, the text after `scheme:`. Raises `NMBenchError` with a remedy."""
         raise NotImplementedError
 
+    def outline(self, ref: str) -> Bundle | None:
+        """Return the model without weights, on the meta device, for `--dry-run`; None if only `load` knows it."""
+        return None
+
 
 @dataclass(frozen=True)
 class SamplingOptions:

@@ -27,6 +27,7 @@ TEST_TEXTS = ("wikitext2", "c4")  # two domains, because methods and calibration
 LARGEST_SEED = 2**63 - 1  # of torch, of TOML and of the columns of a frame
 WITH_BOS = "+bos"  # ends the name of a metric whose windows begin with the BOS token
 BOS = ("auto", "always", "never")
+PLACES = ("host", "disk")  # that blocks are streamed from
 INT8 = "int8"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PLAIN = {"methods": Mapping[str, Any], "patterns": tuple[str, ...], "pattern_for": Mapping[str, str]}
@@ -83,6 +84,7 @@ class RunSpec:
     merged into the weights before anything else, or `beside` for the adapter in the folder of the model. `weights`:
     int8 stores the prunable weights in 8 bits, with one scale for each output; None: in `dtype`. `stream`:
     decoder blocks stay on the host and are copied to the device one by one; None: only if the model would not fit.
+    `stream_from`: where they stay, in the memory of the host or on its disk; given alone, they are streamed.
     `bos`: whether the BOS token begins every calibration and selection window: always, never, or, if auto, where it
     begins the windows of the first metric. `keep_weights`: repaired weights are
     kept in the run directory; None: they are.
@@ -110,6 +112,7 @@ class RunSpec:
     weights: str | None = None
     device: str = "auto"
     stream: bool | None = None
+    stream_from: str | None = None
     keep_weights: bool | None = None
     plugins: tuple[str, ...] = ()
 
@@ -135,6 +138,10 @@ class RunSpec:
             raise NMBenchError(f"weights must be {INT8}, or left out for weights in dtype, not {self.weights!r}.")
         if self.bos not in (None, *BOS):
             raise NMBenchError(f"bos must be {', '.join(BOS[:-1])} or {BOS[-1]}, not {self.bos!r}.")
+        if self.stream_from not in (None, *PLACES):
+            raise NMBenchError(f"stream_from must be {' or '.join(PLACES)}, not {self.stream_from!r}.")
+        if self.stream_from and self.stream is False:
+            raise NMBenchError(f"--stream-from {self.stream_from} streams; leave it out, or leave --no-stream out.")
 
     def resolved(self, defaults: Defaults) -> ResolvedSpec:
         """Return the spec with `defaults` for open choices, and with absolute paths of plugins, valid in any folder."""

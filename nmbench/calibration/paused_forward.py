@@ -9,6 +9,7 @@ embeddings between blocks and containers that blocks share are those of a plain 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.forward import run_model
 from nmbench.models.hooks import hooks, instead
 
+Work = Callable[[Tensor], Any]
 REMEDY = "it cannot be walked block by block; choose a method that needs no statistics."
 
 
@@ -31,12 +33,17 @@ class PausedForward(greenlet):
 
     `index`, `args` and `kwargs`: the block at whose entry the pass waits, and what the model calls the block with;
     where the model is streamed, the tensors wait on the host. `writing`: numbers of the blocks that write into their
-    arguments, which are run on copies. Raises `NMBenchError` if the blocks are not called once each, in order.
+    arguments, which are run on copies. `work` runs the model on the batch; `result` is what it returned, once the pass
+    has gone through the last block. Raises `NMBenchError` if the blocks are not called once each, in order.
     """
 
-    def __init__(self, bundle: Bundle, batch: Tensor, writing: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, bundle: Bundle, batch: Tensor, writing: frozenset[int] = frozenset(), work: Work | None = None
+    ) -> None:
         super().__init__()
         self.bundle, self.batch, self.writing = bundle, batch, writing
+        self.work = work or functools.partial(run_model, bundle.model)
+        self.result: Any = None
         self.index = -1
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -46,7 +53,7 @@ class PausedForward(greenlet):
 
     def run(self) -> None:
         """The body of the greenlet."""
-        run_model(self.bundle.model, self.batch)
+        self.result = self.work(self.batch)
 
     def enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Wait at the entry of block `index`; called in the greenlet."""
@@ -111,10 +118,10 @@ def torch_state() -> tuple[bool, ...]:
 
 @contextlib.contextmanager
 def paused_forwards(
-    bundle: Bundle, batches: Iterable[Tensor], writing: frozenset[int] = frozenset()
+    bundle: Bundle, batches: Iterable[Tensor], writing: frozenset[int] = frozenset(), work: Work | None = None
 ) -> Iterator[list[PausedForward]]:
     """Passes on `batches`, each at the entry of the first block; whatever is left of them at the end is given up."""
-    forwards = [PausedForward(bundle, batch, writing) for batch in batches]
+    forwards = [PausedForward(bundle, batch, writing, work) for batch in batches]
     try:
         with entries(bundle):
             for forward in forwards:

@@ -63,7 +63,7 @@ def tried(bundle: Bundle, windows: Tensor) -> frozenset[int]:
     with paused_forwards(bundle, [window, other, other]) as passes:
         for index, (name, block) in enumerate(bundle.blocks.items()):
             check_alike(bundle, name, "is given", calls[index], (passes[0].args, passes[0].kwargs))
-            with bundle.holding(block):
+            with bundle.holding(block, undo=True):
                 output, wrote = run_on_copies(block, passes[0])
                 check_alike(bundle, name, "computes", outputs[index], output)
                 if wrote:

@@ -12,6 +12,7 @@ from nmbench.cli.shared import loaded
 
 if TYPE_CHECKING:
     from nmbench.experiment.forecast import Forecast
+    from nmbench.experiment.whereabouts import Whereabouts
     from nmbench.spec import RunSpec
 
 GIBIBYTE = 2**30
@@ -21,17 +22,27 @@ UNKNOWN = "-"
 def dry_run(spec: RunSpec, out: Path | None) -> None:
     """Print every row of a run, whether it is done, and what it will take by the records of `out`; load no weights."""
     from nmbench.experiment.contenders import with_typed_options
-    from nmbench.experiment.forecast import forecasts
+    from nmbench.experiment.forecast import forecasts, where
 
     plugins = loaded(spec.plugins)
-    rows = forecasts(with_typed_options(spec, plugins), plugins, out)
+    spec = with_typed_options(spec, plugins)
+    rows = forecasts(spec, plugins, out)
     width = max(len(row.title) for row in rows)
     click.echo(f"{'row':<{width}}  state    seconds  host GiB  device GiB")
     for row in rows:
         click.echo(line(row, width))
     click.echo(f"\n{summary(rows)}")
+    click.echo("\n".join(places(where(spec, plugins))))
     if out is None:
         click.echo("The run directory follows from the weights; give --out to see what is done.")
+
+
+def places(found: Whereabouts | None) -> list[str]:
+    """Return the lines on what will lie where."""
+    if found is None:
+        return ["What will lie on the device, in host memory and on disk is known when the model is loaded."]
+    how = f"blocks come from {'memory' if found.source == 'host' else 'disk'} one by one" if found.source else ""
+    return [f"Estimated, {how or 'the whole model on the device'}:", *(f"  {text}" for text in found.lines())]
 
 
 def line(row: Forecast, width: int) -> str:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device", metavar="auto|cpu|cuda", help="auto takes a CUDA GPU if torch finds one.  [auto]")
 @click.option("--stream/--no-stream", default=None, help="Bring decoder blocks to the device one by one.  [if needed]")
+@click.option("--stream-from", metavar="host|disk", help="Where blocks wait: memory, or files.  [host]")
 @click.option("--dtype", metavar="DTYPE", help="Load and prune in this dtype (float32, bfloat16, float16).")
 @click.option("--eval-dtype", metavar="DTYPE", help="Evaluate in this dtype.  [the pruning dtype]")
 @click.option("--weights", metavar="int8", help="Store prunable weights in 8 bits.  [in the pruning dtype]")

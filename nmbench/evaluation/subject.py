@@ -17,6 +17,7 @@ from nmbench.models.dense_view import DenseView
 from nmbench.spec import WITH_BOS
 
 T = TypeVar("T")
+InParts = Callable[[Callable[[Tensor], Tensor], Tensor, int, Callable[[int, int], None]], Tensor]
 
 
 def key(dataset: str, window: int, bos: bool = False) -> str:
@@ -36,8 +37,8 @@ class Subject:
 
     A metric may store its figure of each window in `per_window`: full name -> float64 `[windows]` on the CPU. The host
     keeps these with the losses and compares rows by them in pairs. `logit_bytes` sets the size of a batch by its
-    float32 logits; the default depends on the device. `bos`: the BOS token begins every window, whose
-    targets stay the same.
+    float32 logits; the default depends on the device. `in_parts` measures windows, a batch of that size at a time.
+    `bos`: the BOS token begins every window, whose targets stay the same.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Subject:
         texts: Mapping[str, Tensor],
         report: Callable[[int, int], None] = lambda done, total: None,
         logit_bytes: int | None = None,
+        in_parts: InParts = losses_in_parts,
     ) -> None:
         self.bundle = bundle
         self.texts = texts
@@ -54,6 +56,7 @@ class Subject:
         self.per_window: dict[str, Tensor] = {}
         self._report = report
         self._logit_bytes = logit_bytes
+        self._in_parts = in_parts
         self._made: dict[str, Any] = {}
 
     def losses(self, dataset: str, window: int, bos: bool = False) -> Tensor:
@@ -97,7 +100,7 @@ class Subject:
     def measure(self, windows: Tensor, name: str, bos: bool = False) -> Tensor:
         """Return the losses of all windows. Raises `NumericalFailure` if a loss is NaN or infinite."""
         size = batch_size(self.bundle.model, windows.shape[1], self._logit_bytes)
-        total = losses_in_parts(lambda part: self._part(part, bos), windows, size, self._report).double()
+        total = self._in_parts(lambda part: self._part(part, bos), windows, size, self._report).double()
         if not total.isfinite().all():
             raise NumericalFailure(
                 f"the loss on {name} is NaN or infinite, first in window {int((~total.isfinite()).nonzero()[0])}."

@@ -14,7 +14,9 @@ from typing import Any
 
 from nmbench.errors import RunMismatch
 from nmbench.experiment.jobs import Job, dense_digest, jobs
+from nmbench.experiment.loading import device_of, outlined, streamed_from
 from nmbench.experiment.plan import checked
+from nmbench.experiment.whereabouts import Whereabouts, whereabouts
 from nmbench.plugins.loading import Plugins
 from nmbench.results.directory import RunDirectory
 from nmbench.results.extending import differing
@@ -47,6 +49,18 @@ def forecasts(spec: RunSpec, plugins: Plugins, out: Path | None) -> list[Forecas
     directory = RunDirectory(out) if out else None
     protocol = known_protocol(plan.spec, directory)
     return forecasts_of(jobs(plan.spec.resolved(Defaults()), plan.contenders, protocol), protocol, directory)
+
+
+def where(spec: RunSpec, plugins: Plugins) -> Whereabouts | None:
+    """Return what of the run of `spec` will lie where; None if only a loaded model tells.
+
+    Raises `NMBenchError` for a model that cannot be streamed as it is asked for.
+    """
+    plan, bundle = checked(spec, plugins), outlined(spec, plugins)
+    if bundle is None:
+        return None
+    resolved, device = plan.resolved(bundle.defaults), device_of(spec.device)
+    return whereabouts(bundle, resolved, plan.methods, device, streamed_from(bundle, resolved, plan.methods, device))
 
 
 def forecasts_of(found: Iterable[Job], protocol: str, directory: RunDirectory | None) -> list[Forecast]:

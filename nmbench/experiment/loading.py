@@ -18,7 +18,7 @@ from nmbench.models.rounding import store_eight_bit
 from nmbench.models.sanity import check_dense, check_finite
 from nmbench.plugins.loading import Plugins
 from nmbench.sources import ModelSource
-from nmbench.spec import MODEL_FOLDER, ResolvedSpec, RunSpec
+from nmbench.spec import MODEL_FOLDER, PLACES, ResolvedSpec, RunSpec
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 FILL = 0.9  # of the free device memory that an estimate may fill
@@ -85,6 +85,18 @@ def load_dense(spec: RunSpec, plugins: Plugins, methods: Sequence[Method] = ()) 
     return bundle
 
 
+def outlined(spec: RunSpec, plugins: Plugins) -> Bundle | None:
+    """Return the model of `spec` without weights; None if its source cannot tell, or weights are stored in 8 bits."""
+    cls, rest = source_of(spec.model, plugins)
+    dtype = spec.dtype or ("float32" if device_of(spec.device).type == "cpu" else None)
+    source = cls(dtype=dtype, trust_remote_code=spec.trust_remote_code)
+    try:
+        found = None if spec.weights else source.outline(rest)
+        return found.without(spec.skip) if found else None
+    except Exception:  # the run will say what is wrong with the model
+        return None
+
+
 def stored_in_8_bits(bundle: Bundle, allow_sparse: bool) -> dict[str, Any]:
     """Store the prunable weights in 8 bits on the host, so that the device never has them as floats.
 
@@ -97,19 +109,39 @@ def stored_in_8_bits(bundle: Bundle, allow_sparse: bool) -> dict[str, Any]:
 def place(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device) -> None:
     """Move a model to `device`, or stream its blocks, by the choice of the user or for lack of device memory.
 
+    Raises `NMBenchError` for a streamed model with a learner of the whole model, and for a model on disk that is to be
+    evaluated in another dtype.
+    """
+    source = streamed_from(bundle, spec, methods, device)
+    if source == "disk" and spec.weights:
+        raise NMBenchError(
+            f"--stream-from disk reads the weights that the files hold, not those of --weights {spec.weights}; leave "
+            f"one of them out."
+        )
+    if source == "disk" and spec.eval_dtype != spec.dtype:
+        raise NMBenchError(
+            f"--stream-from disk evaluates the weights as they are pruned, in {spec.dtype}, not in {spec.eval_dtype}; "
+            f"leave out --eval-dtype, or give --stream-from host."
+        )
+    if source:
+        bundle.stream(device, from_disk=source == "disk")
+    else:
+        bundle.to(device)
+
+
+def streamed_from(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device) -> str | None:
+    """Return where blocks are streamed from, `host` or `disk`; None if the whole model is on the device.
+
     Raises `NMBenchError` for a streamed model with a learner of the whole model.
     """
     learners = any(map(learns_whole, methods))
-    streamed = spec.stream
+    streamed = True if spec.stream_from else spec.stream
     if streamed is None:
         whole = planned(bundle, spec, methods, device, streamed=False)
         streamed = device.type == "cuda" and not learners and whole.most > FILL * torch.cuda.mem_get_info(device)[0]
     if streamed and learners:
         raise NMBenchError("a learner of the whole model needs it on the device; run it without --stream.")
-    if streamed:
-        bundle.stream(device)
-    else:
-        bundle.to(device)
+    return (spec.stream_from or PLACES[0]) if streamed else None
 
 
 @contextlib.contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from nmbench.calibration.blockwise import Report, losses_by_blocks
 from nmbench.errors import NMBenchError
+from nmbench.evaluation.losses import losses_in_parts
 from nmbench.evaluation.measure import measure_all
-from nmbench.evaluation.subject import DenseSubject, Subject
+from nmbench.evaluation.subject import DenseSubject, InParts, Subject
 from nmbench.experiment.loading import dtype_of
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
@@ -66,13 +70,23 @@ def proven(bundle: Bundle, pruned: PrunedModel | None, patterns: Mapping[str, Pa
     if pruned is None:
         return None
     weights = {name: layer.read() for name, layer in bundle.layers.items()}
-    return check_strict(weights, pruned.masks, patterns, title.partition(" ")[0])
+    return check_strict(weights, pruned.masks, patterns, title.partition(" ")[0], bundle.release)
 
 
 def subject_of(experiment: Experiment, bundle: Bundle, title: str) -> Subject:
     """Return the subject of the metrics, with copies of the test tokens, so that a metric cannot change them."""
     texts = {name: tokens.clone() for name, tokens in experiment.texts.items()}
-    return Subject(bundle, texts, experiment.reporter(title, "evaluate"))
+    return Subject(bundle, texts, experiment.reporter(title, "evaluate"), in_parts=in_parts(bundle))
+
+
+def in_parts(bundle: Bundle) -> InParts:
+    """Return how losses of many windows are measured: in one batch after the other, or, if streamed, block by block."""
+
+    def by_blocks(measure: Callable[[Tensor], Tensor], windows: Tensor, size: int, report: Report) -> Tensor:
+        found = losses_by_blocks(bundle, measure, windows, size, report)
+        return losses_in_parts(measure, windows, size, report) if found is None else found
+
+    return by_blocks if bundle.streaming else losses_in_parts
 
 
 def reference_of(experiment: Experiment, bundle: Bundle, subject: Subject, dense: DenseSubject | None) -> DenseSubject:

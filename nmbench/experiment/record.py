@@ -14,7 +14,18 @@ from nmbench.experiment.jobs import Job, dense_digest
 from nmbench.experiment.measurement import Measured
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
-from nmbench.results.format import FORMAT, CostRecord, Coverage, Figures, Identity, Interval, Record, Said, Seconds
+from nmbench.results.format import (
+    FORMAT,
+    CostRecord,
+    Coverage,
+    Figures,
+    Identity,
+    Interval,
+    Record,
+    Said,
+    Seconds,
+    Streamed,
+)
 from nmbench.runtime.cost import Cost, Meter
 from nmbench.runtime.ranks import joined_ranks
 from nmbench.spec import DENSE
@@ -77,6 +88,7 @@ def dense_record(experiment: Experiment, found: Measured, doubts: Mapping[str, D
     """Return the record of the dense model; `doubts`: those on its losses, by text."""
     figures: Figures = {
         **figures_of(found, meter=Meter(experiment.bundle.device)),
+        "streamed": streamed_by(experiment),
         "doubts": list(map(str, (*experiment.doubts, *doubts.values()))),
         "unranked": list(doubts),
     }
@@ -101,6 +113,7 @@ def record_of(
         "strict": True,
         "kept_bytes": kept_bytes,
         "ranks": ranks_of(job),
+        "streamed": streamed_by(experiment),
         "weights_changed": pruned.weights_changed,
         "against_dense": differences,
         "doubts": list(map(str, (*experiment.doubts, *better_than_dense(differences)))),
@@ -141,6 +154,7 @@ def figures_of(found: Measured, meter: Meter) -> Figures:
         "cost": cast(CostRecord, asdict(Cost())),
         "kept_bytes": None,
         "ranks": 1,
+        "streamed": None,
         **nothing_said(),
     }
 
@@ -148,6 +162,17 @@ def figures_of(found: Measured, meter: Meter) -> Figures:
 def ranks_of(job: Job) -> int:
     """Return the number of processes that share the work of a job."""
     return joined_ranks().size if job.contender.method.data_parallel else 1
+
+
+def streamed_by(experiment: Experiment) -> Streamed | None:
+    """Return what was streamed since the last record; None if nothing is read ahead."""
+    streaming = experiment.bundle.streaming
+    traffic = streaming.traffic() if streaming else None
+    if traffic is None:
+        return None
+    source = "disk" if experiment.bundle.disk else "host"
+    gib, read, waited = traffic.bytes / 2**30, traffic.read, traffic.waited
+    return {"source": source, "gib": round(gib, 3), "read": round(read, 3), "waited": round(waited, 3)}
 
 
 def rounded(figure: float | None) -> float | None:
@@ -170,6 +195,7 @@ def failed(job: Job, experiment: Experiment, message: str, trace: str) -> Record
         "cost": NO_COST,
         "kept_bytes": None,
         "ranks": ranks_of(job),
+        "streamed": streamed_by(experiment),
         **nothing_said(),
         "doubts": list(map(str, experiment.doubts)),
     }

@@ -27,10 +27,26 @@ def applied(pruned: Pruned, dense: Tensor) -> Tensor:
 def apply(bundle: Bundle, pruned: PrunedModel) -> None:
     """Write a pruned model into the live model."""
     for name, layer in bundle.layers.items():
+        bundle.open(name)
         dense = layer.read()
-        layer.write(applied(moved(pruned.layers[name], dense.device), dense))
+        found = pruned.layers[name]
+        layer.write(applied(moved(found, dense.device), dense))
+        for tensor in (layer.read(), found.mask, found.weight):
+            if tensor is not None:
+                bundle.release(tensor)
     for name, tensor in pruned.others.items():
+        bundle.open(name)
         bundle.model.get_parameter(name).detach().copy_(tensor)
+
+
+def kept(pruned: Pruned, bundle: Bundle) -> Pruned:
+    """Return a pruned layer where results wait: on the host, and on its disk if that is where the blocks are."""
+    there = moved(pruned, bundle.host)
+    if bundle.disk is None:
+        return there
+    tensors = [there.mask] if there.weight is None else [there.mask, there.weight]
+    mask, *weight = bundle.disk.kept(tensors)
+    return dataclasses.replace(there, mask=mask, weight=weight[0] if weight else None)
 
 
 def moved(pruned: Pruned, device: torch.device) -> Pruned:

@@ -20,6 +20,7 @@ from nmbench.models.casting import cast_parameters
 from nmbench.models.context import context_tokens
 from nmbench.models.coverage import weights_by_kind, weights_by_reason
 from nmbench.models.discovery import Anatomy, Weight, anatomy_of
+from nmbench.models.disk import Disk
 from nmbench.models.eight_bit import EightBit, numbers
 from nmbench.models.hashing import tensors_digest
 from nmbench.models.offload import Streaming, unhooked
@@ -171,13 +172,32 @@ class Bundle:
         """Move the whole model to `device`."""
         self.model.to(device)
 
-    def stream(self, device: torch.device) -> None:
-        """Offload the blocks: they stay on the host, and each is copied to `device` for its own forward pass."""
-        self.streaming = Streaming(self.model, self.blocks.values(), device)
+    def stream(self, device: torch.device, from_disk: bool = False) -> None:
+        """Offload the blocks: they stay on the host, and each is copied to `device` for its own forward pass.
+
+        If `from_disk`, the host reads them from files whenever they are wanted, and needs memory for a few of them.
+        """
+        self.streaming = Streaming(self.model, self.blocks.values(), device, from_disk)
 
     def holding(self, block: nn.Module, undo: bool = False) -> AbstractContextManager[None]:
         """Keep a block on the device while the context is open. If blocks are streamed, `undo` restores its weights."""
         return self.streaming.holding(block, undo) if self.streaming else nullcontext()
+
+    @property
+    def disk(self) -> Disk | None:
+        """The files of the blocks, if they are streamed from disk."""
+        return self.streaming.disk if self.streaming else None
+
+    def open(self, name: str) -> None:
+        """Let the live weights of the block that holds a layer or parameter be written to, wherever they are."""
+        if self.disk and self.streaming:
+            for block in (block for prefix, block in self.blocks.items() if name.startswith(f"{prefix}.")):
+                self.streaming.open(block)
+
+    def release(self, tensor: Tensor) -> None:
+        """Give back the host memory of a weight that was read and is on disk; other tensors stay as they are."""
+        if self.disk:
+            self.disk.release(tensor)
 
     @property
     def context_tokens(self) -> int | None:
@@ -193,6 +213,11 @@ class Bundle:
         """Return this bundle if it has `dtype`, else a copy with parameters of `dtype`."""
         if dtype == self.dtype:
             return self
+        if self.disk:
+            raise NMBenchError(
+                f"{self.ref} is streamed from disk in {self.dtype} and cannot be copied in {dtype}; leave --eval-dtype "
+                f"out, or give --stream alone."
+            )
         model = cast_parameters(unhooked(copy.deepcopy(self.model)), dtype)
         blocks = {name: model.get_submodule(name) for name in self.blocks}
         moved = {
@@ -238,7 +263,7 @@ class Bundle:
 
     def digest(self) -> str:
         """Return the SHA-256 over the names, dtypes and bytes of all parameters and buffers."""
-        return tensors_digest(self.tensors())
+        return tensors_digest(self.tensors(), done=self.release)
 
 
 def hidden_width(bundle: Bundle) -> int:

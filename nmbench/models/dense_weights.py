@@ -1,4 +1,4 @@
-"""A copy of all dense weights in host memory, from which the model is restored."""
+"""A copy of all dense weights, from which the model is restored: in host memory, or on disk where blocks are."""
 
 from __future__ import annotations
 
@@ -11,17 +11,29 @@ from nmbench.models.bundle import Bundle, Layer
 
 
 class DenseWeights:
-    """A copy of all dense weights in host memory, so that every method starts from the same model."""
+    """A copy of all dense weights in host memory, so that every method starts from the same model.
+
+    Blocks that are streamed from disk have no copy: nothing writes to the files of their dense weights.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.copies = {name: tensor.to("cpu", copy=True) for name, tensor in bundle.tensors().items()}
+        parameters = dict(bundle.model.named_parameters(remove_duplicate=False)) if bundle.disk else {}
+        dense = bundle.disk.dense if bundle.disk else {}
+        self.on_disk = {name: dense[id(it)] for name, it in parameters.items() if id(it) in dense}
+        rest = {name: tensor for name, tensor in bundle.tensors().items() if name not in self.on_disk}
+        self.copies = {**self.on_disk, **{name: tensor.to("cpu", copy=True) for name, tensor in rest.items()}}
         self.hooks = [(table, dict(table)) for table in hook_tables(bundle.model)]
         self.digest = bundle.digest()
 
     def restore(self) -> None:
-        """Write the dense weights back and assert that the model has its first hash again; else nmbench has a bug."""
+        """Write the dense weights back and assert that the model has its first hash again; else nmbench has a bug.
+
+        Raises `ModelChanged` if weights are streamed from a file that is no longer what it was.
+        """
         self.put_back()
+        if self.bundle.disk:
+            self.bundle.disk.maps.check_unchanged()
         if self.bundle.digest() != self.digest:
             raise AssertionError(f"the dense weights of {self.bundle.ref} could not be restored: their hash differs.")
 
@@ -31,8 +43,11 @@ class DenseWeights:
         Hashing reads the whole model. Steps inside a job use this method; the job ends in `restore`.
         """
         self.undo_hooks()
+        if self.bundle.disk:
+            self.bundle.disk.put_back(self.bundle.model.parameters())
         for name, tensor in self.bundle.tensors().items():
-            tensor.copy_(self.copies[name])
+            if name not in self.on_disk:
+                tensor.copy_(self.copies[name])
 
     def undo_hooks(self) -> None:
         """Undo changes of hooks, training mode and `requires_grad`; leave the weights alone."""

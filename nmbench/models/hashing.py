@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -16,17 +16,23 @@ MOST_THREADS = 8
 ODD = 0x1E3779B97F4A7C15  # products with consecutive numbers differ in all bits
 
 
-def tensors_digest(tensors: Mapping[str, Tensor], part_bytes: int = PART_BYTES) -> str:
-    """Return the SHA-256 over the names, dtypes and shapes of tensors and the SHA-256 of every `part_bytes` of each."""
+def tensors_digest(
+    tensors: Mapping[str, Tensor], part_bytes: int = PART_BYTES, done: Callable[[Tensor], None] = lambda part: None
+) -> str:
+    """Return the SHA-256 over the names, dtypes and shapes of tensors and the SHA-256 of every `part_bytes` of each.
+
+    `done` is called with each part, uint8 `[bytes]`, that was hashed.
+    """
     total = hashlib.sha256()
     parts = parts_of(tensors, part_bytes)
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         while batch := list(itertools.islice(parts, 4 * threads)):  # in batches, so that Ctrl-C is answered soon
             digests = pool.map(part_digest, (part for _, part in batch))
-            for (header, _), digest in zip(batch, digests, strict=True):
+            for (header, part), digest in zip(batch, digests, strict=True):
                 total.update(header.encode())
                 total.update(digest)
+                done(part)
     return total.hexdigest()
 
 

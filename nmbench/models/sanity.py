@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.models.bundle import Bundle
+from nmbench.models.bundle import Bundle, Layer
 from nmbench.pattern import Pattern
 
 FEW_ZEROS = 0.05  # share of the weights of a layer that is worth a word; training leaves next to none
@@ -23,9 +23,11 @@ def check_finite(bundle: Bundle) -> None:
     for name, layer in bundle.layers.items():
         if not layer.read().isfinite().all():
             raise NumericalFailure(f"layer {name} of {bundle.ref} holds NaN or infinite weights; nothing was pruned.")
+        bundle.release(layer.read())
     for name, parameter in bundle.model.named_parameters():
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise NumericalFailure(f"{name} of {bundle.ref} holds NaN or infinite values; nothing was pruned.")
+        bundle.release(parameter.data)
 
 
 def check_dense(bundle: Bundle, allowed: bool = False) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def check_dense(bundle: Bundle, allowed: bool = False) -> dict[str, Any]:
     Zeros that rounding to few bits left are no pruning: such layers are listed as `rounded_zeros`. Raises
     `NMBenchError` for a checkpoint with pruned layers (`pruning_of`) unless `allowed`.
     """
-    zeros = {name: share_of_zeros(layer.read()) for name, layer in bundle.layers.items()}
+    zeros = {name: share_in(bundle, layer) for name, layer in bundle.layers.items()}
     zeros = {name: share for name, share in zeros.items() if share > FEW_ZEROS}
     most = MOST_OF_QUANTISED if "dequantised_from" in bundle.provenance else MOST_ZEROS
     sparse = {n: found for n, share in zeros.items() if (found := pruning_of(bundle.layers[n].read(), share, most))}
@@ -81,6 +83,13 @@ def weighted(shares: Mapping[str, float], bundle: Bundle) -> float:
     """Return the share of zeros in all weights of the layers of `shares`."""
     sizes = {name: bundle.layers[name].read().numel() for name in shares}
     return sum(shares[name] * size for name, size in sizes.items()) / sum(sizes.values())
+
+
+def share_in(bundle: Bundle, layer: Layer) -> float:
+    """Return the share of zeros in a layer; memory of weights on disk is given back."""
+    share = share_of_zeros(layer.read())
+    bundle.release(layer.read())
+    return share
 
 
 def share_of_zeros(weight: Tensor) -> float:

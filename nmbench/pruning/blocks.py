@@ -76,7 +76,7 @@ class Blocks:
         )
         with passes(bundle, self.windows, rules, tokens) as (live, dense):
             for index, block in enumerate(bundle.blocks.values()):
-                with bundle.holding(block), parameters_kept(block):
+                with bundle.holding(block, undo=True), parameters_kept(block):
                     task = self.task(index, live, dense)
                     start = {**task.weights, **self.start_others(task)}
                     task.write(start)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nmbench.comparison import not_worse
-from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.evaluation.losses import batch_size, window_losses
+from nmbench.experiment.measurement import in_parts
 from nmbench.experiment.setup import Experiment
 from nmbench.methods import PrunedModel
 from nmbench.models.applying import apply
@@ -48,7 +49,7 @@ def losses_of(experiment: Experiment, pruned: PrunedModel, windows: Tensor, titl
     bundle = experiment.bundle
     try:
         apply(bundle, pruned)
-        return losses_in_parts(
+        return in_parts(bundle)(
             lambda part: window_losses(bundle.model, part),
             windows.to(bundle.device),
             batch_size(bundle.model, windows.shape[1]),

@@ -45,17 +45,22 @@ class LiveWeights:
         """
         if self.bundle.layers[name].eight_bit:
             raise NMBenchError(f"layer {name} is stored in 8 bits; this learner writes floats: run without --weights.")
+        self.bundle.open(name)
         return self.bundle.layers[name].read()
 
     def apply(self, masks: Mapping[str, Tensor]) -> None:
         """Set the weights of the layers in `masks` to dense where kept, and to zero elsewhere."""
         for name, mask in masks.items():
+            self.bundle.open(name)
             live = self.bundle.layers[name].read()
             masked(self._kept(name, live), mask.to(live.device), live)
+            self.bundle.release(live)
+            self.bundle.release(self.dense[name])
 
     def apply_dense(self) -> None:
         """Set the weights of all layers to dense."""
         for name, layer in self.bundle.layers.items():
+            self.bundle.open(name)
             live = layer.read()
             live.copy_(self._kept(name, live))
 

@@ -22,7 +22,7 @@ from nmbench.calibration.step import FewTokens
 from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError
 from nmbench.methods import Baseline, LayerStats, Layerwise, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
-from nmbench.models.applying import applied, moved
+from nmbench.models.applying import applied, kept
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern, not_finite
@@ -126,7 +126,7 @@ def through_layers(
             for step in walk(bundle, windows, needs, sequential, skip, undo=True, checks=checks, ranks=ranks):
                 for layer, pruned in made_by(ranks, step, make_now, costly(method)):
                     layer.write(applied(pruned, layer.read()))
-                    layers[layer.name] = moved(pruned, bundle.host)
+                    layers[layer.name] = kept(pruned, bundle)
                 few.note(step)
                 block_tokens += step.block_tokens
                 if step.last:
@@ -150,9 +150,9 @@ def without_statistics(bundle: Bundle, make: Make, report: Report) -> dict[str, 
     """Return what `make` makes of every layer without statistics."""
     layers = {}
     for index, (name, layer) in enumerate(bundle.layers.items()):
-        with bundle.holding(list(bundle.blocks.values())[layer.block]):
+        with bundle.holding(list(bundle.blocks.values())[layer.block], undo=True):
             pruned = make(layer, LayerStats(windows=0, tokens=0), ONE_BY_ONE)
-        layers[name] = moved(pruned, bundle.host)
+        layers[name] = kept(pruned, bundle)
         report(index + 1, len(bundle.layers))
     return layers
 

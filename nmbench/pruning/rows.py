@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from nmbench.errors import CannotWrite, NMBenchError, RankLost, interrupts
+from nmbench.errors import CannotWrite, ModelChanged, NMBenchError, RankLost, interrupts
 from nmbench.evaluation.subject import DenseSubject, Subject
 from nmbench.experiment.dense_checks import dense_doubts
 from nmbench.experiment.jobs import Job, dense_digest
@@ -40,7 +40,7 @@ def dense_row(experiment: Experiment, directory: RunDirectory) -> tuple[Record, 
         with isolating():
             found = measured(experiment, DENSE)
             doubts = dense_doubts(found.subject)
-    except CannotWrite:
+    except (CannotWrite, ModelChanged):
         raise
     except BaseException as error:
         if interrupts(error):
@@ -84,7 +84,7 @@ def attempted(job: Job, experiment: Experiment, dense: DenseSubject, directory: 
     try:
         with isolating():
             return done(job, experiment, dense, directory)
-    except (CannotWrite, RankLost):
+    except (CannotWrite, ModelChanged, RankLost):
         raise
     except BaseException as error:
         if interrupts(error):

@@ -24,7 +24,7 @@ IN_EVERY_RECORD: dict[
 }
 ADDED: Mapping[str, Any] = {  # fields that came within format 2
     **{"doubts": [], "unranked": [], "sliding_window": None},
-    **{"repairs": None, "kept_bytes": None, "sampled": None, "ranks": 1},
+    **{"repairs": None, "kept_bytes": None, "sampled": None, "ranks": 1, "streamed": None},
 }
 NO_CPU = {"prune_cpu": None, "evaluate_cpu": None, "cpu_share": None}  # of records that lack processor seconds
 
@@ -58,6 +58,17 @@ class PeakBytes(TypedDict):
     host: int | None
     host_growth: int | None
     device: int | None
+
+
+class Streamed(TypedDict):
+    """What streaming brought to the device for a row: GiB of blocks, the seconds of reading them on the host, and those
+    that computing waited for them. `source`: `host` or `disk`.
+    """
+
+    source: str
+    gib: float
+    read: float
+    waited: float
 
 
 class CostRecord(TypedDict):
@@ -169,6 +180,7 @@ class Figures(Said):
     `kept_bytes`: the size of the file of repaired weights; None if they were not kept.
     `ranks`: the processes that shared the work, each on its own GPU if there are some. Tokens are those of all of
     them; seconds and peaks those of one.
+    `streamed`: what was read ahead while blocks computed; None unless blocks are streamed from disk, or to a GPU.
     """
 
     status: str
@@ -183,6 +195,7 @@ class Figures(Said):
     cost: CostRecord
     kept_bytes: int | None
     ranks: int
+    streamed: Streamed | None
 
 
 class Record(Identity, Figures, total=False):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import ModelChanged, NMBenchError
 from nmbench.evaluation.losses import window_losses
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
@@ -60,6 +60,8 @@ def is_intact(bundle: Bundle, dense: DenseWeights, expected: Fingerprint, probe:
         if restore:
             dense.restore()
         return expected.like(fingerprint(bundle, probe))
+    except ModelChanged:  # its files: no method did it
+        raise
     except Exception:  # any exception of the model means that it is not intact
         return False
 

@@ -8,7 +8,7 @@ apart from the pruned weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -94,21 +94,29 @@ def check_weight(weight: Tensor, mask: Tensor, name: str, who: str) -> dict[str,
 
 
 def check_strict(
-    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], patterns: Mapping[str, Pattern], who: str
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    patterns: Mapping[str, Pattern],
+    who: str,
+    done: Callable[[Tensor], None] = lambda tensor: None,
 ) -> Proof:
     """Check masks and the evaluated weights, `[out, in]` each; return the proof for the record.
 
+    `done` is called with every weight and mask that was read.
     Raises `NotStrict` with layer, row, columns and counts of the first violation.
     """
     check_masks(masks, patterns, {name: (w.shape[0], w.shape[1]) for name, w in weights.items()}, who)
-    counts = [check_weight(weight, masks[name], name, who) for name, weight in weights.items()]
+    counts = []
+    for name, weight in weights.items():
+        counts.append(check_weight(weight, masks[name], name, who))
+        done(weight)
     return {
         "layers": len(weights),
         "groups": sum(masks[name].numel() // patterns[name].group for name in weights),
         "weights": sum(weight.numel() for weight in weights.values()),
         "zeros": sum(count["zeros"] for count in counts),
         "extra_zeros": sum(count["extra_zeros"] for count in counts),
-        "masks_digest": masks_digest(masks),
+        "masks_digest": masks_digest(masks, done),
     }
 
 
@@ -123,10 +131,11 @@ def check_divides(patterns: Mapping[str, Pattern], shapes: Mapping[str, tuple[in
         )
 
 
-def masks_digest(masks: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256, 16 hex digits, over the names and bits of masks."""
+def masks_digest(masks: Mapping[str, Tensor], done: Callable[[Tensor], None] = lambda mask: None) -> str:
+    """Return the SHA-256, 16 hex digits, over the names and bits of masks; `done` is called with each of them."""
     total = hashlib.sha256()
     for name in sorted(masks):
         total.update(f"{name} {tuple(masks[name].shape)};".encode())
         total.update(masks[name].cpu().contiguous().numpy().tobytes())
+        done(masks[name])
     return total.hexdigest()[:16]

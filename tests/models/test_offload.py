@@ -132,19 +132,32 @@ def test_nothing_stays_after_an_exception(where):
 
 
 def test_a_run_with_streaming(nmbench, texts, records, tmp_path):
-    """`--stream` changes no mask and no figure; a learner of the whole model is refused in one line."""
+    """Streaming changes no mask and no figure, from memory or from disk; what cannot be streamed is refused."""
     text = ["--calibration", f"text:{texts}/cal.txt", "--metric", f"ppl:text:{texts}/test.txt@64"]
     sizes = ["--windows", 4, "--window-tokens", 32, "--pool-tokens", 2048, "--selection-tokens", 1024]
     flags = ["--model", "tiny:llama", *text, *sizes]
     rows = []
-    for stream in ("--stream", "--no-stream"):
-        out = f"out{stream}"
-        result = nmbench("run", "--method", "wanda", "--method", "sparsegpt", *flags, stream, "--out", out)
+    for stream in (["--stream-from", "disk"], ["--stream"], ["--no-stream"]):
+        out = f"out{stream[-1]}"
+        result = nmbench("run", "--method", "wanda", "--method", "sparsegpt", *flags, *stream, "--out", out)
         assert result.exit_code == 0, result.output
         rows.append(records(tmp_path / out))
-    for ours, theirs in zip(*rows, strict=True):
-        for name in ("metrics", "proof", "cost", "protocol_digest", "job_digest"):
-            assert ours[name] == theirs[name]
+    for ours, others, theirs in zip(*rows, strict=True):
+        for name in ("metrics", "proof", "cost", "measured_digest", "protocol_digest", "job_digest"):
+            assert ours[name] == others[name] == theirs[name]
+        assert others["streamed"] is theirs["streamed"] is None  # on a CPU, blocks in memory are not read ahead
+        assert ours["streamed"]["source"] == "disk"
+        assert ours["streamed"]["gib"] > 0
+    result = nmbench("export", "outdisk", "sparsegpt", "--to", "exported")
+    assert result.exit_code == 0, result.output
+    for refused, what in (
+        ("--no-stream", "leave --no-stream out"),
+        ("--eval-dtype=float16", "leave out --eval-dtype"),
+    ):
+        result = nmbench("run", "--method", "wanda", *flags, "--stream-from", "disk", refused, "--out", "out3")
+        assert result.exit_code == 1
+        assert what in result.stderr
+        assert len(result.stderr.splitlines()) == 1
     result = nmbench("run", "--method", "maskpro", *flags, "--stream", "--out", "out2")
     assert result.exit_code == 1
     assert "a learner of the whole model needs it on the device" in result.stderr

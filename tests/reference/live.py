@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from nmbench.calibration import waiting
 from nmbench.methods import Pruned
+from nmbench.models.bundle import Bundle
 from nmbench.pruning import one_shot
 
 
@@ -56,13 +57,13 @@ class Live(TorchDispatchMode):
             with self.elsewhere():
                 return to_host(tensor)
 
-        def moved(pruned: Pruned, device: torch.device) -> Pruned:
+        def kept(pruned: Pruned, bundle: Bundle) -> Pruned:
             with self.elsewhere():
                 weight = None if pruned.weight is None else pruned.weight.clone()
                 return dataclasses.replace(pruned, mask=pruned.mask.clone(), weight=weight)
 
         patch.setattr(waiting, "stored_on_host", copied)
-        patch.setattr(one_shot, "moved", moved)
+        patch.setattr(one_shot, "kept", kept)
 
     @contextlib.contextmanager
     def elsewhere(self) -> Iterator[None]:

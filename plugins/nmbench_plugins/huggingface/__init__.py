@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import nmbench
 from nmbench_plugins.huggingface.adapters import BESIDE, Adapter, check_peft, merged, refuse_adapter, without_adapter
 from nmbench_plugins.huggingface.gguf_tokenizer import restore
+from nmbench_plugins.huggingface.outline import outline_of_folder, outline_of_hub
 from nmbench_plugins.huggingface.quantised import (
     check_stored,
     dequantised_model,
@@ -34,6 +35,7 @@ class HubModel(nmbench.ModelSource):
     """A model of the Hugging Face hub; the manifest records the commit that was loaded."""
 
     merges_adapters: ClassVar[bool] = True
+    outline = outline_of_hub
 
     def load(self, ref: str) -> nmbench.Bundle:
         name, _, revision = ref.partition("@")
@@ -51,6 +53,7 @@ class Folder(nmbench.ModelSource):
     """A folder written by `save_pretrained`; `--model` with a path and no prefix means this source."""
 
     merges_adapters: ClassVar[bool] = True
+    outline = outline_of_folder
 
     def load(self, ref: str) -> nmbench.Bundle:
         folder = Path(ref)

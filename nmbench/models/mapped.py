@@ -1,0 +1,217 @@
+"""Tensors that are views of mapped files: they take memory only from the time they are read until they are released."""
+
+from __future__ import annotations
+
+import bisect
+import mmap
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from nmbench.errors import CannotWrite, ModelChanged
+
+MEMORY = Path("/proc/self/smaps")  # the mappings of this process, on Linux
+ALIGNED = 64  # bytes; tensors in one file or buffer begin at multiples
+IN_MEMORY = ("tmpfs", "ramfs")  # file systems that are memory themselves
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of a tensor lie: in the file `path` from `offset` on."""
+
+    path: Path
+    offset: int
+
+
+@dataclass(frozen=True)
+class Pristine:
+    """A mapping of a file, of the addresses `begin` to `end`, none of whose bytes this process has changed."""
+
+    begin: int
+    end: int
+    file: Place
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """Return where a contiguous tensor lies in the file; None if it is not, or not wholly, in this mapping."""
+        at = tensor.data_ptr()
+        if not tensor.is_contiguous() or at < self.begin or at + tensor.nbytes > self.end:
+            return None
+        return Place(self.file.path, self.file.offset + at - self.begin)
+
+
+def pristine_mappings(entries: Path = MEMORY) -> list[Pristine]:
+    """Return the mappings of files as they are on disk, from `entries` in the format of Linux; elsewhere none."""
+    if not entries.exists():
+        return []
+    found: list[Pristine] = []
+    for line in entries.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        fields = line.split(None, 5)
+        if not fields[0].endswith(":"):
+            begin, end = (int(address, 16) for address in fields[0].split("-"))
+            path = Path(fields[5]) if len(fields) == 6 else Path()
+            found.append(Pristine(begin, end, Place(path, int(fields[2], 16))))
+        elif fields[0] in ("Anonymous:", "Swap:") and int(fields[1]):  # kB of pages that were written to
+            found[-1] = Pristine(0, 0, found[-1].file)
+    return [mapping for mapping in found if mapping.end and mapping.file.path.is_file()]
+
+
+def places(tensors: Iterable[Tensor]) -> Iterator[Place | None]:
+    """Yield where each tensor lies in a file that it is an unchanged mapping of, as loaded safetensors are."""
+    mappings = sorted(pristine_mappings(), key=lambda mapping: mapping.begin)
+    begins = [mapping.begin for mapping in mappings]
+    for tensor in tensors:
+        index = bisect.bisect_right(begins, tensor.data_ptr()) - 1
+        yield mappings[index].place(tensor) if index >= 0 else None
+
+
+class Maps:
+    """Open mappings, each of which lives as long as a tensor that is a view of it."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []  # addresses of mappings, sorted
+        self._maps: dict[int, ref[mmap.mmap]] = {}  # address -> mapping
+        self._gone: list[int] = []  # addresses of mappings that no tensor needs any more
+        self._lock = threading.Lock()
+        self._files: dict[Path, tuple[mmap.mmap, tuple[int, ...]]] = {}
+
+    def stored(self, place: Place, like: Tensor) -> Tensor:
+        """Return a view of a file, of the dtype and shape of `like`. What is written to it does not reach the file."""
+        if place.path not in self._files:
+            with open(place.path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._files[place.path] = mapped, state_of(place.path)
+            self._add(mapped)
+        return view(self._files[place.path][0], place.offset, like)
+
+    def temporary(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return tensors of the same dtypes and shapes in a new temporary file, without their values.
+
+        The file has no name, and its space is free when no view of it is left, also after a kill. Raises `CannotWrite`
+        if the disk lacks the space.
+        """
+        tensors = list(tensors)
+        offsets, size = offsets_of(tensors)
+        mapped = temporary_file(size)
+        self._add(mapped)
+        return [view(mapped, offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
+
+    def _add(self, mapped: mmap.mmap) -> None:
+        begin = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
+        with self._lock:
+            self._forget()
+            self._maps[begin] = ref(mapped, lambda _: self._gone.append(begin))
+            bisect.insort(self._begins, begin)
+
+    def _forget(self) -> None:
+        """Remove the mappings that are gone, whose addresses others may have."""
+        while self._gone:
+            begin = self._gone.pop()
+            if begin in self._maps and self._maps[begin]() is None:
+                del self._maps[begin], self._begins[bisect.bisect_left(self._begins, begin)]
+
+    def _mapping(self, address: int) -> tuple[mmap.mmap | None, int]:
+        """Return the mapping of an address, and the offset in it; None if there is none."""
+        with self._lock:
+            self._forget()
+            index = bisect.bisect_right(self._begins, address) - 1
+            begin = self._begins[index] if index >= 0 else address
+            known = self._maps.get(begin)
+        return known() if known else None, address - begin
+
+    def release(self, tensor: Tensor) -> None:
+        """Give back the memory that a view of a mapping takes; its values stay in the file. Leave other tensors alone.
+
+        Pages that it shares with its neighbours are given back too; whoever reads them gets them again.
+        """
+        self._advise(tensor, "MADV_DONTNEED")
+
+    def announce(self, tensor: Tensor) -> None:
+        """Let the system read a view ahead."""
+        self._advise(tensor, "MADV_WILLNEED")
+
+    def _advise(self, tensor: Tensor, advice: str) -> None:
+        mapped, offset = self._mapping(tensor.data_ptr())
+        if mapped is None or not hasattr(mmap, advice):
+            return
+        first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if offset + tensor.nbytes <= len(mapped) and tensor.nbytes:
+            mapped.madvise(getattr(mmap, advice), first, offset + tensor.nbytes - first)
+
+    def check_unchanged(self) -> None:
+        """Raise `ModelChanged` naming a file of dense weights that was written, replaced or removed since it was
+        mapped.
+        """
+        for path, (_, before) in self._files.items():
+            if state_of(path) != before:
+                raise ModelChanged(
+                    f"the weight file {path} has changed while its weights were in use; restore it, and give the same "
+                    f"command again."
+                )
+
+
+def offsets_of(tensors: Iterable[Tensor]) -> tuple[list[int], int]:
+    """Return where tensors begin in memory that holds one after the other, and the bytes of all, at least 1."""
+    offsets, size = [], 0
+    for tensor in tensors:
+        offsets.append(size)
+        size += -(-tensor.nbytes // ALIGNED) * ALIGNED
+    return offsets, max(size, 1)
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written or replaced; empty if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def view(mapped: mmap.mmap, offset: int, like: Tensor) -> Tensor:
+    """Return the tensor at `offset` of a mapping, of the dtype and shape of `like`, with a storage of its own."""
+    if not like.numel():
+        return torch.empty_like(like)
+    return torch.frombuffer(mapped, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)
+
+
+def temporary_file(size: int) -> mmap.mmap:
+    """Return a mapping of a new file without a name, of `size` bytes of zeros, in the folder of TMPDIR.
+
+    Raises `CannotWrite` if there is not enough space, or the folder is memory.
+    """
+    folder = Path(tempfile.gettempdir())
+    if (kind := file_system(folder)) in IN_MEMORY:
+        raise CannotWrite(
+            f"the folder for temporary files, {folder}, is memory itself ({kind}); set TMPDIR to a folder on a disk."
+        )
+    try:
+        with tempfile.TemporaryFile(prefix="nmbench-") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would end the process
+            else:
+                file.truncate(size)
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise CannotWrite(
+            f"{folder} has no room for {size / 2**30:.1f} GiB of weights ({error.strerror}); set TMPDIR to a folder "
+            f"on a larger disk."
+        ) from error
+
+
+def file_system(folder: Path) -> str:
+    """Return the type of the file system of a folder; empty where that is not known."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return ""
+    kinds: Mapping[str, str] = {
+        fields[1]: fields[2] for line in mounts.read_text().splitlines() if len(fields := line.split()) > 2
+    }
+    resolved = folder.resolve()
+    return next((kinds[str(place)] for place in (resolved, *resolved.parents) if str(place) in kinds), "")
