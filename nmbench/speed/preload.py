@@ -1,7 +1,8 @@
 """Another cuSPARSELt than the one that torch was installed with, and which one is loaded. Imports no torch.
 
 torch's CUDA library names `libcusparseLt.so.0` and finds it by a path of its own, which `LD_LIBRARY_PATH` does not
-override. A library of that name that the process has already loaded is taken instead. `torch.backends.cusparselt` tells
+override. A library of that name that the process has already loaded is taken instead, although torch then loads its own
+as well, by its full path: of several, the first one loaded is the one that is called. `torch.backends.cusparselt` tells
 the release whose header torch was compiled with; the release that runs is asked of the library itself. The
 headers of 0.8.0, 0.8.1 and 0.10.0 declare the same types and functions, so that torch can call any of them.
 """
@@ -9,12 +10,13 @@ headers of 0.8.0, 0.8.1 and 0.10.0 declare the same types and functions, so that
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nmbench.errors import NMBenchError
 
 NAME = "libcusparseLt.so.0"
-MAPS = Path("/proc/self/maps")
 VERSION_PARTS = (0, 1, 2)  # major, minor and patch, as `libraryPropertyType` of CUDA counts them
 
 
@@ -50,15 +52,35 @@ def library_in(path: Path) -> Path:
     return found[0]
 
 
-def loaded_path(maps: Path = MAPS) -> Path | None:
-    """Return the path of the cuSPARSELt that this process has loaded; None without one, or where that is unknown."""
-    if not maps.exists():
-        return None
-    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
-        name = line.rpartition(" ")[2]
-        if "/libcusparseLt.so" in name:
-            return Path(name)
-    return None
+def loaded_path(libraries: Callable[[], Sequence[str]] | None = None) -> Path | None:
+    """Return the path of the cuSPARSELt that torch calls; None without one, or where that is unknown.
+
+    `libraries`: returns the paths of all libraries of this process, in the order in which they were loaded.
+    """
+    return next((Path(path) for path in (libraries or loaded_libraries)() if "/libcusparseLt.so" in path), None)
+
+
+class Object(ctypes.Structure):
+    """The first two members of `struct dl_phdr_info` (man 3 dl_iterate_phdr)."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("name", ctypes.c_char_p))
+
+
+VISITOR = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Object), ctypes.c_size_t, ctypes.c_void_p)
+
+
+def loaded_libraries() -> list[str]:
+    """Return the paths of the libraries of this process in the order in which they were loaded; none without glibc."""
+    names: list[str] = []
+
+    def note(found: Any, size: int, data: Any) -> int:
+        names.append((found.contents.name or b"").decode(errors="replace"))
+        return 0
+
+    each = getattr(ctypes.CDLL(None), "dl_iterate_phdr", None)
+    if each is not None:
+        each(VISITOR(note), None)
+    return names
 
 
 def version_of(library: Path) -> str:

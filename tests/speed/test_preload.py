@@ -72,19 +72,20 @@ def test_what_is_no_library(tmp_path):
         preload.preload_cusparselt(tmp_path / "text")
 
 
-def test_which_one_is_loaded(tmp_path):
-    """The path stands in the maps of the process; without one, or without maps, it is unknown."""
-    maps = tmp_path / "maps"
-    assert preload.loaded_path(maps) is None
-    maps.write_text("7f00-7f01 r-xp 00000000 08:01 12 /usr/lib/libc.so.6\n")
-    assert preload.loaded_path(maps) is None
-    maps.write_text("7f00-7f01 r-xp 00000000 08:01 12   /opt/nvidia/lib/libcusparseLt.so.0\n")
-    assert str(preload.loaded_path(maps)) == "/opt/nvidia/lib/libcusparseLt.so.0"
+def test_which_one_is_loaded():
+    """The first one loaded, by its path; without one it is unknown."""
+    own, other = "/opt/nvidia/lib/libcusparseLt.so.0", "/opt/torch/lib/libcusparseLt.so.0"
+    assert preload.loaded_path(lambda: ["", "/usr/lib/libc.so.6"]) is None
+    assert str(preload.loaded_path(lambda: ["", "/usr/lib/libc.so.6", own, other])) == own
+    assert any("libc.so" in path for path in preload.loaded_libraries())
 
 
 @with_compiler
 def test_a_library_that_names_another_gets_the_one_loaded_before(library, tmp_path):
-    """As torch's does: a library that names cuSPARSELt, with a path of its own to another, uses the one preloaded."""
+    """As torch's does: a library that names cuSPARSELt, with a path of its own to another, uses the one preloaded.
+
+    So it is told, although the other one is loaded later by its full path, as torch does.
+    """
     own = tmp_path / "torch"
     own.mkdir()
     (own / "x.c").write_text(SOURCE.replace("10, 3", "8, 0"))
@@ -94,8 +95,10 @@ def test_a_library_that_names_another_gets_the_one_loaded_before(library, tmp_pa
     subprocess.run([*SHARED[:3], *linked], check=True)
     code = (
         "import ctypes, sys; from pathlib import Path; from nmbench.speed.preload import *;"
-        "sys.argv[2:] and preload_cusparselt(Path(sys.argv[2])); print(ctypes.CDLL(sys.argv[1]).minor())"
+        "sys.argv[3:] and preload_cusparselt(Path(sys.argv[3])); ctypes.CDLL(sys.argv[2]);"
+        "print(ctypes.CDLL(sys.argv[1]).minor(), loaded_version())"
     )
-    for other, expected in (([], "8"), ([library], "10")):
-        done = subprocess.run([sys.executable, "-c", code, own / "y.so", *other], capture_output=True, text=True)
-        assert done.stdout.strip() == expected, done.stderr
+    for other, expected in (([], ["8", "0.8.0"]), ([library], ["10", "0.10.3"])):
+        paths = own / "y.so", own / preload.NAME, *other
+        done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+        assert done.stdout.split() == expected, done.stderr
