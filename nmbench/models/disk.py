@@ -30,6 +30,7 @@ class Disk:
         self._changing: dict[int, list[Tensor]] = {}  # id of a block -> the places of its changed weights
         self._changed: set[int] = set()  # ids of blocks whose parameters are there now
         blocks = list(blocks)
+        self._room = max(sum(parameter.nbytes for parameter in block.parameters()) for block in blocks)
         found = list(places(parameter for block in blocks for parameter in block.parameters()))
         for block in blocks:
             parameters = [p for p in block.parameters() if id(p) not in self.dense]
@@ -60,8 +61,11 @@ class Disk:
 
     @torch.no_grad()
     def kept(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return copies of tensors in a temporary file, which take no memory; their space is free when they are."""
-        copies = self.maps.temporary(tensors)
+        """Return copies of tensors in a temporary file, which take no memory.
+
+        The file is as large as the largest block, or as `tensors`. Its space is free when all tensors in it are.
+        """
+        copies = self.maps.packed(tensors, self._room)
         for copy, tensor in zip(copies, tensors, strict=True):
             self.release(copy.copy_(tensor))
         return copies

@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import ref
@@ -80,6 +80,8 @@ class Maps:
         self._gone: list[int] = []  # addresses of mappings that no tensor needs any more
         self._lock = threading.Lock()
         self._files: dict[Path, tuple[mmap.mmap, tuple[int, ...]]] = {}
+        self._filling: ref[mmap.mmap] | None = None  # the mapping that `packed` fills
+        self._filled = 0  # bytes
 
     def stored(self, place: Place, like: Tensor) -> Tensor:
         """Return a view of a file, of the dtype and shape of `like`. What is written to it does not reach the file."""
@@ -101,6 +103,20 @@ class Maps:
         mapped = temporary_file(size)
         self._add(mapped)
         return [view(mapped, offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
+
+    def packed(self, tensors: Sequence[Tensor], room: int) -> list[Tensor]:
+        """Return tensors as `temporary` does, in a file of at least `room` bytes that later calls go on to fill.
+
+        Every open file takes a file descriptor, and a process may have 1024 of them, fewer than a model has layers.
+        """
+        offsets, size = offsets_of(tensors)
+        mapped = self._filling() if self._filling else None
+        if mapped is None or self._filled + size > len(mapped):
+            mapped, self._filled = temporary_file(max(size, room)), 0
+            self._add(mapped)
+            self._filling = ref(mapped)
+        begin, self._filled = self._filled, self._filled + -(-size // ALIGNED) * ALIGNED
+        return [view(mapped, begin + offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
 
     def _add(self, mapped: mmap.mmap) -> None:
         begin = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
@@ -184,9 +200,12 @@ def view(mapped: mmap.mmap, offset: int, like: Tensor) -> Tensor:
 def temporary_file(size: int) -> mmap.mmap:
     """Return a mapping of a new file without a name, of `size` bytes of zeros, in the folder of TMPDIR.
 
-    Raises `CannotWrite` if there is not enough space, or the folder is memory.
+    Raises `CannotWrite` if there is not enough space, no folder can be written to, or the folder is memory.
     """
-    folder = Path(tempfile.gettempdir())
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise CannotWrite(f"{error.strerror}; set TMPDIR to a folder on a disk that can be written to.") from error
     if (kind := file_system(folder)) in IN_MEMORY:
         raise CannotWrite(
             f"the folder for temporary files, {folder}, is memory itself ({kind}); set TMPDIR to a folder on a disk."

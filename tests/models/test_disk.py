@@ -14,8 +14,9 @@ from nmbench.errors import CannotWrite, ModelChanged
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.measurement import in_parts
 from nmbench.experiment.whereabouts import whereabouts
+from nmbench.methods import Pruned
 from nmbench.models import mapped
-from nmbench.models.applying import apply
+from nmbench.models.applying import apply, kept
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
@@ -129,6 +130,26 @@ def test_a_disk_without_room(monkeypatch):
     monkeypatch.setattr(mapped, "file_system", lambda folder: "tmpfs")
     with pytest.raises(CannotWrite, match=r"is memory itself \(tmpfs\); set TMPDIR"):
         mapped.Maps().temporary(model.parameters())
+    none = FileNotFoundError(2, "No usable temporary directory found in ['/a']")
+    monkeypatch.setattr(mapped.tempfile, "gettempdir", lambda: (_ for _ in ()).throw(none))
+    with pytest.raises(CannotWrite, match=r"^No usable temporary directory found in \['/a'\]; set TMPDIR"):
+        mapped.Maps().temporary(model.parameters())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors as Linux lists them")
+def test_results_of_many_layers_take_few_files(folders):
+    """Masks and weights of all layers are kept in a few files, and each is what it was; the space is free afterwards."""
+    bundle = load(folders["mixtral"])
+    before = len(os.listdir("/proc/self/fd"))
+    given = {name: Pruned(layer.read() > 0, layer.read().float()) for name, layer in bundle.layers.items()}
+    results = {name: kept(pruned, bundle) for name, pruned in given.items()}
+    assert len(given) > 20
+    assert 1 <= len(os.listdir("/proc/self/fd")) - before <= 8
+    for name, pruned in given.items():
+        assert torch.equal(results[name].mask, pruned.mask)
+        assert torch.equal(results[name].weight, pruned.weight)
+    del results
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_changed_mappings_are_not_files(tmp_path):
@@ -154,7 +175,7 @@ from pathlib import Path
 import torch
 ctypes.CDLL(None).mallopt(-3, 1 << 16)  # small tensors are given back as large ones are, not kept in a heap
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.models.applying import apply
+from nmbench.models.applying import apply, kept
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.loading import load_model
 from nmbench.experiment.measurement import in_parts
