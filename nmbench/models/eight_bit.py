@@ -83,8 +83,11 @@ def store(module: Any, weight: Rounded, view: Callable[[Tensor], Tensor]) -> Non
     module.__class__ = CLASSES[type(module)]
 
 
-def unstore(module: Any, weight: Tensor) -> None:
-    """Make an 8-bit `module` one of its former class again, with the float `weight` in the layout of the module."""
+def unstore(module: Any) -> None:
+    """Make an 8-bit `module` one of its former class again, with the floats that its weight stands for."""
+    turned = isinstance(module, Conv1D)  # its weight is [in, out]
+    values = module.weight.detach()
+    weight = numbers(values.t() if turned else values, module.weight_scale.detach())
     module.__class__ = next(before for before, after in CLASSES.items() if after is type(module))
     delattr(module, SCALE)
-    module.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    module.weight = nn.Parameter((weight.t() if turned else weight).contiguous(), requires_grad=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models.bundle import Bundle, Layer
-from nmbench.models.eight_bit import can_store, numbers, rounded, store, unstore
+from nmbench.models.eight_bit import EightBit, can_store, numbers, rounded, store, unstore
 from nmbench.models.probe import MOST_TOKENS, logits
 from nmbench.models.sharing import check_shared
 from nmbench.models.substitution import multiply_only
@@ -69,7 +69,10 @@ def check_products(bundle: Bundle, tokens: Tensor) -> None:
 
 
 def store_floats(bundle: Bundle) -> None:
-    """Store 8-bit weights as floats, in place: the numbers that they stand for, masked ones as positive zeros."""
-    for layer in bundle.layers.values():
-        if layer.eight_bit:
-            unstore(layer.module, layer.where.view(layer.values()))
+    """Store 8-bit weights as floats, in place: the numbers that they stand for, masked ones as positive zeros.
+
+    Layers that were left dense after the model had been stored in 8 bits are among them.
+    """
+    for module in bundle.model.modules():
+        if isinstance(module, EightBit):
+            unstore(module)

@@ -106,7 +106,7 @@ def test_the_model_is_that_of_its_numbers(family):
     wide = (logits(bundle.in_dtype(torch.float64)) for bundle in (eight, floats))
     torch.testing.assert_close(*wide, rtol=1e-3, atol=1e-3)
     assert eight.in_dtype(torch.bfloat16).dtype == torch.bfloat16
-    store_floats(eight)
+    store_floats(eight.leaving(dict.fromkeys(list(eight.layers)[:1], "never called")))
     assert torch.equal(logits(eight), logits(floats))
     assert eight.digest() == floats.digest()
 
