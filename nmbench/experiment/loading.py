@@ -140,7 +140,9 @@ def streamed_from(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method],
         whole = planned(bundle, spec, methods, device, streamed=False)
         streamed = device.type == "cuda" and not learners and whole.most > FILL * torch.cuda.mem_get_info(device)[0]
     if streamed and learners:
-        raise NMBenchError("a learner of the whole model needs it on the device; run it without --stream.")
+        raise NMBenchError(
+            "a learner of the whole model needs it on the device; run it without --stream and --stream-from."
+        )
     return (spec.stream_from or PLACES[0]) if streamed else None
 
 
