@@ -220,7 +220,7 @@ def solving(layer: Layer, needs: Stat) -> int:
     The method is given a copy of the weight.
     """
     outputs, inputs = layer.shape
-    copy = outputs * inputs * layer.read().element_size()
+    copy = outputs * inputs * layer.dtype.itemsize
     if not needs & (Stat.GRAM | Stat.DRIFT):
         return copy + FLOAT * RANKING * outputs * inputs
     phases = [FACTORING, SWEEPING] + [REFINING] * bool(needs & (Stat.DRIFT | Stat.LAG))

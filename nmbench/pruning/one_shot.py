@@ -178,7 +178,7 @@ def prune_layer(
     """
     mask = prune_layer(init, layer, stats, pattern, f"{who}@init").mask if init else None
     with naming(layer, who):
-        pruned = choose(method, layer.values().clone(), stats, pattern, mask, checks)
+        pruned = choose(method, own_values(layer), stats, pattern, mask, checks)
         check_pruned(pruned, layer)
     if not isinstance(method, Scorer):
         check_masks({layer.name: pruned.mask}, {layer.name: pattern}, {layer.name: layer.shape}, who)
@@ -241,6 +241,11 @@ def call(method: Baseline, weight: Tensor, stats: LayerStats, pattern: Pattern, 
             assert mask is not None
             return method.refine(weight, stats, mask, pattern)
     raise NMBenchError(f"{type(method).__name__} is neither a Scorer, a Solver nor a Refiner.")
+
+
+def own_values(layer: Layer) -> Tensor:
+    """Return a copy of the weight `[out, in]` in its floating-point dtype."""
+    return layer.values() if layer.eight_bit else layer.read().clone()
 
 
 def choose(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.experiment.memory import estimate
+from nmbench.experiment.memory import estimate, solving
 from nmbench.methods import Pruned, PrunedModel, Stat
 from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
@@ -242,3 +242,5 @@ def test_estimates_count_stored_bytes():
     found = [estimate(it, Stat.NONE, 8, 32, "cpu", False, 4096, [learner]).learning[0] for it in (eight, floats)]
     assert [it.own for it in found] == [(4 + 1 + 4 + 1) * count, (4 + 4 + 4 + 1) * count]
     assert found[1].weights - found[0].weights == 3 * count - scales
+    one, other = (next(iter(it.layers.values())) for it in (eight, floats))
+    assert solving(one, Stat.NONE) == solving(other, Stat.NONE)  # a method is given a copy in floats
