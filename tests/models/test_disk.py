@@ -138,7 +138,7 @@ def test_a_disk_without_room(monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors as Linux lists them")
 def test_results_of_many_layers_take_few_files(folders):
-    """Masks and weights of all layers are kept in a few files, and each is what it was; the space is free afterwards."""
+    """Masks and weights of all layers are kept in few files, and each is what it was; the space is free afterwards."""
     bundle = load(folders["mixtral"])
     before = len(os.listdir("/proc/self/fd"))
     given = {name: Pruned(layer.read() > 0, layer.read().float()) for name, layer in bundle.layers.items()}
