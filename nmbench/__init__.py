@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from nmbench.errors import NumericalFailure as NumericalFailure
     from nmbench.evaluation import DenseSubject as DenseSubject
     from nmbench.evaluation import Subject as Subject
+    from nmbench.methods import SCOPES as SCOPES
+    from nmbench.methods import BlockRepair as BlockRepair
     from nmbench.methods import DenseModel as DenseModel
+    from nmbench.methods import LayerRepair as LayerRepair
     from nmbench.methods import LayerStats as LayerStats
     from nmbench.methods import MaskLearner as MaskLearner
     from nmbench.methods import MaskSource as MaskSource
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from nmbench.methods import Scorer as Scorer
     from nmbench.methods import Solver as Solver
     from nmbench.methods import Stat as Stat
+    from nmbench.methods import WeightLearner as WeightLearner
     from nmbench.models import Anatomy as Anatomy
     from nmbench.models import Bundle as Bundle
     from nmbench.models import StoredNames as StoredNames
@@ -49,10 +53,6 @@ if TYPE_CHECKING:
     from nmbench.pruning import Part as Part
     from nmbench.pruning import Selection as Selection
     from nmbench.pruning import WeightTask as WeightTask
-    from nmbench.repairs import SCOPES as SCOPES
-    from nmbench.repairs import BlockRepair as BlockRepair
-    from nmbench.repairs import LayerRepair as LayerRepair
-    from nmbench.repairs import WeightLearner as WeightLearner
     from nmbench.results import Results as Results
     from nmbench.results import load_masks as load_masks
     from nmbench.results import load_results as load_results
@@ -85,7 +85,10 @@ HOMES = {
         "Subject",
     ),
     "methods": (
+        "SCOPES",
+        "BlockRepair",
         "DenseModel",
+        "LayerRepair",
         "LayerStats",
         "MaskLearner",
         "MaskSource",
@@ -95,6 +98,7 @@ HOMES = {
         "Scorer",
         "Solver",
         "Stat",
+        "WeightLearner",
     ),
     "models": (
         "Anatomy",
@@ -119,12 +123,6 @@ HOMES = {
         "Part",
         "Selection",
         "WeightTask",
-    ),
-    "repairs": (
-        "SCOPES",
-        "BlockRepair",
-        "LayerRepair",
-        "WeightLearner",
     ),
     "results": (
         "Results",

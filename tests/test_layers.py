@@ -16,13 +16,12 @@ import nmbench
 
 ROOT = Path(nmbench.__file__).parent
 LAYERS = [
-    {"errors", "stopping"},
+    {"errors"},
     {"pattern", "options"},
     {"runtime"},
     {"plain_data"},
     {"spec", "comparison"},
     {"methods", "sources"},
-    {"repairs"},
     {"data"},
     {"plugins"},
     {"models"},
@@ -38,8 +37,7 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 CONTRACTS = {
-    ("methods", "pruning"),  # LearnTask
-    ("repairs", "pruning"),  # BlockTask, WeightTask
+    ("methods", "pruning"),  # LearnTask, BlockTask, WeightTask
     ("sources", "evaluation"),  # Subject
     ("sources", "models"),  # Bundle
     ("sources", "results"),  # Results

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from nmbench.cli.process import WAITING, wait_without_spinning
-from nmbench.stopping import Stopping, Terminated, listening, stopping
+from nmbench.experiment.stopping import Stopping, Terminated, listening, stopping
 
 
 def test_threads_sleep_while_they_wait():
@@ -85,7 +85,7 @@ def test_a_second_signal_does_not_wait():
 
 def test_a_learner_that_takes_too_long_is_ended(monkeypatch):
     """A step that lasts longer than a cluster waits is cut off, with the last checkpoint in force."""
-    monkeypatch.setattr("nmbench.stopping.GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("nmbench.experiment.stopping.GRACE_SECONDS", 0.05)
     assert signalled(signal.SIGTERM, asked=True, then=lambda: time.sleep(30)) is Terminated
 
 

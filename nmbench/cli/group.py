@@ -25,7 +25,7 @@ from nmbench.cli.speed import speed
 from nmbench.cli.validate import validate
 from nmbench.cli.work import work
 from nmbench.errors import NMBenchError, is_panic
-from nmbench.stopping import Terminated, listening
+from nmbench.experiment.stopping import Terminated, listening
 
 INTERRUPTED, TERMINATED = 130, 143
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)

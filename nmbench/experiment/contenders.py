@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nmbench.errors import NMBenchError, did_you_mean
-from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Solver
+from nmbench.methods import Baseline, MaskLearner, Method, Refiner, Repair, Solver
 from nmbench.options import PRESET, build, resolved, typed
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.source_digest import code_of
-from nmbench.repairs import Repair
 from nmbench.spec import MethodSpec, RunSpec
 
 BESIDE = ","  # between the starts of a repair

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmbench.experiment.contenders import Contender
-from nmbench.methods import MaskLearner
+from nmbench.methods import MaskLearner, Repair
 from nmbench.pattern import Pattern
 from nmbench.plain_data import digest
-from nmbench.repairs import Repair
 from nmbench.results.address import file_name
 from nmbench.spec import DENSE, ResolvedSpec
 

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from nmbench.calibration.walk import batch_tokens
-from nmbench.methods import Layerwise, MaskLearner, Method, Stat
+from nmbench.methods import Layerwise, MaskLearner, Method, Stat, WeightLearner
 from nmbench.models.bundle import Bundle, Layer, hidden_width
 from nmbench.pattern import Pattern
-from nmbench.repairs import WeightLearner
 from nmbench.spec import ResolvedSpec
 
 FLOAT = 4  # bytes of a float32

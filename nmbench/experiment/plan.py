@@ -12,11 +12,10 @@ from nmbench.errors import NMBenchError
 from nmbench.experiment.contenders import Contender, contenders, lineage, names_of, with_typed_options
 from nmbench.experiment.doubts import Doubt
 from nmbench.experiment.loading import device_of, dtype_of, source_of
-from nmbench.methods import MaskLearner, Method
+from nmbench.methods import MaskLearner, Method, Repair
 from nmbench.pattern import Pattern
 from nmbench.plugins.loading import Plugins
 from nmbench.plugins.registry import Registry
-from nmbench.repairs import Repair
 from nmbench.spec import CALIBRATION, INT8, Defaults, ResolvedSpec, RunSpec
 
 

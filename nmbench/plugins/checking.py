@@ -15,10 +15,19 @@ from typing import Any
 import pluggy
 
 from nmbench.errors import PluginError, did_you_mean
-from nmbench.methods import MaskLearner, MaskSource, Method, Refiner, Scorer, Solver
+from nmbench.methods import (
+    BlockRepair,
+    LayerRepair,
+    MaskLearner,
+    MaskSource,
+    Method,
+    Refiner,
+    Scorer,
+    Solver,
+    WeightLearner,
+)
 from nmbench.options import PRESET, READERS, alternatives
 from nmbench.plugins import hookspecs
-from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.sources import Dataset, Metric, ModelSource, Reporter
 
 PREFIX = "nmbench_"

@@ -18,11 +18,11 @@ from torch.func import functional_call
 
 from nmbench.calibration.arguments import changed, tensors_of
 from nmbench.errors import NMBenchError
+from nmbench.methods import SCOPES
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.hooks import hooks
 from nmbench.pattern import Pattern
 from nmbench.pruning.parameters import stored_tensors
-from nmbench.repairs import SCOPES
 
 
 class Call(Protocol):

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from nmbench.experiment.jobs import Job
 from nmbench.experiment.setup import Experiment
-from nmbench.methods import Baseline, DenseModel, MaskLearner, MaskSource, Pruned, PrunedModel
+from nmbench.methods import (
+    Baseline,
+    BlockRepair,
+    DenseModel,
+    LayerRepair,
+    MaskLearner,
+    MaskSource,
+    Pruned,
+    PrunedModel,
+    Repair,
+    WeightLearner,
+)
 from nmbench.models.applying import moved
 from nmbench.models.dense_weights import ByLayer
 from nmbench.models.stored_names import StoredNames
@@ -22,7 +33,6 @@ from nmbench.pruning.one_shot import Made, prune_one_shot
 from nmbench.pruning.repairing import BlockStore, repaired_blocks, repaired_layers, repaired_model
 from nmbench.pruning.starts import Start
 from nmbench.pruning.weights_task import WeightTask
-from nmbench.repairs import BlockRepair, LayerRepair, Repair, WeightLearner
 from nmbench.results.directory import RunDirectory
 from nmbench.results.files import FileCheckpoints
 from nmbench.results.format import Record

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.evaluation.losses import batch_size, losses_in_parts, window_losses
+from nmbench.experiment.stopping import stopping
 from nmbench.methods import Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import ByLayer, DenseWeights
@@ -28,7 +29,6 @@ from nmbench.pruning.shared_work import SharedWork
 from nmbench.pruning.training import Training
 from nmbench.pruning.unique_tokens import UniqueTokens, cut_windows
 from nmbench.runtime.cost import Cost, Spent
-from nmbench.stopping import stopping
 from nmbench.verification.strict import check_masks
 
 PROBE_TOKENS = 24  # that `LiveWeights.provided` is proven on

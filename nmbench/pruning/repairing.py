@@ -13,7 +13,7 @@ from torch import Tensor
 from nmbench.calibration.finite import Checks
 from nmbench.calibration.gram import full_float32
 from nmbench.errors import NMBenchError
-from nmbench.methods import LayerStats, Pruned, PrunedModel
+from nmbench.methods import BlockRepair, LayerRepair, LayerStats, Pruned, PrunedModel, WeightLearner
 from nmbench.models.applying import applied, moved
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
@@ -23,7 +23,6 @@ from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.learning import CheckpointStore
 from nmbench.pruning.one_shot import Made, Report, check_pruned, check_weights, finished, naming, through_layers
 from nmbench.pruning.weights_task import WeightTask
-from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.runtime.cost import Spent
 from nmbench.runtime.ranks import ALONE, Ranks
 from nmbench.verification.strict import check_masks, check_weight

@@ -10,7 +10,7 @@ from torch import Tensor
 from nmbench.runtime.sparse24 import Product
 from nmbench.runtime.sparse24.forms import CUSPARSELT, FP8, FP8_CUSPARSELT, FP8_CUTLASS, SEARCHED
 from nmbench.speed.hardware import Hardware
-from nmbench.speed.pruning import MOST_ERROR, MOST_FP8_ERROR, difference, product_call
+from nmbench.speed.pruning import difference, most_error, product_call
 from nmbench.speed.report import Alternative
 from nmbench.speed.times import Times
 
@@ -37,7 +37,7 @@ def alternative(name: str, inputs: Tensor, weight: Tensor, hardware: Hardware) -
     try:
         call = applied(form(weight, None), inputs)
         error = difference(call(), product_call(inputs, weight)())
-        if not error <= (MOST_FP8_ERROR if "fp8" in name else MOST_ERROR):
+        if not error <= most_error(name):
             return Alternative(name, problem=f"wrong: its product differs by {error:.3g}, relative")
         return Alternative(
             name,

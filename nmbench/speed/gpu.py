@@ -53,6 +53,7 @@ class SparseTensorCores:
             "cuda": torch.version.cuda,
             "library": self.library,
             **(cusparselt_in_use() if self.library == "cusparselt" else {"cusparselt": None}),
+            "transformers": version("transformers"),
             "torchao": version("torchao"),
         }
         self._forms: dict[str, Form | str] = {}

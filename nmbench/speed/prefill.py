@@ -7,6 +7,7 @@ with the weights as they were loaded; then the weights are pruned in place, and 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,13 +32,12 @@ from nmbench.runtime.sparse24.forms import (
 )
 from nmbench.speed.hardware import Hardware
 from nmbench.speed.prefill_report import KERNELS, Prefill
-from nmbench.speed.pruning import difference, prune, random_inputs
+from nmbench.speed.pruning import difference, most_error, prune, random_inputs
 from nmbench.speed.times import Times
 from nmbench.speed.whole_model import Sizes, prefill_call, prefill_tokens, steps
 
 WARM_UP, REPEAT, HOST = 1, 5, 2  # calls; the last are timed on the host
 FEW = 16  # tokens of the pass that observes shared inputs
-MOST_ERROR = 0.5  # of the logits; rounding to FP8 in a random model stays below, exchanged columns do not
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ DENSE_WAYS = (Way(DENSE, merged=False), Way(DENSE), Way(FP8))
 SPARSE_WAYS = (
     Way(TORCH, merged=False),
     Way(CUSPARSELT, merged=False),
+    Way(SEARCHED, merged=False),
     *(Way(form) for form in (CUSPARSELT, SEARCHED, FP8_CUTLASS, FP8_CUSPARSELT)),
 )
 
@@ -65,7 +66,7 @@ def prefills(
 ) -> list[Prefill]:
     """Profile a prefill with every way that begins in time. The model is left pruned, with dense layers.
 
-    A way whose logits are not those of dense products of the same weights has no figures.
+    A way with a layer whose outputs are not those of the dense layer with the same weight has no figures.
     """
     began, tokens = time.monotonic(), prefill_tokens(bundle, sizes)
     layers = convertible(bundle, hardware)
@@ -120,13 +121,11 @@ def profiled(
     try:
         with installed(bundle, way, used, layers, form) as products:
             widths = [layers[group[0]].shape[1] for group in used]
-            error = difference(call().logits, reference)
-            if not error <= MOST_ERROR:
-                return Prefill(way.name, tokens, problem=f"wrong: its logits differ by {error:.3g}, relative")
+            errors = errors_of(way, bundle, layers, call, reference)
+            if isinstance(errors, str):
+                return Prefill(way.name, tokens, problem=errors)
             figures = figures_of(call, product_calls(products, widths, tokens, bundle), hardware)
-            return Prefill(
-                way.name, tokens, count=len(products), relative_error=error, bytes=hardware.allocated(), **figures
-            )
+            return Prefill(way.name, tokens, count=len(products), bytes=hardware.allocated(), **errors, **figures)
     except RuntimeError as refused:  # a library or a device without the product
         return Prefill(way.name, tokens, problem=(str(refused).splitlines() or [repr(refused)])[0])
 
@@ -142,6 +141,48 @@ def installed(
         return
     with multiplying(bundle.model, groups, form, lambda name: layers[name].read()) as products:
         yield products
+
+
+def errors_of(
+    way: Way, bundle: Bundle, layers: Mapping[str, Layer], call: Callable[[], Any], reference: Tensor
+) -> dict[str, Any] | str:
+    """Return how far the layers and the logits of an installed way are from dense ones, or what is wrong.
+
+    Every layer is judged alone, with the inputs that it gets. The logits decide nothing: each block of a deep model
+    adds to the rounding of those before it, so that right products in FP8 may end in other logits.
+    """
+    with comparing(bundle.model, layers) as found:
+        logits = difference(call().logits, reference)
+    most = most_error(way.form)
+    for name, error in found:
+        if not error <= most:
+            return f"wrong: the outputs of {name} differ by {error:.3g}, relative; rounding allows {most:.2g}"
+    if not math.isfinite(logits):
+        return "wrong: its logits are not finite"
+    return {"relative_error": logits, "product_error": max((error for _, error in found), default=0.0)}
+
+
+@contextlib.contextmanager
+def comparing(model: nn.Module, layers: Mapping[str, Layer]) -> Iterator[list[tuple[str, float]]]:
+    """In the context, compare every call of a layer with the dense layer on the same inputs.
+
+    `layers` hold the dense ones, by the names of the modules of `model` in their place. Yields a list that receives
+    the name and the relative error of each call.
+    """
+    found: list[tuple[str, float]] = []
+
+    def compared(name: str) -> Callable[..., None]:
+        dense_layer = layers[name].module.forward  # not its hooks: in the dense way, this is the layer itself
+        return lambda module, args, options, outputs: found.append(
+            (name, difference(outputs, dense_layer(*args, **options)))
+        )
+
+    hooks = [model.get_submodule(name).register_forward_hook(compared(name), with_kwargs=True) for name in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def product_calls(

@@ -13,7 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.methods import (
+    BlockRepair,
+    LayerRepair,
+    LayerStats,
+    MaskLearner,
+    Method,
+    Pruned,
+    PrunedModel,
+    Refiner,
+    Scorer,
+    Solver,
+    Stat,
+    WeightLearner,
+)
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
@@ -23,7 +36,6 @@ from nmbench.pruning.learning import CheckpointStore, LearnTask
 from nmbench.pruning.one_shot import call
 from nmbench.pruning.repairing import call_repair
 from nmbench.pruning.weights_task import WeightTask
-from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing.planted import LENGTH, VOCABULARY, cycles, planted_bundle, strongest, weakest
 from nmbench.testing.values import statistics, values

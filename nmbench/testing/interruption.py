@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nmbench.methods import MaskLearner
+from nmbench.methods import BlockRepair, MaskLearner, WeightLearner
 from nmbench.pruning.repairing import BlockStore, repaired_blocks
-from nmbench.repairs import BlockRepair, WeightLearner
 from nmbench.results.files import FileCheckpoints, MemoryCheckpoints
 from nmbench.runtime.isolation import isolating
 from nmbench.testing.cases import FunctionStore, Interrupt, LearnCase

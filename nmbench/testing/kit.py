@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nmbench.errors import NMBenchError, unknown
-from nmbench.methods import MaskLearner, Method, Refiner, Scorer, Solver
-from nmbench.repairs import Repair
+from nmbench.methods import MaskLearner, Method, Refiner, Repair, Scorer, Solver
 from nmbench.testing.failure import CheckFailed, failure_text
 from nmbench.testing.laws import LAWS
 from nmbench.testing.laws.base import HOLDS, SKIPPED, Broken, Judgement, Law, NoCall, no_call

@@ -14,12 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmbench.methods import LayerStats, MaskLearner, Method, Pruned, PrunedModel, Refiner, Scorer, Solver
+from nmbench.methods import (
+    BlockRepair,
+    LayerRepair,
+    LayerStats,
+    MaskLearner,
+    Method,
+    Pruned,
+    PrunedModel,
+    Refiner,
+    Scorer,
+    Solver,
+    WeightLearner,
+)
 from nmbench.models.bit_equality import same_bits
 from nmbench.pruning.block_parts import BlockTask
 from nmbench.pruning.one_shot import call
 from nmbench.pruning.repairing import call_repair
-from nmbench.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.runtime.isolation import isolating
 from nmbench.testing.cases import LayerCase, LearnCase, RecordingTask, RecordingWeightTask
 from nmbench.testing.planted import planted_weights

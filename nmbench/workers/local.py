@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from nmbench.stopping import GRACE_SECONDS, listening
+from nmbench.experiment.stopping import GRACE_SECONDS, listening
 from nmbench.workers.engine import Engine
 from nmbench.workers.task import Task, do
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError
 from nmbench.evaluation import Objective
-from nmbench.methods import Pruned, PrunedModel
+from nmbench.methods import BlockRepair, Pruned, PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
@@ -19,7 +19,6 @@ from nmbench.pruning.blocks import Blocks
 from nmbench.pruning.confirming import unseen
 from nmbench.pruning.one_shot import Made
 from nmbench.pruning.repairing import BlockStore, repaired_blocks, repaired_layers
-from nmbench.repairs import BlockRepair
 from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing import LearnCase
 from nmbench_plugins.tiny import TinyModel

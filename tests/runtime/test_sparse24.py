@@ -1,5 +1,7 @@
 """Layers that share a product compute what they computed alone; FP8 rounding is to nearest, with a scale per row."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
 from nmbench.runtime import triton_available
 from nmbench.runtime.sparse24 import SharedProduct, multiplying, shared_inputs, to_sparse24
-from nmbench.runtime.sparse24.forms import FORMS, TORCH, dense, padded, problem_of
+from nmbench.runtime.sparse24.forms import FORMS, SEARCHED, TORCH, dense, padded, problem_of
 from nmbench.runtime.sparse24.linear import joined_bias
 from nmbench.runtime.sparse24.quantise import FP8, LARGEST, by_torch, quantised, quantised_rows
 from nmbench.testing import strategies
@@ -98,14 +100,23 @@ def test_a_pruned_model_is_converted(merged):
         layer.write(layer.read() * TWO_FOUR.top(layer.read().abs()))
     with torch.no_grad():
         expected = bundle.model(input_ids=tokens).logits
-        assert to_sparse24(bundle.model, tokens, form=dense, merged=merged) == 2 * 6 - 1  # down_proj has 96 inputs
+        options = {"tokens": tokens, "merged": True} if merged else {}
+        assert to_sparse24(bundle.model, form=dense, **options) == 2 * 6 - 1  # down_proj has 96 inputs
         torch.testing.assert_close(bundle.model(input_ids=tokens).logits, expected)
 
 
 def test_a_model_that_is_not_pruned():
     """The error says what is missing."""
     with pytest.raises(NMBenchError, match=r"no linear layer with a 2:4 weight"):
-        to_sparse24(TinyModel().load("llama").model, torch.arange(10)[None], form=dense)
+        to_sparse24(TinyModel().load("llama").model, form=dense)
+
+
+def test_products_are_searched_and_single_by_default():
+    """`to_sparse24` searches for the fastest algorithm, and merges only if asked to, for which it needs tokens."""
+    defaults = {name: option.default for name, option in inspect.signature(to_sparse24).parameters.items()}
+    assert (defaults["form"], defaults["merged"]) == (FORMS[SEARCHED], False)
+    with pytest.raises(NMBenchError, match=r"merged=True needs tokens"):
+        to_sparse24(TinyModel().load("llama").model, merged=True)
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17])

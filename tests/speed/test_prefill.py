@@ -5,12 +5,18 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 from nmbench.errors import NMBenchError
-from nmbench.runtime.sparse24.forms import CUSPARSELT, DENSE, FORMS, FP8, FP8_CUTLASS, TORCH
+from nmbench.models.bundle import Bundle
+from nmbench.runtime.sparse24.forms import CUSPARSELT, DENSE, FORMS, FP8, FP8_CUTLASS, SEARCHED, TORCH
+from nmbench.runtime.sparse24.quantise import by_torch
 from nmbench.speed.measure import convert_merged
 from nmbench.speed.prefill import DENSE_WAYS, SPARSE_WAYS
+from nmbench.speed.prefill_report import Prefill, prefill_row
+from nmbench.speed.pruning import most_error
 from nmbench.speed.report import render
+from nmbench.speed.times import Times
 from nmbench_plugins.tiny import TinyModel
 from reference.speed_hardware import TWO_FOUR, Fake, measured
 
@@ -21,6 +27,31 @@ LAYERS = 2 * 6
 
 def refusing(weight, bias):
     raise RuntimeError("no such kernel\non this device")
+
+
+def rounding(weight, bias):
+    """A product of inputs and weights that are rounded to FP8."""
+    rows, scale = by_torch(weight)
+
+    def product(inputs):
+        own, scales = by_torch(inputs)
+        return F.linear(own.float() * scales, rows.float() * scale, bias)
+
+    return product
+
+
+def exchanging(weight, bias):
+    return lambda inputs: F.linear(inputs, weight.flip(0), bias)
+
+
+def deep(blocks=24):
+    """A bundle whose model is random and deep: each block adds to the errors of those before."""
+    settings = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, num_hidden_layers=blocks, max_position_embeddings=64, initializer_range=0.3, **settings
+    )
+    return Bundle.of("deep", transformers.LlamaForCausalLM(config), None)
 
 
 def profile(**options):
@@ -35,7 +66,7 @@ def test_every_way_is_profiled():
     for one in found.prefill:
         assert one.count == (GROUPS if "merged" in one.way else LAYERS)
         assert (one.problem, one.device, one.launched) == (None, 1.0, 19)
-        assert one.relative_error < 1e-5
+        assert one.relative_error < 1e-5 and one.product_error < 1e-5
         assert one.other == one.graph.median - one.products.median
         assert one.launches == one.eager.median - one.graph.median
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))["prefill"]
@@ -62,10 +93,60 @@ def test_a_way_that_the_device_lacks_says_why():
 
 
 def test_a_wrong_way_has_no_figures():
-    """A product with exchanged rows is not timed."""
-    wrong = lambda weight, bias: lambda inputs: F.linear(inputs, weight.flip(0), bias)  # noqa: E731
-    found = profile(forms={TORCH: wrong})
-    assert [one.way for one in found.prefill if one.problem and "wrong" in one.problem] == [TORCH]
+    """A product with exchanged rows is not timed, also where FP8 may round; the first wrong layer is named."""
+    found = profile(forms={TORCH: exchanging, FP8_CUTLASS: exchanging})
+    wrong = {one.way: one.problem for one in found.prefill if one.problem}
+    assert list(wrong) == [TORCH, f"{FP8_CUTLASS}, merged"]
+    assert all(" model.layers.0.self_attn.q_proj differ by 1." in text for text in wrong.values())
+    assert [text.rpartition(" ")[2] for text in wrong.values()] == ["0.016", "0.14"]
+
+
+def test_columns_of_another_layer_are_wrong(monkeypatch):
+    """The outputs of each layer are compared, so that right products that reach other layers are refused."""
+    monkeypatch.setattr("nmbench.runtime.sparse24.linear.joined", lambda weights: torch.cat([*weights][::-1]))
+    wrong = [one.way for one in profile().prefill if one.problem and "wrong" in one.problem]
+    assert wrong == [way.name for way in (*DENSE_WAYS, *SPARSE_WAYS) if way.merged]
+
+
+def test_rounding_is_judged_by_products():
+    """In a deep random model, FP8's rounding changes the logits altogether; its products are right and timed."""
+    forms = {name: "left out" for name in FORMS if name != DENSE} | {FP8: rounding, FP8_CUTLASS: rounding}
+    found = measured(deep(), (1,), Fake(forms=forms), parts=["prefill"])
+    fp8 = [one for one in found.prefill if one.way in (f"{FP8}, merged", f"{FP8_CUTLASS}, merged")]
+    assert len(fp8) == 2
+    for one in fp8:
+        assert (one.problem, one.relative_error > 0.5) == (None, True)
+        assert 0.02 < one.product_error < most_error(FP8)
+        assert one.best
+
+
+def test_the_rounding_of_fp8_is_not_allowed_in_half_precision():
+    """A product in half precision that is as far off as FP8 is wrong, and so is one that is not a number."""
+    nothing = lambda weight, bias: lambda inputs: F.linear(inputs, weight) * torch.nan  # noqa: E731
+    found = profile(forms={SEARCHED: rounding, FP8: nothing})
+    wrong = {one.way: one.problem for one in found.prefill if one.problem}
+    assert list(wrong) == [f"{FP8}, merged", SEARCHED, f"{SEARCHED}, merged"]
+    assert "differ by nan" in wrong[f"{FP8}, merged"]
+
+
+def test_logits_that_are_not_finite_are_wrong():
+    """A model whose own logits are not numbers has no figures."""
+    bundle = TinyModel().load("llama")
+    bundle.model.lm_head.weight.data[0] = torch.nan
+    found = measured(bundle, (1,), Fake(), parts=["prefill"])
+    assert {one.problem for one in found.prefill} == {"wrong: its logits are not finite"}
+
+
+def test_the_faster_of_eager_and_graph_is_compared():
+    """A graph that is slower than its eager prefill is not what the speedup refers to, of either way."""
+
+    def timed(eager, graph):
+        return Prefill("a way", 8, eager=Times.of([eager] * 2), graph=Times.of([graph] * 2) if graph else None)
+
+    dense = timed(2.0, 3.0)
+    assert timed(4.0, 1.5).to_dict(dense)["speedup"] == 2.0 / 1.5
+    assert timed(1.0, None).to_dict(dense)["speedup"] == 2.0
+    assert prefill_row(timed(1.6, 2.5), dense)["is"] == "1.25 x"
 
 
 def test_ways_that_begin_too_late_are_left_out():

@@ -6,19 +6,28 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
-from nmbench.runtime.sparse24.forms import MULTIPLES, cusparselt
+from nmbench.runtime.sparse24.forms import MULTIPLES, cusparselt_searched
 from nmbench.runtime.sparse24.linear import Form, install, shared_inputs
 
 TWO_FOUR = Pattern(2, 4)
 
 
-def to_sparse24(model: nn.Module, tokens: Tensor, form: Form = cusparselt, merged: bool = True) -> int:
+def to_sparse24(
+    model: nn.Module, tokens: Tensor | None = None, form: Form = cusparselt_searched, merged: bool = False
+) -> int:
     """Replace every `nn.Linear` with a 2:4 weight by a sparse product, in place; return how many were replaced.
 
-    `tokens` int64 `[batch, n]` are read once by the model, to observe which layers read the same input: with `merged`
-    these share one product. Layers with other weights, or of shapes that cuSPARSELt cannot multiply, stay as they are.
-    Only inference is possible afterwards, and the model cannot be saved. Raises `NMBenchError` if no layer is 2:4.
+    `form` searches for the fastest algorithm of cuSPARSELt at the first product of every shape and number of tokens;
+    `forms.cusparselt` takes the library's first one. With `merged`, layers that read the same input share one product;
+    `tokens` int64 `[batch, n]` are then read once by the model, to observe which layers do. Layers with other weights,
+    or of shapes that cuSPARSELt cannot multiply, stay as they are. Only inference is possible afterwards, and the model
+    cannot be saved. Raises `NMBenchError` if no layer is 2:4, or if `merged` has no `tokens`.
     """
+    if merged and tokens is None:
+        raise NMBenchError(
+            "to_sparse24 with merged=True needs tokens, to observe which layers read the same input; give tokens, "
+            "int64 [batch, n], or leave merged out."
+        )
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and fits(layer)}
     if not layers:
         raise NMBenchError(

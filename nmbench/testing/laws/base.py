@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from nmbench.errors import NMBenchError
-from nmbench.methods import MaskLearner, Method
+from nmbench.methods import BlockRepair, MaskLearner, Method, WeightLearner
 from nmbench.pattern import Pattern
-from nmbench.repairs import BlockRepair, WeightLearner
 from nmbench.testing.cases import LayerCase, LearnCase, variants
 from nmbench.testing.observation import Observation
 

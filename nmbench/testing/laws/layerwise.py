@@ -9,9 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nmbench.methods import LayerStats, Pruned, Refiner, Scorer, Solver
+from nmbench.methods import LayerRepair, LayerStats, Pruned, Refiner, Scorer, Solver
 from nmbench.pruning.one_shot import call
-from nmbench.repairs import LayerRepair
 from nmbench.runtime.isolation import isolating
 from nmbench.testing.cases import INPUTS
 from nmbench.testing.laws.base import (

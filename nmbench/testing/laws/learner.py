@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from nmbench.methods import MaskLearner, Method
-from nmbench.repairs import WeightLearner
+from nmbench.methods import MaskLearner, Method, WeightLearner
 from nmbench.testing.cases import LearnCase
 from nmbench.testing.interruption import interrupted
 from nmbench.testing.laws.base import (

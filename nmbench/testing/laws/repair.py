@@ -12,10 +12,9 @@ from unittest import mock
 
 from torch import Tensor
 
-from nmbench.methods import Pruned
+from nmbench.methods import BlockRepair, LayerRepair, Pruned, Repair, WeightLearner
 from nmbench.models.bit_equality import same_bits
 from nmbench.pruning.training import Training
-from nmbench.repairs import BlockRepair, LayerRepair, Repair, WeightLearner
 from nmbench.testing.cases import INPUTS, LearnCase
 from nmbench.testing.interruption import interrupted
 from nmbench.testing.laws.base import (

@@ -7,9 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from nmbench.methods import Method, Scorer
+from nmbench.methods import BlockRepair, Method, Scorer
 from nmbench.models.bit_equality import same_bits
-from nmbench.repairs import BlockRepair
 from nmbench.testing.cases import LayerCase
 from nmbench.testing.laws.base import (
     HOLDS,

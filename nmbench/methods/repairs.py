@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from nmbench.methods import Layerwise, Method, Pruned
+from nmbench.methods.masks import Layerwise, Method, Pruned
 from nmbench.options import option
 from nmbench.spec import START
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nmbench.methods import LayerStats
+    from nmbench.methods.masks import LayerStats
     from nmbench.pattern import Pattern
     from nmbench.pruning.block_parts import BlockTask
     from nmbench.pruning.weights_task import WeightTask
