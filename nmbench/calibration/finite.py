@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nmbench.errors import NumericalFailure
+from nmbench.errors import NumericalFailure, RankLost
+from nmbench.runtime.ranks import ALONE, Ranks
 
 Made = TypeVar("Made")
 
@@ -45,20 +46,23 @@ class Checks:
 ONE_BY_ONE = Checks()
 
 
-def checked_later(walked: Callable[[Checks], Made], who: str) -> Made:
+def checked_later(walked: Callable[[Checks], Made], who: str, ranks: Ranks = ALONE) -> Made:
     """Return the result of a walk whose statistics and scores are checked to be finite after the walk.
 
-    If a value is not finite, the walk is repeated with a check of each value, which raises the error of the layer.
+    If a value is not finite, on any of the `ranks` that share the walk, all of them repeat it with a check of each value,
+    which raises the error of the layer.
     Raises `NumericalFailure` if the repeated walk finds only finite values.
     """
     checks = Checks(later=True)
     try:
         made = walked(checks)
+    except RankLost:
+        raise
     except Exception:
-        if not has_failed(checks):
+        if ranks.every(not has_failed(checks)):
             raise
     else:
-        if not checks.failed():
+        if ranks.every(not checks.failed()):
             return made
     walked(ONE_BY_ONE)
     raise NumericalFailure(

@@ -92,7 +92,7 @@ def prune_one_shot(
 
     deferred = reading_blocks(bundle) if deferred is None else deferred
     if deferred and isinstance(method, Scorer) and needs is Stat.INPUT_NORM:
-        return checked_later(walked, who)
+        return checked_later(walked, who, ranks)
     return walked(ONE_BY_ONE)
 
 

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmbench.calibration.finite import ONE_BY_ONE, Checks
-from nmbench.errors import NumericalFailure
+from nmbench.calibration.finite import ONE_BY_ONE, Checks, checked_later
+from nmbench.errors import NMBenchError, NumericalFailure
+from reference.ranks import by_threads
 
 quick = settings(max_examples=50, deadline=None)
 VALUES = [0.0, -0.0, 1.0, 1e-45, -3.4e38, 3.4e38, float("nan"), float("inf"), float("-inf")]
@@ -36,3 +37,24 @@ def test_scores_that_cannot_be_nan_are_fine():
         for checks in (later, ONE_BY_ONE):
             checks.finite(tensor, lambda: pytest.fail("is finite"))
     assert not later.failed()
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_ranks_repeat_a_walk_together(failing):
+    """If rank 1 alone has noted NaN, both ranks walk once more, also after an error: their exchanges still match."""
+
+    def work(ranks):
+        walks = []
+
+        def walked(checks):
+            walks.append(checks)
+            checks.finite(torch.tensor([float("nan") if ranks.rank and checks.later else 1.0]), lambda: None)
+            ranks.said(None)
+            if failing and checks.later:
+                raise NMBenchError("a fault of the method")
+
+        with pytest.raises(NumericalFailure, match="did not when it was repeated"):
+            checked_later(walked, "acme", ranks)
+        return len(walks)
+
+    assert by_threads(2, work) == [2, 2]
