@@ -49,9 +49,8 @@ ONE_BY_ONE = Checks()
 def checked_later(walked: Callable[[Checks], Made], who: str, ranks: Ranks = ALONE) -> Made:
     """Return the result of a walk whose statistics and scores are checked to be finite after the walk.
 
-    If a value is not finite, on any of the `ranks` that share the walk, all of them repeat it with a check of each value,
-    which raises the error of the layer.
-    Raises `NumericalFailure` if the repeated walk finds only finite values.
+    If a value is not finite, on any of the `ranks` that share the walk, all of them repeat it with a check of each
+    value, which raises the error of the layer. Raises `NumericalFailure` if the repeated walk finds only finite values.
     """
     checks = Checks(later=True)
     try:
