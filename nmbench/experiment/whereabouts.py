@@ -69,7 +69,7 @@ def whereabouts(
         return Whereabouts(source, device.type, on_device, host, {})
     hashed = {"hashing": min(inside, 4 * MOST_THREADS * PART_BYTES)}
     host = {"dense weights outside blocks": outside, **ahead, **hashed, **waiting}
-    disk = {"dense weights, in the model's files": inside, "pruned weights": inside, **held}
+    disk = {"dense weights, in the model's files unless converted": inside, "pruned weights": inside, **held}
     return Whereabouts(source, device.type, on_device, host, disk)
 
 
