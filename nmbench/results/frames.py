@@ -82,6 +82,8 @@ WIDE = {
     "ranks": "processes of torchrun that shared the work, as a rule 1",
     "sampled": "none for real calibration text, and for dense",
     "sampled.*": "calibration text sampled from the dense model: options, windows, and its cost, which all rows share",
+    "streamed": "none unless blocks were streamed from disk, or to a GPU",
+    "streamed.*": "blocks read ahead: where from, GiB, seconds of reading, and seconds for which the work waited",
     "*_digest": "16 hex digits that name tokens, job, run or protocol; equal digests: equal content",
     "environment.*": "versions, device, threads, dtypes",
     "notes.*": "JSON values that the method notes of its work",
