@@ -188,7 +188,7 @@ def status(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) << 10
 
 def row(folder, from_disk):
-    bundle = load_model(folder, plugins, dtype="bfloat16", device="cpu", place=lambda b, d: b.stream(d, from_disk))
+    bundle = load_model(folder, plugins, dtype="float32", device="cpu", place=lambda b, d: b.stream(d, from_disk))
     dense, windows = DenseWeights(bundle), torch.arange(64).view(2, 32)
     pruned = prune_one_shot(bundle, dense, Wanda(), dict.fromkeys(bundle.layers, Pattern(2, 4)), windows, "it").pruned
     apply(bundle, pruned)
@@ -211,12 +211,12 @@ print(json.dumps(found))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read as Linux has it")
 def test_memory_is_that_of_a_few_blocks(python, folders, tmp_path):
-    """Loading, pruning, measuring and restoring a model of 24 blocks needs memory for a few, not for all of them."""
+    """Loading, pruning, measuring and restoring a model of 12 blocks needs memory for a few, not for all of them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"vocab_size": 257, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 24}
+    sizes = {"vocab_size": 257, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12}
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).to(torch.bfloat16)
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4))
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.fill_(1).add_(torch.arange(parameter.shape[-1]) / 1e4)
@@ -227,7 +227,7 @@ def test_memory_is_that_of_a_few_blocks(python, folders, tmp_path):
     done = python.run("-c", GROWTH, str(tmp_path), str(folders["llama"]))
     assert done.returncode == 0, done.stderr
     from_disk, in_memory = json.loads(done.stdout.splitlines()[-1])
-    assert weights > 140 * 2**20
+    assert weights > 80 * 2**20
     assert from_disk < 0.5 * weights  # in memory, masks alone would be as much
     assert in_memory > 1.5 * weights
 
