@@ -70,6 +70,11 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> Unkn
     return UnknownName(f"unknown {kind} {name!r}{where}.{did_you_mean(name, known)} Known: {listed}")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def is_panic(error: BaseException) -> bool:
     """Return True for the panic of a library written in Rust, such as tokenizers: it is no `Exception`."""
     return (type(error).__module__, type(error).__name__) == PANIC

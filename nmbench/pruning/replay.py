@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nmbench.errors import first_line
 from nmbench.evaluation.objective import Objective
 from nmbench.pruning.training import Training
 from nmbench.runtime.cuda_graphs import graph_of
@@ -36,7 +37,7 @@ class Replay:
             with self.live.uncounted():
                 self.graph = graph_of(self._hold)
         except RuntimeError as error:  # the model synchronises with the device, as routers do
-            self.live.task.notes["cuda graph"] = f"none: {str(error).splitlines()[0]}"
+            self.live.task.notes["cuda graph"] = f"none: {first_line(error)}"
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Update by a minibatch, whose tokens are counted; return its losses, float32 `[n]`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nmbench.errors import first_line
 from nmbench.runtime.sparse24 import Product
 from nmbench.runtime.sparse24.forms import CUSPARSELT, FP8, FP8_CUSPARSELT, FP8_CUTLASS, SEARCHED
 from nmbench.speed.hardware import Hardware
@@ -47,7 +48,7 @@ def alternative(name: str, inputs: Tensor, weight: Tensor, hardware: Hardware) -
             kernels=hardware.kernels(call),
         )
     except RuntimeError as refused:  # a library or a device without the product
-        return Alternative(name, problem=(str(refused).splitlines() or [repr(refused)])[0])
+        return Alternative(name, problem=first_line(refused))
 
 
 def applied(product: Product, inputs: Tensor) -> Callable[[], Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from nmbench.errors import NMBenchError
+from nmbench.errors import NMBenchError, first_line
 from nmbench.experiment.environment import version
 from nmbench.pattern import Pattern
 from nmbench.runtime.cuda_graphs import graph_of
@@ -98,7 +98,7 @@ class SparseTensorCores:
             with torch.inference_mode():
                 return graph_of(call).replay
         except RuntimeError as error:
-            self.environment["no_graph"] = str(error).splitlines()[0]
+            self.environment["no_graph"] = first_line(error)
             torch.cuda.synchronize()
             return None
 

@@ -183,10 +183,8 @@ def convert_merged(bundle: Bundle, pattern: Pattern, hardware: Hardware) -> int:
     groups = shared_inputs({name: layer.module for name, layer in layers.items()}, prefill_call(bundle, FEW))
     for group in groups:
         install(bundle.model, group, [prune(layers[name].read(), pattern, name) for name in group], form)
-        for name in group:
-            layers[name].module.register_parameter(
-                "weight", None
-            )  # the bundle still holds the layer; its dense weight can go
+        for name in group:  # the bundle still holds the layer; its dense weight can go
+            layers[name].module.register_parameter("weight", None)
     return sum(map(len, groups))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nmbench.errors import first_line
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.pattern import Pattern
 from nmbench.runtime.sparse24 import SharedProduct, multiplying, shared_inputs
@@ -25,9 +26,9 @@ from nmbench.runtime.sparse24.forms import (
     FP8,
     FP8_CUSPARSELT,
     FP8_CUTLASS,
-    MULTIPLES,
     SEARCHED,
     TORCH,
+    can_multiply,
     dense,
 )
 from nmbench.speed.hardware import Hardware
@@ -93,8 +94,8 @@ def convertible(bundle: Bundle, hardware: Hardware) -> dict[str, Layer]:
 
 
 def fits(layer: Layer, hardware: Hardware) -> bool:
-    whole = layer.shape[0] % MULTIPLES[0] == 0 == layer.shape[1] % MULTIPLES[1]
-    return isinstance(layer.module, nn.Linear) and whole and hardware.problem(layer.shape) is None
+    linear = isinstance(layer.module, nn.Linear)
+    return linear and can_multiply(*layer.shape) and hardware.problem(layer.shape) is None
 
 
 def prune_all(layers: Mapping[str, Layer], pattern: Pattern) -> None:
@@ -127,7 +128,7 @@ def profiled(
             figures = figures_of(call, product_calls(products, widths, tokens, bundle), hardware)
             return Prefill(way.name, tokens, count=len(products), bytes=hardware.allocated(), **errors, **figures)
     except RuntimeError as refused:  # a library or a device without the product
-        return Prefill(way.name, tokens, problem=(str(refused).splitlines() or [repr(refused)])[0])
+        return Prefill(way.name, tokens, problem=first_line(refused))
 
 
 @contextlib.contextmanager

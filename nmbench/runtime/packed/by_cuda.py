@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nmbench.errors import first_line
 from nmbench.pattern import Pattern
 from nmbench.runtime.packed import by_triton
 from nmbench.runtime.packed.weight import PackedWeight
@@ -99,7 +100,7 @@ def kernel(group: int, dtype: torch.dtype, device: torch.device, launch: Launch)
             options = [f"-D{name}={value}" for name, value in constants(group, dtype, launch).items()]
             return torch.cuda._compile_kernel(SOURCE.read_text(), NAME, nvcc_options=options)
     except Exception as error:  # of torch, which has none of its own for this
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         logger.warning("packed weights are multiplied by the Triton program; CUDA did not compile: %s", reason)
         return None
 

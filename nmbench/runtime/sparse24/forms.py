@@ -118,6 +118,11 @@ def fp8_cusparselt(weight: Tensor, bias: Tensor | None) -> Product:
     return product
 
 
+def can_multiply(rows: int, columns: int) -> bool:
+    """Return True if every sparse form multiplies weights of this shape."""
+    return rows % MULTIPLES[0] == 0 == columns % MULTIPLES[1]
+
+
 def padded(inputs: Tensor) -> Tensor:
     """Return inputs `[tokens, in]`, contiguous, with rows of zeros up to a multiple of `TOKENS`."""
     missing = -len(inputs) % TOKENS

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nmbench.errors import NMBenchError
 from nmbench.pattern import Pattern
-from nmbench.runtime.sparse24.forms import MULTIPLES, cusparselt_searched
+from nmbench.runtime.sparse24.forms import can_multiply, cusparselt_searched
 from nmbench.runtime.sparse24.linear import Form, install, shared_inputs
 
 TWO_FOUR = Pattern(2, 4)
@@ -44,7 +44,6 @@ def to_sparse24(
 
 def fits(layer: nn.Linear) -> bool:
     """Return whether a layer's weight is 2:4 and has a shape that cuSPARSELt multiplies."""
-    rows, columns = layer.weight.shape
-    if rows % MULTIPLES[0] or columns % MULTIPLES[1]:
+    if not can_multiply(*layer.weight.shape):
         return False
     return bool((TWO_FOUR.kept(layer.weight.detach() != 0) <= TWO_FOUR.keep).all())
