@@ -212,14 +212,8 @@ def random_packed(args: argparse.Namespace, pattern: Pattern) -> nn.Module:
         weight = layer.read()
         mask = pattern.top(weight.abs())
         layer.write(weight.masked_fill(~mask, 0.0))
-        put(bundle.model, name, PackedLinear.of(layer.module, pattern, mask))
+        bundle.model.set_submodule(name, PackedLinear.of(layer.module, pattern, mask))
     return bundle.model
-
-
-def put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of another one."""
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, layer)
 
 
 def unpack_all(model: nn.Module, layers: dict[str, PackedLinear]) -> None:
@@ -229,7 +223,7 @@ def unpack_all(model: nn.Module, layers: dict[str, PackedLinear]) -> None:
         dense.weight = nn.Parameter(layer.weight.contiguous(), requires_grad=False)
         if layer.bias is not None:
             dense.bias = nn.Parameter(layer.bias, requires_grad=False)
-        put(model, name, dense)
+        model.set_submodule(name, dense)
 
 
 def generated(model: Any, batch: int, args: argparse.Namespace) -> tuple[float, Tensor]:

@@ -167,12 +167,11 @@ def without_weights() -> Iterator[None]:
 
 def replace(model: nn.Module, name: str, layer: PackedLinear, folder: Path) -> None:
     """Put a packed layer in the place of the dense one. Raises `NMBenchError` if the model has no layer of the name."""
-    parent, _, own = name.rpartition(".")
     try:
         model.get_submodule(name)
     except AttributeError as error:
         raise NMBenchError(f"{folder / PACKED} names {name}, which the model of config.json does not have.") from error
-    setattr(model.get_submodule(parent), own, layer)
+    model.set_submodule(name, layer)
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:

@@ -106,7 +106,7 @@ def install(model: nn.Module, names: Sequence[str], weights: Sequence[Tensor], f
     product = form(joined(weights), joined_bias(layers))
     shared, start = SharedProduct(product, len(names)), 0
     for name, weight in zip(names, weights, strict=True):
-        put(model, name, ProductLinear(shared, start, (weight.shape[0], weight.shape[1])))
+        model.set_submodule(name, ProductLinear(shared, start, (weight.shape[0], weight.shape[1])))
         start += weight.shape[0]
     return shared
 
@@ -125,12 +125,6 @@ def joined_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
     return torch.cat([zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)]).detach()
 
 
-def put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in place of the layer `name` of a model."""
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, layer)
-
-
 @contextlib.contextmanager
 def multiplying(
     model: nn.Module, groups: Sequence[Sequence[str]], form: Form, weight: Callable[[str], Tensor]
@@ -145,4 +139,4 @@ def multiplying(
         yield [install(model, group, [weight(name) for name in group], form) for group in groups]
     finally:
         for name, layer in before.items():
-            put(model, name, layer)
+            model.set_submodule(name, layer)
