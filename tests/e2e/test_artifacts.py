@@ -23,6 +23,7 @@ from nmbench.results.files import load_masks, save_masks
 from nmbench.results.precision import printed
 from nmbench.verification.strict import masks_digest
 from nmbench_plugins.tiny import FAMILIES
+from reference.perplexity import perplexity
 
 EXPERTS = tuple(f"tiny:{family}" for family in FAMILIES if family in ("mixtral", "qwen3moe"))
 SCORED = ("tiny:llama", "demo", EXPERTS[0])  # their weights stay dense
@@ -52,17 +53,6 @@ def run(nmbench, flags, records, tmp_path):
         return {row["label"]: row for row in records(tmp_path / out)}
 
     return go
-
-
-def perplexity(folder, text, window=64):
-    """The perplexity of a model folder, computed by transformers and torch alone."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokens = torch.tensor(AutoTokenizer.from_pretrained(folder)(text.read_text(encoding="utf-8"))["input_ids"])
-    windows = tokens[: len(tokens) // window * window].view(-1, window)
-    with torch.no_grad():
-        logits = torch.cat([model(part).logits for part in windows.split(8)]).float()
-    targets = windows[:, 1:].reshape(-1)
-    return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(len(targets), -1), targets).double().exp().item()
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from reference.perplexity import perplexity
 
 
 def test_a_run_in_8_bits_is_exported_as_numbers(finished, nmbench, small, records, tmp_path, texts):
@@ -38,14 +38,3 @@ def test_another_form_of_weights_is_unknown(nmbench):
     """A form of weights that there is not is refused with the one that there is."""
     result = nmbench("run", "--model", "tiny:llama", "--weights", "int4", "--method", "wanda")
     assert result.exit_code == 1 and "weights must be int8" in result.output
-
-
-def perplexity(folder, text, window=64):
-    """The perplexity of a model folder by transformers and torch alone."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokens = torch.tensor(AutoTokenizer.from_pretrained(folder)(text.read_text(encoding="utf-8"))["input_ids"])
-    windows = tokens[: len(tokens) // window * window].view(-1, window)
-    with torch.no_grad():
-        logits = torch.cat([model(part).logits for part in windows.split(8)]).float()
-    targets = windows[:, 1:].reshape(-1)
-    return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(len(targets), -1), targets).double().exp().item()
