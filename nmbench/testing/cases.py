@@ -13,20 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmbench.methods import (
-    BlockRepair,
-    LayerRepair,
-    LayerStats,
-    MaskLearner,
-    Method,
-    Pruned,
-    PrunedModel,
-    Refiner,
-    Scorer,
-    Solver,
-    Stat,
-    WeightLearner,
-)
+from nmbench.methods.masks import LayerStats, MaskLearner, Method, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
+from nmbench.methods.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern

@@ -14,19 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmbench.methods import (
-    BlockRepair,
-    LayerRepair,
-    LayerStats,
-    MaskLearner,
-    Method,
-    Pruned,
-    PrunedModel,
-    Refiner,
-    Scorer,
-    Solver,
-    WeightLearner,
-)
+from nmbench.methods.masks import LayerStats, MaskLearner, Method, Pruned, PrunedModel, Refiner, Scorer, Solver
+from nmbench.methods.repairs import BlockRepair, LayerRepair, WeightLearner
 from nmbench.models.bit_equality import same_bits
 from nmbench.pruning.block_parts import BlockTask
 from nmbench.pruning.one_shot import call
