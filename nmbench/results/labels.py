@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nmbench.results.format import Record
-from nmbench.results.ranking import row_directory
+from nmbench.results.ranking import of_rows
 from nmbench.results.records import Rows
 from nmbench.results.undone import asked_methods
 
@@ -53,7 +53,7 @@ def meanings(results: Rows) -> list[Meaning]:
     """
     found = []
     for run in results.directories:
-        records = [record for record in results.records if record["method"] and row_directory(record, results) == run]
+        records = [record for record in of_rows(results, run) if record["method"]]
         for label in dict.fromkeys(record["label"] for record in records):
             own = [record for record in records if record["label"] == label]
             found.append(meaning(own, run))

@@ -214,12 +214,16 @@ def of_run(results: Rows, directory: Path) -> list[Record]:
     return [record for record in results.records if record.get("directory", str(directory)) == str(directory)]
 
 
+def of_rows(results: Rows, run: Path) -> list[Record]:
+    """The records of all rows for which a run directory stands."""
+    return [record for record in results.records if row_directory(record, results) == run]
+
+
 def row_groups(results: Rows) -> list[list[Record]]:
     """The records that ended well of every row, by run directory, label and pattern, joined seeds together."""
     found: list[list[Record]] = []
     for run in results.directories:
-        own = [record for record in results.records if row_directory(record, results) == run]
-        found += grouped(own).values()
+        found += grouped(of_rows(results, run)).values()
     return found
 
 
