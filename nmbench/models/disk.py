@@ -31,12 +31,11 @@ class Disk:
         self._changed: set[int] = set()  # ids of blocks whose parameters are there now
         blocks = list(blocks)
         self._room = max(sum(parameter.nbytes for parameter in block.parameters()) for block in blocks)
-        found = list(places(parameter for block in blocks for parameter in block.parameters()))
+        every = [parameter for block in blocks for parameter in block.parameters()]
+        found = dict(zip(map(id, every), places(every), strict=True))
         for block in blocks:
             parameters = [p for p in block.parameters() if id(p) not in self.dense]
-            count = sum(1 for _ in block.parameters())
-            known, found = dict(zip(map(id, block.parameters()), found[:count], strict=True)), found[count:]
-            self._place(parameters, [known[id(parameter)] for parameter in parameters])
+            self._place(parameters, [found[id(parameter)] for parameter in parameters])
 
     @torch.no_grad()
     def _place(self, parameters: Sequence[nn.Parameter], found: Sequence[Place | None]) -> None:
