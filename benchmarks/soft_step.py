@@ -105,12 +105,7 @@ def measured(bundle: Bundle, args: argparse.Namespace, moments: torch.dtype, com
 
 def bare_milliseconds(live: Training, tokens: Tensor, objective: Objective, repeats: int) -> float:
     """The part of an update that is not of `soft`: the passes of teacher and model, forward and backward."""
-
-    def passed(batch: Tensor) -> Tensor:
-        live.clear()
-        return live.backward(batch, objective)
-
-    bare = Replay(live, objective, passed)
+    bare = Replay(live, objective, lambda batch: live.backward(batch, objective))
     if bare.due:
         bare.capture(tokens)
     found = milliseconds(lambda: bare(tokens), repeats)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nmbench.evaluation.objective import Objective
 from nmbench.pruning.adam import pace_of
+from nmbench.pruning.around_passes import AroundPasses
 from nmbench.pruning.noise import step_keys
 from nmbench.pruning.replay import Replay
 from nmbench.pruning.training import Training
@@ -45,8 +46,8 @@ class StepSettings:
 class MaskSteps:
     """Base of the updates of one learner; a subclass implements `write_layer`, `learn_layer` and `greedy`.
 
-    On a CUDA device an update is a CUDA graph, which replays both with the `settings` of the step. `names`: the layers;
-    the number of a layer is its place among them. `scales`: their number. `seed`: of the noise.
+    On a CUDA device an update is a CUDA graph, or two around compiled passes, which read the `settings` of the step.
+    `names`: the layers; the number of a layer is its place among them. `scales`: their number. `seed`: of the noise.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class MaskSteps:
         self.live, self.objective, self.names = live, objective, tuple(names)
         self.settings = StepSettings(live.bundle.device, scales, seed)
         self.replay = Replay(live, objective, self._update, graph)
+        self.around = AroundPasses(live, self._write, self._learn, graph)
 
     def write_layer(self, number: int, name: str) -> None:
         """Set the live weight of a layer to its dense weight times the soft mask of this step."""
@@ -76,6 +78,9 @@ class MaskSteps:
         if self.replay.due:
             self.settings.hold()
             self.replay.capture(tokens)
+        if self.around.due:
+            self.settings.hold()
+            self.around.capture()
         self.settings.begin(step, rate, scales)
         return self.replay(tokens)
 
@@ -84,10 +89,15 @@ class MaskSteps:
         return {name: self.greedy(name) for name in self.names}
 
     def _update(self, tokens: Tensor) -> Tensor:
+        self.around.before()
+        losses = self.live.backward(tokens, self.objective)
+        self.around.after()
+        return losses
+
+    def _write(self) -> None:
         for number, name in enumerate(self.names):
             self.write_layer(number, name)
-        self.live.clear()
-        losses = self.live.backward(tokens, self.objective)
+
+    def _learn(self) -> None:
         for number, name in enumerate(self.names):
             self.learn_layer(number, name)
-        return losses

@@ -63,6 +63,7 @@ class Training:
         self._fitting: dict[int, bool] = {}  # tokens at once -> whether their activations fit
         self._forwards: dict[nn.Module, Callable[..., Any]] = {}  # compiled, by block
         self._each = window_objective
+        self._held = False  # gradients are zeroed, not dropped
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
@@ -78,7 +79,7 @@ class Training:
             self.write(name, dense.masked_fill(~mask.to(dense.device), 0.0))
 
     def gradient(self, name: str) -> Tensor:
-        """Return the gradient of a layer since `clear`, `[out, in]` in the dtype of the model."""
+        """Return the gradient of a layer by the last `backward`, `[out, in]` in the dtype of the model."""
         where = self.bundle.layers[name].where
         gradient = self.parameters[where.stored].grad
         return where.view(torch.zeros_like(self.parameters[where.stored]) if gradient is None else gradient)
@@ -86,7 +87,16 @@ class Training:
     def clear(self) -> None:
         """Forget all gradients."""
         for parameter in self.parameters.values():
-            parameter.grad = None
+            if self._held and parameter.grad is not None:
+                parameter.grad.zero_()
+            else:
+                parameter.grad = None
+
+    def hold_gradients(self) -> None:
+        """Keep gradients where they are from now on, so that a CUDA graph can read them; `clear` makes them zero."""
+        self._held = True
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
 
     @property
     def compiled(self) -> bool:
@@ -123,31 +133,26 @@ class Training:
 
     def _tried(self, tokens: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """Return the objective of every window of this rank, and the gradient of the first layer, float32."""
-        self.clear()
         values = self._backward(self.ranks.share(tokens), objective, len(tokens))
         return values.float(), self.gradient(next(iter(self.bundle.layers))).float()
 
     def backward(self, tokens: Tensor, objective: Objective) -> Tensor:
-        """Add the gradient of the mean objective of `tokens` `[n, window_tokens]`; return its values, float32 `[n]`.
+        """Compute the gradient of the mean objective of `tokens` `[n, window_tokens]`, in place of the last one.
 
-        The windows go through the model in parts that fit. Tokens of the teacher, of the student and of its backward
-        pass are counted.
+        Returns the objective of every window, float32 `[n]`. The windows go through the model in parts that fit. Tokens
+        of the teacher, of the student and of its backward pass are counted.
         """
         self.count(tokens.numel(), objective)
-        if self.ranks.size == 1:
-            return self._backward(tokens, objective, len(tokens))
-        earlier = [parameter.grad for parameter in self.parameters.values()]
-        self.clear()
         values = self._backward(self.ranks.share(tokens), objective, len(tokens))
+        if self.ranks.size == 1:
+            return values
         self._add_up()
-        for parameter, gradient in zip(self.parameters.values(), earlier, strict=True):
-            if gradient is not None and parameter.grad is not None:
-                parameter.grad += gradient
         return self.ranks.gathered(values, len(tokens))
 
     def _backward(self, tokens: Tensor, objective: Objective, count: int) -> Tensor:
-        """Add the gradient of the sum over `tokens` divided by `count`; return the values of these windows."""
+        """Compute the gradient of the sum over `tokens` divided by `count`; return the values of these windows."""
         losses = []
+        self.clear()
         with torch.enable_grad(), ignoring_packed_windows(), running(self._chosen_forwards(tokens)):
             for part in tokens.split(self.part_windows(tokens)):
                 values = self._values(part, objective, self._each)

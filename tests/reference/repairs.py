@@ -88,7 +88,6 @@ class Tune(nmbench.WeightLearner):
             for step in range(done, self.steps):
                 for name, master in masters.items():
                     live.write(name, master)
-                live.clear()
                 batch = next(task.batches(self.minibatch, task.generator))
                 losses = self.backward(live, batch.tokens)
                 for name, master in masters.items():

@@ -67,7 +67,6 @@ class Steps:
         self.write()
 
     def _update(self, tokens: Tensor) -> Tensor:
-        self.live.clear()
         losses = self.live.backward(tokens, self.objective)
         for name, master in self.masters.tensors.items():
             master.grad = self.masters.gradient(name, self.live.gradient(name), self.decay)

@@ -42,7 +42,6 @@ class Steps:
     def _update(self, tokens: Tensor) -> Tensor:
         for name, master in self.masters.layers.items():
             self.live.write(name, master)
-        self.live.clear()
         losses = self.live.backward(tokens, self.objective)
         for name in self.masters.layers:
             self.masters.update(name, self.live.gradient(name).float(), self.pace)
