@@ -208,7 +208,7 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize(
     ("family", "stop_at"),
-    [("llama", 1), pytest.param("llama", 2, marks=pytest.mark.slow), ("llama", 3), ("llama", 4), ("qwen3moe", 1)],
+    [("llama", 1), pytest.param("llama", 2, marks=pytest.mark.slow), ("llama", 3), ("llama", 4), ("qwen3moe", 2)],
 )
 def test_killed_and_started_again(family, stop_at):
     """Killed after any block and started again, masks, costs and record are those of an uninterrupted run."""
@@ -225,7 +225,7 @@ def test_killed_and_started_again(family, stop_at):
     again = make(family, store=store)
     masks = learnt(method, again, checkpoint_seconds=-1.0)
     assert all(torch.equal(masks[name], wanted[name]) for name in wanted)
-    assert again.notes == whole.notes
+    assert (again.notes, again.experts) == (whole.notes, whole.experts)
     assert again.settle() == whole.settle()
 
 
