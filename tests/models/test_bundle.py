@@ -11,7 +11,7 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models.bundle import Bundle
 from nmbench.models.coverage import weights_by_kind
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.models.hashing import tensors_digest
+from nmbench.models.hashing import THREADED_BYTES, tensors_digest
 from nmbench.models.sanity import check_finite
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 
@@ -237,7 +237,7 @@ def test_failed_restore_is_noticed():
 
 
 def test_a_digest_is_that_of_its_parts():
-    """A tensor is hashed in parts, by threads: every byte counts, and where."""
+    """A tensor is hashed in parts, by threads if there is much to hash: every byte counts, and where."""
     values = torch.arange(40, dtype=torch.float32)
     rolled = [{"a": values.roll(shift), "b": torch.zeros(0), "c": values[0]} for shift in range(40)]
     digests = {tensors_digest(tensors, part_bytes=16) for tensors in rolled}
@@ -246,6 +246,11 @@ def test_a_digest_is_that_of_its_parts():
     for part in (values[:4], values[4:5]):
         total.update(hashlib.sha256(part.numpy().tobytes()).digest())
     assert tensors_digest({"a": values[:5]}, part_bytes=16) == total.hexdigest()
+    large = torch.arange(THREADED_BYTES, dtype=torch.uint8)
+    total = hashlib.sha256(f"a torch.uint8 ({THREADED_BYTES},);".encode())
+    for part in large.split(THREADED_BYTES // 8):
+        total.update(hashlib.sha256(part.numpy().tobytes()).digest())
+    assert tensors_digest({"a": large}, part_bytes=THREADED_BYTES // 8) == total.hexdigest()
 
 
 def test_digest_sees_everything():
