@@ -2,13 +2,15 @@
 
     python kill_test.py --every 1 --random 100 --workers 16 --json results/kill_test.json
     python kill_test.py --model tiny:llama --every 7 --random 0
+    python kill_test.py --model tiny:llama --every 0 --random 120 --steps 200 --after 0.5    most within the learner
 
 A shim counts the calls of `os.fsync`, `os.replace` and `os.unlink` in the process of the command, and kills it by
 SIGKILL before the k-th, or after the k-th, which leaves temporary files, whole files that no record names, and records
 whose checkpoints are not removed yet. Every point has a directory of its own. After the kill the same command is given
 until it ends. The masks and losses must be equal byte for byte, and the records in all but times, memory and their own
 identity; no finished row may be done again, and no temporary file may be left. Random kills come at uniformly drawn
-moments of the time of a whole run. The phase of a kill is the file operation, or the last event that was announced.
+moments of the time of a whole run, or of its part after the share `--after`, which spares the loading. The phase of a
+kill is the file operation, or the last event that was announced.
 
 `--workers K` does K kills at once. A command that takes longer than `--limit` seconds is ended, and counts as a
 difference. Results are stored after every kill, so that an interrupted harness (Ctrl-C, SIGTERM, `--budget`) says what
@@ -88,7 +90,7 @@ finally:
     print("points", count[0], file=sys.stderr)
 """
 METHODS = ("--method", "wanda", "--method", "maskpro")
-STEPS = ("--set", "maskpro.steps=6", "--set", "maskpro.checkpoint_every=2")
+STEPS = ("--set", "maskpro.checkpoint_every=2")
 SIZES = ("--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024")
 FREE = ("seconds", "peak_bytes", "copied_from")  # of a record: times, memory; rows are copied in one process only
 TEXTS = (("cal", "calibration", 20_000), ("test", "test", 6_000))  # name, split, characters
@@ -170,6 +172,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", default="demo")
     found.add_argument("--every", type=int, default=1, help="kill at every so many points; 0: at none")
     found.add_argument("--random", type=int, default=10, help="kills at random moments")
+    found.add_argument("--after", type=float, default=0.0, help="share of a run that passes before any of them")
+    found.add_argument("--steps", type=int, default=6, help="of MaskPro")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--workers", type=int, default=1, help="kills at once; several have one thread each")
     found.add_argument("--limit", type=float, default=300, help="seconds after which a command is given up")
@@ -185,7 +189,7 @@ def interrupted(*_: object) -> None:
 
 def harness(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Do all kills in `folder`; return what came of them. Ctrl-C ends it with what it has."""
-    bench = Harness(flags(args.model, folder), folder, args.limit, 1 if args.workers > 1 else None)
+    bench = Harness(flags(args.model, args.steps, folder), folder, args.limit, 1 if args.workers > 1 else None)
     began, outcomes = time.monotonic(), list[Outcome]()
     points, whole_seconds, unlike = wholes(bench, args.workers)
     kills = chosen(args, points, whole_seconds)
@@ -232,7 +236,7 @@ def chosen(args: argparse.Namespace, points: int, seconds: float) -> list[Kill]:
     """Return the kills: at every `--every`th point, and at `--random` moments of the seconds of a whole run."""
     draw = random.Random(args.seed)
     at_points = range(1, points + 1, args.every) if args.every else ()
-    at_moments = (draw.uniform(0, seconds) for _ in range(args.random))
+    at_moments = (draw.uniform(args.after * seconds, seconds) for _ in range(args.random))
     return [Kill(f"point{point}", point) for point in at_points] + [
         Kill(f"moment{number}", moment=moment) for number, moment in enumerate(at_moments)
     ]
@@ -293,12 +297,13 @@ def last_line(said: str) -> str:
     return (said.strip().splitlines() or ["nothing was said"])[-1]
 
 
-def flags(model: str, folder: Path) -> list[str]:
+def flags(model: str, steps: int, folder: Path) -> list[str]:
     """Write small texts to `folder`; return the flags of the run."""
     for name, split, length in TEXTS:
         (folder / f"{name}.txt").write_text(next(iter(DemoPlays().texts(split)))[:length], encoding="utf-8")
     text = ["--calibration", f"text:{folder}/cal.txt", "--metric", f"ppl:text:{folder}/test.txt@64"]
-    return ["run", "--model", model, *METHODS, *STEPS, *SIZES, *text, "--device", "cpu", "--quiet"]
+    length = ("--set", f"maskpro.steps={steps}")
+    return ["run", "--model", model, *METHODS, *length, *STEPS, *SIZES, *text, "--device", "cpu", "--quiet"]
 
 
 def compared(expected: Path, found: Path) -> Iterator[str]:
@@ -332,7 +337,9 @@ def setting(args: argparse.Namespace) -> dict[str, Any]:
 
     from nmbench.experiment.environment import cpu_name
 
-    asked = {name: getattr(args, name) for name in ("model", "every", "random", "seed", "workers", "limit")}
+    asked = {
+        name: getattr(args, name) for name in ("model", "every", "random", "after", "steps", "seed", "workers", "limit")
+    }
     return {**asked, "cores": os.cpu_count(), "device": cpu_name(), "torch": torch.__version__}
 
 
