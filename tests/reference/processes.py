@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 SERVER = Path(__file__).with_name("fork_server.py")
-PRELOADED = ("torch", "transformers.models.auto", "pytest", "nmbench.run", "nmbench.cli", "nmbench.testing.kit")
+PRELOADED = (
+    *("torch", "transformers.models.auto", "transformers.models.llama.modeling_llama", "pandas", "pytest"),
+    *("nmbench.run", "nmbench.cli", "nmbench.testing.kit"),
+)
 WITHOUT_TRITON = """
 # Triton cannot be imported, and nothing of nmbench was imported while it could be.
 import sys
