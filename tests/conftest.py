@@ -16,6 +16,7 @@ from nmbench.cli.process import wait_without_spinning
 
 wait_without_spinning()  # before any test imports torch, and in every worker
 pytest.register_assert_rewrite("reference")
+SERVER: pytest.StashKey[Any] = pytest.StashKey()
 
 
 def pytest_collection_finish() -> None:
@@ -47,11 +48,30 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def python() -> Iterator[Any]:
-    """Starts Python programs in processes of their own, which need not import torch again: a `ForkServer`."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """All workers of pytest-xdist share one fork server: another would import torch once more."""
     from reference.processes import ForkServer
 
+    if SERVER not in node.config.stash:
+        node.config.stash[SERVER] = ForkServer()
+    node.workerinput["fork_server"] = node.config.stash[SERVER].address
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the fork server of the workers."""
+    if SERVER in config.stash:
+        config.stash[SERVER].close()
+
+
+@pytest.fixture(scope="session")
+def python(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Starts Python programs in processes of their own, which need not import torch again: `Programs`."""
+    from reference.processes import ForkServer, Programs
+
+    if address := getattr(request.config, "workerinput", {}).get("fork_server"):
+        yield Programs(address)
+        return
     server = ForkServer()
     yield server
     server.close()
