@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,22 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages_are_looked_up_once() -> Iterator[None]:
+    """The entry points of installed packages are read once for each import path, and not by every command again."""
+    from importlib import metadata
+
+    read = metadata.entry_points
+
+    @functools.cache
+    def known(path: tuple[str, ...], **group: str) -> Any:
+        return read(**group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "entry_points", lambda **group: known(tuple(sys.path), **group))
         yield
 
 
