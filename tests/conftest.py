@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from nmbench.cli.process import wait_without_spinning
 
 wait_without_spinning()  # before any test imports torch, and in every worker
 pytest.register_assert_rewrite("reference")
+settings.register_profile("fewer", max_examples=50)  # tox -e slow draws 100
+settings.load_profile("fewer")
 SERVER: pytest.StashKey[Any] = pytest.StashKey()
 
 
