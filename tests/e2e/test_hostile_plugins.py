@@ -95,7 +95,8 @@ def rows(texts, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "hostile.py").write_text(source())
-    flags = ["--model", "tiny:llama", "--calibration", f"text:{texts}/cal.txt", "--metric", f"ppl:text:{texts}/test.txt@64"]
+    flags = ["--model", "tiny:llama", "--calibration", f"text:{texts}/cal.txt"]
+    flags += ["--metric", f"ppl:text:{texts}/test.txt@64"]
     flags += ["--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024"]
     flags += ["--plugin", "hostile.py", "--out", "out", "--method", "before=wanda", "--method", "gram=sparsegpt"]
     for what in HOSTILE:
