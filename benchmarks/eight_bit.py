@@ -7,7 +7,7 @@ For every learner and form of weights, bytes for each prunable weight: `model`, 
 there between two steps, the model included; `peak`, the most that torch allocated, also within a step. Embeddings and
 output layer do not grow with the number of blocks, so that `held_in_blocks` leaves them out: it is what one more block
 adds. The text is random, so that losses say nothing. On a CPU, `held` counts all living tensors, host copies of the
-dense weights among them, and there is no peak.
+dense weights among them, and there is no peak. Figures are stored after every row.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ def main() -> None:
             if time.perf_counter() - began < args.seconds:
                 rows.append({"learner": name, "weights": weights, **measured(args, method, weights)})
                 print(line(rows[-1]), flush=True)
+                store(args, rows)
+
+
+def store(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write the rows so far, so that a run that is ended keeps them."""
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     about = {"device": gpu, "torch": torch.__version__, "transformers": transformers.__version__}
     shape = {"shape": args.shape, "blocks": args.blocks or SHAPES[args.shape].blocks, "pattern": str(TWO_FOUR)}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRWISE = 32  # largest group for which comparing all pairs was faster than sorting, on a CPU
+SORTED_GROUPS = 512  # so many groups were sorted faster than all their pairs were compared, on a CPU
 PAIRS_AT_ONCE = 2**24  # pairs of entries that a GPU compares in one kernel: up to here launches cost more
 
 
@@ -110,8 +111,10 @@ class Pattern:
         groups = self.groups(score)
         if score.is_cuda and score.numel() * self.group <= PAIRS_AT_ONCE:
             rank = ranks_at_once(groups)
+        elif self.group > PAIRWISE or score.numel() <= SORTED_GROUPS * self.group:
+            rank = ranks_by_sorting(groups)
         else:
-            rank = ranks_by_pairs(groups) if self.group <= PAIRWISE else ranks_by_sorting(groups)
+            rank = ranks_by_pairs(groups)
         return (rank < self.keep).reshape(score.shape).contiguous()
 
     def unit_scores(self, score: Tensor, power: int = 1) -> Tensor:

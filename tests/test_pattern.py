@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmbench.errors import NMBenchError, NumericalFailure
-from nmbench.pattern import PAIRWISE, Pattern, ranks_at_once, ranks_by_pairs, ranks_by_sorting
+from nmbench.pattern import PAIRWISE, SORTED_GROUPS, Pattern, ranks_at_once, ranks_by_pairs, ranks_by_sorting
 from nmbench.testing.strategies import masks, patterns, tensors
 from reference import pattern as reference
 
@@ -155,6 +155,14 @@ def test_ranks_by_pairs_are_those_by_sorting(group, dtype, values, seed):
     scores = torch.where(torch.rand(scores.shape, generator=generator) < 0.2, -0.0, scores).to(dtype)
     for ranks in (ranks_by_pairs, ranks_at_once):
         assert torch.equal(ranks(scores).long(), ranks_by_sorting(scores))
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(9, PAIRWISE), Pattern(5, PAIRWISE + 1)], ids=str)
+def test_many_groups_have_the_masks_of_few(pattern):
+    """A group has the same mask whether it is one of few groups or of many, for which another way is faster."""
+    score = torch.randint(9, (SORTED_GROUPS // 4, 4 * pattern.group), generator=torch.Generator().manual_seed(0)) / 4
+    few, many = pattern.top(score), pattern.top(score.repeat(2, 1))
+    assert torch.equal(many, few.repeat(2, 1))
 
 
 @quick

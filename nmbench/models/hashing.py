@@ -1,4 +1,4 @@
-"""The SHA-256 of tensors, computed by several threads."""
+"""The SHA-256 of tensors, computed by several threads where it takes long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 PART_BYTES = 2**25  # hashed by one thread at a time; another number gives other digests
 MOST_THREADS = 8
-SMALL_BATCH = 2**20  # bytes that one thread has hashed before several have begun
+THREADED_BYTES = 2**20  # less is hashed sooner than threads start
 ODD = 0x1E3779B97F4A7C15  # products with consecutive numbers differ in all bits
 
 
@@ -29,8 +29,8 @@ def tensors_digest(
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         while batch := list(itertools.islice(parts, 4 * threads)):  # in batches, so that Ctrl-C is answered soon
-            each = pool.map if sum(part.numel() for _, part in batch) > SMALL_BATCH else map
-            digests = each(part_digest, (part for _, part in batch))
+            few = sum(part.numel() for _, part in batch) < THREADED_BYTES
+            digests = (map if few else pool.map)(part_digest, [part for _, part in batch])
             for (header, part), digest in zip(batch, digests, strict=True):
                 total.update(header.encode())
                 total.update(digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -87,9 +88,9 @@ class Observation:
         own = {name: weight for name, weight in returned.items() if self.well_formed(name, weight)}
         return {**{name: weight for name, weight in kept.items() if name not in returned}, **own}
 
-    @property
+    @functools.cached_property
     def start(self) -> PrunedModel:
-        """The start of a repair: mask and weight of every layer."""
+        """The start of a repair: mask and weight of every layer; the method was given another copy."""
         if isinstance(self.case, LayerCase):
             return PrunedModel({"layer": self.case.start()})
         return self.case.start(self.case.bundle()) if isinstance(self.case, LearnCase) else PrunedModel({})

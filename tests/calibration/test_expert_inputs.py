@@ -18,12 +18,18 @@ from nmbench_plugins.swaps import Swaps
 from nmbench_plugins.tiny import TinyModel
 from nmbench_plugins.wanda import Wanda
 from reference import experts, one_shot
+from reference.tiers import tiered
 
 BOTH = Stat.INPUT_NORM | Stat.GRAM
 TWO_FOUR = Pattern(2, 4)
 WAYS = ("eager", "grouped_mm", "batched_mm")
-families = pytest.mark.parametrize("family", ["mixtral", "qwen3moe"])
+FAMILIES = ("mixtral", "qwen3moe")
+families = pytest.mark.parametrize("family", FAMILIES)
 ways = pytest.mark.parametrize("way", WAYS)
+walks = pytest.mark.parametrize(
+    ("family", "way", "sequential"),
+    tiered(FAMILIES, WAYS, [False, True], fast=lambda family, way, sequential: not sequential or way == "grouped_mm"),
+)
 
 
 def load(family: str = "mixtral", way: str | None = None, dtype: str = "float32") -> Bundle:
@@ -92,9 +98,7 @@ def test_inputs_are_those_of_a_plain_loop(family, way, dtype):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
 
 
-@families
-@ways
-@pytest.mark.parametrize("sequential", [False, True])
+@walks
 def test_statistics_do_not_depend_on_the_way(family, way, sequential):
     """The walk gathers the same statistics however transformers computes the experts, those of a plain loop."""
     bundle, windows = load(family, way), random_windows()
@@ -122,9 +126,7 @@ def test_every_choice_is_counted(family):
 # Too few tokens
 
 
-@families
-@ways
-@pytest.mark.parametrize("sequential", [False, True])
+@walks
 def test_experts_that_no_token_reached(family, way, sequential):
     """They are named, and have the statistics that they have if all tokens are routed to them."""
     bundle, windows = load(family, way), one_token()
@@ -363,15 +365,16 @@ def test_what_needs_a_routing_is_refused_without():
 # Beside the dense model
 
 
-@families
-@ways
-@pytest.mark.parametrize(("sequential", "skip"), [(False, 3), (True, 0)])
+@pytest.mark.parametrize(
+    ("family", "way", "skip"),
+    tiered(FAMILIES, WAYS, [3, 0], fast=lambda *case: case in (("mixtral", "eager", 0), ("qwen3moe", "grouped_mm", 3))),
+)
 @torch.no_grad()
-def test_drift_and_first_tokens(family, way, sequential, skip):
+def test_drift_and_first_tokens(family, way, skip):
     """An expert's inputs are compared with what it would be given in the dense model for the tokens routed to it in the
     partly pruned one; first tokens are left out of both.
     """
-    bundle, dense, windows = load(family, way), load(family, way), random_windows()
+    bundle, dense, windows, sequential = load(family, way), load(family, way), random_windows(), skip == 0
     place = torch.arange(windows.numel()) % windows.shape[1] >= skip
     before = routing(dense, windows)
     for step in walk(bundle, windows, BOTH | Stat.DRIFT | Stat.LAG, sequential, skip):
@@ -392,8 +395,16 @@ def test_drift_and_first_tokens(family, way, sequential, skip):
             layer.write(torch.where(TWO_FOUR.top(layer.read().abs()), layer.read(), 0.0))
 
 
-@families
-@pytest.mark.parametrize("method", [Swaps(), Swaps(sequential=False, skip_tokens=0)], ids=["default", "other"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("mixtral", Swaps()),
+        ("qwen3moe", Swaps(sequential=False, skip_tokens=0)),
+        pytest.param("qwen3moe", Swaps(), marks=pytest.mark.slow),
+        pytest.param("mixtral", Swaps(sequential=False, skip_tokens=0), marks=pytest.mark.slow),
+    ],
+    ids=["mixtral-default", "qwen3moe-other", "qwen3moe-default", "mixtral-other"],
+)
 def test_swaps_refine_experts(family, method):
     """Swaps prune experts strictly with their default options, also those that no token reached."""
     for windows in (random_windows(), one_token()):

@@ -16,6 +16,7 @@ from nmbench.models.hooks import Place
 from nmbench.pattern import Pattern
 from nmbench_plugins.tiny import TinyModel
 from reference import one_shot
+from reference.tiers import tiered
 
 WINDOW = 24
 LLAMA = {"self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": ""}
@@ -57,9 +58,15 @@ def probe(bundle: Bundle, outlier: float = 0.0) -> list[dict[str, Place]]:
     return found
 
 
-@families
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("outlier", [0.0, 1e4])
+@pytest.mark.parametrize(
+    ("family", "dtype", "outlier"),
+    tiered(
+        sorted(BY_NAME),
+        ["float32", "bfloat16"],
+        [0.0, 1e4],
+        fast=lambda _, dtype, high: (dtype == "bfloat16") == (high > 0),
+    ),
+)
 def test_taps_of_architectures(family, dtype, outlier):
     """The taps are where the architecture adds to its residual stream, in half precision and by an attention sink."""
     assert probe(TinyModel(dtype=dtype).load(family), outlier) == 2 * [places(family)]
@@ -100,7 +107,7 @@ class Block(nn.Module):
 
     def __init__(self, add) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
         self.pass_on, self.norm = nn.Dropout(0.5), nn.LayerNorm(8)
         self.add = add
@@ -147,9 +154,12 @@ def test_runs_of_a_probe():
     assert len(runs) == 3
 
 
-@families
-@pytest.mark.parametrize("skip", [0, 1, WINDOW - 1])
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize(
+    ("family", "sequential", "skip"),
+    tiered(
+        sorted(BY_NAME), [False, True], [0, 1, WINDOW - 1], fast=lambda family, _, skip: skip == 1 or family == "opt"
+    ),
+)
 def test_lag_behind_the_dense_model(family, sequential, skip):
     """The lag is that of the residual stream behind a layer on dense weights, by its inputs, as plain forward passes of
     the dense and of the partly pruned model show them.

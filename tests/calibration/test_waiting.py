@@ -13,6 +13,7 @@ from nmbench.methods import Stat
 from nmbench.models.bundle import Bundle
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 from reference.live import Live
+from reference.tiers import tiered
 from reference.toys import Toy, plain, toy
 
 WINDOW_TOKENS = 32
@@ -37,8 +38,10 @@ def device_bytes(bundle: Bundle, windows: Tensor, monkeypatch) -> tuple[list[int
     return at_entries, live.peak
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # tensors on "cuda" say that they are on "cuda:0"
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(  # tensors on "cuda" say that they are on "cuda:0"
+    ("family", "device"),
+    tiered(sorted(FAMILIES), ["cpu", "cpu:0"], fast=lambda family, device: device == "cpu:0" or family == "llama"),
+)
 def test_what_is_on_the_device_does_not_grow_with_the_windows(family, device, monkeypatch):
     """However many passes wait, the device holds nothing of theirs, and in between what one batch needs."""
     found = []

@@ -17,13 +17,20 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.pattern import Pattern
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 from reference import one_shot
+from reference.tiers import tiered
 
 BOTH = Stat.INPUT_NORM | Stat.GRAM
 ALL = BOTH | Stat.DRIFT | Stat.LAG
 WINDOW = 24  # longer than the sliding windows of the tiny models
 FUSED = {"mixtral", "qwen3moe"}
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
-unrouted = pytest.mark.parametrize("family", sorted(FAMILIES.keys() - FUSED))
+
+
+def unrouted_ways(fast):
+    """Families without experts, walked in both ways."""
+    return pytest.mark.parametrize(
+        ("family", "sequential"), tiered(sorted(FAMILIES.keys() - FUSED), [False, True], fast=fast)
+    )
 
 
 def load(family: str = "llama") -> Bundle:
@@ -146,8 +153,7 @@ def test_statistics_below_a_pruned_block(family):
             halve(layer)
 
 
-@unrouted
-@pytest.mark.parametrize("sequential", [False, True])
+@unrouted_ways(fast=lambda family, sequential: family in ("llama", "opt"))
 def test_first_tokens_are_left_out(family, sequential):
     """Skipped tokens run through the blocks, but nothing is known of them in any statistic."""
     bundle, windows = load(family), random_windows()
@@ -160,8 +166,7 @@ def test_first_tokens_are_left_out(family, sequential):
             halve(layer)
 
 
-@unrouted
-@pytest.mark.parametrize("sequential", [False, True])
+@unrouted_ways(fast=lambda family, sequential: sequential or family in ("llama", "gptneox"))
 def test_drift_from_the_dense_model(family, sequential):
     """The drift is that of a layer's inputs in the partly pruned model from its inputs in the dense one."""
     bundle, windows = load(family), random_windows()
@@ -176,8 +181,7 @@ def test_drift_from_the_dense_model(family, sequential):
             halve(layer)
 
 
-@unrouted
-@pytest.mark.parametrize("sequential", [False, True])
+@unrouted_ways(fast=lambda family, sequential: family in ("llama", "gptneox", "opt"))
 def test_walking_a_pruned_model(family, sequential):
     """A pruned model is walked as it is, next to the dense one that the caller knows, and left as it was."""
     bundle, windows = load(family), random_windows()
@@ -335,8 +339,10 @@ def test_skipped_layers_are_not_listened_to():
 # What the walk leaves behind
 
 
-@families
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize(
+    ("family", "sequential"),
+    tiered(sorted(FAMILIES), [False, True], fast=lambda family, sequential: sequential or family == "llama"),
+)
 def test_walk_leaves_no_trace(family, sequential):
     """After a walk, hooks, cache flag, training flags, random state and weights are what they were."""
     bundle = load(family)

@@ -1,4 +1,4 @@
-"""The scripts of learners: few windows, and learners side by side."""
+"""The scripts of learners: few windows, learners side by side, and memory with weights in 8 bits."""
 
 import importlib.util
 import json
@@ -67,3 +67,23 @@ def test_learners_side_by_side(script, tmp_path, capsys):
     found = json.loads((tmp_path / "gains.json").read_text())["against"]
     assert [(one["label"], one["seed"], one["times"]) for one in found] == [("flips", 0, 2.0), ("flips", 1, 1.678)]
     assert "flips gains 2.00 and 1.68 times what swaps-judged gains" in capsys.readouterr().out
+
+
+def test_rows_of_eight_bit_outlive_the_script(script, monkeypatch, tmp_path):
+    """A script that is ended keeps the rows that it has printed."""
+    main = script("eight_bit")
+    rows = iter([dict.fromkeys(("model", "held", "held_in_blocks", "peak", "seconds"), 1.0)] * 3)
+
+    def measured(*_):
+        if (row := next(rows, None)) is None:
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.setattr(sys.modules["eight_bit"], "measured", measured)
+    with pytest.raises(KeyboardInterrupt):
+        main("--device", "cpu", "--json", tmp_path / "eight.json")
+    kept = json.loads((tmp_path / "eight.json").read_text())["rows"]
+    assert [(row["learner"], row["weights"]) for row in kept][1:] == [
+        ("maskpro", "int8"),
+        ("maskpro, torch engine", "bfloat16"),
+    ]

@@ -24,6 +24,7 @@ from nmbench.spec import MethodSpec, RunSpec
 
 PLUGINS = load_plugins()
 WINDOW = 64
+PROMPT = 48  # tokens: what goes on from them is drawn one by one
 BOS = 256
 
 
@@ -149,7 +150,7 @@ def setup(texts, out, options="", learner=True, **fields):
     spec = RunSpec(
         (MethodSpec.parse("maskpro" if learner else "wanda"),),
         "tiny:llama",
-        calibration=f"self:text:{texts}/cal.txt@prompt=8,batch=5{options}",
+        calibration=f"self:text:{texts}/cal.txt@prompt={PROMPT},batch=5{options}",
         metrics=(f"ppl:text:{texts}/test.txt@64",),
         **{**given, **fields},
     )
@@ -189,13 +190,13 @@ def test_windows_are_prompts_that_go_on(texts, straight):
     experiment, _ = straight
     pool, source = experiment.pools[0], experiment.real[0]
     assert pool.calibration.shape == (12, WINDOW)
-    assert contained(pool.calibration[:, :8], source.calibration).all()
+    assert contained(pool.calibration[:, :PROMPT], source.calibration).all()
     assert not contained(pool.calibration, source.calibration).any()
     assert (pool.calibration < 256).all()
     assert torch.equal(pool.selection, source.selection)
     assert torch.equal(source.selection, real(texts).pools[0].selection)
     about = experiment.sampled[0]
-    assert (about["windows"], about["real_windows"], about["drawn_tokens"]) == (12, 0, 12 * 56)
+    assert (about["windows"], about["real_windows"], about["drawn_tokens"]) == (12, 0, 12 * (WINDOW - PROMPT))
     assert about["forward_tokens"] == 3 * 5 * (WINDOW - 1) + WINDOW - 1  # three pieces, and the check of the cache
     assert "12 of 12 calibration windows sampled" in experiment.manifest()["calibration_notes"]["0"]
 
@@ -217,7 +218,7 @@ def test_bos(texts, tmp_path):
     pool = experiment.pools[0]
     assert pool.bos and pool.calibration.shape == (12, WINDOW)
     assert (pool.calibration[:, 0] == BOS).all() and (pool.calibration[:, 1:] < 256).all()
-    assert contained(pool.calibration[:, 1:9], experiment.real[0].calibration).all()
+    assert contained(pool.calibration[:, 1 : 1 + PROMPT], experiment.real[0].calibration).all()
 
 
 def test_real_share(texts, straight, tmp_path):
@@ -337,7 +338,7 @@ def test_special_tokens_are_not_drawn(texts, tmp_path, monkeypatch):
         setup(texts, tmp_path)
     monkeypatch.setattr(sampled_pieces, "special_tokens", lambda bundle: set(range(100)))
     calibration = setup(texts, tmp_path / "b").pools[0].calibration
-    assert (calibration[:, 8:] >= 100).all()
+    assert (calibration[:, PROMPT:] >= 100).all()
 
 
 def test_the_same_text_again_and_again(texts, tmp_path, monkeypatch):

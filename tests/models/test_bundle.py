@@ -11,7 +11,7 @@ from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models.bundle import Bundle
 from nmbench.models.coverage import weights_by_kind
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.models.hashing import SMALL_BATCH, tensors_digest
+from nmbench.models.hashing import THREADED_BYTES, tensors_digest
 from nmbench.models.sanity import check_finite
 from nmbench_plugins.tiny import FAMILIES, TinyModel
 
@@ -236,10 +236,8 @@ def test_failed_restore_is_noticed():
         dense.restore()
 
 
-@pytest.mark.parametrize("small", [0, SMALL_BATCH], ids=["threads", "one thread"])
-def test_a_digest_is_that_of_its_parts(small, monkeypatch):
-    """A tensor is hashed in parts, by threads unless it is small: every byte counts, and where."""
-    monkeypatch.setattr("nmbench.models.hashing.SMALL_BATCH", small)
+def test_a_digest_is_that_of_its_parts():
+    """A tensor is hashed in parts, by threads if there is much to hash: every byte counts, and where."""
     values = torch.arange(40, dtype=torch.float32)
     rolled = [{"a": values.roll(shift), "b": torch.zeros(0), "c": values[0]} for shift in range(40)]
     digests = {tensors_digest(tensors, part_bytes=16) for tensors in rolled}
@@ -248,6 +246,11 @@ def test_a_digest_is_that_of_its_parts(small, monkeypatch):
     for part in (values[:4], values[4:5]):
         total.update(hashlib.sha256(part.numpy().tobytes()).digest())
     assert tensors_digest({"a": values[:5]}, part_bytes=16) == total.hexdigest()
+    large = torch.arange(THREADED_BYTES, dtype=torch.uint8)
+    total = hashlib.sha256(f"a torch.uint8 ({THREADED_BYTES},);".encode())
+    for part in large.split(THREADED_BYTES // 8):
+        total.update(hashlib.sha256(part.numpy().tobytes()).digest())
+    assert tensors_digest({"a": large}, part_bytes=THREADED_BYTES // 8) == total.hexdigest()
 
 
 def test_digest_sees_everything():

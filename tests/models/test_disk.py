@@ -64,7 +64,7 @@ def results(bundle: Bundle) -> list:
     """Everything that a row depends on, for methods that read no statistics, prune, and repair weights."""
     dense, found = DenseWeights(bundle), [bundle.digest()]
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
-    for method in (Magnitude(), Wanda(), SparseGPT()):
+    for method in (Magnitude(), SparseGPT()):
         pruned = prune_one_shot(bundle, dense, method, patterns, windows(), "it").pruned
         apply(bundle, pruned)
         with torch.no_grad():

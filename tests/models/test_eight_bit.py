@@ -157,7 +157,14 @@ def test_blocks_in_8_bits_are_streamed():
     assert equal(*found) and torch.equal(logits(whole), logits(streamed))
 
 
-@pytest.mark.parametrize("method", [MaskPro(steps=4, check_every=2), Flips(steps=3, **FEW), SwapsJudged(rounds=1)])
+METHODS = (
+    MaskPro(steps=4, check_every=2),
+    Flips(steps=3, **FEW),
+    SwapsJudged(rounds=1, aims="0/0, 0.3/0.3", sweeps=1),
+)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_learners_decide_as_on_the_numbers(method):
     """Learners draw, measure and return what they do on the float model with the same numbers, and change no weight."""
     tasks = [task_of(bundle) for bundle in pair()]

@@ -51,27 +51,61 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def opened(browser, address):
-    """Open the page, off the network; every message of the console and every request fails the test."""
-    contexts, heard = [], []
+@pytest.fixture(scope="module")
+def messages():
+    """Every message of the console, and every request to a network, since the last test."""
+    return []
 
-    def open_page(width=1440, scheme="light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, accept_downloads=True
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("request", lambda request: heard.append(request.url) if request.url.startswith("http") else None)
-        page.goto(address)
+
+@pytest.fixture
+def quiet(messages):
+    """No page says anything on the console or asks for anything during the test."""
+    yield
+    assert messages == []
+
+
+def open_page(browser, address, messages, width=1440, scheme="light"):
+    """Return the page at `address`, off the network."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, accept_downloads=True
+    )
+    page = context.new_page()
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: messages.append(request.url) if request.url.startswith("http") else None)
+    page.goto(address)
+    return page
+
+
+@pytest.fixture
+def opened(browser, address, messages, quiet):
+    """Open a page of the test's own."""
+    contexts = []
+
+    def opened_page(**given):
+        page = open_page(browser, address, messages, **given)
+        contexts.append(page.context)
         return page
 
-    yield open_page
+    yield opened_page
     for context in contexts:
         context.close()
-    assert heard == []
+
+
+@pytest.fixture(scope="module")
+def shared(browser, address, messages):
+    page = open_page(browser, address, messages)
+    yield page
+    page.context.close()
+
+
+@pytest.fixture
+def desk(shared, quiet):
+    """The page on a desk, in light, with charts that are drawn once for all tests; the table shows all rows again."""
+    yield shared
+    shared.fill("#filter", "")
+    for select in ("#pattern", "#each", "#metric"):
+        shared.select_option(select, index=0)
 
 
 def shown(page, column=0):
@@ -93,9 +127,9 @@ def draw_all(page):
     return page.locator(".vega svg").count()
 
 
-def test_sorting_and_filtering(opened):
+def test_sorting_and_filtering(desk):
     """Rows sort within their protocol, both ways; words, patterns and seeds choose rows, and the count says so."""
-    page = opened()
+    page = desk
     page.locator("#rows thead button", has_text="seconds").click()
     column = page.evaluate("[...document.querySelectorAll('#rows thead th')].findIndex(h => h.ariaSort)")
     for found in shown(page, column):
@@ -114,10 +148,8 @@ def test_sorting_and_filtering(opened):
     assert page.locator("#rows td.m0:visible").count() == 0
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-def test_nothing_is_wider_than_the_screen(opened, width):
-    """No horizontal scroll, on a phone or on a desk; charts are drawn and fit."""
-    page = opened(width)
+def check_widths(page, width):
+    """Check that the page does not scroll sideways, and that its charts are drawn and fit."""
     assert draw_all(page) >= 6
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(
@@ -125,9 +157,19 @@ def test_nothing_is_wider_than_the_screen(opened, width):
     )
 
 
-def test_charts_for_each_kind_of_cost(opened):
+def test_nothing_is_wider_than_a_phone(opened):
+    """No horizontal scroll on a phone; charts are drawn and fit."""
+    check_widths(opened(width=390), 390)
+
+
+def test_nothing_is_wider_than_a_desk(desk):
+    """No horizontal scroll on a desk; charts are drawn and fit."""
+    check_widths(desk, 1440)
+
+
+def test_charts_for_each_kind_of_cost(desk):
     """A button shows the charts of another cost, which are drawn then."""
-    page = opened()
+    page = desk
     draw_all(page)
     assert page.locator("#cost .vega:visible svg").count() == 4
     page.locator("#cost button", has_text="tokens").click()
@@ -148,10 +190,10 @@ def test_dark_and_paper(opened):
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_links_and_files(opened, tmp_path):
+def test_links_and_files(desk, tmp_path):
     """The link of a row opens how it is repeated; a button saves the same CSV as the reporter."""
-    page = opened()
-    page.locator("#rows a", has_text="how").nth(1).click()
+    page = desk
+    page.locator("#rows a:visible", has_text="how").nth(1).click()
     assert page.locator("details:target pre").first.is_visible()
     assert "nmbench run --config" in page.locator("details:target pre").first.inner_text()
     with page.expect_download() as download:

@@ -28,8 +28,9 @@ def resumed_equals_whole(method: nm.MaskLearner, folder: Path, event: int, first
     whole, masks, cost = whole_run(method)
     store = FileCheckpoints(folder / "learner.safetensors", "the same job")
     killed = LearnCase().task(store)
-    with killed.interrupted_at(event):
+    with killed.interrupted_at(event) as events:
         method.learn(killed)
+    assert events[0] == event + 1  # it was killed
     assert store.load() is not None or event < first_checkpoint
     resumed = LearnCase().task(store)
     again = method.learn(resumed)

@@ -3,6 +3,7 @@
 Nothing of nmbench is used. `goal` `[tokens]` is what a row's outputs on `x` `[tokens, in]` are to come near to.
 """
 
+import functools
 import itertools
 import math
 
@@ -26,10 +27,22 @@ def candidates_of_units(kept: np.ndarray) -> list[np.ndarray]:
     """Those masks, one entry for each unit."""
     keep, group = int(kept.sum()), len(kept)
     if math.comb(group, keep) <= MOST_PATTERNS:
-        found = [np.isin(np.arange(group), chosen) for chosen in itertools.combinations(range(group), keep)]
-        return [mask for mask in found if (mask != kept).any()]
+        return [mask for mask in masks_of(group, keep) if (mask != kept).any()]
     pairs = itertools.product(np.flatnonzero(kept), np.flatnonzero(~kept))
-    return [kept ^ np.isin(np.arange(group), pair) for pair in pairs]
+    return [kept ^ marked(group, pair) for pair in pairs]
+
+
+@functools.cache
+def masks_of(group: int, keep: int) -> list[np.ndarray]:
+    """All masks of a group, which nobody writes to."""
+    return [marked(group, chosen) for chosen in itertools.combinations(range(group), keep)]
+
+
+def marked(group: int, places: tuple[int, ...]) -> np.ndarray:
+    """A mask that is True at `places`."""
+    mask = np.zeros(group, dtype=bool)
+    mask[list(places)] = True
+    return mask
 
 
 def refine_row(w: np.ndarray, kept: np.ndarray, x: np.ndarray, goal: np.ndarray, group: int, unit: int, sweeps: int):

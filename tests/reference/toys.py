@@ -26,7 +26,7 @@ class Toy(nn.Module):
 
     def __init__(self, form, join) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         self.embedding, self.more = nn.Embedding(64, 8), nn.Embedding(64, 8)
         self.blocks = nn.ModuleList([Block(form) for _ in range(3)])
         self.head = nn.Linear(8, 64)

@@ -11,7 +11,7 @@ from nmbench.testing.cases import LearnCase
 from nmbench_plugins.maskllm import MaskLLM
 from reference.learners import learnt, resumed_equals_whole
 
-QUICK = MaskLLM(passes=20.0, minibatch=8, learning_rate=2e-3, check_every=16, checkpoint_every=9)
+QUICK = MaskLLM(passes=10.0, minibatch=8, learning_rate=2e-3, check_every=16, checkpoint_every=9)
 
 
 @pytest.mark.parametrize("nothing", [{"tokens": 0}, {"passes": 0.0}])
@@ -65,7 +65,7 @@ def test_short_moments_learn():
     assert task.notes["returned"] == "learnt"
 
 
-@pytest.mark.parametrize("event", [11, 50])
+@pytest.mark.parametrize("event", [11, 30])
 def test_a_resumed_run_has_the_same_masks(tmp_path, event):
     """Killed after the first checkpoint or later, a run ends with the masks and tokens of a run that was not."""
     method = dataclasses.replace(QUICK, kl=0.5, reward=1e-5)

@@ -36,8 +36,17 @@ quick = settings(max_examples=12, deadline=None)
 # The update
 
 
-@pytest.mark.parametrize("patterns", [(TWO_FOUR, TWO_FOUR), (FOUR_EIGHT, FOUR_EIGHT), (TWO_FOUR, FOUR_EIGHT)])
-@pytest.mark.parametrize("options", [{"learning_rate": "3", "prior": "2"}, {}])
+@pytest.mark.parametrize(
+    ("patterns", "options"),
+    [
+        ((TWO_FOUR, FOUR_EIGHT), {"learning_rate": "3", "prior": "2"}),
+        ((TWO_FOUR, TWO_FOUR), {"learning_rate": "3", "prior": "2"}),
+        ((TWO_FOUR, TWO_FOUR), {}),
+        pytest.param((FOUR_EIGHT, FOUR_EIGHT), {"learning_rate": "3", "prior": "2"}, marks=pytest.mark.slow),
+        pytest.param((TWO_FOUR, FOUR_EIGHT), {}, marks=pytest.mark.slow),
+        pytest.param((FOUR_EIGHT, FOUR_EIGHT), {}, marks=pytest.mark.slow),
+    ],
+)
 def test_preset_paper_takes_the_papers_steps(monkeypatch, patterns, options):
     """25 steps of the preset are the published ones, minibatch after minibatch, computed from the formulas alone."""
     small = {"steps": "25", "window_tokens": str(LENGTH), "pool_windows": "30", "minibatch": "4"}

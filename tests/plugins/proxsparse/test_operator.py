@@ -33,7 +33,7 @@ def least(z: Tensor, lam: float, keep: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     w = z.abs()[:, None] * torch.rand(len(z), 200, generator=generator, dtype=z.dtype)
     target = z.abs()[:, None].expand_as(w)
-    for _ in range(300):
+    for _ in range(100):
         for i in range(len(z)):
             others = torch.cat([w[:i], w[i + 1 :]])
             slope = torch.stack(

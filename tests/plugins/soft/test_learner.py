@@ -11,7 +11,7 @@ from nmbench.testing.cases import LearnCase
 from nmbench_plugins.soft import Soft
 from reference.learners import learnt, resumed_equals_whole
 
-QUICK = Soft(passes=20.0, minibatch=8, learning_rate=5e-3, check_every=16, checkpoint_every=9)
+QUICK = Soft(passes=10.0, minibatch=8, learning_rate=5e-3, check_every=16, checkpoint_every=9)
 
 
 @pytest.mark.parametrize("nothing", [{"tokens": 0}, {"passes": 0.0}])
@@ -55,7 +55,7 @@ def test_presets_learn(preset):
     assert task.notes["returned"] == "learnt"
 
 
-@pytest.mark.parametrize(("estimator", "event"), [("soft", 11), ("soft", 50), ("straight-through", 35)])
+@pytest.mark.parametrize(("estimator", "event"), [("soft", 11), ("soft", 30), ("straight-through", 20)])
 def test_a_resumed_run_has_the_same_masks(tmp_path, estimator, event):
     """Killed after the first checkpoint or later, a run ends with the masks and tokens of a run that was not."""
     method = dataclasses.replace(QUICK, estimator=estimator, kl=0.5)

@@ -23,13 +23,17 @@ from nmbench_plugins.swaps.aim import Aim
 from nmbench_plugins.swaps.judge import Judge
 from nmbench_plugins.swaps.judged_run import JudgedRun
 from nmbench_plugins.tiny import FAMILIES, TinyModel
+from reference.tiers import tiered
 
 TWO_FOUR = Pattern(2, 4)
 WINDOW, WINDOWS = 24, 12
-EVERYTHING = {"statistics_tokens": WINDOW * WINDOWS, "judge_tokens": WINDOW * WINDOWS}  # the whole pool, every time
-FEW = {"statistics_tokens": 4 * WINDOW, "judge_tokens": 4 * WINDOW, "judge_window": 12, "margin": 0.0}
-FEW_AIMS = "0/0, 0.3/0.3, 0.1/0.4"
-families = pytest.mark.parametrize("family", sorted(FAMILIES))
+EVERYTHING = {  # the whole pool, every time
+    "statistics_tokens": WINDOW * WINDOWS,
+    "judge_tokens": WINDOW * WINDOWS,
+    "sweeps": 1,
+}
+FEW = {"statistics_tokens": 4 * WINDOW, "judge_tokens": 4 * WINDOW, "judge_window": 12, "margin": 0.0, "sweeps": 1}
+FEW_AIMS = "0/0, 0.3/0.3"
 
 
 def windows(count: int, seed: int) -> Tensor:
@@ -109,8 +113,10 @@ def test_proposals_are_those_of_swaps(aim, lagging):
     assert not torch.equal(proposed[1], task.initial[name])
 
 
-@families
-@pytest.mark.parametrize("minibatch", [2, 5])
+@pytest.mark.parametrize(
+    ("family", "minibatch"),
+    tiered(sorted(FAMILIES), [2, 5], fast=lambda family, minibatch: minibatch == 2 or family == "llama"),
+)
 def test_a_judge_measures_the_whole_model(family, minibatch):
     """A judge that computes the blocks above once finds the losses of plain forward passes, for every block."""
     task = make(family)
@@ -202,7 +208,7 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize(
     ("family", "stop_at"),
-    [("llama", 1), pytest.param("llama", 2, marks=pytest.mark.slow), ("llama", 3), ("llama", 4), ("qwen3moe", 3)],
+    [("llama", 1), pytest.param("llama", 2, marks=pytest.mark.slow), ("llama", 3), ("llama", 4), ("qwen3moe", 2)],
 )
 def test_killed_and_started_again(family, stop_at):
     """Killed after any block and started again, masks, costs and record are those of an uninterrupted run."""
@@ -219,14 +225,14 @@ def test_killed_and_started_again(family, stop_at):
     again = make(family, store=store)
     masks = learnt(method, again, checkpoint_seconds=-1.0)
     assert all(torch.equal(masks[name], wanted[name]) for name in wanted)
-    assert again.notes == whole.notes
+    assert (again.notes, again.experts) == (whole.notes, whole.experts)
     assert again.settle() == whole.settle()
 
 
 @functools.cache
 def uninterrupted(family: str) -> tuple[SwapsJudged, LearnTask, dict[str, Tensor]]:
     """A method, and a task with the masks that the method learns for it when nobody interrupts."""
-    method, task = SwapsJudged(rounds=2, aims=FEW_AIMS, **FEW), make(family)
+    method, task = SwapsJudged(rounds=1 if family == "qwen3moe" else 2, aims=FEW_AIMS, **FEW), make(family)
     return method, task, learnt(method, task, checkpoint_seconds=-1.0)
 
 
@@ -280,7 +286,7 @@ def test_one_window_cannot_judge():
 def test_experts_without_tokens_are_noted():
     """Experts that too few tokens reach are recorded once each, as those of one-shot methods are."""
     task = make("qwen3moe")
-    SwapsJudged(rounds=2, **FEW).learn(task)
+    SwapsJudged(rounds=2, aims=FEW_AIMS, **FEW).learn(task)
     unreached = task.experts.get("never_reached", [])
     noted = {*unreached, *task.experts.get("under_calibrated", {})}
     assert noted

@@ -36,7 +36,10 @@ from reference.planted import (
 ONE_FOUR = Pattern(1, 4)
 RULE = Rule(learning_rate=3.0, prior=2.0, decay=0.99, normalise=False)
 quick = settings(max_examples=9, deadline=None)
-patterns = pytest.mark.parametrize("pair", [(TWO_FOUR, TWO_FOUR), (FOUR_EIGHT, FOUR_EIGHT), (ONE_FOUR, FOUR_EIGHT)])
+patterns = pytest.mark.parametrize(
+    "pair",
+    [(TWO_FOUR, TWO_FOUR), pytest.param((FOUR_EIGHT, FOUR_EIGHT), marks=pytest.mark.slow), (ONE_FOUR, FOUR_EIGHT)],
+)
 
 
 def opened(kind: str, rule: Rule = RULE, **task: object) -> AbstractContextManager[Engine]:

@@ -55,9 +55,9 @@ def test_gradient_is_that_of_the_mask(pattern, kind, groups, seed):
 @pytest.mark.parametrize(("keep", "group"), PATTERNS)
 @pytest.mark.parametrize("kind", ["normal", "ties", "wide"])
 def test_frequencies(keep, group, kind):
-    """Masks come as often as their probability says: a chi-square test over all sets of four groups."""
+    """Masks come as often as their probability says: a chi-square test over all sets of two groups."""
     count = 200_000
-    for seed in range(4):
+    for seed in range(2):
         logits = make(kind, group, 1, seed)
         masks, _ = draw(logits.expand(count, group).contiguous(), keep, seed)
         sets = reference.all_masks(keep, group)
@@ -74,7 +74,7 @@ def test_frequencies(keep, group, kind):
         assert chi < degrees + 5 * (2 * degrees) ** 0.5 + 10
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", [0, *(pytest.param(place, marks=pytest.mark.slow) for place in (1, 2)), 3])
 def test_rare_events_are_not_lost(place):
     """A weight of probability 1e-6 is drawn about that often, wherever it stands and whatever else is there."""
     logits = torch.zeros(4)
