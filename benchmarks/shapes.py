@@ -1,13 +1,19 @@
-"""Random models with the shapes of known ones, for scripts that measure time and memory and ignore the output."""
+"""Random models with the shapes of known ones, for scripts that measure time and memory and ignore the output.
+
+transformers is imported when a model is made: a script that chooses a shape may have yet to choose its GPU.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
 
-from nmbench.models.bundle import Bundle
+if TYPE_CHECKING:
+    import transformers
+
+    from nmbench.models.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class Shape:
     vocabulary: int
 
     def config(self, blocks: int | None = None, vocabulary: int | None = None) -> transformers.LlamaConfig:
+        import transformers
+
         return transformers.LlamaConfig(
             vocab_size=vocabulary or self.vocabulary,
             hidden_size=self.width,
@@ -43,6 +51,10 @@ SHAPES = {
 
 def without_weights(name: str) -> Bundle:
     """A bundle of `shape` in bfloat16 on the meta device, whose tensors hold no numbers."""
+    import transformers
+
+    from nmbench.models.bundle import Bundle
+
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(SHAPES[name].config()).to(torch.bfloat16)
     return Bundle.of(name, model, None)
@@ -56,6 +68,10 @@ def random_model(
 
     Weights are drawn on the device, in the dtype: on a host alone, billions of them would take minutes.
     """
+    import transformers
+
+    from nmbench.models.bundle import Bundle
+
     config = SHAPES[name].config(blocks, vocabulary)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config).to(dtype)

@@ -16,6 +16,10 @@ the growth of the resident memory of the process since before loading, beside wh
 the time: for each block, the seconds of reading it or of walking through it, whichever is more, and the seconds of
 reading the first; the rate of reading is that of one file, and the seconds of walking those of the resident model of
 two blocks. All must be within the estimate + 20 %; the last columns are measured / estimated.
+
+It takes minutes: more than 150 s on a GPU host with `--blocks 4 --windows 48 --repeats 1`, and more in proportion to
+blocks x windows x (repeats + 1) of every mode. A mode is printed and stored in `--json` when it is done, so that what
+ends early keeps what it has.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,7 +85,8 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Measure every mode in a process of its own; print the table and write the JSON."""
+    """Measure every mode in a process of its own; print a row and write the JSON after each."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which removes the folder
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="nmbench-streaming-") as folder:
         began = time.perf_counter()
         whole, pilot = Path(folder, "whole"), Path(folder, "pilot")
@@ -89,26 +95,39 @@ def compare(args: argparse.Namespace) -> None:
         print(f"written in {time.perf_counter() - began:.0f} s; a block has {block_bytes / 2**30:.2f} GiB", flush=True)
         per_block = child(args, "resident", pilot)["walk_seconds"] / PILOT
         rate = reading_rate(whole / "block-0.safetensors")
-        rows = [child(args, mode, whole) for mode in args.modes]
-    read = block_bytes / rate
-    expected = args.blocks * max(per_block, read) + read
+        read = block_bytes / rate
+        expected = args.blocks * max(per_block, read) + read
+        print(f"one block: {per_block:.3f} s of walking, {read:.3f} s of reading ({rate / 2**30:.2f} GiB/s)")
+        print(
+            "| mode | walk, s | ratio | overlap | losses, s | device, GiB | / est. | host, GiB | / est. | time / est. |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+        content = {
+            **{name: getattr(args, name) for name in ("shape", "blocks", "windows", "window_tokens", "test_windows")},
+            **{"of_blocks": SHAPES[args.shape].blocks, "block_bytes": block_bytes, "dtype": "bfloat16"},
+            **{"read_bytes_per_second": rate, "walk_seconds_per_block": per_block, "expected_seconds": expected},
+            "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu_name(),
+            **{"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        rows: list[dict[str, Any]] = []
+        for mode in args.modes:
+            rows = compared([*rows, child(args, mode, whole)], expected)
+            print(line(rows[-1]), flush=True)
+            if args.json:
+                args.json.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def compared(rows: list[dict[str, Any]], expected: float) -> list[dict[str, Any]]:
+    """Rows with their ratios to the resident model, if it is there, and of those from disk to the expected seconds."""
     resident = next((row["walk_seconds"] for row in rows if row["mode"] == "resident"), None)
-    print(f"one block: {per_block:.3f} s of walking, {read:.3f} s of reading ({rate / 2**30:.2f} GiB/s)")
-    print("| mode | walk, s | ratio | overlap | losses, s | device, GiB | / est. | host, GiB | / est. | time / est. |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        row["ratio"] = row["walk_seconds"] / resident if resident else None
-        row["of_time"] = row["walk_seconds"] / expected if SOURCES[row["mode"]] == "disk" else None
-        print(line(row))
-    content = {
-        **{name: getattr(args, name) for name in ("shape", "blocks", "windows", "window_tokens", "test_windows")},
-        **{"of_blocks": SHAPES[args.shape].blocks, "block_bytes": block_bytes, "dtype": "bfloat16"},
-        **{"read_bytes_per_second": rate, "walk_seconds_per_block": per_block, "expected_seconds": expected},
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu_name(),
-        **{"torch": torch.__version__, "transformers": transformers.__version__, "rows": rows},
-    }
-    if args.json:
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return [
+        {
+            **row,
+            "ratio": row["walk_seconds"] / resident if resident else None,
+            "of_time": row["walk_seconds"] / expected if SOURCES[row["mode"]] == "disk" else None,
+        }
+        for row in rows
+    ]
 
 
 def line(row: dict[str, Any]) -> str:

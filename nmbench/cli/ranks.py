@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,15 @@ def joining(launch: Launch | None, spec: RunSpec) -> Iterator[bool]:
         return
     from nmbench.runtime.ranks import joined
 
-    with joined(launch, spec.device) as ranks:
+    with contextlib.ExitStack() as stack:
+        try:
+            ranks = stack.enter_context(joined(launch, spec.device))
+        except RankLost:
+            raise
+        except NMBenchError as error:
+            if launch.rank:
+                say_unless_ended(f"rank {launch.rank}: {error}")
+            raise
         if not ranks.leads:
             take_part(spec)
         yield ranks.leads
@@ -104,6 +113,13 @@ def take_part(spec: RunSpec) -> None:
         if not joined_ranks().watch.outlasted(GRACE_SECONDS):  # else rank 0 has ended by the same error, and said it
             say(f"rank {joined_ranks().rank}: {error}")
         raise
+
+
+def say_unless_ended(text: str) -> None:
+    """Say an error of a process that has not joined, unless torchrun ends it soon: rank 0 has then said the same."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(GRACE_SECONDS)
+    say(text)
 
 
 def say(text: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -72,8 +73,9 @@ class Place:
             self.pool = None
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(1, context, initializer=begin, initargs=(dict(self.environment),))
-        self.attempt = Attempt(self.pool.submit(at_work, do, task))
+            self.pool = ProcessPoolExecutor(1, context, initializer=begin)
+        with variables(self.environment):  # a process starts with them, whatever the user's program imports in it
+            self.attempt = Attempt(self.pool.submit(at_work, do, task))
         return self.attempt
 
     def close(self) -> None:
@@ -107,9 +109,9 @@ def cards() -> list[str]:
     """Return the GPUs that this process may use, as CUDA names them."""
     import torch
 
-    visible = os.environ.get(GPUS)
-    found = [str(number) for number in range(torch.cuda.device_count())] if visible is None else visible.split(",")
-    return [card for card in found if card]
+    from nmbench.runtime.gpus import visible
+
+    return visible(os.environ, torch.cuda.device_count)
 
 
 def environment(place: int, count: int, gpus: Sequence[str]) -> dict[str, str]:
@@ -126,12 +128,26 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def begin(variables: Mapping[str, str]) -> None:
-    """Prepare a new process, before it loads torch: its GPU, its threads, and its end with that of its parent.
+@contextlib.contextmanager
+def variables(given: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process, which processes that it starts inherit, while the context is open."""
+    before = dict(os.environ)
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+def begin() -> None:
+    """Prepare a new process: its end with that of its parent.
 
     Ctrl-C reaches all processes of a terminal. This one leaves it to its parent, which sends SIGTERM.
     """
-    os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 

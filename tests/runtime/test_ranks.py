@@ -153,17 +153,6 @@ def test_the_place_among_processes():
     assert Launch.of({}) is None
 
 
-def test_every_rank_has_a_gpu_of_its_own():
-    """A rank sees one GPU, of those that its host may use; too few are refused, and a CPU needs none."""
-    place, environment = Launch(3, 4, 1, 2), {"CUDA_VISIBLE_DEVICES": "4,7"}
-    assert place.take_gpu("auto", environment)
-    assert environment == {"CUDA_VISIBLE_DEVICES": "7"}
-    with pytest.raises(NMBenchError, match="started 2 ranks on a host with 1 GPUs; give --nproc-per-node 1"):
-        place.take_gpu("cuda", {"CUDA_VISIBLE_DEVICES": "4"})
-    assert not place.take_gpu("auto", {"CUDA_VISIBLE_DEVICES": ""})
-    assert not place.take_gpu("cpu", {"CUDA_VISIBLE_DEVICES": "4"})
-
-
 def test_gradients_travel_in_buckets():
     """Every tensor is in one bucket, in order; a bucket has one dtype, and at most so many bytes or one tensor."""
     sizes = [3, 1, 9, 2, 2, 1]

@@ -40,6 +40,16 @@ def test_a_killed_process_is_replaced(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text(encoding="utf-8") == "3 no torch"
 
 
+def test_variables_of_a_process_are_not_those_of_its_parent(monkeypatch):
+    """They are set while a process starts, and then what they were."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    before = dict(os.environ)
+    with local.variables({"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "5"}):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("3", "5")
+    assert dict(os.environ) == before
+
+
 def test_a_killed_process_harms_no_other(tmp_path, monkeypatch):
     """Another task at work goes on, and a task waits for a free place."""
     monkeypatch.setattr(local, "do", tasks.by_name)
@@ -72,13 +82,14 @@ def test_errors_of_a_task_are_raised(tmp_path, monkeypatch):
 
 
 def test_processes_end_with_a_killed_run(tmp_path):
-    """A run that is killed leaves no process behind."""
+    """A run that is killed leaves no process behind; each had its GPU before it imported anything of the program."""
     program = (
-        "from pathlib import Path\n"
+        "import os\nfrom pathlib import Path\n"
         "from nmbench.workers import local\nfrom nmbench.workers.task import Task\nfrom nmbench.spec import RunSpec\n"
         "from reference import workers as tasks\n"
+        f"if __name__ != '__main__':\n    Path({str(tmp_path / 'gpu')!r}).write_text(os.environ[local.GPUS])\n"
         "if __name__ == '__main__':\n"
-        "    local.do, local.cards = tasks.never_ending, lambda: []\n"
+        "    local.do, local.cards = tasks.never_ending, lambda: ['5']\n"
         "    spec = RunSpec.from_dict({'methods': {'a': {'method': 'wanda'}}}, 'a test')\n"
         "    engine = local.Local(1)\n"
         f"    engine.submit(Task(spec, Path({str(tmp_path)!r}), 'a')).future.result()\n"
@@ -92,6 +103,7 @@ def test_processes_end_with_a_killed_run(tmp_path):
         assert parent.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     child = int(note.read_text(encoding="utf-8"))
+    assert (tmp_path / "gpu").read_text(encoding="utf-8") == "5"
     parent.kill()
     parent.wait()
     while tasks.alive(child):

@@ -252,12 +252,13 @@ def sharing_by(ranks: Ranks) -> Iterator[None]:
 def joined(launch: Launch | None, device: str) -> Iterator[Ranks]:
     """Join the processes of `launch` while the context is open; None: there is only this one.
 
-    `device`: auto, cpu or cuda, as of the run. Raises `NMBenchError` if the host has fewer GPUs than ranks.
+    `device`: auto, cpu or cuda, as of the run. Raises `NMBenchError` if the host has fewer GPUs than ranks, or if this
+    process has used CUDA before, so that it cannot have a GPU of its own.
     """
     if launch is None:
         yield ALONE
         return
-    backend = "cpu:gloo,cuda:nccl" if launch.take_gpu(device) else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if launch.has_gpu(device) else "gloo"
     import torch.distributed as dist
 
     ranks = Ranks(launch.size, launch.rank)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
-from nmbench.errors import NMBenchError
+import torch
 
-GPUS = "CUDA_VISIBLE_DEVICES"
+from nmbench.errors import NMBenchError
+from nmbench.runtime.gpus import GPUS, check_taken, counted, seen, visible
+
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # a variable of torchrun alone: others set ranks for processes that are not ranks
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -30,14 +32,30 @@ class Launch:
             return None
         return cls(*map(int, values))
 
-    def take_gpu(self, device: str, environment: MutableMapping[str, str] = os.environ) -> bool:
+    def has_gpu(self, device: str) -> bool:
+        """Take the GPU of this process; return True if there is one. Raises `NMBenchError` as `take_gpu`, and unless
+        CUDA then gives this process one GPU.
+        """
+        used = torch.cuda.is_initialized()
+        if not self.take_gpu(device):
+            return False
+        check_taken(os.environ[GPUS], seen(), used)
+        return True
+
+    def take_gpu(
+        self, device: str, environment: MutableMapping[str, str] = os.environ, count: Callable[[], int] = counted
+    ) -> bool:
         """Leave this process one GPU, its own, by `CUDA_VISIBLE_DEVICES`; return True if there is one.
 
-        `device`: auto, cpu or cuda, as of the run. Called before torch has used a GPU. Raises `NMBenchError` if the
-        host has GPUs, but fewer than ranks.
+        `device`: auto, cpu or cuda, as of the run; `count` is asked for the number of GPUs if no variable names them.
+        With auto, GPUs that cannot be counted are none. Called before anything uses CUDA, as this does not. Raises
+        `NMBenchError` if the host has GPUs, but fewer than ranks, and with cuda if they cannot be counted.
         """
-        gpus = [] if device == "cpu" else visible(environment)
+        if device == "cpu":
+            return False
+        gpus = found(device, environment, count)
         if not gpus and device != "cuda":
+            environment[GPUS] = ""  # nor does the run find some later, which ranks would share
             return False
         if len(gpus) < self.local_size:
             raise NMBenchError(
@@ -48,10 +66,11 @@ class Launch:
         return True
 
 
-def visible(environment: Mapping[str, str]) -> list[str]:
-    """Return the GPUs that this process may use, as CUDA names them; CUDA is not initialised."""
-    import torch
-
-    named = environment.get(GPUS)
-    found = [str(number) for number in range(torch.cuda.device_count())] if named is None else named.split(",")
-    return [gpu for gpu in found if gpu]
+def found(device: str, environment: Mapping[str, str], count: Callable[[], int]) -> list[str]:
+    """Return the GPUs that this process may use; none if they cannot be counted, unless `device` is cuda."""
+    try:
+        return visible(environment, count)
+    except NMBenchError:
+        if device == "cuda":
+            raise
+        return []
