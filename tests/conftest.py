@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from nmbench.cli.process import wait_without_spinning
 
 wait_without_spinning()  # before any test imports torch, and in every worker
 pytest.register_assert_rewrite("reference")
+settings.register_profile("fewer", max_examples=50)  # tox -e slow draws 100
+settings.load_profile("fewer")
+SERVER: pytest.StashKey[Any] = pytest.StashKey()
 
 
 def pytest_collection_finish() -> None:
@@ -35,6 +41,22 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packages_are_looked_up_once() -> Iterator[None]:
+    """The entry points of installed packages are read once for each import path, and not by every command again."""
+    from importlib import metadata
+
+    read = metadata.entry_points
+
+    @functools.cache
+    def known(path: tuple[str, ...], **group: str) -> Any:
+        return read(**group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "entry_points", lambda **group: known(tuple(sys.path), **group))
+        yield
+
+
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pieces of two of the demo's plays, cal.txt of 10 kB and test.txt of 2.5 kB; nobody writes to it."""
@@ -47,11 +69,30 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def python() -> Iterator[Any]:
-    """Starts Python programs in processes of their own, which need not import torch again: a `ForkServer`."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """All workers of pytest-xdist share one fork server: another would import torch once more."""
     from reference.processes import ForkServer
 
+    if SERVER not in node.config.stash:
+        node.config.stash[SERVER] = ForkServer()
+    node.workerinput["fork_server"] = node.config.stash[SERVER].address
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the fork server of the workers."""
+    if SERVER in config.stash:
+        config.stash[SERVER].close()
+
+
+@pytest.fixture(scope="session")
+def python(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Starts Python programs in processes of their own, which need not import torch again: `Programs`."""
+    from reference.processes import ForkServer, Programs
+
+    if address := getattr(request.config, "workerinput", {}).get("fork_server"):
+        yield Programs(address)
+        return
     server = ForkServer()
     yield server
     server.close()

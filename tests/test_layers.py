@@ -7,6 +7,7 @@ what it is handed.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,12 +51,22 @@ def part_of(module: str) -> str:
     return module.removeprefix("nmbench").lstrip(".").split(".")[0]
 
 
-def imports(source: str) -> Iterator[tuple[str, bool]]:
+def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements, nested ones as well, without a look at the expressions, which import nothing."""
+    for node in body:
+        yield node
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from statements(getattr(node, name, []))
+
+
+@functools.cache
+def imports(source: str) -> list[tuple[str, bool]]:
     """Every import of `nmbench` in a source: the module, and whether only annotations use the import."""
-    tree = ast.parse(source)
-    checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    typing_only = {id(inner) for check in checks for inner in ast.walk(check)}
-    for node in ast.walk(tree):
+    found = list(statements(ast.parse(source).body))
+    checks = [n for n in found if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    typing_only = {id(inner) for check in checks for inner in statements([check])}
+    modules = []
+    for node in found:
         names = []
         if isinstance(node, ast.ImportFrom) and not node.level and node.module == "nmbench":
             names = [f"nmbench.{alias.name}" for alias in node.names]
@@ -63,7 +74,8 @@ def imports(source: str) -> Iterator[tuple[str, bool]]:
             names = [node.module or ""]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        yield from ((name, id(node) in typing_only) for name in names if name.split(".")[0] == "nmbench")
+        modules += [(name, id(node) in typing_only) for name in names if name.split(".")[0] == "nmbench"]
+    return modules
 
 
 def upward(path: str, source: str) -> list[str]:

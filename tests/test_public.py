@@ -43,10 +43,17 @@ def public() -> dict[str, set[str]]:
 PUBLIC = public()
 
 
+@functools.cache
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """The nodes of a source that name something: imports, attributes and definitions."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Attribute, ast.FunctionDef, ast.ClassDef)
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds))
+
+
 def used(source: str) -> list[tuple[str, str]]:
     """Everything of nmbench that a source file names: (module, name)."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nmbench":
             found += [(node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
@@ -67,7 +74,7 @@ def test_plugins_use_public_names_only(name):
 @pytest.mark.parametrize("name", SOURCES)
 def test_plugins_touch_no_private_attribute(name):
     """A built-in plugin reads no attribute with a leading underscore that is not its own."""
-    for node in ast.walk(ast.parse(SOURCES[name])):
+    for node in nodes(SOURCES[name]):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             assert mine or node.attr in (*defined(), *OF_TUPLES), (name, node.lineno, node.attr)
@@ -76,15 +83,15 @@ def test_plugins_touch_no_private_attribute(name):
 @functools.cache
 def defined() -> set[str]:
     """Return the names of all functions and classes of the built-in plugins."""
-    nodes = [node for source in SOURCES.values() for node in ast.walk(ast.parse(source))]
-    return {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    found = [node for source in SOURCES.values() for node in nodes(source)]
+    return {node.name for node in found if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_plugins_do_not_import_each_other(name):
     """A built-in plugin imports nothing of another one."""
     top = name.split("/")[0].removesuffix(".py")
-    for node in ast.walk(ast.parse(SOURCES[name])):
+    for node in nodes(SOURCES[name]):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for module in names:

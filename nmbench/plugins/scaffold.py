@@ -49,7 +49,7 @@ KINDS = {
     "refiner": Kind("refiner"),
     "repair": Kind("repair", run="--method NAME --method wanda --set NAME.init=magnitude,wanda"),
     "learner": Kind(
-        "mask learner", options="steps=100, checkpoint_every=30", run="--method NAME --method wanda --set NAME.steps=50"
+        "mask learner", options="steps=50, checkpoint_every=15", run="--method NAME --method wanda --set NAME.steps=50"
     ),
     "metric": Kind("metric", "metric", run="--method wanda --metric NAME:demo@256", show="nmbench plugins"),
 }

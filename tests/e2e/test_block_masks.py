@@ -17,7 +17,7 @@ RECORDED = ("masks_digest", "metrics", "curve", "notes", "cost")
 @pytest.fixture
 def tiny(small):
     """Flags of a tiny random model, without a method."""
-    return [*small[: small.index("--set")], "--plugin", repairs.__file__, "--quiet"]
+    return [*small[: small.index("--set")], "--plugin", repairs.__file__, "--quiet", "--pool-tokens", "1024"]
 
 
 def row(records, folder):

@@ -87,18 +87,16 @@ def source() -> str:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def rows(texts, tmp_path_factory):
     """One run in which every hostile method is followed by a good one, as rows by label; and what was printed."""
     from click.testing import CliRunner
 
     from nmbench.cli import main
-    from nmbench_plugins.demo import DemoPlays
 
     folder = tmp_path_factory.mktemp("hostile")
-    for name, split in (("cal", "calibration"), ("test", "test")):
-        (folder / f"{name}.txt").write_text(next(iter(DemoPlays().texts(split)))[4000:10000], encoding="utf-8")
     (folder / "hostile.py").write_text(source())
-    flags = ["--model", "tiny:llama", "--calibration", "text:cal.txt", "--metric", "ppl:text:test.txt@64"]
+    flags = ["--model", "tiny:llama", "--calibration", f"text:{texts}/cal.txt"]
+    flags += ["--metric", f"ppl:text:{texts}/test.txt@64"]
     flags += ["--windows", "4", "--window-tokens", "64", "--pool-tokens", "2048", "--selection-tokens", "1024"]
     flags += ["--plugin", "hostile.py", "--out", "out", "--method", "before=wanda", "--method", "gram=sparsegpt"]
     for what in HOSTILE:
@@ -170,11 +168,11 @@ def nmbench_register_metrics(register):
 """
 
 
-def test_a_metric_is_lent_copies(nmbench, small, records, tmp_path):
+def test_a_metric_is_lent_copies(nmbench, finished, small, records, tmp_path):
     """A metric that writes into texts and dense losses spoils no later row."""
     (tmp_path / "tamper.py").write_text(TAMPERING)
     flags = [*small[: small.index("--set")], "--method", "magnitude", "--method", "wanda"]
-    assert nmbench("run", *flags, "--out", "quiet").exit_code == 0
+    finished(*flags, "--out", "quiet")
     result = nmbench("run", *flags, "--metric", "tamper", "--plugin", "tamper.py", "--out", "out")
     assert result.exit_code == 0, result.output
     quiet = {row["label"]: row for row in records(tmp_path / "quiet")}

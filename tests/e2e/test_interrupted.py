@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import pytest
 
@@ -14,6 +13,15 @@ from nmbench.results.files import FileCheckpoints, read_tensors
 SLOWLY = ["--set", "maskpro.steps=60", "--set", "maskpro.checkpoint_every=5", "--set", "maskpro.check_every=20"]
 
 
+LEARNS = """
+from pathlib import Path
+import nmbench
+
+@nmbench.hookimpl
+def nmbench_progress(event):
+    if (event.stage, event.done) == ("learn", 3):
+        Path("learns").touch()
+"""
 STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -44,9 +52,10 @@ def test_a_killed_run_ends_like_one_that_was_not(nmbench, python, finished, smal
 def test_sigterm_stores_a_checkpoint(python, small, tmp_path):
     """A learner that is asked to end by SIGTERM stores its last step, however far the next checkpoint is."""
     seldom = ["--set", "maskpro.steps=100000", "--set", "maskpro.checkpoint_every=100000", "--quiet"]
+    (tmp_path / "learns.py").write_text(LEARNS, encoding="utf-8")
+    seldom += ["--plugin", "learns.py"]
     process = python.start("-m", "nmbench.cli", "run", *small, *seldom, cwd=tmp_path)
-    process.wait_for(tmp_path / "out/masks/maskpro@init--2-4--seed0.safetensors")
-    time.sleep(2)  # until it learns, or nearly: else it ends at once, as any other work does
+    process.wait_for(tmp_path / "learns")
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate()
     assert process.returncode == 143, stderr

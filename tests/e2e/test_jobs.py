@@ -5,6 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 
+import pytest
+
+FORKING = """
+import multiprocessing, sys
+from nmbench.cli import main
+
+def forked(method, of=multiprocessing.get_context):
+    assert method == "spawn"
+    return of("fork")
+
+multiprocessing.get_context = forked
+main(sys.argv[1:])
+"""
 METHODS = ("--method", "wanda", "--method", "again=wanda", "--set", "maskpro.init=wanda")
 SAME = ("label", "pattern", "seed", "status", "metrics", "measured_digest", "cost", "copied_from", "job_digest")
 
@@ -14,13 +27,16 @@ def figures(rows: list[dict]) -> list[dict]:
     return [{name: row.get(name) for name in SAME} for row in rows]
 
 
-def test_rows_of_other_processes_are_the_same(nmbench, finished, small, records, tmp_path):
+@pytest.mark.parametrize(
+    "program", [("-c", FORKING), pytest.param(("-m", "nmbench.cli"), marks=pytest.mark.slow)], ids=["forked", "spawned"]
+)
+def test_rows_of_other_processes_are_the_same(nmbench, finished, python, small, records, tmp_path, program):
     """Starts, learners and copied rows: figures, digests and order are those of one process."""
     finished(*small, *METHODS)
     elsewhere = [*small, *METHODS, "--jobs", "local:1"]
     elsewhere[elsewhere.index("out")] = "other"
-    result = nmbench("run", *elsewhere)
-    assert result.exit_code == 0, result.output
+    done = python.run(*program, "run", *elsewhere)
+    assert done.returncode == 0, done.stderr
     assert figures(records(tmp_path / "other")) == figures(records(tmp_path / "out"))
     assert not (tmp_path / "other" / "left").exists()
     assert nmbench("run", *elsewhere).exit_code == 0

@@ -159,7 +159,7 @@ def test_experts_stored_one_by_one(run, tmp_path, records):
 # Dtypes
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_an_export_has_the_dtype_of_its_checkpoint(run, nmbench, tmp_path, dtype):
     """A checkpoint of 16 bits, pruned in float32 on a CPU, is exported in its own dtype; `--dtype` asks for another."""
     saved(tmp_path / "model", llama(), dtype)

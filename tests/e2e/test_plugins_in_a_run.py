@@ -43,8 +43,8 @@ BROKEN = {
         "Solver",
         "    def solve(self, weight, stats, pattern):\n"
         "        mask = pattern.top(weight.abs())\n        mask[1, 4:8] = True\n        return nmbench.Pruned(mask)\n",
-        "mine broke 2:4 in model.layers.0.self_attn.q_proj: 1 of 1024 groups; first: row 1, columns 4..7 keep 4 "
-        "instead of 2.",
+        "one-weight-too-many broke 2:4 in model.layers.0.self_attn.q_proj: 1 of 1024 groups; first: row 1, "
+        "columns 4..7 keep 4 instead of 2.",
     ),
     "weights off the mask": (
         "Solver",
@@ -85,24 +85,35 @@ def test_a_method_in_one_file(nmbench, small, records, tmp_path):
     assert "--set mine.sign=-1.0" in nmbench("methods", "mine", "--plugin", path).output
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_method_costs_its_own_row_only(nmbench, finished, small, records, tmp_path, name):
-    """Its row is marked failed with the reason, has no numbers, and the others are as without it."""
-    base, body, message = BROKEN[name]
-    path = plugin(tmp_path, f"@dataclass(frozen=True)\nclass Mine(nmbench.{base}):\n{body}")
+@pytest.fixture
+def broken(nmbench, made, small, tmp_path_factory):
+    """A run of all broken methods, with a good one behind each of them, and its flags."""
     flags = small[: small.index("--set")]
-    finished(*flags, "--method", "magnitude", "--out", "alone")
-    result = nmbench("run", *flags, "--plugin", path, "--method", "mine", "--method", "magnitude", "--out", "out")
+    for name, (base, body, _) in BROKEN.items():
+        method = name.replace(" ", "-").lower()
+        path = tmp_path_factory.getbasetemp() / f"{method}.py"
+        text = f"{HEAD}@dataclass(frozen=True)\nclass Mine(nmbench.{base}):\n{body}"
+        path.write_text(text.replace('"mine"', repr(method)), encoding="utf-8")
+        flags += ["--plugin", str(path), "--method", method, "--method", f"after-{method}=wanda"]
+    return made(nmbench, (*flags, "--method", "before=wanda", "--out", "out"))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_method_costs_its_own_row_only(nmbench, finished, broken, small, records, tmp_path, name):
+    """Its row is marked failed with the reason, has no numbers, and the others are as without it."""
+    result, folder = broken
     assert result.exit_code == 1
-    rows = {row["label"]: row for row in records(tmp_path / "out")}
-    assert rows["mine"]["status"] == "failed"
-    assert message in rows["mine"]["error"]
-    assert rows["mine"]["metrics"] == {}
-    assert (tmp_path / "out" / rows["mine"]["traceback"]).read_text().startswith("Traceback")
+    rows = {row["label"]: row for row in records(folder / "out")}
+    method = name.replace(" ", "-").lower()
+    assert rows[method]["status"] == "failed"
+    assert BROKEN[name][2] in rows[method]["error"]
+    assert rows[method]["metrics"] == {}
+    assert (folder / "out" / rows[method]["traceback"]).read_text().startswith("Traceback")
     assert "FAILED" in result.stdout
+    finished(*small[: small.index("--set")], "--method", "wanda", "--out", "alone")
     alone = {row["label"]: row for row in records(tmp_path / "alone")}
-    assert rows["magnitude"]["metrics"] == alone["magnitude"]["metrics"]
-    assert rows["magnitude"]["proof"] == alone["magnitude"]["proof"]
+    assert rows[f"after-{method}"]["metrics"] == alone["wanda"]["metrics"]
+    assert rows[f"after-{method}"]["proof"] == alone["wanda"]["proof"]
 
 
 def test_a_failed_job_is_tried_again(nmbench, small, records, tmp_path):

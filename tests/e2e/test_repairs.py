@@ -29,12 +29,12 @@ def tiny(small):
 @pytest.fixture(scope="session")
 def demo(tiny):
     """Flags of the demo on the texts of the tiny model."""
-    return [*("demo" if flag == "tiny:llama" else flag for flag in tiny), "--pool-tokens", "1024"]
+    return [*("demo" if flag == "tiny:llama" else flag for flag in tiny), "--pool-tokens", "512"]
 
 
 TRAINED = [
     *("--method", "near=nearer", "--set", "near.init=wanda,magnitude", "--set", "near.steps=3"),
-    *("--method", "tune", "--set", "tune.init=magnitude", "--set", "tune.rate=1e-4"),
+    *("--method", "tune", "--set", "tune.init=magnitude", "--set", "tune.rate=1e-4", "--set", "tune.steps=3"),
     *("--method", "worse=broken-layers", "--set", "worse.how=worse", "--set", "worse.init=magnitude"),
 ]
 

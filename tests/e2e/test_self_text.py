@@ -43,6 +43,7 @@ def test_calibration_of_two_kinds_is_not_ranked_together(nmbench, finished, flag
     Their cost is the same, because no row counts the cost of sampling.
     """
     flags = ["demo" if flag == "tiny:llama" else flag for flag in flags]  # nothing is ranked under a random model
+    flags += ["--window-tokens", "24"]
     finished(*flags, "--out", "out")
     own = [flag if not flag.startswith("self:") else f"text:{texts}/cal.txt" for flag in flags]
     result = nmbench("run", *own, "--out", "out")

@@ -1,10 +1,10 @@
 """A process that has imported what is slow to import, and forks into a Python program for each request.
 
-Started by `reference.processes` with the number of a socket, the import path to add, and the modules. PYTHONPATH is not
-in its environment, because Python would then leave out what is on its own import path as well. Every message on the
-socket carries four open files: a connection, and the standard input, output and error of the program. The request is a
-line of JSON on the connection; the id of the program's process and its exit status go back, a line each. The server
-ends when the socket is closed.
+Started by `reference.processes` with the number of a listening socket, the import path to add, and the modules.
+PYTHONPATH is not in its environment, because Python would then leave out what is on its own import path as well. Every
+connection is one program: a message that carries its standard input, output and error as open files, then a line of
+JSON; the id of the program's process and its exit status go back, a line each. The server ends when its standard input
+does, at the latest with the process that started it.
 
 Nothing is computed before a fork: threads of torch, which a fork would lose, start with the first computation.
 """
@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -36,32 +37,33 @@ def preload(modules: list[str]) -> None:
         del sys.modules[module]
 
 
-def requests(control: socket.socket) -> list[int]:
-    """Wait for requests; returns the files of one, in a process forked for it."""
+def connected(listener: socket.socket) -> socket.socket:
+    """Wait for connections; returns one, in a process forked for it."""
     while True:
-        _, files, _, _ = socket.recv_fds(control, 1, 4)
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if not files:
+        if sys.stdin in ready:
             os._exit(0)
+        connection, _ = listener.accept()
         if os.fork() == 0:
-            control.close()
-            return files
-        for file in files:
-            os.close(file)
+            listener.close()
+            return connection
+        connection.close()
 
 
-def become_program(files: list[int]) -> dict:
+def become_program(connection: socket.socket) -> dict:
     """Fork once more: one process waits, and reports how the other ended; in the other the request is returned."""
-    with socket.socket(fileno=files[0]) as connection:
+    with connection:
+        _, files, _, _ = socket.recv_fds(connection, 1, 3)
         request = json.loads(connection.makefile().readline())
         if pid := os.fork():
             connection.sendall(f"{pid}\n".encode())
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             connection.sendall(f"{status}\n".encode())
             os._exit(0)
-    for number, file in enumerate(files[1:]):
+    for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     return request
@@ -131,6 +133,6 @@ if __name__ == "__main__":
     preload(modules)
     gc.collect()
     gc.freeze()  # else a collection in a fork would copy all that is shared
-    request = become_program(requests(socket.socket(fileno=int(number))))
+    request = become_program(connected(socket.socket(fileno=int(number))))
     settle(request["cwd"], request["environment"], request["arguments"][0], own)
     ending.status = status_of(request["arguments"])

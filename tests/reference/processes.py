@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 SERVER = Path(__file__).with_name("fork_server.py")
-PRELOADED = ("torch", "transformers.models.auto", "pytest", "nmbench.run", "nmbench.cli", "nmbench.testing.kit")
+PRELOADED = (
+    *("torch", "transformers.models.auto", "transformers.models.llama.modeling_llama", "pandas", "pytest"),
+    *("nmbench.run", "nmbench.cli", "nmbench.testing.kit"),
+)
 WITHOUT_TRITON = """
 # Triton cannot be imported, and nothing of nmbench was imported while it could be.
 import sys
@@ -85,28 +89,19 @@ def written(file: IO[str]) -> str:
         return file.read()
 
 
-class ForkServer:
-    """Starts Python programs by forking a process that has imported torch, transformers and nmbench, or `modules`."""
+class Programs:
+    """Starts Python programs by the fork server that listens at `address`."""
 
-    def __init__(self, modules: tuple[str, ...] = PRELOADED, env: Mapping[str, str] = os.environ) -> None:
-        self.control, other = socket.socketpair()
-        environment = {**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(SERVER), str(other.fileno()), environment.pop("PYTHONPATH", ""), *modules]
-        with other:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[other.fileno()], start_new_session=True
-            )
-
-    def close(self) -> None:
-        self.control.close()
-        self.process.wait()
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     def start(self, *arguments: str, cwd: Path | None = None, env: Mapping[str, str] = os.environ) -> Program:
         """Start `python *arguments`, the first of which is `-m` or `-c`, without input."""
         files = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]  # noqa: SIM115 - closed when they are read
-        ours, theirs = socket.socketpair()
-        with theirs, open(os.devnull) as nothing:
-            socket.send_fds(self.control, [b"."], [file.fileno() for file in (theirs, nothing, *files)])
+        ours = socket.socket(socket.AF_UNIX)
+        ours.connect(self.address)
+        with open(os.devnull) as nothing:
+            socket.send_fds(ours, [b"."], [file.fileno() for file in (nothing, *files)])
         request = {"arguments": arguments, "cwd": str(cwd or Path.cwd()), "environment": dict(env)}
         ours.sendall(json.dumps(request).encode() + b"\n")
         return Program(arguments, int(line(ours)), ours, *files)
@@ -116,3 +111,24 @@ class ForkServer:
         program = self.start(*arguments, **rest)
         stdout, stderr = program.communicate()
         return subprocess.CompletedProcess(arguments, program.wait(), stdout, stderr)
+
+
+class ForkServer(Programs):
+    """Starts Python programs by forking a process that has imported torch, transformers and nmbench, or `modules`."""
+
+    def __init__(self, modules: tuple[str, ...] = PRELOADED, env: Mapping[str, str] = os.environ) -> None:
+        self.folder = tempfile.mkdtemp()
+        super().__init__(f"{self.folder}/socket")
+        environment = {**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        path = environment.pop("PYTHONPATH", "")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen(128)
+            command = [sys.executable, str(SERVER), str(listener.fileno()), path, *modules]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, env=environment, pass_fds=[listener.fileno()], start_new_session=True
+            )
+
+    def close(self) -> None:
+        self.process.communicate()
+        shutil.rmtree(self.folder)

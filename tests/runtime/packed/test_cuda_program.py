@@ -21,10 +21,10 @@ from reference.cuda_program import assembled, emulated
 BRAIN, HALF = torch.bfloat16, torch.float16
 FORMS = [
     (PATTERNS[0], BRAIN, Launch(2, 2, False, 1)),
-    (PATTERNS[0], HALF, Launch(3, 1, True, 1)),
+    pytest.param(PATTERNS[0], HALF, Launch(3, 1, True, 1), marks=pytest.mark.slow),
     (PATTERNS[1], BRAIN, Launch(1, 2, True, 1)),
-    (PATTERNS[1], HALF, Launch(4, 4, False, 1)),
-    (PATTERNS[2], BRAIN, Launch(2, 1, False, 1)),
+    pytest.param(PATTERNS[1], HALF, Launch(4, 4, False, 1), marks=pytest.mark.slow),
+    pytest.param(PATTERNS[2], BRAIN, Launch(2, 1, False, 1), marks=pytest.mark.slow),
     (PATTERNS[2], HALF, Launch(8, 2, True, 1)),
 ]
 on_gpu = pytest.mark.skipif(not nvidia_available("cuda"), reason="needs an NVIDIA GPU")
