@@ -2,6 +2,7 @@
 
     python demo_quality.py --out RUN_DIRECTORY --json results/demo_quality.json
     python demo_quality.py --out RUN_DIRECTORY --json results/demo_repairs.json --only wanda --only reconstruct
+    python demo_quality.py --out RUN_DIRECTORY --json results/demo_repairs_1_4.json --pattern 1:4 --only alps
 
 Takes an hour on two CPU cores with all methods; the same command resumes a killed run. Prints the table, the rankings
 with paired intervals, and writes the figures with device and versions to the JSON file.
@@ -24,6 +25,7 @@ METHODS = (
     MethodSpec("least-squares", "least-squares", {"dense_weight": 0.6, "residual_weight": 0.6}),
     MethodSpec("reconstruct", "reconstruct"),
 )
+PATTERNS = (Pattern(2, 4), Pattern(4, 8))
 FIGURES = ("label", "pattern", "seed", "options", "metrics", "against_dense", "seconds", "peak_bytes", "cost", "notes")
 
 
@@ -31,10 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--pattern", type=Pattern.parse, action="append", help="[2:4 and 4:8]")
     parser.add_argument("--only", action="append", choices=[method.label for method in METHODS])
     args = parser.parse_args()
     methods = tuple(method for method in METHODS if args.only is None or method.label in args.only)
-    spec = RunSpec(methods, patterns=(Pattern(2, 4), Pattern(4, 8)), seeds=(0, 1, 2))
+    spec = RunSpec(methods, patterns=tuple(args.pattern or PATTERNS), seeds=(0, 1, 2))
     plugins = load_plugins()
     plugins.add_observer(ProgressPrinter(), "progress")
     results = run(spec, args.out, plugins)
