@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from nmbench.errors import first_line
+from nmbench.pruning.replay import captured
 from nmbench.pruning.training import Training
-from nmbench.runtime.cuda_graphs import graph_of
 
 
 class AroundPasses:
@@ -26,22 +25,20 @@ class AroundPasses:
         self, live: Training, write: Callable[[], None], learn: Callable[[], None], graph: bool = True
     ) -> None:
         self.live, self.write, self.learn = live, write, learn
-        self.due = graph and live.bundle.device.type == "cuda" and (live.compiled or live.ranks.size > 1)
-        self.graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+        self.due = graph and live.bundle.device.type == "cuda" and not live.capturable
+        self.writing: torch.cuda.CUDAGraph | None = None
+        self.learning: torch.cuda.CUDAGraph | None = None
 
     def capture(self) -> None:
         """Capture both, by trials; the caller sees to it that these change nothing."""
         self.due = False
         self.live.hold_gradients()
-        try:
-            self.graphs = graph_of(self.write), graph_of(self.learn)
-        except RuntimeError as error:
-            self.live.task.notes["cuda graph"] = f"none: {first_line(error)}"
+        self.writing, self.learning = captured(self.live, self.write), captured(self.live, self.learn)
 
     def before(self) -> None:
         """Set all live weights."""
-        (self.graphs[0].replay if self.graphs else self.write)()
+        (self.writing.replay if self.writing else self.write)()
 
     def after(self) -> None:
         """Take the steps of all layers by their gradients."""
-        (self.graphs[1].replay if self.graphs else self.learn)()
+        (self.learning.replay if self.learning else self.learn)()

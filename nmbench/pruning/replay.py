@@ -26,18 +26,15 @@ class Replay:
         self, live: Training, objective: Objective, update: Callable[[Tensor], Tensor], graph: bool = True
     ) -> None:
         self.live, self.objective, self.update = live, objective, update
-        self.due = graph and live.bundle.device.type == "cuda" and not live.compiled and live.ranks.size == 1
+        self.due = graph and live.bundle.device.type == "cuda" and live.capturable
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def capture(self, tokens: Tensor) -> None:
         """Capture the update, by trial updates with `tokens`; the caller sees to it that these change nothing."""
         self.due = False
         self.tokens = tokens.clone()
-        try:
-            with self.live.uncounted():
-                self.graph = graph_of(self._hold)
-        except RuntimeError as error:  # the model synchronises with the device, as routers do
-            self.live.task.notes["cuda graph"] = f"none: {first_line(error)}"
+        with self.live.uncounted():
+            self.graph = captured(self.live, self._hold)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Update by a minibatch, whose tokens are counted; return its losses, float32 `[n]`."""
@@ -50,3 +47,12 @@ class Replay:
 
     def _hold(self) -> None:
         self.losses = self.update(self.tokens)
+
+
+def captured(live: Training, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    """Return a CUDA graph of `work`, or None with a note in the record if there is none."""
+    try:
+        return graph_of(work)
+    except RuntimeError as error:  # the model synchronises with the device, as routers do
+        live.task.notes["cuda graph"] = f"none: {first_line(error)}"
+        return None

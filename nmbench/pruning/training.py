@@ -103,6 +103,11 @@ class Training:
         """True if `backward` runs compiled passes."""
         return bool(self._forwards)
 
+    @property
+    def capturable(self) -> bool:
+        """True if a CUDA graph may hold `backward`: its passes are not compiled, and no ranks add gradients up."""
+        return not self.compiled and self.ranks.size == 1
+
     def compile(self, tokens: Tensor, objective: Objective, backend: str | None = None) -> None:
         """Compile the passes of `backward` for minibatches of the shape of `tokens`; gradients are as after `clear`.
 

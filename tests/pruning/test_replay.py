@@ -8,6 +8,7 @@ from nmbench.evaluation import Objective
 from nmbench.pruning import replay as replay_module
 from nmbench.pruning.replay import Replay
 from nmbench.testing.cases import LearnCase
+from reference.cuda_graphs import NOTES, refuse
 
 
 class Recorded:
@@ -45,14 +46,10 @@ def test_a_replayed_update_is_the_update(monkeypatch):
 
 def test_a_model_that_cannot_be_captured(monkeypatch):
     """It is updated by plain calls, and the record says why there is no graph."""
-
-    def refuse(work):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
     monkeypatch.setattr(replay_module, "graph_of", refuse)
     task = LearnCase().task()
     with task.gradients() as live:
         replay = Replay(live, Objective(), lambda tokens: live.backward(tokens, Objective()))
         replay.capture(task.pool[:4])
         assert replay(task.pool[:4]).shape == (4,)
-    assert task.notes == {"cuda graph": "none: operation not permitted when stream is capturing"}
+    assert task.notes == NOTES
