@@ -8,7 +8,8 @@
 A random model is written to `--folder`, block by block, and removed at the end. Every mode runs in a process of its
 own: it loads the folder, walks `--repeats` times after one walk of warm-up, applies the masks, and measures the losses
 of the test windows. Before each walk of the mode `disk, cold` the files are dropped from the page cache; in the mode
-`disk` they may be there.
+`disk` they may be there. In the mode `host, passes too` the hidden states of all windows wait on the host, as they do
+where the device has no room for them.
 
 `ratio`: seconds of a walk over those of the resident model. `overlap`: the share of the seconds of reading during which
 another block was at work, so that nothing waited. `device` and `host`: the most that torch allocated on the GPU, and
@@ -44,6 +45,7 @@ from safetensors.torch import save_file
 from shapes import SHAPES
 
 from nmbench import Pattern, load_plugins
+from nmbench.calibration import waiting
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.environment import cpu_name
 from nmbench.experiment.loading import load_model
@@ -59,8 +61,8 @@ from nmbench.spec import MethodSpec, RunSpec
 from nmbench_plugins.tiny import byte_tokenizer
 from nmbench_plugins.wanda import Wanda
 
-MODES = ("resident", "host", "disk", "disk, cold")
-SOURCES = {"resident": None, "host": "host", "disk": "disk", "disk, cold": "disk"}
+MODES = ("resident", "host", "host, passes too", "disk", "disk, cold")
+SOURCES = {"resident": None, "host": "host", "host, passes too": "host", "disk": "disk", "disk, cold": "disk"}
 PILOT = 2  # blocks
 
 
@@ -97,7 +99,9 @@ def compare(args: argparse.Namespace) -> None:
         rate = reading_rate(whole / "block-0.safetensors")
         read = block_bytes / rate
         expected = args.blocks * max(per_block, read) + read
-        print(f"one block: {per_block:.3f} s of walking, {read:.3f} s of reading ({rate / 2**30:.2f} GiB/s)")
+        print(
+            f"one block: {per_block:.3f} s of walking, {read:.3f} s of reading ({rate / 2**30:.2f} GiB/s)", flush=True
+        )
         print(
             "| mode | walk, s | ratio | overlap | losses, s | device, GiB | / est. | host, GiB | / est. | time / est. |"
         )
@@ -206,6 +210,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Load the model in `args.folder`, walk, and measure losses; return seconds, peaks and estimates in bytes."""
     mode, device, source = args.measure, torch.device(args.device), SOURCES[args.measure]
     plugins = load_plugins()
+    if mode == "host, passes too":
+        waiting.PART = 2**60
     if device.type == "cuda":
         ones = torch.ones(64, 64, device=device, dtype=torch.bfloat16)
         (ones @ ones).sort()  # libraries, which are no part of the growth, come into memory

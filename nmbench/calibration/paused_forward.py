@@ -18,7 +18,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from nmbench.calibration.arguments import arranged, changed, tensors_of
-from nmbench.calibration.waiting import Waiting
+from nmbench.calibration.waiting import Waiting, arrived, copied_to_host, leaves
 from nmbench.errors import NMBenchError
 from nmbench.models.bundle import Bundle
 from nmbench.models.forward import run_model
@@ -32,13 +32,18 @@ class PausedForward(greenlet):
     """The forward pass of a model on `batch`, int64 `[windows, window_tokens]`.
 
     `index`, `args` and `kwargs`: the block at whose entry the pass waits, and what the model calls the block with;
-    where the model is streamed, the tensors wait on the host. `writing`: numbers of the blocks that write into their
+    if `away`, the tensors wait on the host. `writing`: numbers of the blocks that write into their
     arguments, which are run on copies. `work` runs the model on the batch; `result` is what it returned, once the pass
     has gone through the last block. Raises `NMBenchError` if the blocks are not called once each, in order.
     """
 
     def __init__(
-        self, bundle: Bundle, batch: Tensor, writing: frozenset[int] = frozenset(), work: Work | None = None
+        self,
+        bundle: Bundle,
+        batch: Tensor,
+        writing: frozenset[int] = frozenset(),
+        work: Work | None = None,
+        away: bool = False,
     ) -> None:
         super().__init__()
         self.bundle, self.batch, self.writing = bundle, batch, writing
@@ -49,7 +54,7 @@ class PausedForward(greenlet):
         self.kwargs: dict[str, Any] = {}
         self.kept: list[Any] = []  # the output to go on with, if it is known already
         self.other_way: Callable[..., Any] | None = None  # what the block at the entry is replaced by
-        self._waiting = Waiting(bundle, batch) if bundle.streaming else None
+        self._waiting = Waiting(bundle, batch) if away else None
 
     def run(self) -> None:
         """The body of the greenlet."""
@@ -90,7 +95,7 @@ class PausedForward(greenlet):
         before, versions = arranged((args, kwargs)), [t._version for t in tensors_of((args, kwargs))] if own else []
         output = module(*args, **kwargs)
         if keep and arranged((args, kwargs)) == before:
-            self.kept = [changed(output, lambda tensor: tensor.to(self.bundle.host))]
+            self.kept = [changed(output, copied_to_host) if self._waiting else output]
         if own and versions != [t._version for t in tensors_of((self.args, self.kwargs))]:
             name = list(self.bundle.blocks)[self.index]
             raise NMBenchError(
@@ -100,7 +105,7 @@ class PausedForward(greenlet):
 
     def _lent(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor for a block to work with."""
-        return tensor.to(self.bundle.device, copy=True) if self._waiting else tensor.clone()
+        return tensor.to(self.bundle.device, non_blocking=True, copy=True) if self._waiting else tensor.clone()
 
     def close(self) -> None:
         """Leave the model in the middle of its forward pass."""
@@ -121,11 +126,11 @@ def paused_forwards(
     bundle: Bundle, batches: Iterable[Tensor], writing: frozenset[int] = frozenset(), work: Work | None = None
 ) -> Iterator[list[PausedForward]]:
     """Passes on `batches`, each at the entry of the first block; whatever is left of them at the end is given up."""
-    forwards = [PausedForward(bundle, batch, writing, work) for batch in batches]
+    batches = list(batches)
+    away = leaves(bundle, sum(batch.numel() for batch in batches))
+    forwards = [PausedForward(bundle, batch, writing, work, away) for batch in batches]
     try:
-        with entries(bundle):
-            for forward in forwards:
-                forward.go_on()
+        go_on(bundle, forwards)
         yield forwards
     finally:
         for forward in forwards:
@@ -174,6 +179,8 @@ def go_on(bundle: Bundle, forwards: Iterable[PausedForward], dense_block: nn.Mod
             forward.other_way = None if dense_block is None else kept_or(dense_block, forward)
             forward.go_on()
             forward.other_way = None  # which keeps the dense block
+    if bundle.streaming:
+        arrived(bundle.device)
 
 
 def kept_or(module: nn.Module, forward: PausedForward) -> Callable[..., Any]:
@@ -182,7 +189,7 @@ def kept_or(module: nn.Module, forward: PausedForward) -> Callable[..., Any]:
     def output(*args: Any, **kwargs: Any) -> Any:
         if not forward.kept:
             return module(*args, **kwargs)
-        return changed(forward.kept.pop(), lambda tensor: tensor.to(forward.bundle.device))
+        return changed(forward.kept.pop(), lambda tensor: tensor.to(forward.bundle.device, non_blocking=True))
 
     return output
 

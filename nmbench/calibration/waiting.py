@@ -1,8 +1,11 @@
-"""Where a model is streamed, what a paused forward pass holds waits on the host.
+"""Where a model is streamed, what a paused forward pass holds waits on the host, unless the device has room for it.
 
 A paused pass holds hidden states, masks and embeddings in the local variables of its frames. Their storages are copied
 to the host and the tensors pointed at the copies; before the pass goes on, they are brought back. Shapes, strides and
 views of one storage stay as they are. Tensors that are not found stay on the device, which costs memory alone.
+
+Copies of a GPU's tensors are in pinned memory, and nobody waits for them until all passes have left: pageable memory
+takes several times as long as the block that is computed.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.calibration.arguments import tensors_of
-from nmbench.models.bundle import Bundle
+from nmbench.models.bundle import Bundle, hidden_width
+
+PART = 8  # one eighth of a GPU is what hidden states of waiting passes may take
+HELD = 3  # hidden states of all windows while passes wait: as they wait, and twice those of a batch's pass
 
 
 class Waiting:
@@ -49,7 +55,7 @@ class Waiting:
         for tensor, _ in self.away:
             home = address(tensor)
             if home not in copies:
-                copies[home] = whole(tensor).to(self.device, copy=True)
+                copies[home] = whole(tensor).to(self.device, non_blocking=True, copy=True)
                 self.brought.append((copies[home], whole(tensor)))
             tensor.data = like(tensor, copies[home])
 
@@ -65,9 +71,41 @@ def in_modules(model: nn.Module) -> Iterator[Tensor]:
         yield from tensors_of(vars(module))
 
 
+def leaves(bundle: Bundle, tokens: int) -> bool:
+    """True if passes of so many tokens wait on the host: the model is streamed, and the device has no room for them."""
+    if bundle.streaming is None:
+        return False
+    return hidden_bytes(bundle, tokens) > room_on(bundle.device)
+
+
+def hidden_bytes(bundle: Bundle, tokens: int) -> int:
+    """The bytes of hidden states while passes of so many tokens wait."""
+    return HELD * tokens * hidden_width(bundle) * bundle.dtype.itemsize
+
+
+def room_on(device: torch.device) -> int:
+    """The bytes of a GPU that hidden states of waiting passes may take; none on a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    return torch.cuda.get_device_properties(device).total_memory // PART
+
+
 def stored_on_host(tensor: Tensor) -> Tensor:
-    """A copy on the host of the storage of a tensor, bytes `[n]`."""
-    return whole(tensor).to("cpu", copy=True)
+    """A copy on the host of the storage of a tensor, bytes `[n]`; of a GPU's, it may still be on its way."""
+    return copied_to_host(whole(tensor))
+
+
+def copied_to_host(tensor: Tensor) -> Tensor:
+    """A copy of a tensor on the host; of a GPU's, it may still be on its way, in the order of the GPU's work."""
+    if tensor.device.type != "cuda":
+        return tensor.to("cpu", copy=True)
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def arrived(device: torch.device) -> None:
+    """Wait for what is on its way to the host."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def address(tensor: Tensor) -> int:

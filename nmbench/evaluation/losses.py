@@ -24,14 +24,21 @@ LARGE_VOCABULARY = 2**17  # assumed of a model without output embeddings
 def window_losses(model: nn.Module, tokens: Tensor, logit_bytes: int = LOGIT_BYTES, bos: bool = False) -> Tensor:
     """Return the mean cross-entropy of each window in nats: int64 `[n, window]` -> float32 `[n]`.
 
-    With `bos`, `tokens` `[n, 1 + window]` begin with a BOS token. At most `logit_bytes` of logits, but at least one
-    window, exist in float32 at a time. Never blocks on the device.
+    With `bos`, `tokens` `[n, 1 + window]` begin with a BOS token. At most `logit_bytes` of logits, but at least those
+    of one token, exist in float32 at a time. Never blocks on the device.
     """
     logits = logits_of(run_model(model, tokens))[:, bos:-1]  # [n, window - 1, vocabulary]
-    size = max(1, logit_bytes // (4 * logits[:1].numel()))
+    size = max(1, logit_bytes // (4 * logits[:1].numel()))  # windows
     parts = zip(logits.split(size), tokens[:, 1 + bos :].split(size), strict=True)
-    losses = [F.cross_entropy(part.flatten(0, 1).float(), to.flatten(), reduction="none") for part, to in parts]
+    losses = [token_losses(part.flatten(0, 1), to.flatten(), logit_bytes) for part, to in parts]
     return torch.cat(losses).view(len(tokens), -1).mean(dim=1)
+
+
+def token_losses(logits: Tensor, targets: Tensor, logit_bytes: int) -> Tensor:
+    """Return the cross-entropy in nats of each token, float32 `[n]`, from logits `[n, vocabulary]`, part by part."""
+    size = max(1, logit_bytes // (4 * logits.shape[1]))  # tokens
+    parts = zip(logits.split(size), targets.split(size), strict=True)
+    return torch.cat([F.cross_entropy(part.float(), to, reduction="none") for part, to in parts])
 
 
 def losses_in_parts(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nmbench.calibration.waiting import hidden_bytes, room_on
 from nmbench.calibration.walk import batch_tokens
 from nmbench.methods import Layerwise, MaskLearner, Method, Stat, WeightLearner
 from nmbench.models.bundle import Bundle, Layer, hidden_width
@@ -108,11 +109,13 @@ def estimate(
     sequential: bool = False,
     pool_tokens: int = 0,
     patterns: Sequence[Pattern] = (),
+    room: int = 0,
 ) -> Estimate:
     """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time.
 
     `sequential`: whether all methods prune the layers of a block one after the other. `pool_tokens`: those that
-    learners read. Of several `patterns`, a learner is estimated for the one that needs most.
+    learners read. Of several `patterns`, a learner is estimated for the one that needs most. `room`: bytes of hidden
+    states that stay on the device though the model is streamed.
     """
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
@@ -132,16 +135,21 @@ def estimate(
         streamed,
         weights=outside + (largest if streamed else inside) + beside * largest,
         hidden=0
-        if streamed
+        if streamed and hidden_bytes(bundle, tokens) > room
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(together(layers, needs, sequential) for layers in block_layers),
         working=max(run, solve) + (0 if streamed else largest),  # copies of the dense weights of the pruned block
-        learning=tuple(dict.fromkeys(learning(it, bundle, patterns, streamed, pool_tokens) for it in learners)),
+        learning=tuple(dict.fromkeys(learning(it, bundle, patterns, streamed, pool_tokens, room) for it in learners)),
     )
 
 
 def learning(
-    method: MaskLearner | WeightLearner, bundle: Bundle, patterns: Sequence[Pattern], streamed: bool, pool_tokens: int
+    method: MaskLearner | WeightLearner,
+    bundle: Bundle,
+    patterns: Sequence[Pattern],
+    streamed: bool,
+    pool_tokens: int,
+    room: int,
 ) -> Learning:
     """Return the estimate for one learner: of the whole model, or of its largest block if it learns block by block."""
     stored = max(layer.read().element_size() for layer in bundle.layers.values())
@@ -152,7 +160,8 @@ def learning(
         return Learning(name, model, None if each is None else round(each * sum(counts)))
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     live = model - sum(blocks) + max(blocks) if streamed else model
-    hidden = 0 if streamed else PASSING * pool_tokens * hidden_width(bundle) * bundle.dtype.itemsize
+    away = streamed and hidden_bytes(bundle, pool_tokens) > room
+    hidden = 0 if away else PASSING * pool_tokens * hidden_width(bundle) * bundle.dtype.itemsize
     own = None if each is None else round(each * max(counts))
     return Learning(name, live + LEARNT * max(blocks), own, hidden, blockwise=True)
 
@@ -238,4 +247,4 @@ def planned(
     at_once = batch_tokens(bundle, device)
     in_turn = all(method.sequential for method in walked)
     walk = needs, spec.windows, spec.window_tokens, device.type, streamed, at_once
-    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns)
+    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns, room_on(device))

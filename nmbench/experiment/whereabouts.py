@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from nmbench.calibration.waiting import hidden_bytes
 from nmbench.experiment.memory import GIBIBYTE, bytes_of, planned
 from nmbench.methods import Layerwise, Method, Refiner, Scorer, Stat
-from nmbench.models.bundle import Bundle, hidden_width
+from nmbench.models.bundle import Bundle
 from nmbench.models.hashing import MOST_THREADS, PART_BYTES
 from nmbench.spec import ResolvedSpec
-
-WAITING = 3  # hidden states of all windows while one-shot methods walk: as they wait, and twice those of a batch's pass
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def whereabouts(
     masks = sum(math.prod(layer.shape) for layer in bundle.layers.values())
     repaired = masks * bundle.dtype.itemsize * any(changes_weights(method) for method in methods)
     held = {"masks": masks, **({"repaired weights": repaired} if repaired else {})}
-    waiting = {"hidden states": hidden(bundle, spec, methods)}
+    waiting = {} if plan.hidden else {"hidden states": hidden(bundle, spec, methods)}
     if source is None:
         host = {"dense weights": inside + outside}
         return Whereabouts(source, device.type, {**on_device, **held}, host, {})
@@ -81,4 +80,4 @@ def changes_weights(method: Method) -> bool:
 def hidden(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method]) -> int:
     """Return the bytes of the hidden states of all calibration windows, which wait while a block is pruned."""
     beside = any(isinstance(method, Layerwise) and method.needs & (Stat.DRIFT | Stat.LAG) for method in methods)
-    return WAITING * (1 + beside) * spec.windows * spec.window_tokens * hidden_width(bundle) * bundle.dtype.itemsize
+    return (1 + beside) * hidden_bytes(bundle, spec.windows * spec.window_tokens)

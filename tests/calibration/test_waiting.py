@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nmbench.calibration import block_visit
+from nmbench.calibration import block_visit, waiting
 from nmbench.calibration.paused_forward import go_on, paused_forwards
 from nmbench.calibration.walk import walk
 from nmbench.methods import Stat
@@ -52,6 +52,22 @@ def test_what_is_on_the_device_does_not_grow_with_the_windows(family, device, mo
     (few, few_peak), (many, many_peak) = found
     assert few == many == [0] * len(few)
     assert many_peak == few_peak
+
+
+def test_passes_leave_where_there_is_no_room(monkeypatch):
+    """Hidden states that fit into the room on the device stay there; the steps of the walk are the same."""
+    windows, found = windows_of(8), []
+    for spare in (0, -1):
+        bundle = TinyModel().load("llama")
+        bundle.stream(torch.device("cpu"))
+        room = waiting.hidden_bytes(bundle, windows.numel()) + spare
+        monkeypatch.setattr(waiting, "room_on", lambda device, room=room: room)
+        assert waiting.leaves(bundle, windows.numel()) == (spare < 0)
+        with paused_forwards(bundle, windows.split(AT_ONCE)) as passes:
+            assert {one._waiting is not None for one in passes} == {spare < 0}
+        steps = walk(bundle, windows, Stat.GRAM | Stat.DRIFT)
+        found.append([stats.gram for step in steps for stats in step.stats.values()])
+    assert all(torch.equal(stay, left) for stay, left in zip(*found, strict=True))
 
 
 def test_one_dense_block_at_a_time(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nmbench.calibration.waiting import hidden_bytes
 from nmbench.experiment.memory import GIBIBYTE, Estimate, Learning, bytes_of, estimate
 from nmbench.experiment.progress import ProgressPrinter
 from nmbench.methods import MaskLearner, Stat
@@ -157,6 +158,19 @@ def test_a_learner_by_blocks_needs_one_block():
         assert (found.hidden > 0) != streamed
         assert planned.most == max(planned.peak, found.least)
         assert str(planned).endswith("activations not included; it learns one block at a time")
+
+
+def test_hidden_states_of_a_streamed_model_count_where_there_is_room():
+    """With room on the device they wait there, as in a walk that is not streamed; one byte less, and they are away."""
+    bundle = TinyModel().load("llama")
+    needed = hidden_bytes(bundle, 8 * 64)
+    args = bundle, Stat.GRAM, 8, 64, "cuda"
+    (there, away, resident) = (
+        estimate(*args, streamed, 4096, [Soft(scope="block")], pool_tokens=8 * 64, room=room)
+        for streamed, room in ((True, needed), (True, needed - 1), (False, 0))
+    )
+    assert there.hidden == resident.hidden > away.hidden == 0
+    assert there.learning[0].hidden == resident.learning[0].hidden > away.learning[0].hidden == 0
 
 
 def test_an_8b_model_fits_a_gpu_of_80_gib_by_blocks():
