@@ -7,6 +7,7 @@ from nmbench.runtime.cost import Cost
 from nmbench.runtime.cuda_graphs import graph_of
 from nmbench.runtime.dtypes import dtype_name
 from nmbench.runtime.hub import hub_or_cache, offline
+from nmbench.runtime.isolation import keeping_random_states
 from nmbench.runtime.packed import PackedLinear, PackedWeight, load_packed, pack, packed_share, save_packed, unpack
 from nmbench.runtime.sparse24 import to_sparse24
 from nmbench.runtime.triton import triton_available
@@ -18,6 +19,7 @@ __all__ = [
     "dtype_name",
     "graph_of",
     "hub_or_cache",
+    "keeping_random_states",
     "load_packed",
     "offline",
     "pack",

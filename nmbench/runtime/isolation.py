@@ -18,14 +18,28 @@ def isolating() -> Iterator[None]:
 
     Output printed inside the context goes to standard error: standard output is for the table.
     """
-    python, numpy, folder = random.getstate(), np.random.get_state(), os.getcwd()
-    with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr), restoring_torch_settings():
+    folder = os.getcwd()
+    with keeping_random_states(), contextlib.redirect_stdout(sys.stderr), restoring_torch_settings():
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+
+
+@contextlib.contextmanager
+def keeping_random_states() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch when the context ends.
+
+    Of GPUs, that of the one at work: a state of all would start CUDA on GPUs that are somebody else's.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=used):
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-            os.chdir(folder)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import random
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
 import nmbench
-from nmbench.runtime import hub_or_cache, offline
+from nmbench.runtime import hub_or_cache, keeping_random_states, offline
 from nmbench_plugins.zeroshot.items import KNOWN, TASKS, read
 
 BATCH = 8
@@ -216,15 +214,13 @@ def versions(found: Mapping[str, Any], task: str) -> dict[str, Any]:
 def restoring_random_states() -> Iterator[None]:
     """Keep the harness silent while the context is open, and restore all random states at the end."""
     log = logging.getLogger("lm_eval")
-    level, plain, arrays = log.level, random.getstate(), numpy.random.get_state()
+    level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with torch.random.fork_rng(), silencing():
+        with keeping_random_states(), silencing():
             yield
     finally:
         log.setLevel(level)
-        random.setstate(plain)
-        numpy.random.set_state(arrays)
 
 
 @contextlib.contextmanager
