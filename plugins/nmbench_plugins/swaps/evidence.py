@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from nmbench.calibration import full_float32, resumable, resumed, until, walk
 from nmbench.evaluation import all_logits
 from nmbench.pruning import LiveWeights
 from nmbench_plugins.swaps.problem import TINY
+
+Note = Callable[[str, Tensor, Tensor], Tensor | None]
 
 
 class Evidence(NamedTuple):
@@ -28,10 +30,9 @@ class Evidence(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One pass: inputs `[n, window, in]` and outputs `[n, window, out]` by layer, and what the last block returned."""
+    """One pass: what was noted of layers, by name, and what the last block returned."""
 
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
+    noted: dict[str, Tensor]
     end: Any
 
 
@@ -64,19 +65,25 @@ def gathered(
     Layers that do not get the tokens of every window in order, such as experts, get no evidence. The weights are those
     of `masks` before and after.
     """
-    evidence, tokens = Evidence({}, {}), 0
+    sums, tokens = Sums(skip), 0
     for part in windows.split(minibatch):
         live.apply_dense()
-        dense = seen(task, part, local)
+        dense = seen(task, part, local, lambda name, inputs, output: output)
         live.apply(masks)
-        pruned = seen(task, part, (*writing, *local))
-        end = output_error(task, part, dense, pruned, skip) if writing else None
-        add(evidence, dense, pruned, end, skip)
+
+        def note(name: str, inputs: Tensor, output: Tensor, wanted: dict[str, Tensor] = dense.noted) -> Tensor | None:
+            if name in writing:
+                return inputs
+            if (other := wanted.pop(name, None)) is not None:
+                sums.add(name, inputs, output.float() - other.float())
+            return None
+
+        pruned = seen(task, part, (*writing, *local), note)
+        sums.end_pass()
+        if writing:
+            sums.add_all(pruned.noted, output_error(task, part, dense, pruned, skip))
         tokens += len(part) * (part.shape[1] - skip)
-    sums = {id(gram): gram for gram in evidence.gram.values()}  # shared ones once
-    for total in (*sums.values(), *evidence.error.values()):
-        total.div_(tokens)
-    return evidence
+    return sums.means(tokens)
 
 
 def output_error(task: nmbench.LearnTask, part: Tensor, dense: Seen, pruned: Seen, skip: int) -> Tensor:
@@ -102,46 +109,65 @@ def output_error(task: nmbench.LearnTask, part: Tensor, dense: Seen, pruned: See
     return error * (size / error[:, skip:].norm().clamp_min(TINY))
 
 
-def add(evidence: Evidence, dense: Seen, pruned: Seen, end: Tensor | None, skip: int) -> None:
-    """Add a minibatch to the sums; layers whose inputs are one tensor add it to one sum.
-
-    `end`: the error `[n, window, width]` for layers whose outputs the dense pass did not note.
+class Sums:
+    """Sums over tokens, from which the evidence is made. A layer adds to them while its pass goes on, so that inputs
+    and outputs of all layers are never there at once.
     """
-    leaders: dict[int, str] = {}
-    with full_float32():
-        for name, inputs in pruned.inputs.items():
-            x = inputs[:, skip:].flatten(0, 1).float()  # [tokens, in]
-            t = error_of(name, dense, pruned, end)[:, skip:].flatten(0, 1)  # [tokens, out]
-            leader = leaders.setdefault(id(inputs), name)
-            if name not in evidence.error:
-                evidence.gram[name] = evidence.gram[leader] if leader != name else x.new_zeros(x.shape[1], x.shape[1])
-                evidence.error[name] = x.new_zeros(t.shape[1], x.shape[1])
+
+    def __init__(self, skip: int) -> None:
+        self.skip = skip
+        self.evidence = Evidence({}, {})
+        self.last: tuple[Tensor, str] | None = None  # the inputs that were added last, and the layer whose they were
+
+    def add_all(self, inputs: Mapping[str, Tensor], error: Tensor) -> None:
+        """Add one error `[n, window, out]` times the inputs `[n, window, in]` of every layer."""
+        for name, given in inputs.items():
+            self.add(name, given, error)
+        self.end_pass()
+
+    def add(self, name: str, inputs: Tensor, error: Tensor) -> None:
+        """Add inputs and errors of a layer; with the same inputs as the layer before, it has the same sum of them."""
+        gram, errors = self.evidence
+        x, t = (
+            inputs[:, self.skip :].flatten(0, 1).float(),
+            error[:, self.skip :].flatten(0, 1),
+        )  # [tokens, in], [, out]
+        leader = self.last[1] if self.last and self.last[0] is inputs else name
+        if name not in errors:
+            gram[name] = gram[leader] if leader != name else x.new_zeros(x.shape[1], x.shape[1])
+            errors[name] = x.new_zeros(t.shape[1], x.shape[1])
+        with full_float32():
             if leader == name:
-                evidence.gram[name].addmm_(x.t(), x)
-            evidence.error[name].addmm_(t.t(), x)
+                gram[name].addmm_(x.t(), x)
+            errors[name].addmm_(t.t(), x)
+        self.last = inputs, leader
+
+    def end_pass(self) -> None:
+        """Forget the last inputs."""
+        self.last = None
+
+    def means(self, tokens: int) -> Evidence:
+        """Return the evidence: the sums, divided in place; shared ones once."""
+        shared = {id(gram): gram for gram in self.evidence.gram.values()}
+        for total in (*shared.values(), *self.evidence.error.values()):
+            total.div_(tokens)
+        return self.evidence
 
 
-def error_of(name: str, dense: Seen, pruned: Seen, end: Tensor | None) -> Tensor:
-    """Return T `[n, window, out]` of a layer, and forget its outputs, which are large."""
-    own, wanted = pruned.outputs.pop(name), dense.outputs.pop(name, None)
-    if wanted is not None:
-        return own.float() - wanted.float()
-    assert end is not None
-    return end
+def seen(task: nmbench.LearnTask, part: Tensor, layers: Sequence[str], note: Note) -> Seen:
+    """Return what one pass of `part` int64 `[n, window]` up to the end of the last block shows; tokens are counted.
 
+    `note(name, inputs, output)`, of the layers that get all tokens of every window in order, returns what to keep.
+    """
+    noted: dict[str, Tensor] = {}
 
-def seen(task: nmbench.LearnTask, part: Tensor, layers: Sequence[str]) -> Seen:
-    """Return what one pass of `part` int64 `[n, window]` up to the end of the last block shows; tokens are counted."""
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def note(name: str, given: Tensor, output: Tensor) -> None:
-        if given.dim() == 3 and given.shape[:2] == part.shape:
-            inputs[name], outputs[name] = given, output
+    def take(name: str, inputs: Tensor, output: Tensor) -> None:
+        if inputs.dim() == 3 and inputs.shape[:2] == part.shape and (kept := note(name, inputs, output)) is not None:
+            noted[name] = kept
 
     task.count_forward(part.numel())
-    with watching(task, layers, note):
-        return Seen(inputs, outputs, until(task.bundle, len(task.bundle.blocks) - 1, part))
+    with watching(task, layers, take):
+        return Seen(noted, until(task.bundle, len(task.bundle.blocks) - 1, part))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from nmbench_plugins.swaps.evidence import gathered, output_error, seen, writers
 from nmbench_plugins.swaps.mixtures import effects, flipped, of_rows
 from nmbench_plugins.swaps.rewards import Draw, Rewards, with_draws
 from nmbench_plugins.tiny import TinyModel
+from reference.live import Live
 
 WINDOW = 24
 FEW = {"evidence_tokens": 96, "screen_tokens": 96, "confirm_tokens": 96, "window_tokens": 12}
@@ -129,6 +130,22 @@ def test_layers_with_the_same_inputs_share_a_gram_matrix():
     assert len(shared) == 2 * len(task.bundle.blocks)
 
 
+@torch.no_grad()
+def test_evidence_holds_outputs_or_inputs_of_a_layer():
+    """While evidence is gathered, a token has the dense outputs of local layers and the inputs of writers, no more."""
+    task = tiny_task()
+    writing = sorted(writers(task))
+    local = [name for name in task.layers if name not in writing]
+    shapes = task.bundle.shapes
+    numbers = sum(shapes[name][0] for name in local) + sum(shapes[name][1] for name in writing)
+    peaks = []
+    for count in (4, 8):
+        with task.masked_weights() as live, Live([task.pool, *task.bundle.tensors().values()]) as alive:
+            gathered(task, live, task.initial, task.pool[:count], writing, local, count, 0)
+        peaks.append(alive.peak)
+    assert 0 < peaks[1] - peaks[0] < 4 * numbers * 4 * WINDOW
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_output_error_is_the_derivative_of_the_divergence(family):
     """Steps of the last hidden state change KL(dense || pruned) in proportion to their product with the error."""
@@ -136,10 +153,10 @@ def test_the_output_error_is_the_derivative_of_the_divergence(family):
     part, last = task.pool[:2], len(task.bundle.blocks) - 1
     with torch.no_grad():
         with task.live_weights():
-            dense = seen(task, part, [])
+            dense = seen(task, part, [], lambda *_: None)
             wanted = all_logits(task.model, part).log_softmax(-1)
         with task.masked_weights():
-            pruned = seen(task, part, [])
+            pruned = seen(task, part, [], lambda *_: None)
             error = output_error(task, part, dense, pruned, 0)
 
         def slope(along: Tensor) -> float:
