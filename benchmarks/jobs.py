@@ -7,7 +7,8 @@ r"""The time of a run whose rows several processes make, beside the same run in 
 Without `--metric` a model other than the demo is measured on WikiText-2 and C4, which come from the hub.
 
 Both runs have the same rows: `--rows` seeds of `--method` (with its options after `--`), which take equally long.
-Seconds are those of whole commands, loading and the dense row included. `equal`: the measured weights are the same.
+Seconds are those of whole commands, loading and the dense row included; those of each row are in the JSON. `equal`:
+the measured weights are the same.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def timed(flags: list[str], out: Path) -> dict[str, Any]:
     subprocess.run([sys.executable, "-m", "nmbench.cli", "run", *flags, "--out", str(out), "--quiet"], check=True)
     seconds = time.perf_counter() - start
     records = read_records(out / "records.jsonl")
-    digests = {f"{row['label']} {row['seed']}": row["measured_digest"] for row in records}
-    return {"seconds": seconds, "dense": records[0]["seconds"]["total"], "digests": digests}
+    names = [f"{row['label']} {row['seed']}" for row in records]
+    digests = dict(zip(names, (row["measured_digest"] for row in records), strict=True))
+    totals = dict(zip(names, (row["seconds"]["total"] for row in records), strict=True))
+    return {"seconds": seconds, "totals": totals, "digests": digests}
 
 
 def main() -> None:
@@ -62,7 +65,7 @@ def main() -> None:
         "one process": alone["seconds"],
         "jobs at once": together["seconds"],
         "ratio": alone["seconds"] / together["seconds"],
-        "dense row": alone["dense"],
+        "seconds of rows": {"one process": alone["totals"], "jobs at once": together["totals"]},
         "equal": alone["digests"] == together["digests"],
     }
     print(json.dumps(result, indent=1))
