@@ -70,6 +70,22 @@ def test_passes_leave_where_there_is_no_room(monkeypatch):
     assert all(torch.equal(stay, left) for stay, left in zip(*found, strict=True))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("room", [0, 2**30], ids=["away", "stay"])
+def test_statistics_are_those_of_a_model_on_the_gpu(room, monkeypatch):
+    """Wherever passes wait, on the way to pinned memory and back too, every bit of the statistics is the same."""
+    monkeypatch.setattr(waiting, "room_on", lambda device: room)
+    windows, found, device = windows_of(64), [], torch.device("cuda")
+    for place in (lambda bundle: bundle.to(device), lambda bundle: bundle.stream(device)):
+        bundle = TinyModel().load("llama")
+        place(bundle)
+        steps = walk(bundle, windows, Stat.GRAM | Stat.DRIFT | Stat.LAG, tokens_at_once=4 * WINDOW_TOKENS)
+        found.append([(it.gram, it.drift, it.lag) for step in steps for it in step.stats.values()])
+    for plain_one, streamed in zip(*found, strict=True):
+        for one, other in zip(plain_one, streamed, strict=True):
+            assert (one is None and other is None) or torch.equal(one, other)
+
+
 def test_one_dense_block_at_a_time(monkeypatch):
     """When a block is visited, the dense copy of the block before it is gone."""
     copies: list[weakref.ref[nn.Module]] = []
