@@ -7,7 +7,8 @@ Estimates: a table, shape x method x (whole model on the device, blocks streamed
 128 windows of 2048 tokens. Measured: the peak that torch allocated while `prune_one_shot` ran, on a slice of the model,
 by default 4 of the 32 blocks of the 8-billion shape. All blocks are alike and one at a time is on the device, so that a
 slice has the same peak as the whole model; embeddings and output layer are whole. The number of windows changes the
-time but not the peak, since all that waiting forward passes hold is on the host.
+time but not the peak, since all that waiting forward passes hold is on the host: here also where the GPU would have
+room for it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import transformers
 from shapes import SHAPES, random_model, without_weights
 
 from nmbench import Pattern
+from nmbench.calibration import waiting
 from nmbench.calibration.walk import batch_tokens
 from nmbench.experiment.memory import GIBIBYTE, estimate
 from nmbench.methods import Baseline
@@ -80,6 +82,7 @@ def planned(bundle: Bundle, method: Baseline, windows: tuple[int, ...], device: 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Prune a slice of a model with offloaded blocks; return peaks in bytes, None where the device is the host."""
     device = torch.device(args.device)
+    waiting.PART = 2**60  # no room for hidden states
     bundle = random_model(args.shape, args.blocks, torch.bfloat16, device)
     bundle.model.to("cpu")  # random weights are drawn on the device because that is quicker
     bundle.stream(device)
