@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,7 +114,11 @@ class FlipsRun:
     def by_errors(self) -> Masks:
         """Return the masks that the errors of activations propose."""
         evidence = self.evidence()
-        return {name: self.proposed(name, evidence) for name in evidence.error}
+        alike: dict[tuple[int, nmbench.Pattern], list[str]] = {}  # layers with the same inputs are swept together
+        for name, gram in evidence.gram.items():
+            alike.setdefault((id(gram), self.task.pattern[name]), []).append(name)
+        found = {name: mask for names in alike.values() for name, mask in self.proposed(names, evidence).items()}
+        return {name: found[name] for name in evidence.error}
 
     def evidence(self) -> Evidence:
         """Gather the evidence of this step, with that of earlier steps if the learner keeps it."""
@@ -140,15 +144,19 @@ class FlipsRun:
         size = max(2, tokens // windows.shape[1])
         return next(self.task.batches(size, self.task.generator, windows)).tokens
 
-    def proposed(self, name: str, evidence: Evidence) -> Tensor:
-        """Return the mask that sweeps reach from the present one; the module `flips` states the objective."""
-        weight, mask = self.live.original(name).float(), self.masks[name]
-        gram, error = evidence.gram[name], evidence.error[name]
-        size = of_rows(self.sizes[self.number(name)], len(weight)).float()[:, None]  # [out, 1]
-        linear = -(weight * ~mask) @ gram - size * error
-        problem = Problem.of(weight, gram, None, linear, self.task.pattern[name])
+    def proposed(self, names: Sequence[str], evidence: Evidence) -> Masks:
+        """Return the masks that sweeps reach from the present ones, of layers with one H and one pattern; the module
+        `flips` states the objective.
+        """
+        originals = [self.live.original(name).float() for name in names]
+        weight, mask = torch.cat(originals), torch.cat([self.masks[name] for name in names])  # [out of all, in]
+        gram, error = evidence.gram[names[0]], torch.cat([evidence.error[name] for name in names])
+        sizes = [of_rows(self.sizes[self.number(n)], len(one)) for n, one in zip(names, originals, strict=True)]
+        linear = -(weight * ~mask) @ gram - torch.cat(sizes).float()[:, None] * error
+        problem = Problem.of(weight, gram, None, linear, self.task.pattern[names[0]])
         refined, _ = descend(problem, (~mask).t().float().contiguous(), self.method.sweeps)
-        return (refined == 0).t().contiguous()
+        parts = (refined == 0).t().split([len(one) for one in originals])
+        return {name: part.contiguous() for name, part in zip(names, parts, strict=True)}
 
     def number(self, name: str) -> int:
         """Return the number of a layer among all."""

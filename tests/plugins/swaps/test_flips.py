@@ -19,6 +19,7 @@ from nmbench.testing.planted import cycles
 from nmbench.verification.strict import check_masks
 from nmbench_plugins.swaps import Flips
 from nmbench_plugins.swaps.evidence import gathered, output_error, seen, writers
+from nmbench_plugins.swaps.flips_run import FlipsRun
 from nmbench_plugins.swaps.mixtures import effects, flipped, of_rows
 from nmbench_plugins.swaps.rewards import Draw, Rewards, with_draws
 from nmbench_plugins.tiny import TinyModel
@@ -128,6 +129,21 @@ def test_layers_with_the_same_inputs_share_a_gram_matrix():
     assert set(found.error) == set(task.layers)
     shared = {id(found.gram[name]) for name in local}
     assert len(shared) == 2 * len(task.bundle.blocks)
+
+
+@torch.no_grad()
+def test_layers_that_are_swept_together_get_their_own_masks():
+    """Proposals of layers with the same inputs are those of each by itself, up to the rounding of near ties."""
+    task = tiny_task()
+    with task.live_weights() as live:
+        run = FlipsRun(task, Flips(**FEW), live)
+        run.start()
+        names, evidence = list(task.layers)[:3], run.evidence()  # query, key, value
+        together = run.proposed(names, evidence)
+        alone = {name: run.proposed([name], evidence)[name] for name in names}
+    assert any(not torch.equal(alone[name], task.initial[name]) for name in names)
+    same = [float((together[name] == alone[name]).float().mean()) for name in names]
+    assert min(same) > 0.99
 
 
 @torch.no_grad()
