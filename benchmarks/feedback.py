@@ -9,7 +9,8 @@ left out:
 
 - `as it is`: of this gradient with that after the last block, which `flips` sends to every block as it is.
 - `best map`: the same after a linear map, the best for the gradients of three quarters of the windows by ridge
-  regression, on the others. No feedback that is one matrix for all tokens does better.
+  regression, on the others, with the best of three strengths. No feedback that is one matrix for all tokens does
+  better.
 - `own error`: of the gradient with the error of the residual stream at that place, pruned less dense.
 - `evidence`: as it is, but of the sums over tokens of gradient x normed hidden state, which stand for E = T^T X.
 - `other half`: of these sums by the true gradient, on the first half of the windows and on the second: what noise of
@@ -65,8 +66,9 @@ def main() -> None:
     rows = [row(index, block, blocks[-1]) for index, block in enumerate(blocks)]
     print(table(rows))
     if args.json:
-        device = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name()
+        device = torch.cuda.get_device_name() if bundle.device.type == "cuda" else cpu_name()
         about = {"model": Path(args.model).name, "windows": args.windows, "window_tokens": args.window_tokens}
+        about |= {"text": args.text.name, "masks": "wanda 2:4", "calibration_windows": args.calibration_windows}
         about |= {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}
         args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -24,7 +24,6 @@ import transformers
 from shapes import SHAPES, random_model, without_weights
 
 from nmbench import Pattern
-from nmbench.calibration import waiting
 from nmbench.calibration.walk import batch_tokens
 from nmbench.experiment.memory import GIBIBYTE, estimate
 from nmbench.methods import Baseline
@@ -82,10 +81,10 @@ def planned(bundle: Bundle, method: Baseline, windows: tuple[int, ...], device: 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Prune a slice of a model with offloaded blocks; return peaks in bytes, None where the device is the host."""
     device = torch.device(args.device)
-    waiting.PART = 2**60  # no room for hidden states
     bundle = random_model(args.shape, args.blocks, torch.bfloat16, device)
     bundle.model.to("cpu")  # random weights are drawn on the device because that is quicker
     bundle.stream(device)
+    bundle.streaming.room = 0
     windows = torch.randint(
         SHAPES[args.shape].vocabulary, (args.windows, args.window_tokens), generator=torch.Generator().manual_seed(0)
     )

@@ -54,6 +54,7 @@ class PausedForward(greenlet):
         self.kwargs: dict[str, Any] = {}
         self.kept: list[Any] = []  # the output to go on with, if it is known already
         self.other_way: Callable[..., Any] | None = None  # what the block at the entry is replaced by
+        self.away = away
         self._waiting = Waiting(bundle, batch) if away else None
 
     def run(self) -> None:
@@ -123,11 +124,19 @@ def torch_state() -> tuple[bool, ...]:
 
 @contextlib.contextmanager
 def paused_forwards(
-    bundle: Bundle, batches: Iterable[Tensor], writing: frozenset[int] = frozenset(), work: Work | None = None
+    bundle: Bundle,
+    batches: Iterable[Tensor],
+    writing: frozenset[int] = frozenset(),
+    work: Work | None = None,
+    away: bool | None = None,
 ) -> Iterator[list[PausedForward]]:
-    """Passes on `batches`, each at the entry of the first block; whatever is left of them at the end is given up."""
+    """Passes on `batches`, each at the entry of the first block; whatever is left of them at the end is given up.
+
+    `away`: whether they wait on the host; None: if the device has no room for them.
+    """
     batches = list(batches)
-    away = leaves(bundle, sum(batch.numel() for batch in batches))
+    if away is None:
+        away = leaves(bundle, sum(batch.numel() for batch in batches))
     forwards = [PausedForward(bundle, batch, writing, work, away) for batch in batches]
     try:
         go_on(bundle, forwards)
@@ -174,12 +183,13 @@ def passing(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def go_on(bundle: Bundle, forwards: Iterable[PausedForward], dense_block: nn.Module | None = None) -> None:
     """Let passes go on to the entry of the next block: through the block, or with the outputs of `dense_block`."""
+    forwards = list(forwards)
     with entries(bundle):
         for forward in forwards:
             forward.other_way = None if dense_block is None else kept_or(dense_block, forward)
             forward.go_on()
             forward.other_way = None  # which keeps the dense block
-    if bundle.streaming:
+    if any(forward.away for forward in forwards):
         arrived(bundle.device)
 
 

@@ -60,7 +60,7 @@ def tried(bundle: Bundle, windows: Tensor) -> frozenset[int]:
     other = windows[-1:, :TOKENS].to(bundle.device) if len(windows) > 1 else window.flip(1)
     calls, outputs = plain_calls(bundle, window)
     writing = set()
-    with paused_forwards(bundle, [window, other, other]) as passes:
+    with paused_forwards(bundle, [window, other, other], away=bundle.streaming is not None) as passes:
         for index, (name, block) in enumerate(bundle.blocks.items()):
             check_alike(bundle, name, "is given", calls[index], (passes[0].args, passes[0].kwargs))
             with bundle.holding(block, undo=True):

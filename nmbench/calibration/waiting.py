@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from nmbench.calibration.arguments import tensors_of
 from nmbench.models.bundle import Bundle, hidden_width
+from nmbench.runtime.memory import free_bytes
 
-PART = 8  # one eighth of a GPU is what hidden states of waiting passes may take
-HELD = 3  # hidden states of all windows while passes wait: as they wait, and twice those of a batch's pass
+PART = 8  # one eighth of the free memory of a GPU is what waiting passes may take
+HELD = 3  # times the hidden states of their tokens are what waiting passes hold: in arguments, residuals and frames
 
 
 class Waiting:
@@ -71,23 +72,24 @@ def in_modules(model: nn.Module) -> Iterator[Tensor]:
         yield from tensors_of(vars(module))
 
 
-def leaves(bundle: Bundle, tokens: int) -> bool:
-    """True if passes of so many tokens wait on the host: the model is streamed, and the device has no room for them."""
-    if bundle.streaming is None:
-        return False
-    return hidden_bytes(bundle, tokens) > room_on(bundle.device)
+def leaves(bundle: Bundle, tokens: int, paths: int = 1) -> bool:
+    """True if passes of so many tokens, on one path or on two, wait on the host: the model is streamed, and the device
+    has no room for them.
+    """
+    return bundle.streaming is not None and hidden_bytes(bundle, tokens, paths) > room_for(bundle, bundle.device)
 
 
-def hidden_bytes(bundle: Bundle, tokens: int) -> int:
-    """The bytes of hidden states while passes of so many tokens wait."""
-    return HELD * tokens * hidden_width(bundle) * bundle.dtype.itemsize
+def hidden_bytes(bundle: Bundle, tokens: int, paths: int = 1) -> int:
+    """The bytes that passes of so many tokens hold while they wait."""
+    return HELD * paths * tokens * hidden_width(bundle) * bundle.dtype.itemsize
 
 
-def room_on(device: torch.device) -> int:
-    """The bytes of a GPU that hidden states of waiting passes may take; none on a CPU."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return 0
-    return torch.cuda.get_device_properties(device).total_memory // PART
+def room_for(bundle: Bundle, device: torch.device, taken: int = 0) -> int:
+    """The bytes of a device that waiting passes of a streamed model may take: those that streaming allows, else a part
+    of what is free. `taken`: bytes that are going to be taken before. None on a CPU.
+    """
+    allowed = bundle.streaming.room if bundle.streaming else None
+    return max(free_bytes(device) - taken, 0) // PART if allowed is None else allowed
 
 
 def stored_on_host(tensor: Tensor) -> Tensor:

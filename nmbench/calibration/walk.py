@@ -29,6 +29,7 @@ from nmbench.calibration.paused_forward import PausedForward, go_on, paused_forw
 from nmbench.calibration.statistics import Skip
 from nmbench.calibration.step import Step
 from nmbench.calibration.trial import writing_blocks
+from nmbench.calibration.waiting import leaves
 from nmbench.errors import NMBenchError
 from nmbench.methods import Stat
 from nmbench.models.bundle import Bundle, Layer, hidden_width
@@ -86,11 +87,12 @@ def passes(
     bundle: Bundle, windows: Tensor, rules: Rules, tokens_at_once: int | None
 ) -> Iterator[tuple[list[PausedForward], list[PausedForward]]]:
     """One paused pass for every batch of this rank, and another through dense weights where a statistic needs it."""
-    batches = batches_of(bundle, rules.ranks.part(windows), tokens_at_once)
+    own = rules.ranks.part(windows)
+    batches, away = batches_of(bundle, own, tokens_at_once), leaves(bundle, own.numel(), 1 + rules.beside)
     with (
         uncached(bundle.model),
-        paused_forwards(bundle, batches, writing := writing_blocks(bundle, windows)) as live,
-        paused_forwards(bundle, batches if rules.beside else (), writing) as dense,
+        paused_forwards(bundle, batches, writing := writing_blocks(bundle, windows), away=away) as live,
+        paused_forwards(bundle, batches if rules.beside else (), writing, away=away) as dense,
     ):
         yield live, dense
 

@@ -15,20 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nmbench.calibration.waiting import hidden_bytes, room_on
+from nmbench.calibration.waiting import hidden_bytes, room_for
 from nmbench.calibration.walk import batch_tokens
 from nmbench.methods import Layerwise, MaskLearner, Method, Stat, WeightLearner
 from nmbench.models.bundle import Bundle, Layer, hidden_width
 from nmbench.pattern import Pattern
+from nmbench.runtime.ranks import Launch
 from nmbench.spec import ResolvedSpec
 
 FLOAT = 4  # bytes of a float32
 HIDDEN = 5  # hidden states of the batch at work: held by its pass twice, lent to the block, residual stream, norm
 LEARNT = (
     4  # copies of the block at work of a learner, besides the live one: two dense ones, the start, the one put back
-)
-PASSING = (
-    6  # hidden states of all windows while blocks are learnt: on both paths, their arguments twice, outputs, targets
 )
 RANKING = 4  # float32 copies of a weight while scores are checked and ranked
 FACTORING = (3, 2)  # float32 copies of the Gram matrix and of the weight while the former is factorised
@@ -114,8 +112,8 @@ def estimate(
     """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time.
 
     `sequential`: whether all methods prune the layers of a block one after the other. `pool_tokens`: those that
-    learners read. Of several `patterns`, a learner is estimated for the one that needs most. `room`: bytes of hidden
-    states that stay on the device though the model is streamed.
+    learners read. Of several `patterns`, a learner is estimated for the one that needs most. `room`: bytes that
+    passes of a streamed model may take on the device while they wait; if they need more, they wait on the host.
     """
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     inside = sum(blocks)
@@ -135,7 +133,7 @@ def estimate(
         streamed,
         weights=outside + (largest if streamed else inside) + beside * largest,
         hidden=0
-        if streamed and hidden_bytes(bundle, tokens) > room
+        if streamed and hidden_bytes(bundle, tokens, 1 + beside) > room
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(together(layers, needs, sequential) for layers in block_layers),
         working=max(run, solve) + (0 if streamed else largest),  # copies of the dense weights of the pruned block
@@ -160,10 +158,9 @@ def learning(
         return Learning(name, model, None if each is None else round(each * sum(counts)))
     blocks = [bytes_of(block) for block in bundle.blocks.values()]
     live = model - sum(blocks) + max(blocks) if streamed else model
-    away = streamed and hidden_bytes(bundle, pool_tokens) > room
-    hidden = 0 if away else PASSING * pool_tokens * hidden_width(bundle) * bundle.dtype.itemsize
+    hidden = hidden_bytes(bundle, pool_tokens, paths=2)
     own = None if each is None else round(each * max(counts))
-    return Learning(name, live + LEARNT * max(blocks), own, hidden, blockwise=True)
+    return Learning(name, live + LEARNT * max(blocks), own, 0 if streamed and hidden > room else hidden, blockwise=True)
 
 
 def bytes_each(method: MaskLearner | WeightLearner, patterns: Sequence[Pattern], itemsize: int) -> float | None:
@@ -246,5 +243,9 @@ def planned(
     learners = [method for method in methods if isinstance(method, (MaskLearner, WeightLearner))]
     at_once = batch_tokens(bundle, device)
     in_turn = all(method.sequential for method in walked)
-    walk = needs, spec.windows, spec.window_tokens, device.type, streamed, at_once
-    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns, room_on(device))
+    blocks = [bytes_of(block) for block in bundle.blocks.values()]
+    room = room_for(bundle, device, taken=0 if bundle.streaming else bytes_of(bundle.model) - sum(blocks) + max(blocks))
+    launch = Launch.of()
+    windows = -(-spec.windows // launch.size) if launch else spec.windows  # of a rank
+    walk = needs, windows, spec.window_tokens, device.type, streamed, at_once
+    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns, room)

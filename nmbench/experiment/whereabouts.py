@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nmbench.calibration.waiting import hidden_bytes
-from nmbench.experiment.memory import GIBIBYTE, bytes_of, planned
+from nmbench.experiment.memory import GIBIBYTE, Estimate, bytes_of, planned
 from nmbench.methods import Layerwise, Method, Refiner, Scorer, Stat
 from nmbench.models.bundle import Bundle
 from nmbench.models.hashing import MOST_THREADS, PART_BYTES
@@ -58,7 +58,8 @@ def whereabouts(
     masks = sum(math.prod(layer.shape) for layer in bundle.layers.values())
     repaired = masks * bundle.dtype.itemsize * any(changes_weights(method) for method in methods)
     held = {"masks": masks, **({"repaired weights": repaired} if repaired else {})}
-    waiting = {} if plan.hidden else {"hidden states": hidden(bundle, spec, methods)}
+    away = left(bundle, spec, methods, plan)
+    waiting = {"hidden states": away} if away else {}
     if source is None:
         host = {"dense weights": inside + outside}
         return Whereabouts(source, device.type, {**on_device, **held}, host, {})
@@ -77,7 +78,11 @@ def changes_weights(method: Method) -> bool:
     return isinstance(method, Layerwise) and not isinstance(method, (Scorer, Refiner))
 
 
-def hidden(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method]) -> int:
-    """Return the bytes of the hidden states of all calibration windows, which wait while a block is pruned."""
+def left(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], plan: Estimate) -> int:
+    """Return the bytes of the hidden states that wait on the host while a block is pruned or learnt: of the calibration
+    windows, or of the pool, whichever is more.
+    """
     beside = any(isinstance(method, Layerwise) and method.needs & (Stat.DRIFT | Stat.LAG) for method in methods)
-    return (1 + beside) * hidden_bytes(bundle, spec.windows * spec.window_tokens)
+    walked = 0 if plan.hidden else hidden_bytes(bundle, spec.windows * spec.window_tokens, 1 + beside)
+    learnt = any(it.blockwise and not it.hidden for it in plan.learning)
+    return max(walked, hidden_bytes(bundle, spec.pool_tokens, paths=2) if learnt else 0)

@@ -23,7 +23,8 @@ class Streaming:
 
     `device`: where blocks compute, with its index. `present`: id of each block that is on the device now -> its
     parameters with their tensors on the host. `disk`: where the blocks are if `from_disk`. Blocks from the disk, and
-    all blocks for a GPU, are read ahead by a thread.
+    all blocks for a GPU, are read ahead by a thread. `room`: bytes of the device that passes may take while they wait
+    (`nmbench.calibration.waiting`); None: a part of those that are free.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Streaming:
     ) -> None:
         self.device = device = torch.empty(0, device=device).device  # with its index: "cuda" does not equal "cuda:0"
         self.present: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
+        self.room: int | None = None
         self._held: set[int] = set()
         blocks = list(blocks)
         streamed = {id(parameter) for block in blocks for parameter in block.parameters()}

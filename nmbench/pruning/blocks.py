@@ -1,7 +1,7 @@
 """Block-local learning as a service: every decoder block in turn, with its inputs on the pruned and the dense path.
 
-One block is on the device; where the model is streamed, everything else waits on the host. The forward passes are those
-of the model itself, paused at the entry of every block (`nmbench.calibration.paused_forward`).
+Where the model is streamed, one block is on the device; passes wait on the host, unless the device has room for them.
+The passes are those of the model itself, paused at the entry of every block (`nmbench.calibration.paused_forward`).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class StaticCall:
         """Overwrite the tensors with those of another call of the same form."""
         own, other = tensors_of((self.args, self.kwargs)), tensors_of((call.args, call.kwargs))
         for mine, theirs in zip(own, other, strict=True):
-            mine.copy_(theirs)
+            mine.copy_(theirs, non_blocking=True)
 
 
 def form(call: Call) -> list[tuple[torch.Size, torch.dtype]]:

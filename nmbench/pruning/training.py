@@ -24,6 +24,7 @@ from nmbench.models.dense_weights import DenseWeights
 from nmbench.models.forward import logits_of, run_model
 from nmbench.models.packed_windows import ignoring_packed_windows
 from nmbench.runtime.cost import Cost
+from nmbench.runtime.memory import free_bytes
 from nmbench.runtime.ranks import Ranks
 
 ACTIVATIONS = 6  # copies of inputs and outputs of all layers that backpropagation keeps, norms and attention included
@@ -251,10 +252,4 @@ def fits(bundle: Bundle, tokens: int) -> bool:
     if bundle.device.type != "cuda":
         return True
     widths = sum(sum(layer.shape) for layer in bundle.layers.values() if not layer.fused or layer.where.expert == 0)
-    free = torch.cuda.mem_get_info(bundle.device)[0] + cached_bytes(bundle.device)
-    return ACTIVATIONS * tokens * widths * bundle.dtype.itemsize < FILL * free
-
-
-def cached_bytes(device: torch.device) -> int:
-    """Return the bytes that torch holds of a CUDA device without using them."""
-    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return ACTIVATIONS * tokens * widths * bundle.dtype.itemsize < FILL * free_bytes(bundle.device)

@@ -30,7 +30,7 @@ def isolating() -> Iterator[None]:
 def keeping_random_states() -> Iterator[None]:
     """Restore the random states of Python, NumPy and torch when the context ends.
 
-    Of GPUs, that of the one at work: a state of all would start CUDA on GPUs that are somebody else's.
+    Of GPUs, that of the one at work, if CUDA is started: a state of all would start it on GPUs of somebody else.
     """
     python, numpy = random.getstate(), np.random.get_state()
     used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

@@ -1,4 +1,4 @@
-"""Laws of streamed passes that wait: what they hold is on the host, so that the device holds one batch at a time."""
+"""Laws of streamed passes that wait: on the host, so that the device holds one batch, or where there is room."""
 
 import weakref
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nmbench.calibration import block_visit, waiting
 from nmbench.calibration.paused_forward import go_on, paused_forwards
+from nmbench.calibration.trial import writing_blocks
 from nmbench.calibration.walk import walk
 from nmbench.methods import Stat
 from nmbench.models.bundle import Bundle
@@ -55,30 +56,34 @@ def test_what_is_on_the_device_does_not_grow_with_the_windows(family, device, mo
 
 
 def test_passes_leave_where_there_is_no_room(monkeypatch):
-    """Hidden states that fit into the room on the device stay there; the steps of the walk are the same."""
-    windows, found = windows_of(8), []
+    """What passes hold stays on the device if the room is enough for both paths; the statistics are the same."""
+    windows, found, away = windows_of(8), [], []
+    stored = waiting.stored_on_host
+    monkeypatch.setattr(waiting, "stored_on_host", lambda tensor: away.append(tensor) or stored(tensor))
     for spare in (0, -1):
         bundle = TinyModel().load("llama")
         bundle.stream(torch.device("cpu"))
-        room = waiting.hidden_bytes(bundle, windows.numel()) + spare
-        monkeypatch.setattr(waiting, "room_on", lambda device, room=room: room)
-        assert waiting.leaves(bundle, windows.numel()) == (spare < 0)
-        with paused_forwards(bundle, windows.split(AT_ONCE)) as passes:
-            assert {one._waiting is not None for one in passes} == {spare < 0}
+        writing_blocks(bundle, windows)  # whose passes always leave
+        away.clear()
+        bundle.streaming.room = waiting.hidden_bytes(bundle, windows.numel(), paths=2) + spare
         steps = walk(bundle, windows, Stat.GRAM | Stat.DRIFT)
         found.append([stats.gram for step in steps for stats in step.stats.values()])
+        assert bool(away) == (spare < 0)
     assert all(torch.equal(stay, left) for stay, left in zip(*found, strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("room", [0, 2**30], ids=["away", "stay"])
-def test_statistics_are_those_of_a_model_on_the_gpu(room, monkeypatch):
+def test_statistics_are_those_of_a_model_on_the_gpu(room):
     """Wherever passes wait, on the way to pinned memory and back too, every bit of the statistics is the same."""
-    monkeypatch.setattr(waiting, "room_on", lambda device: room)
     windows, found, device = windows_of(64), [], torch.device("cuda")
-    for place in (lambda bundle: bundle.to(device), lambda bundle: bundle.stream(device)):
+    for streamed in (False, True):
         bundle = TinyModel().load("llama")
-        place(bundle)
+        if streamed:
+            bundle.stream(device)
+            bundle.streaming.room = room
+        else:
+            bundle.to(device)
         steps = walk(bundle, windows, Stat.GRAM | Stat.DRIFT | Stat.LAG, tokens_at_once=4 * WINDOW_TOKENS)
         found.append([(it.gram, it.drift, it.lag) for step in steps for it in step.stats.values()])
     for plain_one, streamed in zip(*found, strict=True):

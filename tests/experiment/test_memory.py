@@ -145,7 +145,9 @@ def test_learners_are_in_it():
 
 
 def test_a_learner_by_blocks_needs_one_block():
-    """It needs copies of the largest block and its own bytes for that block; streamed, the rest is on the host."""
+    """It needs copies of the largest block and its own bytes for that block; streamed, without room, the rest is on the
+    host.
+    """
     bundle = TinyModel().load("llama")
     largest = max(map(bytes_of, bundle.blocks.values()))
     count = sum(layer.read().numel() for layer in bundle.block_layers(0))
@@ -163,8 +165,8 @@ def test_a_learner_by_blocks_needs_one_block():
 def test_hidden_states_of_a_streamed_model_count_where_there_is_room():
     """With room on the device they wait there, as in a walk that is not streamed; one byte less, and they are away."""
     bundle = TinyModel().load("llama")
-    needed = hidden_bytes(bundle, 8 * 64)
-    args = bundle, Stat.GRAM, 8, 64, "cuda"
+    needed = hidden_bytes(bundle, 8 * 64, paths=2)
+    args = bundle, Stat.GRAM | Stat.DRIFT, 8, 64, "cuda"
     (there, away, resident) = (
         estimate(*args, streamed, 4096, [Soft(scope="block")], pool_tokens=8 * 64, room=room)
         for streamed, room in ((True, needed), (True, needed - 1), (False, 0))

@@ -74,6 +74,13 @@ def results(bundle: Bundle) -> list:
     return found
 
 
+def test_results_are_the_same_where_passes_wait_on_the_device(folders):
+    """With room for what passes hold, masks and losses are those of passes that wait on the host."""
+    waiting, staying = load(folders["llama"]), load(folders["llama"])
+    staying.streaming.room = 2**40
+    assert results(staying) == results(waiting)
+
+
 @pytest.mark.parametrize(("family", "dtype"), [*((f, "bfloat16") for f in FAMILIES), ("llama", "float32")])
 def test_results_are_those_of_the_model_in_memory(folders, family, dtype):
     """Hashes, masks and losses are the same, whether files hold the weights as they are or they had to be copied."""

@@ -22,7 +22,7 @@ Note = Callable[[str, Tensor, Tensor], Tensor | None]
 class Evidence(NamedTuple):
     """Means over tokens, float32, by layer: `gram` H `[in, in]`, and `error` E `[out, in]`.
 
-    Layers with the same inputs share one matrix H.
+    Layers that are called one after another with the same inputs share one matrix H.
     """
 
     gram: dict[str, Tensor]
