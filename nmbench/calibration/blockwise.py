@@ -25,8 +25,8 @@ def losses_by_blocks(
 ) -> Tensor | None:
     """Return `measure` of windows int64 `[n, window]`, `size` at a time, float32 `[n]`; None if passes cannot wait.
 
-    `measure` runs the whole model on a batch; between blocks its passes wait. `report(blocks done, blocks)`
-    is called after each block.
+    `measure` runs the whole model on a batch; between blocks its passes wait. `report(blocks done, blocks)` is
+    called after each block.
     """
     batches = windows.to(bundle.device).split(size)
     if not can_wait(bundle, batches):

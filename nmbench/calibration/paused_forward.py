@@ -31,10 +31,10 @@ REMEDY = "it cannot be walked block by block; choose a method that needs no stat
 class PausedForward(greenlet):
     """The forward pass of a model on `batch`, int64 `[windows, window_tokens]`.
 
-    `index`, `args` and `kwargs`: the block at whose entry the pass waits, and what the model calls the block with;
-    if `away`, the tensors wait on the host. `writing`: numbers of the blocks that write into their
-    arguments, which are run on copies. `work` runs the model on the batch; `result` is what it returned, once the pass
-    has gone through the last block. Raises `NMBenchError` if the blocks are not called once each, in order.
+    `index`, `args` and `kwargs`: the block at whose entry the pass waits, and what the model calls the block with; if
+    `away`, the tensors wait on the host. `writing`: numbers of the blocks that write into their arguments, which are
+    run on copies. `work` runs the model on the batch; `result` is what it returned, once the pass has gone through the
+    last block. Raises `NMBenchError` if the blocks are not called once each, in order.
     """
 
     def __init__(
@@ -54,8 +54,12 @@ class PausedForward(greenlet):
         self.kwargs: dict[str, Any] = {}
         self.kept: list[Any] = []  # the output to go on with, if it is known already
         self.other_way: Callable[..., Any] | None = None  # what the block at the entry is replaced by
-        self.away = away
         self._waiting = Waiting(bundle, batch) if away else None
+
+    @property
+    def away(self) -> bool:
+        """True if what the pass holds waits on the host."""
+        return self._waiting is not None
 
     def run(self) -> None:
         """The body of the greenlet."""
@@ -91,12 +95,12 @@ class PausedForward(greenlet):
         If `keep`, the pass goes on with this output, unless the block has changed a container among its arguments.
         Raises `NMBenchError` if the block writes into tensors among its arguments and is not among `writing`.
         """
-        own = self._waiting is None and self.index not in self.writing
+        own = not self.away and self.index not in self.writing
         args, kwargs = changed((self.args, self.kwargs), self._lent if not own else lambda tensor: tensor)
         before, versions = arranged((args, kwargs)), [t._version for t in tensors_of((args, kwargs))] if own else []
         output = module(*args, **kwargs)
         if keep and arranged((args, kwargs)) == before:
-            self.kept = [changed(output, copied_to_host) if self._waiting else output]
+            self.kept = [changed(output, copied_to_host) if self.away else output]
         if own and versions != [t._version for t in tensors_of((self.args, self.kwargs))]:
             name = list(self.bundle.blocks)[self.index]
             raise NMBenchError(
@@ -106,7 +110,7 @@ class PausedForward(greenlet):
 
     def _lent(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor for a block to work with."""
-        return tensor.to(self.bundle.device, non_blocking=True, copy=True) if self._waiting else tensor.clone()
+        return tensor.to(self.bundle.device, non_blocking=True, copy=True) if self.away else tensor.clone()
 
     def close(self) -> None:
         """Leave the model in the middle of its forward pass."""
