@@ -118,7 +118,7 @@ class FlipsRun:
         for name, gram in evidence.gram.items():
             alike.setdefault((id(gram), self.task.pattern[name]), []).append(name)
         found = {name: mask for names in alike.values() for name, mask in self.proposed(names, evidence).items()}
-        return {name: found[name] for name in evidence.error}
+        return {name: found[name] for name in self.task.layers if name in found}
 
     def evidence(self) -> Evidence:
         """Gather the evidence of this step, with that of earlier steps if the learner keeps it."""

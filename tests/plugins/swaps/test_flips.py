@@ -141,6 +141,7 @@ def test_layers_that_are_swept_together_get_their_own_masks():
         names, evidence = list(task.layers)[:3], run.evidence()  # query, key, value
         together = run.proposed(names, evidence)
         alone = {name: run.proposed([name], evidence)[name] for name in names}
+        assert list(run.by_errors()) == list(task.layers)  # whose order decides which draws of the screening are whose
     assert any(not torch.equal(alone[name], task.initial[name]) for name in names)
     same = [float((together[name] == alone[name]).float().mean()) for name in names]
     assert min(same) > 0.99
