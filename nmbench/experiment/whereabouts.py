@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from nmbench.calibration.waiting import hidden_bytes
+from nmbench.calibration.walk import batch_tokens
 from nmbench.experiment.memory import GIBIBYTE, Estimate, bytes_of, planned
 from nmbench.methods import Layerwise, Method, Refiner, Scorer, Stat
-from nmbench.models.bundle import Bundle
+from nmbench.models.bundle import Bundle, hidden_width
 from nmbench.models.hashing import MOST_THREADS, PART_BYTES
 from nmbench.spec import ResolvedSpec
 
@@ -58,7 +59,7 @@ def whereabouts(
     masks = sum(math.prod(layer.shape) for layer in bundle.layers.values())
     repaired = masks * bundle.dtype.itemsize * any(changes_weights(method) for method in methods)
     held = {"masks": masks, **({"repaired weights": repaired} if repaired else {})}
-    away = left(bundle, spec, methods, plan)
+    away = math.ceil(left(bundle, spec, methods, plan) * rounding(bundle, spec.window_tokens, device))
     waiting = {"hidden states": away} if away else {}
     if source is None:
         host = {"dense weights": inside + outside}
@@ -76,6 +77,15 @@ def whereabouts(
 def changes_weights(method: Method) -> bool:
     """Return True if the results of a method hold weights besides masks."""
     return isinstance(method, Layerwise) and not isinstance(method, (Scorer, Refiner))
+
+
+def rounding(bundle: Bundle, window_tokens: int, device: torch.device) -> float:
+    """Return how many times the bytes of a batch of hidden states torch takes of pinned memory: a power of two."""
+    if device.type != "cuda":
+        return 1.0
+    windows = max(1, batch_tokens(bundle, device) // window_tokens)
+    size = windows * window_tokens * hidden_width(bundle) * bundle.dtype.itemsize
+    return float(2 ** (size - 1).bit_length() / size)
 
 
 def left(bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], plan: Estimate) -> int:

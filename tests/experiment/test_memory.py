@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nmbench.calibration.waiting import hidden_bytes
 from nmbench.experiment.memory import GIBIBYTE, Estimate, Learning, bytes_of, estimate
 from nmbench.experiment.progress import ProgressPrinter
+from nmbench.experiment.whereabouts import rounding
 from nmbench.methods import MaskLearner, Stat
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
@@ -173,6 +174,14 @@ def test_hidden_states_of_a_streamed_model_count_where_there_is_room():
     )
     assert there.hidden == resident.hidden > away.hidden == 0
     assert there.learning[0].hidden == resident.learning[0].hidden > away.learning[0].hidden == 0
+
+
+@pytest.mark.parametrize(("width", "heads", "times"), [(4096, 32, 1.0), (5120, 40, 1.6)])
+def test_pinned_memory_is_rounded_up(width, heads, times):
+    """A batch of hidden states takes the next power of two of pinned memory, and what it has on a CPU."""
+    bundle = llama(width, 4 * width, 1, heads)
+    assert rounding(bundle, 2048, torch.device("cuda")) == times
+    assert rounding(bundle, 2048, torch.device("cpu")) == 1.0
 
 
 def test_an_8b_model_fits_a_gpu_of_80_gib_by_blocks():
