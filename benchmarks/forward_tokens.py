@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from plots import read, two_panels
+
 DEMO = ("flips_beside_judged_demo.json", "learners_demo_gradients.json", "straight_through_demo.json")
 SMOLLM2 = ("learners_smollm2_h100.json", "learners_smollm2_h200.json", "soft_web_smollm2_h200.json")
 NAMES = {"judged": "swaps-judged", "judged-long": "swaps-judged", "swaps-judged, preset long": "swaps-judged"}
@@ -21,31 +19,17 @@ COLOURS = {"flips": "#b03030", "swaps-judged": "#3060a0", "maskpro": "#409050"} 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", type=Path, required=True)
-    args = parser.parse_args()
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-    panel(left, DEMO, "demo (4 blocks)")
-    for run in read("flips_demo.json")["runs"][:2]:  # the default options
-        tokens = [point["forward_tokens"] for point in run["curve"]]
-        gained = [run["held_out_start"] - point["held_out"] for point in run["curve"]]
-        label = "flips, on validation text" if run["seed"] == 0 else None
-        left.plot(tokens, gained, color=COLOURS["flips"], alpha=0.6, label=label)
-    panel(right, SMOLLM2, "SmolLM2-135M (30 blocks)")
-    for axes in (left, right):
-        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
-        axes.set_ylim(bottom=0)
-    figure.savefig(args.plot, dpi=110)
-
-
-def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-    return found
+    with two_panels(__doc__, height=4.8) as (left, right):
+        panel(left, DEMO, "demo (4 blocks)")
+        for run in read("flips_demo.json")["runs"][:2]:  # the default options
+            tokens = [point["forward_tokens"] for point in run["curve"]]
+            gained = [run["held_out_start"] - point["held_out"] for point in run["curve"]]
+            label = "flips, on validation text" if run["seed"] == 0 else None
+            left.plot(tokens, gained, color=COLOURS["flips"], alpha=0.6, label=label)
+        panel(right, SMOLLM2, "SmolLM2-135M (30 blocks)")
+        for axes in (left, right):
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+            axes.set_ylim(bottom=0)
 
 
 def panel(axes: Any, names: tuple[str, ...], title: str) -> None:

@@ -1,16 +1,14 @@
 """The plot of docs/benchmarks/scaling.md: speed on several GPUs, and streamed walks, from the figures in results/.
 
-python scaling.py --plot ../docs/benchmarks/scaling_h200.png
+`python scaling.py --plot ../docs/benchmarks/scaling_h200.png`
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from plots import read, two_panels
+
 RANKS = {
     "ranks_smollm2_h200x2.json": "SmolLM2-135M",
     "ranks_8b_h200x2.json": "4 blocks of Llama 3.1 8B",
@@ -27,31 +25,14 @@ BLUE, ORANGE = "#3060a0", "#d08030"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", type=Path, required=True)
-    args = parser.parse_args()
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    bars(left, [one for name, model in RANKS.items() for one in speeds(name, model)])
-    left.axvline(2, color="grey", linestyle=":")
-    left.set(xlabel="tokens a second, 2 GPUs over 1", title="One row on two GPUs", xlim=(0, 2.3))
-    bars(right, walks(STREAMED))
-    right.axvline(1, color="grey", linestyle=":")
-    right.set(
-        xlabel="seconds of a Wanda walk, times those resident",
-        title="4 blocks of Llama 3.1 8B, streamed",
-        xlim=(0, 2.1),
-    )
-    figure.savefig(args.plot, dpi=110)
-
-
-def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-    return found
+    with two_panels(__doc__, height=4.2) as (left, right):
+        bars(left, [one for name, model in RANKS.items() for one in speeds(name, model)])
+        left.axvline(2, color="grey", linestyle=":")
+        left.set(xlabel="tokens a second, 2 GPUs over 1", title="One row on two GPUs", xlim=(0, 2.3))
+        bars(right, walks(STREAMED))
+        right.axvline(1, color="grey", linestyle=":")
+        right.set(xlabel="seconds of a Wanda walk, times those resident", xlim=(0, 2.1))
+        right.set_title("4 blocks of Llama 3.1 8B, streamed")
 
 
 def speeds(name: str, model: str) -> list[tuple[str, float, str]]:
