@@ -22,8 +22,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,10 @@ from torch import Tensor
 from nmbench import Bundle, Pattern, load_plugins
 from nmbench.experiment.environment import cpu_name
 from nmbench.experiment.loading import load_model
+from nmbench.methods import PrunedModel
+from nmbench.models.applying import apply
 from nmbench.models.dense_weights import DenseWeights
+from nmbench.models.hooks import Observer, observing
 from nmbench.pruning.one_shot import prune_one_shot
 from nmbench_plugins.wanda import Wanda
 
@@ -78,15 +81,8 @@ def measured(args: argparse.Namespace, bundle: Bundle) -> list[Seen]:
     windows = read(args, bundle)
     dense = DenseWeights(bundle)
     patterns = dict.fromkeys(bundle.layers, Pattern(2, 4))
-    made = prune_one_shot(bundle, dense, Wanda(), patterns, windows[: args.calibration_windows], "wanda")
-    weights = {name: layer.read().clone() for name, layer in bundle.layers.items()}
-    masks = {name: pruned.mask.to(bundle.device) for name, pruned in made.pruned.layers.items()}
-
-    def use(pruned: bool) -> None:
-        for name, layer in bundle.layers.items():
-            layer.write(weights[name] * masks[name] if pruned else weights[name])
-
-    parts = [seen(bundle, part, use) for part in windows[args.calibration_windows :].split(AT_ONCE)]
+    pruned = prune_one_shot(bundle, dense, Wanda(), patterns, windows[: args.calibration_windows], "wanda").pruned
+    parts = [seen(bundle, dense, pruned, part) for part in windows[args.calibration_windows :].split(AT_ONCE)]
     return [Seen(*map(torch.cat, zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True)]
 
 
@@ -100,12 +96,12 @@ def read(args: argparse.Namespace, bundle: Bundle) -> Tensor:
     return ids[: count * tokens].view(count, tokens)
 
 
-def seen(bundle: Bundle, part: Tensor, use: Callable[[bool], None]) -> list[Seen]:
+def seen(bundle: Bundle, dense_weights: DenseWeights, made: PrunedModel, part: Tensor) -> list[Seen]:
     """What every block shows on a few windows; first tokens are left out."""
-    use(False)
+    dense_weights.put_back()
     with torch.no_grad(), hidden_states(bundle) as dense:
         wanted = bundle.model(part).logits.log_softmax(dim=-1)
-    use(True)
+    apply(bundle, made)
     with torch.enable_grad(), hidden_states(bundle) as pruned:
         own = bundle.model(part).logits.log_softmax(dim=-1)
         F.kl_div(own, wanted, reduction="sum", log_target=True).backward()
@@ -118,15 +114,12 @@ def hidden_states(bundle: Bundle) -> Iterator[list[Tensor]]:
     """While the context is open, the list gets what every block returns, whose gradients are kept."""
     found: list[Tensor] = []
 
-    def note(module: Any, args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+    def note(hidden: Tensor) -> None:
         if torch.is_grad_enabled():
             hidden.requires_grad_() if hidden.is_leaf else hidden.retain_grad()
         found.append(hidden)
 
-    with ExitStack() as stack:
-        for block in bundle.blocks.values():
-            stack.callback(block.register_forward_hook(note).remove)
+    with observing(Observer(block, note, output=True) for block in bundle.blocks.values()):
         yield found
 
 
