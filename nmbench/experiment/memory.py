@@ -115,13 +115,10 @@ def estimate(
     learners read. Of several `patterns`, a learner is estimated for the one that needs most. `room`: bytes that
     passes of a streamed model may take on the device while they wait; if they need more, they wait on the host.
     """
-    blocks = [bytes_of(block) for block in bundle.blocks.values()]
-    inside = sum(blocks)
-    outside = bytes_of(bundle.model) - inside
     beside = bool(needs & (Stat.DRIFT | Stat.LAG))
     width, size = hidden_width(bundle), bundle.dtype.itemsize
     tokens = windows * window_tokens
-    largest = max(blocks)
+    largest = largest_block(bundle)
     at_once = min(max(batch_tokens // window_tokens, 1) * window_tokens, tokens)  # whole windows
     block_layers = [bundle.block_layers(index) for index in range(len(bundle.blocks))]
     floats = converted(needs, converting=device == "cpu" or size == FLOAT)
@@ -131,7 +128,7 @@ def estimate(
     return Estimate(
         device,
         streamed,
-        weights=outside + (largest if streamed else inside) + beside * largest,
+        weights=live_bytes(bundle, streamed) + beside * largest,
         hidden=0
         if streamed and hidden_bytes(bundle, tokens, 1 + beside) > room
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
@@ -153,14 +150,13 @@ def learning(
     stored = max(layer.read().element_size() for layer in bundle.layers.values())
     each = bytes_each(method, patterns, stored)
     counts = [sum(math.prod(la.shape) for la in bundle.block_layers(index)) for index in range(len(bundle.blocks))]
-    name, model = type(method).__name__, bytes_of(bundle.model)
+    name = type(method).__name__
     if learns_whole(method):
-        return Learning(name, model, None if each is None else round(each * sum(counts)))
-    blocks = [bytes_of(block) for block in bundle.blocks.values()]
-    live = model - sum(blocks) + max(blocks) if streamed else model
+        return Learning(name, bytes_of(bundle.model), None if each is None else round(each * sum(counts)))
+    weights = live_bytes(bundle, streamed) + LEARNT * largest_block(bundle)
     hidden = hidden_bytes(bundle, pool_tokens, paths=2)
     own = None if each is None else round(each * max(counts))
-    return Learning(name, live + LEARNT * max(blocks), own, 0 if streamed and hidden > room else hidden, blockwise=True)
+    return Learning(name, weights, own, 0 if streamed and hidden > room else hidden, blockwise=True)
 
 
 def bytes_each(method: MaskLearner | WeightLearner, patterns: Sequence[Pattern], itemsize: int) -> float | None:
@@ -174,6 +170,17 @@ def bytes_each(method: MaskLearner | WeightLearner, patterns: Sequence[Pattern],
 def learns_whole(method: Method) -> bool:
     """Return True for a learner that needs the whole model on the device."""
     return isinstance(method, WeightLearner) or (isinstance(method, MaskLearner) and not method.blockwise)
+
+
+def live_bytes(bundle: Bundle, streamed: bool) -> int:
+    """Return the bytes of the weights on the device: of the whole model; if streamed, of one block and all outside."""
+    away = sum(map(bytes_of, bundle.blocks.values())) - largest_block(bundle)
+    return bytes_of(bundle.model) - streamed * away
+
+
+def largest_block(bundle: Bundle) -> int:
+    """Return the bytes of the largest block."""
+    return max(map(bytes_of, bundle.blocks.values()))
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -243,8 +250,7 @@ def planned(
     learners = [method for method in methods if isinstance(method, (MaskLearner, WeightLearner))]
     at_once = batch_tokens(bundle, device)
     in_turn = all(method.sequential for method in walked)
-    blocks = [bytes_of(block) for block in bundle.blocks.values()]
-    room = room_for(bundle, device, taken=0 if bundle.streaming else bytes_of(bundle.model) - sum(blocks) + max(blocks))
+    room = room_for(bundle, device, taken=0 if bundle.streaming else live_bytes(bundle, streamed=True))
     launch = Launch.of()
     windows = -(-spec.windows // launch.size) if launch else spec.windows  # of a rank
     walk = needs, windows, spec.window_tokens, device.type, streamed, at_once
