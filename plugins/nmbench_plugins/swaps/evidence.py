@@ -81,7 +81,9 @@ def gathered(
         pruned = seen(task, part, (*writing, *local), note)
         sums.end_pass()
         if writing:
-            sums.add_all(pruned.noted, output_error(task, part, dense, pruned, skip))
+            end = output_error(task, part, dense, pruned, skip)
+            for name, inputs in pruned.noted.items():
+                sums.add(name, inputs, end)
         tokens += len(part) * (part.shape[1] - skip)
     return sums.means(tokens)
 
@@ -119,19 +121,13 @@ class Sums:
         self.evidence = Evidence({}, {})
         self.last: tuple[Tensor, str] | None = None  # the inputs that were added last, and the layer whose they were
 
-    def add_all(self, inputs: Mapping[str, Tensor], error: Tensor) -> None:
-        """Add one error `[n, window, out]` times the inputs `[n, window, in]` of every layer."""
-        for name, given in inputs.items():
-            self.add(name, given, error)
-        self.end_pass()
-
     def add(self, name: str, inputs: Tensor, error: Tensor) -> None:
-        """Add inputs and errors of a layer; with the same inputs as the layer before, it has the same sum of them."""
+        """Add inputs `[n, window, in]` and errors `[n, window, out]` of a layer; with the same inputs as the layer
+        before, it has the same sum of them.
+        """
         gram, errors = self.evidence
-        x, t = (
-            inputs[:, self.skip :].flatten(0, 1).float(),
-            error[:, self.skip :].flatten(0, 1),
-        )  # [tokens, in], [, out]
+        x = inputs[:, self.skip :].flatten(0, 1).float()  # [tokens, in]
+        t = error[:, self.skip :].flatten(0, 1)  # [tokens, out]
         leader = self.last[1] if self.last and self.last[0] is inputs else name
         if name not in errors:
             gram[name] = gram[leader] if leader != name else x.new_zeros(x.shape[1], x.shape[1])
