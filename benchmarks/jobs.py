@@ -8,7 +8,7 @@ Without `--metric` a model other than the demo is measured on WikiText-2 and C4,
 
 Both runs have the same rows: `--rows` seeds of `--method` (with its options after `--`), which take equally long.
 Seconds are those of whole commands, loading and the dense row included; those of each row are in the JSON. `equal`:
-the measured weights are the same.
+the measured weights are the same. `--runs DIR` keeps both run directories.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def timed(flags: list[str], out: Path) -> dict[str, Any]:
     subprocess.run([sys.executable, "-m", "nmbench.cli", "run", *flags, "--out", str(out), "--quiet"], check=True)
     seconds = time.perf_counter() - start
     records = read_records(out / "records.jsonl")
-    names = [f"{row['label']} {row['seed']}" for row in records]
+    names = [" ".join(str(row[part]) for part in ("label", "pattern", "seed")) for row in records]
     digests = dict(zip(names, (row["measured_digest"] for row in records), strict=True))
     totals = dict(zip(names, (row["seconds"]["total"] for row in records), strict=True))
     return {"seconds": seconds, "totals": totals, "digests": digests}
@@ -48,13 +48,15 @@ def main() -> None:
     parser.add_argument("--method", default="wanda")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--runs", type=Path, help="a new directory for both runs  [a temporary one]")
     parser.add_argument("flags", nargs="*", help="more flags of nmbench run")
     args = parser.parse_args()
     seeds = [flag for seed in range(args.rows) for flag in ("--seed", str(seed))]
     flags = ["--model", args.model, "--method", args.method, *seeds, *args.flags]
-    with tempfile.TemporaryDirectory() as folder:
-        alone = timed(flags, Path(folder, "alone"))
-        together = timed([*flags, "--jobs", f"local:{args.jobs}"], Path(folder, "together"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.runs or Path(temporary)
+        alone = timed(flags, folder / "alone")
+        together = timed([*flags, "--jobs", f"local:{args.jobs}"], folder / "together")
     result = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "gpus": torch.cuda.device_count(),
