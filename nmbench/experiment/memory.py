@@ -125,6 +125,7 @@ def estimate(
     run = at_once * max(running(layers, width, size, floats) for layers in block_layers)
     run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
     solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
+    kept = max(map(prunable, block_layers)) if streamed else largest  # masks on their way, or weights to be put back
     return Estimate(
         device,
         streamed,
@@ -133,7 +134,7 @@ def estimate(
         if streamed and hidden_bytes(bundle, tokens, 1 + beside) > room
         else tokens * width * size * (2 * (1 + beside) + 1),  # arguments of paused passes: as much again
         statistics=max(together(layers, needs, sequential) for layers in block_layers),
-        working=max(run, solve) + (0 if streamed else largest),  # copies of the dense weights of the pruned block
+        working=max(run, solve) + kept,
         learning=tuple(dict.fromkeys(learning(it, bundle, patterns, streamed, pool_tokens, room) for it in learners)),
     )
 
@@ -149,7 +150,7 @@ def learning(
     """Return the estimate for one learner: of the whole model, or of its largest block if it learns block by block."""
     stored = max(layer.read().element_size() for layer in bundle.layers.values())
     each = bytes_each(method, patterns, stored)
-    counts = [sum(math.prod(la.shape) for la in bundle.block_layers(index)) for index in range(len(bundle.blocks))]
+    counts = [prunable(bundle.block_layers(index)) for index in range(len(bundle.blocks))]
     name = type(method).__name__
     if learns_whole(method):
         return Learning(name, bytes_of(bundle.model), None if each is None else round(each * sum(counts)))
@@ -186,6 +187,11 @@ def largest_block(bundle: Bundle) -> int:
 def bytes_of(module: nn.Module) -> int:
     tensors = (*module.parameters(), *module.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def prunable(layers: list[Layer]) -> int:
+    """Return the number of prunable weights of layers."""
+    return sum(math.prod(layer.shape) for layer in layers)
 
 
 def together(layers: list[Layer], needs: Stat, sequential: bool) -> int:

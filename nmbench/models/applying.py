@@ -39,16 +39,6 @@ def apply(bundle: Bundle, pruned: PrunedModel) -> None:
         bundle.model.get_parameter(name).detach().copy_(tensor)
 
 
-def kept(pruned: Pruned, bundle: Bundle) -> Pruned:
-    """Return a pruned layer where results wait: on the host, and on its disk if that is where the blocks are."""
-    there = moved(pruned, bundle.host)
-    if bundle.disk is None:
-        return there
-    tensors = [there.mask] if there.weight is None else [there.mask, there.weight]
-    mask, *weight = bundle.disk.kept(tensors)
-    return dataclasses.replace(there, mask=mask, weight=weight[0] if weight else None)
-
-
 def moved(pruned: Pruned, device: torch.device) -> Pruned:
     """Return the same pruned layer on `device`."""
     weight = None if pruned.weight is None else pruned.weight.to(device)

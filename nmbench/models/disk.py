@@ -8,7 +8,7 @@ views of the dense ones again, and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,16 +58,16 @@ class Disk:
         self.maps.check_unchanged()
         self.maps.announce(tensor)
 
-    @torch.no_grad()
-    def kept(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return copies of tensors in a temporary file, which take no memory.
+    def read(self, tensor: Tensor, into: Tensor) -> None:
+        """Copy a weight into host memory."""
+        self.maps.read(tensor, into)
+
+    def kept(self, tensors: Sequence[Tensor], parts: Callable[[Tensor], Iterable[Tensor]]) -> list[Tensor]:
+        """Return copies of tensors in a temporary file, which take no memory; `parts`: as `Maps.packed` wants them.
 
         The file is as large as the largest block, or as `tensors`. Its space is free when all tensors in it are.
         """
-        copies = self.maps.packed(tensors, self._room)
-        for copy, tensor in zip(copies, tensors, strict=True):
-            self.release(copy.copy_(tensor))
-        return copies
+        return self.maps.packed(tensors, self._room, parts)
 
     @torch.no_grad()
     def open(self, block: nn.Module) -> None:

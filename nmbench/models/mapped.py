@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from weakref import ref
 
 import torch
@@ -71,6 +73,20 @@ def places(tensors: Iterable[Tensor]) -> Iterator[Place | None]:
         yield mappings[index].place(tensor) if index >= 0 else None
 
 
+class Filling:
+    """A temporary file that is filled bit by bit; it is closed when no view of its mapping is left."""
+
+    def __init__(self, file: IO[bytes], mapped: mmap.mmap) -> None:
+        self.file = file
+        self.size, self.filled = len(mapped), 0  # bytes
+        self.mapped = ref(mapped, lambda _: file.close())
+
+    def taken(self, size: int) -> int:
+        """Take `size` bytes; return where they begin."""
+        begin, self.filled = self.filled, self.filled + -(-size // ALIGNED) * ALIGNED
+        return begin
+
+
 class Maps:
     """Open mappings, each of which lives as long as a tensor that is a view of it."""
 
@@ -80,8 +96,7 @@ class Maps:
         self._gone: list[int] = []  # addresses of mappings that no tensor needs any more
         self._lock = threading.Lock()
         self._files: dict[Path, tuple[mmap.mmap, tuple[int, ...]]] = {}
-        self._filling: ref[mmap.mmap] | None = None  # the mapping that `packed` fills
-        self._filled = 0  # bytes
+        self._filling: Filling | None = None
 
     def stored(self, place: Place, like: Tensor) -> Tensor:
         """Return a view of a file, of the dtype and shape of `like`. What is written to it does not reach the file."""
@@ -100,23 +115,44 @@ class Maps:
         """
         tensors = list(tensors)
         offsets, size = offsets_of(tensors)
-        mapped = temporary_file(size)
+        with temporary_file(size) as file:
+            mapped = mmap.mmap(file.fileno(), size)
         self._add(mapped)
         return [view(mapped, offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
 
-    def packed(self, tensors: Sequence[Tensor], room: int) -> list[Tensor]:
-        """Return tensors as `temporary` does, in a file of at least `room` bytes that later calls go on to fill.
+    def packed(self, tensors: Sequence[Tensor], room: int, parts: Callable[[Tensor], Iterable[Tensor]]) -> list[Tensor]:
+        """Return copies of tensors in a file as `temporary` makes it, of at least `room` bytes, which later calls go on
+        to fill.
 
         Every open file takes a file descriptor, and a process may have 1024 of them, fewer than a model has layers.
+        `parts(tensor)` yields the bytes of a tensor in their order, on the host, uint8 `[n]`. They are written to the
+        file and not to its mapping, where the system would have to make every page first.
         """
         offsets, size = offsets_of(tensors)
-        mapped = self._filling() if self._filling else None
-        if mapped is None or self._filled + size > len(mapped):
-            mapped, self._filled = temporary_file(max(size, room)), 0
-            self._add(mapped)
-            self._filling = ref(mapped)
-        begin, self._filled = self._filled, self._filled + -(-size // ALIGNED) * ALIGNED
+        filling, mapped = self._with_room(size, room)
+        begin = filling.taken(size)
+        for offset, tensor in zip(offsets, tensors, strict=True):
+            filling.file.seek(begin + offset)
+            for part in parts(tensor):
+                filling.file.write(part.numpy().data)
+        filling.file.flush()
         return [view(mapped, begin + offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
+
+    def _with_room(self, size: int, room: int) -> tuple[Filling, mmap.mmap]:
+        """Return a file with `size` bytes left, and its mapping: the last one, or a new one of at least `room` bytes.
+
+        A file that is left lives as long as a tensor in it.
+        """
+        if self._filling is not None:
+            mapped = self._filling.mapped()
+            if mapped is not None and self._filling.filled + size <= self._filling.size:
+                return self._filling, mapped
+            self._filling.file.close()
+        file = temporary_file(max(size, room))
+        mapped = mmap.mmap(file.fileno(), max(size, room))
+        self._add(mapped)
+        self._filling = Filling(file, mapped)
+        return self._filling, mapped
 
     def _add(self, mapped: mmap.mmap) -> None:
         begin = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
@@ -140,6 +176,24 @@ class Maps:
             begin = self._begins[index] if index >= 0 else address
             known = self._maps.get(begin)
         return known() if known else None, address - begin
+
+    def read(self, tensor: Tensor, into: Tensor) -> None:
+        """Copy a contiguous tensor into another; one that `stored` returned is read from its file.
+
+        So pages of the mapping, which take longer to make than to read, are not needed.
+        """
+        mapped, offset = self._mapping(tensor.data_ptr())
+        path = next((path for path, (known, _) in self._files.items() if known is mapped), None)
+        if path is None or not into.is_contiguous():
+            into.copy_(tensor)
+            return
+        target = into.view(-1).view(torch.uint8).numpy().data
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while target and (count := file.readinto(target)):
+                target = target[count:]
+        if target:
+            raise ModelChanged(f"the weight file {path} has become shorter while its weights were in use; restore it.")
 
     def release(self, tensor: Tensor) -> None:
         """Give back the memory that a view of a mapping takes; its values stay in the file. Leave other tensors alone.
@@ -197,8 +251,8 @@ def view(mapped: mmap.mmap, offset: int, like: Tensor) -> Tensor:
     return torch.frombuffer(mapped, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)
 
 
-def temporary_file(size: int) -> mmap.mmap:
-    """Return a mapping of a new file without a name, of `size` bytes of zeros, in the folder of TMPDIR.
+def temporary_file(size: int) -> IO[bytes]:
+    """Return a new file without a name, of `size` bytes of zeros, in the folder of TMPDIR.
 
     Raises `CannotWrite` if there is not enough space, no folder can be written to, or the folder is memory.
     """
@@ -211,12 +265,14 @@ def temporary_file(size: int) -> mmap.mmap:
             f"the folder for temporary files, {folder}, is memory itself ({kind}); set TMPDIR to a folder on a disk."
         )
     try:
-        with tempfile.TemporaryFile(prefix="nmbench-") as file:
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(tempfile.TemporaryFile(prefix="nmbench-"))
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would end the process
             else:
                 file.truncate(size)
-            return mmap.mmap(file.fileno(), size)
+            opened.pop_all()  # the caller closes it
+            return file
     except OSError as error:
         raise CannotWrite(
             f"{folder} has no room for {size / 2**30:.1f} GiB of weights ({error.strerror}); set TMPDIR to a folder "

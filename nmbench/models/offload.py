@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nmbench.models.disk import Disk
-from nmbench.models.prefetch import Prefetch, Traffic
+from nmbench.models.prefetch import HostMemory, Prefetch, Traffic
 
 
 class Streaming:
@@ -48,7 +48,7 @@ class Streaming:
             block.register_forward_hook(drop_hook(self), always_call=True)
         self._blocks = {id(block): after for block, after in zip(blocks, [*blocks[1:], blocks[0]], strict=True)}
         ahead = from_disk or device.type == "cuda"
-        self._prefetch = Prefetch(device, self._announced, self.release) if ahead else None
+        self._prefetch = Prefetch(device, self.disk or HostMemory()) if ahead else None
 
     @contextlib.contextmanager
     def holding(self, block: nn.Module, undo: bool = False) -> Iterator[None]:
@@ -98,10 +98,6 @@ class Streaming:
         """Give back the host memory of a weight on disk; other tensors stay as they are."""
         if self.disk is not None:
             self.disk.release(tensor)
-
-    def _announced(self, tensor: Tensor) -> None:
-        if self.disk is not None:
-            self.disk.announce(tensor)
 
     def traffic(self) -> Traffic | None:
         """Return what was moved since the last call; None if nothing is read ahead."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +39,42 @@ class Ahead:
     copies: Future[list[Tensor]]
 
 
-class Prefetch:
-    """Copies of the weights of blocks on `device`, each read by a thread after the one before has been fetched.
+class Source(Protocol):
+    """Where the weights of blocks are: the disk, or host memory."""
 
-    `before(tensor)` is called before a weight is read, and `after(tensor)` when it has been. For a GPU there is one
-    buffer in pinned memory, as large as the largest block so far.
+    def announce(self, tensor: Tensor) -> None:
+        """Prepare to read a weight, before any other of its block is read."""
+
+    def read(self, tensor: Tensor, into: Tensor) -> None:
+        """Copy a weight into host memory."""
+
+    def release(self, tensor: Tensor) -> None:
+        """Give back what a weight took while it was read."""
+
+
+class HostMemory:
+    """Weights in host memory."""
+
+    def announce(self, tensor: Tensor) -> None:
+        """Do nothing."""
+
+    def read(self, tensor: Tensor, into: Tensor) -> None:
+        """Copy a weight."""
+        into.copy_(tensor)
+
+    def release(self, tensor: Tensor) -> None:
+        """Do nothing."""
+
+
+class Prefetch:
+    """Copies of the weights of blocks on `device`, each read from `source` by a thread after the one before has been
+    fetched.
+
+    For a GPU there is one buffer in pinned memory, as large as the largest block so far.
     """
 
-    def __init__(self, device: torch.device, before: Callable[[Tensor], None], after: Callable[[Tensor], None]) -> None:
-        self.device, self.before, self.after = device, before, after
+    def __init__(self, device: torch.device, source: Source) -> None:
+        self.device, self.source = device, source
         self.traffic = Traffic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nmbench-prefetch")
         self._ahead: Ahead | None = None
@@ -80,14 +108,14 @@ class Prefetch:
     def _read(self, weights: Sequence[Tensor], sent: torch.cuda.Event | None) -> list[Tensor]:
         """Return copies of weights in host memory; runs in the thread."""
         for weight in weights:
-            self.before(weight)
+            self.source.announce(weight)
         if sent is not None:
             sent.synchronize()
         begin = time.perf_counter()
         copies = self._slots(weights)
         for copy, weight in zip(copies, weights, strict=True):
-            copy.copy_(weight)
-            self.after(weight)
+            self.source.read(weight, copy)
+            self.source.release(weight)
         self.traffic.read += time.perf_counter() - begin
         return copies
 

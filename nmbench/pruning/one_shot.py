@@ -22,9 +22,10 @@ from nmbench.calibration.step import FewTokens
 from nmbench.calibration.walk import walk
 from nmbench.errors import NMBenchError
 from nmbench.methods import Baseline, LayerStats, Layerwise, Pruned, PrunedModel, Refiner, Scorer, Solver, Stat
-from nmbench.models.applying import applied, kept
+from nmbench.models.applying import applied
 from nmbench.models.bundle import Bundle, Layer
 from nmbench.models.dense_weights import DenseWeights
+from nmbench.models.keeping import Keeping
 from nmbench.pattern import Pattern, not_finite
 from nmbench.runtime.cost import NOTHING, Cost, Spent
 from nmbench.runtime.ranks import ALONE, Ranks
@@ -114,7 +115,6 @@ def through_layers(
     """
     if needs is Stat.NONE:
         return Walked(without_statistics(bundle, make, report), {}, Cost())
-    layers: dict[str, Pruned] = {}
     few, block_tokens = FewTokens(), 0
     sequential, skip = method.sequential, method.skip_tokens
 
@@ -122,16 +122,17 @@ def through_layers(
         return make(layer, stats, checks)
 
     try:
-        with ranks.failing_together():
+        with ranks.failing_together(), Keeping(bundle) as keeping:
             for step in walk(bundle, windows, needs, sequential, skip, undo=True, checks=checks, ranks=ranks):
                 for layer, pruned in made_by(ranks, step, make_now, costly(method)):
                     layer.write(applied(pruned, layer.read()))
-                    layers[layer.name] = kept(pruned, bundle)
+                    keeping.take(layer.name, pruned)
                 few.note(step)
                 block_tokens += step.block_tokens
                 if step.last:
                     report(step.index + 1, len(bundle.blocks))
                 del step  # its statistics, before those of the next step are gathered beside them
+            layers = keeping.layers()
             check_same(ranks, layers)
     except BaseException:
         dense.put_back()
@@ -148,13 +149,12 @@ def costly(method: Layerwise) -> bool:
 
 def without_statistics(bundle: Bundle, make: Make, report: Report) -> dict[str, Pruned]:
     """Return what `make` makes of every layer without statistics."""
-    layers = {}
-    for index, (name, layer) in enumerate(bundle.layers.items()):
-        with bundle.holding(list(bundle.blocks.values())[layer.block], undo=True):
-            pruned = make(layer, LayerStats(windows=0, tokens=0), ONE_BY_ONE)
-        layers[name] = kept(pruned, bundle)
-        report(index + 1, len(bundle.layers))
-    return layers
+    with Keeping(bundle) as keeping:
+        for index, (name, layer) in enumerate(bundle.layers.items()):
+            with bundle.holding(list(bundle.blocks.values())[layer.block], undo=True):
+                keeping.take(name, make(layer, LayerStats(windows=0, tokens=0), ONE_BY_ONE))
+            report(index + 1, len(bundle.layers))
+        return keeping.layers()
 
 
 def reading_blocks(bundle: Bundle) -> bool:

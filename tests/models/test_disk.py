@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from nmbench.experiment.measurement import in_parts
 from nmbench.experiment.whereabouts import whereabouts
 from nmbench.methods import Pruned
 from nmbench.models import mapped
-from nmbench.models.applying import apply, kept
+from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
+from nmbench.models.keeping import Keeping
 from nmbench.pattern import Pattern
 from nmbench.pruning.live_weights import LiveWeights
 from nmbench.pruning.one_shot import prune_one_shot
@@ -149,14 +151,41 @@ def test_results_of_many_layers_take_few_files(folders):
     bundle = load(folders["mixtral"])
     before = len(os.listdir("/proc/self/fd"))
     given = {name: Pruned(layer.read() > 0, layer.read().float()) for name, layer in bundle.layers.items()}
-    results = {name: kept(pruned, bundle) for name, pruned in given.items()}
+    with Keeping(bundle) as keeping:
+        for name, pruned in given.items():
+            keeping.take(name, pruned)
+        results = keeping.layers()
     assert len(given) > 20
     assert 1 <= len(os.listdir("/proc/self/fd")) - before <= 8
     for name, pruned in given.items():
         assert torch.equal(results[name].mask, pruned.mask)
         assert torch.equal(results[name].weight, pruned.weight)
-    del results
+    del results, keeping
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_weights_are_read_from_their_files(folders):
+    """What is read of a block is its dense weights, and its changed ones once it was written to."""
+    bundle = load(folders["llama"])
+    for changed in (False, True):
+        for layer in bundle.layers.values():
+            if changed:
+                bundle.open(layer.name)
+                layer.read().mul_(2)
+            into = torch.full_like(layer.read(), torch.nan)
+            bundle.disk.read(layer.read(), into)
+            assert torch.equal(into, layer.read())
+
+
+def test_a_file_that_became_shorter(folders, tmp_path):
+    """A weight file that was cut while its weights are read ends in a line that names it."""
+    shutil.copytree(folders["llama"], tmp_path / "model")
+    bundle = load(tmp_path / "model")
+    weight = bundle.layers[NAME].read()
+    (place,) = mapped.places([weight])
+    os.truncate(place.path, place.offset + weight.nbytes // 2)
+    with pytest.raises(ModelChanged, match=f"{place.path.name} has become shorter"):
+        bundle.disk.read(weight, torch.empty_like(weight))
 
 
 def test_changed_mappings_are_not_files(tmp_path):
@@ -182,7 +211,7 @@ from pathlib import Path
 import torch
 ctypes.CDLL(None).mallopt(-3, 1 << 16)  # small tensors are given back as large ones are, not kept in a heap
 from nmbench.models.dense_weights import DenseWeights
-from nmbench.models.applying import apply, kept
+from nmbench.models.applying import apply
 from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.loading import load_model
 from nmbench.experiment.measurement import in_parts

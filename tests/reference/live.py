@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from nmbench.calibration import waiting
 from nmbench.methods import Pruned
-from nmbench.models.bundle import Bundle
+from nmbench.models.keeping import Keeping
 from nmbench.pruning import one_shot
 
 
@@ -57,13 +57,31 @@ class Live(TorchDispatchMode):
             with self.elsewhere():
                 return to_host(tensor)
 
-        def kept(pruned: Pruned, bundle: Bundle) -> Pruned:
-            with self.elsewhere():
-                weight = None if pruned.weight is None else pruned.weight.clone()
-                return dataclasses.replace(pruned, mask=pruned.mask.clone(), weight=weight)
+        live, left = self, set[str]()
+
+        class Late(Keeping):
+            """Results that leave as late as they may."""
+
+            def take(self, name: str, pruned: Pruned) -> None:
+                self._results[name] = pruned
+                late = [one for one in self._results if one not in left]
+                while sum(self._results[one].mask.nbytes for one in late) > self._room:
+                    self._leave(late.pop(0))
+
+            def _leave(self, name: str) -> None:
+                left.add(name)
+                with live.elsewhere():
+                    pruned = self._results[name]
+                    weight = None if pruned.weight is None else pruned.weight.clone()
+                    self._results[name] = dataclasses.replace(pruned, mask=pruned.mask.clone(), weight=weight)
+
+            def layers(self) -> dict[str, Pruned]:
+                for name in self._results.keys() - left:
+                    self._leave(name)
+                return super().layers()
 
         patch.setattr(waiting, "stored_on_host", copied)
-        patch.setattr(one_shot, "kept", kept)
+        patch.setattr(one_shot, "Keeping", Late)
 
     @contextlib.contextmanager
     def elsewhere(self) -> Iterator[None]:
