@@ -36,7 +36,7 @@ from nmbench.methods import PrunedModel
 from nmbench.models.bundle import Bundle
 from nmbench.models.casting import cast_parameters
 from nmbench.models.rounding import store_floats
-from nmbench.pattern import Pattern
+from nmbench.pattern import Pattern, all_finite
 from nmbench.plugins.loading import Plugins
 from nmbench.results.files import cannot_write, save_masks
 from nmbench.results.ranking import file_name
@@ -125,7 +125,7 @@ def cast(bundle: Bundle, dtype: torch.dtype) -> str:
     cast_parameters(bundle.model, dtype)
     changed = 0
     for name, parameter in bundle.model.named_parameters():
-        if not parameter.isfinite().all():
+        if not all_finite(parameter):
             raise NMBenchError(
                 f"{name} holds weights too large for {dtype_name(dtype)}; export with --dtype {dtype_name(source)}."
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nmbench.errors import NumericalFailure, RankLost
+from nmbench.pattern import all_finite
 from nmbench.runtime.ranks import ALONE, Ranks
 
 Made = TypeVar("Made")
@@ -30,7 +31,7 @@ class Checks:
             return
         if self.later and not values.is_complex():
             self._extremes += torch.aminmax(values)  # NaN if one of the values is
-        elif not values.isfinite().all():
+        elif not (values.isfinite().all() if values.is_complex() else all_finite(values)):
             raise problem()
 
     def made_finite(self, values: Tensor, problem: Callable[[], Exception]) -> Tensor:

@@ -28,7 +28,7 @@ HIDDEN = 5  # hidden states of the batch at work: held by its pass twice, lent t
 LEARNT = (
     4  # copies of the block at work of a learner, besides the live one: two dense ones, the start, the one put back
 )
-RANKING = 4  # float32 copies of a weight while scores are checked and ranked
+RANKING = 3  # float32 copies of a weight while scores are ranked
 FACTORING = (3, 2)  # float32 copies of the Gram matrix and of the weight while the former is factorised
 SWEEPING = (1, 5)  # the same while the weight is swept
 REFINING = (2, 15)  # the same while a mask is refined towards the dense model
@@ -125,7 +125,8 @@ def estimate(
     run = at_once * max(running(layers, width, size, floats) for layers in block_layers)
     run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
     solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
-    kept = max(map(prunable, block_layers)) if streamed else largest  # masks on their way, or weights to be put back
+    # a streamed block's masks that are on their way, and one more; or dense weights to be put back
+    kept = max(map(leaving, block_layers)) if streamed else largest
     return Estimate(
         device,
         streamed,
@@ -187,6 +188,11 @@ def largest_block(bundle: Bundle) -> int:
 def bytes_of(module: nn.Module) -> int:
     tensors = (*module.parameters(), *module.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def leaving(layers: list[Layer]) -> int:
+    """Return the bytes of the masks of a block on their way to the host, and of the largest, which is being made."""
+    return prunable(layers) + max((math.prod(layer.shape) for layer in layers), default=0)
 
 
 def prunable(layers: list[Layer]) -> int:

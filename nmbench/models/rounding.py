@@ -14,6 +14,7 @@ from nmbench.models.eight_bit import EightBit, can_store, numbers, rounded, stor
 from nmbench.models.probe import MOST_TOKENS, logits
 from nmbench.models.sharing import check_shared
 from nmbench.models.substitution import multiply_only
+from nmbench.pattern import all_finite
 from nmbench.runtime.isolation import isolating
 
 
@@ -29,7 +30,7 @@ def store_eight_bit(bundle: Bundle) -> dict[str, Any]:
     change = total = 0.0
     for layer in bundle.layers.values():
         weight = layer.read()
-        if not weight.isfinite().all():
+        if not all_finite(weight):
             raise NumericalFailure(f"layer {layer.name} of {bundle.ref} holds NaN or infinite weights.")
         found = rounded(weight)
         change += squares(numbers(*found).float() - weight.float())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nmbench.errors import NMBenchError, NumericalFailure
 from nmbench.models.bundle import Bundle, Layer
-from nmbench.pattern import Pattern
+from nmbench.pattern import Pattern, all_finite
 
 FEW_ZEROS = 0.05  # share of the weights of a layer that is worth a word; training leaves next to none
 MOST_ZEROS = 0.3  # share that rounding explains: a model in 4 bits has up to a fifth
@@ -21,11 +21,11 @@ COMMON = tuple(Pattern(*pair) for pair in ((1, 4), (2, 8), (1, 2), (2, 4), (4, 8
 def check_finite(bundle: Bundle) -> None:
     """Raise `NumericalFailure` naming the first layer, or else the first other parameter, with a NaN or infinity."""
     for name, layer in bundle.layers.items():
-        if not layer.read().isfinite().all():
+        if not all_finite(layer.read()):
             raise NumericalFailure(f"layer {name} of {bundle.ref} holds NaN or infinite weights; nothing was pruned.")
         bundle.release(layer.read())
     for name, parameter in bundle.model.named_parameters():
-        if parameter.is_floating_point() and not parameter.isfinite().all():
+        if parameter.is_floating_point() and not all_finite(parameter):
             raise NumericalFailure(f"{name} of {bundle.ref} holds NaN or infinite values; nothing was pruned.")
         bundle.release(parameter.data)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nmbench.errors import NMBenchError, NotStrict
-from nmbench.pattern import Pattern
+from nmbench.pattern import Pattern, all_finite
 
 
 class Proof(TypedDict):
@@ -80,7 +80,7 @@ def check_weight(weight: Tensor, mask: Tensor, name: str, who: str) -> dict[str,
     Raises `NotStrict` if `weight` `[out, in]` is not finite, or not (positive) zero somewhere off the mask.
     """
     dropped = weight.masked_select(~mask)
-    if not weight.isfinite().all():
+    if not all_finite(weight):
         raise NotStrict(f"{who} left NaN or infinite weights in {name}.")
     if dropped.count_nonzero():
         row, column = ((weight != 0) & ~mask).nonzero()[0].tolist()

@@ -8,6 +8,7 @@ from nmbench.models.bundle import Bundle
 from nmbench.models.sanity import check_dense, check_finite, strictest
 from nmbench.pattern import Pattern
 from nmbench_plugins.tiny import FAMILIES, TinyModel
+from reference.live import Live
 
 LAYER = "model.layers.1.mlp.up_proj"
 
@@ -118,3 +119,16 @@ def test_pattern_that_is_found():
     assert strictest(weight) is None
     for pattern in (Pattern(1, 2), Pattern(2, 4), Pattern(2, 8), Pattern(16, 32), Pattern(3, 4)):
         assert strictest(torch.where(pattern.top(weight), weight, 0.0)) == pattern
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_broken_value_is_found_without_copies(name, value):
+    """Checking a weight takes no memory for every value: an embedding is the largest tensor of many models."""
+    bundle = TinyModel().load("llama")
+    with Live(bundle.tensors().values()) as live:
+        check_finite(bundle)
+    assert live.peak < 100
+    bundle.model.get_parameter(name).data[3, 5] = value
+    with pytest.raises(NumericalFailure, match=name.removesuffix(".weight")):
+        check_finite(bundle)
