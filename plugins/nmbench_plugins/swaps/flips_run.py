@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nmbench_plugins.swaps.flips import Flips
 
 RISE, FALL = 1.1, 0.85  # of all step sizes, when flips are confirmed, and when not
+AT_ONCE = 2**24  # weights of layers that are swept together; large ones fill a device one by one
 Masks = dict[str, Tensor]
 
 
@@ -114,11 +115,18 @@ class FlipsRun:
     def by_errors(self) -> Masks:
         """Return the masks that the errors of activations propose."""
         evidence = self.evidence()
-        alike: dict[tuple[int, nmbench.Pattern], list[str]] = {}  # layers with the same inputs are swept together
-        for name, gram in evidence.gram.items():
-            alike.setdefault((id(gram), self.task.pattern[name]), []).append(name)
-        found = {name: mask for names in alike.values() for name, mask in self.proposed(names, evidence).items()}
+        found = {name: mask for names in self.alike(evidence) for name, mask in self.proposed(names, evidence).items()}
         return {name: found[name] for name in self.task.layers if name in found}
+
+    def alike(self, evidence: Evidence) -> list[list[str]]:
+        """Return the layers to sweep together: with one H and one pattern, as many as have few weights."""
+        found: dict[tuple[int, nmbench.Pattern], list[list[str]]] = {}
+        for name, gram in evidence.gram.items():
+            groups = found.setdefault((id(gram), self.task.pattern[name]), [[]])
+            if sum(evidence.error[one].numel() for one in (*groups[-1], name)) > AT_ONCE and groups[-1]:
+                groups.append([])
+            groups[-1].append(name)
+        return [names for groups in found.values() for names in groups]
 
     def evidence(self) -> Evidence:
         """Gather the evidence of this step, with that of earlier steps if the learner keeps it."""

@@ -1,5 +1,7 @@
 """Laws of flips: sequences with flips of their own, the evidence for flips, and that only confirmed flips stay."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from nmbench.results.files import MemoryCheckpoints
 from nmbench.testing import LearnCase
 from nmbench.testing.planted import cycles
 from nmbench.verification.strict import check_masks
-from nmbench_plugins.swaps import Flips
+from nmbench_plugins.swaps import Flips, flips_run
 from nmbench_plugins.swaps.evidence import gathered, output_error, seen, writers
 from nmbench_plugins.swaps.flips_run import FlipsRun
 from nmbench_plugins.swaps.mixtures import effects, flipped, of_rows
@@ -145,6 +147,24 @@ def test_layers_that_are_swept_together_get_their_own_masks():
     assert any(not torch.equal(alone[name], task.initial[name]) for name in names)
     same = [float((together[name] == alone[name]).float().mean()) for name in names]
     assert min(same) > 0.99
+
+
+@torch.no_grad()
+def test_large_layers_are_swept_one_by_one(monkeypatch):
+    """Layers with the same inputs are swept together as long as they have few weights; each is swept once."""
+    task = tiny_task()
+    with task.live_weights() as live:
+        run = FlipsRun(task, Flips(**FEW), live)
+        run.start()
+        evidence = run.evidence()
+        together = run.alike(evidence)
+        largest = max(error.numel() for error in evidence.error.values())
+        for most in (1, largest, 2 * largest):
+            monkeypatch.setattr(flips_run, "AT_ONCE", most)
+            found = run.alike(evidence)
+            assert sorted(itertools.chain(*found)) == sorted(itertools.chain(*together)) == sorted(evidence.error)
+            assert all(len(names) == 1 or sum(evidence.error[n].numel() for n in names) <= most for names in found)
+            assert (len(found) == len(task.layers)) == (most == 1)
 
 
 @torch.no_grad()
