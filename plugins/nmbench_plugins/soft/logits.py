@@ -10,7 +10,6 @@ from torch import Tensor
 import nmbench
 from nmbench.pruning import adam_step
 from nmbench_plugins.soft.prior import lead_of
-from nmbench_plugins.soft.relaxation import as_rows, columns, greedy
 
 PART = {"cpu": 2**17, "cuda": 2**23}  # weights times rounds that are computed at once: the cache, or enough threads
 EPSILON = 1e-8
@@ -51,9 +50,8 @@ class Logits:
 
     def greedy_rows(self, name: str, rows: slice) -> Tensor:
         """Return that mask for some rows, bool `[rows, in]`."""
-        pattern, part = self.patterns[name], self.values[name][rows]
-        chosen = greedy(columns(part, pattern.units.group), pattern.units.keep)
-        return pattern.whole(as_rows(chosen, part.shape))
+        pattern = self.patterns[name]
+        return pattern.whole(pattern.units.top_of_finite(self.values[name][rows]))
 
     def update(self, name: str, rows: slice, gradient: Tensor, pace: Tensor) -> None:
         """Take one step of Adam on rows of a layer; `pace` is float32 `[4]` on the device (`pace_of`)."""

@@ -91,16 +91,6 @@ def of_fall(drawn: Round, slope: Tensor) -> Tensor:
     return chosen * (others - slope.sum(dim=0, keepdim=True)) + leading * drawn.log_rest.exp()
 
 
-def greedy(keys: Tensor, keep: int) -> Tensor:
-    """Return the bool mask of the `keep` largest keys of every group; of equal keys the lower index is kept."""
-    rank = torch.zeros_like(keys, dtype=torch.int16)
-    for distance in range(1, len(keys)):
-        left_first = keys[:-distance] >= keys[distance:]
-        rank[distance:] += left_first
-        rank[:-distance] += ~left_first
-    return rank < keep
-
-
 def place_of(columns: Tensor) -> Tensor:
     """Return the indices inside a group, int64 `[group, 1, ...]`."""
     return torch.arange(len(columns), device=columns.device).view(-1, *[1] * (columns.dim() - 1))

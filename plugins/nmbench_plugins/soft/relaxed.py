@@ -36,7 +36,7 @@ class Relaxed:
             launch.write(logits, dense, weight, pattern, self.keys, self.scales, number)
             return weight
         for rows in self.logits.parts(name):
-            weight[rows] = dense[rows] * self._mask(number, name, rows)
+            torch.mul(dense[rows], self._mask(number, name, rows), out=weight[rows])
         return weight
 
     def learn(self, number: int, name: str, dense: Tensor, gradient: Tensor) -> None:
@@ -52,9 +52,9 @@ class Relaxed:
             self.logits.update(name, rows, self._gradient(number, name, rows, slope), self.pace)
 
     def _mask(self, number: int, name: str, rows: slice) -> Tensor:
-        """Return the mask of rows of a layer, float32 `[rows, in]`."""
+        """Return the mask of rows of a layer, float32 or bool `[rows, in]`."""
         if self.straight:
-            return self.logits.greedy_rows(name, rows).float()
+            return self.logits.greedy_rows(name, rows)
         pattern, shape = self.logits.patterns[name], self.logits.values[name][rows].shape
         mask = soft_mask(self._drawn(number, name, rows), self.scales[0], pattern.units.keep)
         return pattern.whole(as_rows(mask, shape))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nmbench.pattern import Pattern
 from nmbench.pruning import gumbel, step_keys
 from nmbench_plugins.maskpro.policy import log_prob
-from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask, soft_mask_gradient
+from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask, soft_mask_gradient
 
 quick = settings(max_examples=30, deadline=None)
 PATTERNS = st.sampled_from([(1, 2), (1, 4), (2, 4), (3, 4), (2, 3), (4, 8), (8, 16)])
@@ -95,23 +95,14 @@ def test_a_cold_soft_mask_is_the_greedy_mask(case):
     gap, span = float(order.diff(dim=0).amin()), float((order[-1] - order[0]).amax())
     if gap > 1e-6:
         cold = soft_mask(keys, gap / (1 + span) / 100, keep)
-        torch.testing.assert_close(cold, greedy(keys, keep).double(), rtol=0, atol=1e-6)
+        hard = Pattern(keep, len(keys)).top(keys.t()).t()
+        torch.testing.assert_close(cold, hard.double(), rtol=0, atol=1e-6)
 
 
 def test_no_weight_is_chosen_twice():
     """A key that leads by far is chosen once: a bound on mu in place of the exact 1 - mu would choose it twice."""
     keys = torch.tensor([60.0, 20.0, 0.0, 0.0])[:, None]
     assert soft_mask(keys, 0.5, 2)[:, 0].tolist() == pytest.approx([1, 1, 0, 0], abs=1e-6)
-
-
-@quick
-@given(drawn())
-def test_greedy_is_the_rule_of_patterns(case):
-    """The greedy mask keeps what `Pattern.top` keeps, ties included."""
-    keys, _, keep, _ = case
-    keys, group = keys.round(), len(keys)
-    mask = as_rows(greedy(keys, keep), torch.Size([5, group]))
-    assert mask.equal(Pattern(keep, group).top(as_rows(keys, torch.Size([5, group]))))
 
 
 def test_columns_and_rows_are_inverse():
@@ -128,7 +119,7 @@ def test_hard_draws_have_the_probabilities_of_maskpro(keep, group):
     logits = torch.tensor([0.0, 1.0, -0.5, 0.7])
     keys = torch.tensor(step_keys(7, 3), dtype=torch.int32)
     noise = gumbel(keys, 0, 0, torch.Size([draws, group]))
-    masks = greedy(columns(logits + noise, group), keep).t()  # [draws, group]
+    masks = Pattern(keep, group).top(logits + noise)  # [draws, group]
     for subset in itertools.combinations(range(group), keep):
         mask = torch.zeros(1, group, dtype=torch.bool)
         mask[0, list(subset)] = True

@@ -11,7 +11,7 @@ from nmbench.pruning import BETAS, pace_of
 from nmbench.testing.cases import LearnCase
 from nmbench_plugins.soft import logits as logits_module
 from nmbench_plugins.soft.logits import Logits
-from nmbench_plugins.soft.relaxation import as_rows, columns, greedy, soft_mask
+from nmbench_plugins.soft.relaxation import as_rows, columns, soft_mask
 from nmbench_plugins.soft.schedule import Setting
 from nmbench_plugins.soft.steps import Steps
 
@@ -31,7 +31,9 @@ def plain_gradient(steps: Steps, live, tokens, straight: bool):
         pattern = steps.logits.patterns[name]
         groups = columns(leaf, pattern.units.group)
         if straight:
-            mask = greedy(groups, pattern.units.keep).float() + groups - groups.detach()
+            mask = (
+                pattern.units.top(leaf.detach().reshape(-1, pattern.units.group)).t().float() + groups - groups.detach()
+            )
         else:
             noise = steps.relaxed._drawn(number, name, slice(0, len(leaf))) - columns(
                 steps.logits.values[name] / steps.relaxed.scales[1], pattern.units.group
