@@ -31,7 +31,7 @@ class Checks:
             return
         if self.later and not values.is_complex():
             self._extremes += torch.aminmax(values)  # NaN if one of the values is
-        elif not (values.isfinite().all() if values.is_complex() else all_finite(values)):
+        elif not all_finite(values):
             raise problem()
 
     def made_finite(self, values: Tensor, problem: Callable[[], Exception]) -> Tensor:

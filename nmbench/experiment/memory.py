@@ -19,6 +19,7 @@ from nmbench.calibration.waiting import hidden_bytes, room_for
 from nmbench.calibration.walk import batch_tokens
 from nmbench.methods import Layerwise, MaskLearner, Method, Stat, WeightLearner
 from nmbench.models.bundle import Bundle, Layer, hidden_width
+from nmbench.models.keeping import block_weights
 from nmbench.pattern import Pattern
 from nmbench.runtime.ranks import Launch
 from nmbench.spec import ResolvedSpec
@@ -125,8 +126,8 @@ def estimate(
     run = at_once * max(running(layers, width, size, floats) for layers in block_layers)
     run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
     solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
-    # a streamed block's masks that are on their way, and one more; or dense weights to be put back
-    kept = max(map(leaving, block_layers)) if streamed else largest
+    # masks of a streamed block on their way to the host, and of one layer more; or dense weights to be put back
+    kept = max(block_weights(bundle)) + largest_layer(bundle) if streamed else largest
     return Estimate(
         device,
         streamed,
@@ -151,7 +152,7 @@ def learning(
     """Return the estimate for one learner: of the whole model, or of its largest block if it learns block by block."""
     stored = max(layer.read().element_size() for layer in bundle.layers.values())
     each = bytes_each(method, patterns, stored)
-    counts = [prunable(bundle.block_layers(index)) for index in range(len(bundle.blocks))]
+    counts = block_weights(bundle)
     name = type(method).__name__
     if learns_whole(method):
         return Learning(name, bytes_of(bundle.model), None if each is None else round(each * sum(counts)))
@@ -190,14 +191,9 @@ def bytes_of(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def leaving(layers: list[Layer]) -> int:
-    """Return the bytes of the masks of a block on their way to the host, and of the largest, which is being made."""
-    return prunable(layers) + max((math.prod(layer.shape) for layer in layers), default=0)
-
-
-def prunable(layers: list[Layer]) -> int:
-    """Return the number of prunable weights of layers."""
-    return sum(math.prod(layer.shape) for layer in layers)
+def largest_layer(bundle: Bundle) -> int:
+    """Return the number of weights of the largest prunable layer."""
+    return max(math.prod(layer.shape) for layer in bundle.layers.values())
 
 
 def together(layers: list[Layer], needs: Stat, sequential: bool) -> int:

@@ -59,8 +59,7 @@ class Keeping:
     @cached_property
     def _room(self) -> int:
         """The bytes of the masks of the largest block."""
-        blocks = range(len(self.bundle.blocks))
-        return max(sum(math.prod(layer.shape) for layer in self.bundle.block_layers(index)) for index in blocks)
+        return max(block_weights(self.bundle))
 
     def _now(self) -> torch.cuda.Event:
         """An event that has passed when all that has been asked of the GPU until now is done."""
@@ -102,6 +101,12 @@ class Keeping:
     @cached_property
     def _buffer(self) -> Tensor:
         return torch.empty(PART, dtype=torch.uint8, pin_memory=True)
+
+
+def block_weights(bundle: Bundle) -> list[int]:
+    """Return the number of prunable weights of every block."""
+    blocks = range(len(bundle.blocks))
+    return [sum(math.prod(layer.shape) for layer in bundle.block_layers(index)) for index in blocks]
 
 
 def bytes_of(tensor: Tensor) -> Tensor:

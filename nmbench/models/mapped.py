@@ -86,6 +86,17 @@ class Filling:
         begin, self.filled = self.filled, self.filled + -(-size // ALIGNED) * ALIGNED
         return begin
 
+    def write(self, at: int, parts: Iterable[Tensor]) -> None:
+        """Write bytes, uint8 `[n]` on the host, from `at` on. Raises `CannotWrite` if the disk does not take them."""
+        try:
+            self.file.seek(at)
+            for part in parts:
+                self.file.write(part.numpy().data)
+            self.file.flush()
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise CannotWrite(f"{where}: {error.strerror}; set TMPDIR to a folder on a disk.") from error
+
 
 class Maps:
     """Open mappings, each of which lives as long as a tensor that is a view of it."""
@@ -132,10 +143,7 @@ class Maps:
         filling, mapped = self._with_room(size, room)
         begin = filling.taken(size)
         for offset, tensor in zip(offsets, tensors, strict=True):
-            filling.file.seek(begin + offset)
-            for part in parts(tensor):
-                filling.file.write(part.numpy().data)
-        filling.file.flush()
+            filling.write(begin + offset, parts(tensor))
         return [view(mapped, begin + offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
 
     def _with_room(self, size: int, room: int) -> tuple[Filling, mmap.mmap]:

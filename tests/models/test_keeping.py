@@ -1,5 +1,7 @@
 """Laws of results on their way to the host or its disk: nothing is lost or changed, and few wait on the device."""
 
+import io
+import mmap
 import threading
 
 import pytest
@@ -87,6 +89,18 @@ def test_few_results_wait(monkeypatch):
             most[0] = max(most[0], waiting[0])
         assert len(kept.layers()) == len(bundle.layers)
     assert layer < most[0] <= largest + layer
+
+
+def test_a_disk_that_takes_no_more_is_said(monkeypatch):
+    """A write that fails is one line with the folder and the remedy."""
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    mapping = mmap.mmap(-1, 64)  # the file is open as long as it lives
+    with pytest.raises(CannotWrite, match=r"No space left on device; set TMPDIR"):
+        mapped.Filling(Full(), mapping).write(0, [torch.zeros(8, dtype=torch.uint8)])
 
 
 def test_a_full_disk_is_said(monkeypatch):
