@@ -25,7 +25,7 @@ from shapes import SHAPES, random_model, without_weights
 
 from nmbench import Pattern
 from nmbench.calibration.walk import batch_tokens
-from nmbench.experiment.memory import GIBIBYTE, estimate
+from nmbench.experiment.memory import GIBIBYTE, changes_weights, estimate
 from nmbench.methods import Baseline
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
@@ -75,7 +75,8 @@ def estimated() -> dict[str, Any]:
 
 def planned(bundle: Bundle, method: Baseline, windows: tuple[int, ...], device: str, stream: bool, at_once: int) -> int:
     """The estimated peak in bytes; `windows`: their number and their tokens."""
-    return estimate(bundle, method.needs, *windows, device, stream, at_once, sequential=method.sequential).peak
+    about = {"sequential": method.sequential, "returns_weights": changes_weights(method)}
+    return estimate(bundle, method.needs, *windows, device, stream, at_once, **about).peak
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from nmbench.calibration.waiting import hidden_bytes, room_for
 from nmbench.calibration.walk import batch_tokens
-from nmbench.methods import Layerwise, MaskLearner, Method, Stat, WeightLearner
+from nmbench.methods import Layerwise, MaskLearner, Method, Refiner, Scorer, Stat, WeightLearner
 from nmbench.models.bundle import Bundle, Layer, hidden_width
 from nmbench.models.keeping import block_weights
 from nmbench.pattern import Pattern
@@ -109,12 +109,14 @@ def estimate(
     pool_tokens: int = 0,
     patterns: Sequence[Pattern] = (),
     room: int = 0,
+    returns_weights: bool = False,
 ) -> Estimate:
     """Return the estimate for mask learners and for a walk over `windows` windows, `batch_tokens` tokens at a time.
 
     `sequential`: whether all methods prune the layers of a block one after the other. `pool_tokens`: those that
     learners read. Of several `patterns`, a learner is estimated for the one that needs most. `room`: bytes that
     passes of a streamed model may take on the device while they wait; if they need more, they wait on the host.
+    `returns_weights`: whether results of the walk hold weights besides masks.
     """
     beside = bool(needs & (Stat.DRIFT | Stat.LAG))
     width, size = hidden_width(bundle), bundle.dtype.itemsize
@@ -126,8 +128,9 @@ def estimate(
     run = at_once * max(running(layers, width, size, floats) for layers in block_layers)
     run += (Stat.LAG in needs) * max(map(probing, bundle.blocks.values())) * at_once * width * size
     solve = max((solving(layer, needs) for layer in bundle.layers.values()), default=0)
-    # masks of a streamed block on their way to the host, and of one layer more; or dense weights to be put back
-    kept = max(block_weights(bundle)) + largest_layer(bundle) if streamed else largest
+    result = (1 + FLOAT * returns_weights) * max(math.prod(layer.shape) for layer in bundle.layers.values())
+    # results of a streamed model on their way to the host, and the one that is made; or dense weights to be put back
+    kept = max(max(block_weights(bundle)), result) + result if streamed else largest
     return Estimate(
         device,
         streamed,
@@ -191,11 +194,6 @@ def bytes_of(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def largest_layer(bundle: Bundle) -> int:
-    """Return the number of weights of the largest prunable layer."""
-    return max(math.prod(layer.shape) for layer in bundle.layers.values())
-
-
 def together(layers: list[Layer], needs: Stat, sequential: bool) -> int:
     """Return the bytes of the statistics that are there at once: of a block, or of layers that may have one input."""
     sums: Counter[int] = Counter()
@@ -247,6 +245,11 @@ def solving(layer: Layer, needs: Stat) -> int:
     return copy + FLOAT * max(inputs * (grams * inputs + copies * outputs) for grams, copies in phases)
 
 
+def changes_weights(method: Method) -> bool:
+    """Return True if the results of a method hold weights besides masks."""
+    return isinstance(method, Layerwise) and not isinstance(method, (Scorer, Refiner))
+
+
 def planned(
     bundle: Bundle, spec: ResolvedSpec, methods: Sequence[Method], device: torch.device, streamed: bool
 ) -> Estimate:
@@ -262,4 +265,5 @@ def planned(
     launch = Launch.of()
     windows = -(-spec.windows // launch.size) if launch else spec.windows  # of a rank
     walk = needs, windows, spec.window_tokens, device.type, streamed, at_once
-    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns, room)
+    returned = any(map(changes_weights, methods))
+    return estimate(bundle, *walk, learners, in_turn, spec.pool_tokens, spec.patterns, room, returned)

@@ -10,8 +10,8 @@ import torch
 
 from nmbench.calibration.waiting import hidden_bytes
 from nmbench.calibration.walk import batch_tokens
-from nmbench.experiment.memory import GIBIBYTE, Estimate, bytes_of, planned
-from nmbench.methods import Layerwise, Method, Refiner, Scorer, Stat
+from nmbench.experiment.memory import GIBIBYTE, Estimate, bytes_of, changes_weights, planned
+from nmbench.methods import Layerwise, Method, Stat
 from nmbench.models.bundle import Bundle, hidden_width
 from nmbench.models.hashing import MOST_THREADS, PART_BYTES
 from nmbench.spec import ResolvedSpec
@@ -72,11 +72,6 @@ def whereabouts(
     host = {"dense weights outside blocks": outside, **ahead, **hashed, **waiting}
     disk = {"dense weights, in the model's files unless converted": inside, "pruned weights": inside, **held}
     return Whereabouts(source, device.type, on_device, host, disk)
-
-
-def changes_weights(method: Method) -> bool:
-    """Return True if the results of a method hold weights besides masks."""
-    return isinstance(method, Layerwise) and not isinstance(method, (Scorer, Refiner))
 
 
 def rounding(bundle: Bundle, window_tokens: int, device: torch.device) -> float:

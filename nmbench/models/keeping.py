@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nmbench.methods import Pruned
+from nmbench.models.bit_equality import as_bytes
 from nmbench.models.bundle import Bundle
 
 PART = 2**26  # bytes that leave a GPU at once, through a buffer in pinned memory
@@ -24,8 +25,8 @@ class Keeping:
     """The pruned layers of a model, by name, as a context manager.
 
     They stay as they are, unless blocks are streamed: then a thread brings them to the host, or to its disk if that is
-    where the blocks are. As long as they are under way, they take as many bytes of the device as the masks of the
-    largest block, and one layer more, at most.
+    where the blocks are. As long as they are under way, they take no more bytes of the device than the masks of the
+    largest block, or than one result if that is larger.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -63,17 +64,17 @@ class Keeping:
 
     def _now(self) -> torch.cuda.Event:
         """An event that has passed when all that has been asked of the GPU until now is done."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)
         event.record(torch.cuda.current_stream(self.bundle.device))
         return event
 
     @torch.no_grad()
     def _brought(self, pruned: Pruned, tensors: list[Tensor], ready: torch.cuda.Event | None) -> Pruned:
         """Return the result with its tensors where they wait; runs in the thread."""
-        if ready is not None:
-            ready.synchronize()
         disk = self.bundle.disk
         with nullcontext() if ready is None else torch.cuda.stream(self._stream):
+            if ready is not None:
+                ready.synchronize()
             mask, *weight = disk.kept(tensors, self._parts) if disk else map(self._on_host, tensors)
         return dataclasses.replace(pruned, mask=mask, weight=weight[0] if weight else None)
 
@@ -81,13 +82,13 @@ class Keeping:
         if tensor.device == self.bundle.host:
             return tensor
         found = torch.empty(tensor.shape, dtype=tensor.dtype)
-        for place, part in zip(bytes_of(found).split(PART), self._parts(tensor), strict=True):
+        for place, part in zip(as_bytes(found).split(PART), self._parts(tensor), strict=True):
             place.copy_(part)
         return found
 
     def _parts(self, tensor: Tensor) -> Iterator[Tensor]:
         """Yield the bytes of a tensor on the host, uint8 `[n]`; the memory of a part is that of the next one too."""
-        for part in bytes_of(tensor).split(PART):
+        for part in as_bytes(tensor).split(PART):
             if part.device.type == "cuda":
                 self._buffer[: len(part)].copy_(part, non_blocking=True)
                 self._stream.synchronize()
@@ -107,8 +108,3 @@ def block_weights(bundle: Bundle) -> list[int]:
     """Return the number of prunable weights of every block."""
     blocks = range(len(bundle.blocks))
     return [sum(math.prod(layer.shape) for layer in bundle.block_layers(index)) for index in blocks]
-
-
-def bytes_of(tensor: Tensor) -> Tensor:
-    """The values of a tensor in their order, as bytes uint8 `[n]`; a view if it is contiguous."""
-    return tensor.contiguous().view(-1).view(torch.uint8)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
+import io
 import mmap
-import os
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-from weakref import ref
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor
 
-from nmbench.errors import CannotWrite, ModelChanged
+from nmbench.errors import ModelChanged
+from nmbench.models.bit_equality import as_bytes
+from nmbench.models.temporary import ALIGNED, Filling, temporary_mapping
 
 MEMORY = Path("/proc/self/smaps")  # the mappings of this process, on Linux
-ALIGNED = 64  # bytes; tensors in one file or buffer begin at multiples
-IN_MEMORY = ("tmpfs", "ramfs")  # file systems that are memory themselves
 
 
 @dataclass(frozen=True)
@@ -73,29 +70,13 @@ def places(tensors: Iterable[Tensor]) -> Iterator[Place | None]:
         yield mappings[index].place(tensor) if index >= 0 else None
 
 
-class Filling:
-    """A temporary file that is filled bit by bit; it is closed when no view of its mapping is left."""
+@dataclass(frozen=True)
+class Opened:
+    """A file of the model, its mapping, and what it was when it was opened."""
 
-    def __init__(self, file: IO[bytes], mapped: mmap.mmap) -> None:
-        self.file = file
-        self.size, self.filled = len(mapped), 0  # bytes
-        self.mapped = ref(mapped, lambda _: file.close())
-
-    def taken(self, size: int) -> int:
-        """Take `size` bytes; return where they begin."""
-        begin, self.filled = self.filled, self.filled + -(-size // ALIGNED) * ALIGNED
-        return begin
-
-    def write(self, at: int, parts: Iterable[Tensor]) -> None:
-        """Write bytes, uint8 `[n]` on the host, from `at` on. Raises `CannotWrite` if the disk does not take them."""
-        try:
-            self.file.seek(at)
-            for part in parts:
-                self.file.write(part.numpy().data)
-            self.file.flush()
-        except OSError as error:
-            where = tempfile.gettempdir()
-            raise CannotWrite(f"{where}: {error.strerror}; set TMPDIR to a folder on a disk.") from error
+    file: io.FileIO
+    mapped: mmap.mmap
+    state: tuple[int, ...]
 
 
 class Maps:
@@ -106,17 +87,18 @@ class Maps:
         self._maps: dict[int, ref[mmap.mmap]] = {}  # address -> mapping
         self._gone: list[int] = []  # addresses of mappings that no tensor needs any more
         self._lock = threading.Lock()
-        self._files: dict[Path, tuple[mmap.mmap, tuple[int, ...]]] = {}
+        self._files: dict[Path, Opened] = {}
         self._filling: Filling | None = None
 
     def stored(self, place: Place, like: Tensor) -> Tensor:
         """Return a view of a file, of the dtype and shape of `like`. What is written to it does not reach the file."""
         if place.path not in self._files:
-            with open(place.path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._files[place.path] = mapped, state_of(place.path)
+            file = open(place.path, "rb", buffering=0)  # noqa: SIM115 - closed with the mapping
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            finalize(mapped, file.close)
+            self._files[place.path] = Opened(file, mapped, state_of(place.path))
             self._add(mapped)
-        return view(self._files[place.path][0], place.offset, like)
+        return view(self._files[place.path].mapped, place.offset, like)
 
     def temporary(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """Return tensors of the same dtypes and shapes in a new temporary file, without their values.
@@ -126,8 +108,8 @@ class Maps:
         """
         tensors = list(tensors)
         offsets, size = offsets_of(tensors)
-        with temporary_file(size) as file:
-            mapped = mmap.mmap(file.fileno(), size)
+        mapped, file = temporary_mapping(size)
+        file.close()
         self._add(mapped)
         return [view(mapped, offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
 
@@ -140,27 +122,23 @@ class Maps:
         file and not to its mapping, where the system would have to make every page first.
         """
         offsets, size = offsets_of(tensors)
-        filling, mapped = self._with_room(size, room)
-        begin = filling.taken(size)
+        mapped = self._filling.with_room(size) if self._filling else None
+        if mapped is None:
+            mapped = self._fill_another(max(size, room))
+        assert self._filling is not None
+        begin = self._filling.taken(size)
         for offset, tensor in zip(offsets, tensors, strict=True):
-            filling.write(begin + offset, parts(tensor))
+            self._filling.write(begin + offset, parts(tensor))
         return [view(mapped, begin + offset, tensor) for offset, tensor in zip(offsets, tensors, strict=True)]
 
-    def _with_room(self, size: int, room: int) -> tuple[Filling, mmap.mmap]:
-        """Return a file with `size` bytes left, and its mapping: the last one, or a new one of at least `room` bytes.
-
-        A file that is left lives as long as a tensor in it.
-        """
+    def _fill_another(self, size: int) -> mmap.mmap:
+        """Let `packed` fill a new file; return its mapping. The last file lives as long as a tensor in it."""
         if self._filling is not None:
-            mapped = self._filling.mapped()
-            if mapped is not None and self._filling.filled + size <= self._filling.size:
-                return self._filling, mapped
             self._filling.file.close()
-        file = temporary_file(max(size, room))
-        mapped = mmap.mmap(file.fileno(), max(size, room))
+        mapped, file = temporary_mapping(size)
+        self._filling = Filling(mapped, file)
         self._add(mapped)
-        self._filling = Filling(file, mapped)
-        return self._filling, mapped
+        return mapped
 
     def _add(self, mapped: mmap.mmap) -> None:
         begin = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
@@ -191,15 +169,14 @@ class Maps:
         So pages of the mapping, which take longer to make than to read, are not needed.
         """
         mapped, offset = self._mapping(tensor.data_ptr())
-        path = next((path for path, (known, _) in self._files.items() if known is mapped), None)
-        if path is None or not into.is_contiguous():
+        known = next(((path, it.file) for path, it in self._files.items() if it.mapped is mapped), None)
+        if known is None or not into.is_contiguous():
             into.copy_(tensor)
             return
-        target = into.view(-1).view(torch.uint8).numpy().data
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while target and (count := file.readinto(target)):
-                target = target[count:]
+        (path, file), target = known, as_bytes(into).numpy().data
+        file.seek(offset)
+        while target and (count := file.readinto(target)):
+            target = target[count:]
         if target:
             raise ModelChanged(f"the weight file {path} has become shorter while its weights were in use; restore it.")
 
@@ -226,8 +203,8 @@ class Maps:
         """Raise `ModelChanged` naming a file of dense weights that was written, replaced or removed since it was
         mapped.
         """
-        for path, (_, before) in self._files.items():
-            if state_of(path) != before:
+        for path, opened in self._files.items():
+            if state_of(path) != opened.state:
                 raise ModelChanged(
                     f"the weight file {path} has changed while its weights were in use; restore it, and give the same "
                     f"command again."
@@ -257,44 +234,3 @@ def view(mapped: mmap.mmap, offset: int, like: Tensor) -> Tensor:
     if not like.numel():
         return torch.empty_like(like)
     return torch.frombuffer(mapped, dtype=like.dtype, count=like.numel(), offset=offset).view(like.shape)
-
-
-def temporary_file(size: int) -> IO[bytes]:
-    """Return a new file without a name, of `size` bytes of zeros, in the folder of TMPDIR.
-
-    Raises `CannotWrite` if there is not enough space, no folder can be written to, or the folder is memory.
-    """
-    try:
-        folder = Path(tempfile.gettempdir())
-    except OSError as error:
-        raise CannotWrite(f"{error.strerror}; set TMPDIR to a folder on a disk that can be written to.") from error
-    if (kind := file_system(folder)) in IN_MEMORY:
-        raise CannotWrite(
-            f"the folder for temporary files, {folder}, is memory itself ({kind}); set TMPDIR to a folder on a disk."
-        )
-    try:
-        with contextlib.ExitStack() as opened:
-            file = opened.enter_context(tempfile.TemporaryFile(prefix="nmbench-"))
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would end the process
-            else:
-                file.truncate(size)
-            opened.pop_all()  # the caller closes it
-            return file
-    except OSError as error:
-        raise CannotWrite(
-            f"{folder} has no room for {size / 2**30:.1f} GiB of weights ({error.strerror}); set TMPDIR to a folder "
-            f"on a larger disk."
-        ) from error
-
-
-def file_system(folder: Path) -> str:
-    """Return the type of the file system of a folder; empty where that is not known."""
-    mounts = Path("/proc/self/mounts")
-    if not mounts.exists():
-        return ""
-    kinds: Mapping[str, str] = {
-        fields[1]: fields[2] for line in mounts.read_text().splitlines() if len(fields := line.split()) > 2
-    }
-    resolved = folder.resolve()
-    return next((kinds[str(place)] for place in (resolved, *resolved.parents) if str(place) in kinds), "")

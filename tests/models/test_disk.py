@@ -16,7 +16,7 @@ from nmbench.evaluation.losses import window_losses
 from nmbench.experiment.measurement import in_parts
 from nmbench.experiment.whereabouts import whereabouts
 from nmbench.methods import Pruned
-from nmbench.models import mapped
+from nmbench.models import mapped, temporary
 from nmbench.models.applying import apply
 from nmbench.models.bundle import Bundle
 from nmbench.models.dense_weights import DenseWeights
@@ -136,11 +136,11 @@ def test_a_disk_without_room(monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(CannotWrite, match=r"no room for .* set TMPDIR to a folder on a larger disk"):
         mapped.Maps().temporary(model.parameters())
-    monkeypatch.setattr(mapped, "file_system", lambda folder: "tmpfs")
+    monkeypatch.setattr(temporary, "file_system", lambda folder: "tmpfs")
     with pytest.raises(CannotWrite, match=r"is memory itself \(tmpfs\); set TMPDIR"):
         mapped.Maps().temporary(model.parameters())
     none = FileNotFoundError(2, "No usable temporary directory found in ['/a']")
-    monkeypatch.setattr(mapped.tempfile, "gettempdir", lambda: (_ for _ in ()).throw(none))
+    monkeypatch.setattr(temporary.tempfile, "gettempdir", lambda: (_ for _ in ()).throw(none))
     with pytest.raises(CannotWrite, match=r"^No usable temporary directory found in \['/a'\]; set TMPDIR"):
         mapped.Maps().temporary(model.parameters())
 

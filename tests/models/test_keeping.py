@@ -9,7 +9,7 @@ import torch
 
 from nmbench.errors import CannotWrite
 from nmbench.methods import Pruned
-from nmbench.models import keeping, mapped
+from nmbench.models import keeping, mapped, temporary
 from nmbench.models.keeping import Keeping
 from nmbench_plugins.tiny import TinyModel
 
@@ -91,7 +91,7 @@ def test_few_results_wait(monkeypatch):
     assert layer < most[0] <= largest + layer
 
 
-def test_a_disk_that_takes_no_more_is_said(monkeypatch):
+def test_a_disk_that_takes_no_more_is_said():
     """A write that fails is one line with the folder and the remedy."""
 
     class Full(io.BytesIO):
@@ -100,14 +100,14 @@ def test_a_disk_that_takes_no_more_is_said(monkeypatch):
 
     mapping = mmap.mmap(-1, 64)  # the file is open as long as it lives
     with pytest.raises(CannotWrite, match=r"No space left on device; set TMPDIR"):
-        mapped.Filling(Full(), mapping).write(0, [torch.zeros(8, dtype=torch.uint8)])
+        temporary.Filling(mapping, Full()).write(0, [torch.zeros(8, dtype=torch.uint8)])
 
 
 def test_a_full_disk_is_said(monkeypatch):
     """What the thread met is raised where results are asked for, and the thread ends with the context."""
     bundle = streamed(from_disk=True)
     full = CannotWrite("no room")
-    monkeypatch.setattr(mapped, "temporary_file", lambda size: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(mapped, "temporary_mapping", lambda size: (_ for _ in ()).throw(full))
     with Keeping(bundle) as kept:
         kept.take("first", next(iter(results(bundle, "cpu").values())))
         with pytest.raises(CannotWrite, match="no room"):
