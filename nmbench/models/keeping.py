@@ -44,14 +44,14 @@ class Keeping:
 
     def take(self, name: str, pruned: Pruned) -> None:
         """Take the result of a layer, which nobody changes any more. Raises what the thread raised before."""
-        self._results[name] = pruned
-        if self._thread is not None:
-            tensors = [pruned.mask] if pruned.weight is None else [pruned.mask, pruned.weight]
-            ready = self._now() if pruned.mask.device.type == "cuda" else None
-            self._results[name] = bringing = self._thread.submit(self._brought, pruned, tensors, ready)
-            self._under_way.append((bringing, sum(tensor.nbytes for tensor in tensors)))
-            while len(self._under_way) > 1 and sum(size for _, size in self._under_way) > self._room:
-                self._under_way.popleft()[0].result()
+        if self._thread is None:
+            self._results[name] = pruned
+            return
+        ready = self._now() if pruned.mask.device.type == "cuda" else None
+        self._results[name] = bringing = self._thread.submit(self._brought, pruned, ready)
+        self._under_way.append((bringing, sum(tensor.nbytes for tensor in result_tensors(pruned))))
+        while len(self._under_way) > 1 and sum(size for _, size in self._under_way) > self._room:
+            self._under_way.popleft()[0].result()
 
     def layers(self) -> dict[str, Pruned]:
         """Return all results, once they are where they wait. Raises `CannotWrite` if the disk lacks space."""
@@ -69,9 +69,9 @@ class Keeping:
         return event
 
     @torch.no_grad()
-    def _brought(self, pruned: Pruned, tensors: list[Tensor], ready: torch.cuda.Event | None) -> Pruned:
+    def _brought(self, pruned: Pruned, ready: torch.cuda.Event | None) -> Pruned:
         """Return the result with its tensors where they wait; runs in the thread."""
-        disk = self.bundle.disk
+        disk, tensors = self.bundle.disk, result_tensors(pruned)
         with nullcontext() if ready is None else torch.cuda.stream(self._stream):
             if ready is not None:
                 ready.synchronize()
@@ -102,6 +102,11 @@ class Keeping:
     @cached_property
     def _buffer(self) -> Tensor:
         return torch.empty(PART, dtype=torch.uint8, pin_memory=True)
+
+
+def result_tensors(pruned: Pruned) -> list[Tensor]:
+    """Return the mask of a result, and its weight if it has one."""
+    return [pruned.mask] if pruned.weight is None else [pruned.mask, pruned.weight]
 
 
 def block_weights(bundle: Bundle) -> list[int]:

@@ -71,9 +71,9 @@ def test_few_results_wait(monkeypatch):
     waiting, most = [0], [0]
     brought = Keeping._brought
 
-    def slowly(self, pruned, tensors, ready):
+    def slowly(self, pruned, ready):
         go.wait(10)
-        found = brought(self, pruned, tensors, ready)
+        found = brought(self, pruned, ready)
         waiting[0] -= pruned.mask.nbytes
         return found
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from nmbench.calibration import waiting
 from nmbench.methods import Pruned
-from nmbench.models.keeping import Keeping
-from nmbench.pruning import one_shot
+from nmbench.models import keeping
 
 
 class Live(TorchDispatchMode):
@@ -57,31 +58,35 @@ class Live(TorchDispatchMode):
             with self.elsewhere():
                 return to_host(tensor)
 
-        live, left = self, set[str]()
+        live = self
 
-        class Late(Keeping):
-            """Results that leave as late as they may."""
+        class Late(Future):
+            """A result that leaves when it is asked for: as late as it may."""
 
-            def take(self, name: str, pruned: Pruned) -> None:
-                self._results[name] = pruned
-                late = [one for one in self._results if one not in left]
-                while sum(self._results[one].mask.nbytes for one in late) > self._room:
-                    self._leave(late.pop(0))
+            def __init__(self, work: Callable[[], Pruned]) -> None:
+                super().__init__()
+                self.work: Callable[[], Pruned] | None = work
 
-            def _leave(self, name: str) -> None:
-                left.add(name)
-                with live.elsewhere():
-                    pruned = self._results[name]
-                    weight = None if pruned.weight is None else pruned.weight.clone()
-                    self._results[name] = dataclasses.replace(pruned, mask=pruned.mask.clone(), weight=weight)
+            def result(self, timeout: float | None = None) -> Pruned:
+                if self.work is not None:
+                    with live.elsewhere():
+                        pruned = self.work()
+                        weight = None if pruned.weight is None else pruned.weight.clone()
+                        self.set_result(dataclasses.replace(pruned, mask=pruned.mask.clone(), weight=weight))
+                    self.work = None
+                return super().result(timeout)
 
-            def layers(self) -> dict[str, Pruned]:
-                for name in self._results.keys() - left:
-                    self._leave(name)
-                return super().layers()
+        class Thread:
+            """In place of the thread that brings results to the host."""
+
+            def submit(self, work: Callable[..., Pruned], *given: object) -> Late:
+                return Late(functools.partial(work, *given))
+
+            def shutdown(self, cancel_futures: bool) -> None:
+                """Do nothing."""
 
         patch.setattr(waiting, "stored_on_host", copied)
-        patch.setattr(one_shot, "Keeping", Late)
+        patch.setattr(keeping, "ThreadPoolExecutor", lambda *given, **named: Thread())
 
     @contextlib.contextmanager
     def elsewhere(self) -> Iterator[None]:
